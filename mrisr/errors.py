@@ -1,0 +1,77 @@
+"""Every exception and warning that mrisr raises on purpose.
+
+Each class carries the exit code of the command line, so that a script can tell a wrong option from an
+unreadable file. Exit code 1 is left for bugs and 130 for Ctrl-C. Messages are one line: what was expected,
+what was found, what to do.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BackendError",
+    "GeometryError",
+    "InputError",
+    "MemoryBudgetError",
+    "ModelError",
+    "MrisrError",
+    "MrisrWarning",
+    "OutputError",
+    "TrainingError",
+    "UsageError",
+]
+
+
+class MrisrError(Exception):
+    """Base of all deliberate errors; `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class UsageError(MrisrError):
+    """An argument or option has a value that cannot be right."""
+
+    exit_code = 2
+
+
+class InputError(MrisrError):
+    """A file or array cannot be used: missing, damaged, of the wrong kind, or with unusable values."""
+
+    exit_code = 3
+
+
+class GeometryError(InputError):
+    """The position of the voxels in space cannot be used: zero voxel size, non-invertible affine."""
+
+
+class OutputError(MrisrError):
+    """The result cannot be written where it was asked for."""
+
+    exit_code = 4
+
+
+class MemoryBudgetError(MrisrError):
+    """The job does not fit the memory that it was given."""
+
+    exit_code = 5
+
+
+class ModelError(MrisrError):
+    """Weights, preset or bundle are missing, damaged or do not fit together."""
+
+    exit_code = 6
+
+
+class BackendError(MrisrError):
+    """A device, engine or operator backend was asked for and cannot run."""
+
+    exit_code = 7
+
+
+class TrainingError(MrisrError):
+    """Training cannot start or go on: configuration, data, or a loss that is not a number."""
+
+    exit_code = 8
+
+
+class MrisrWarning(UserWarning):
+    """Something was assumed or repaired that the user should know of."""

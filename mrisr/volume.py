@@ -1,0 +1,118 @@
+"""A scan in memory: float32 voxels in stored axis order, their place in space, the header they came with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mrisr.errors import InputError
+from mrisr.grid import Grid, check_affine
+
+__all__ = ["Volume", "as_float32"]
+
+# One slice has no neighbour to interpolate from.
+FEWEST_VOXELS = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """One scan, or a series of scans on one grid.
+
+    data    [X, Y, Z] or [X, Y, Z, T], any real dtype, kept as float32; axis order as stored, never permuted
+    affine  (4, 4) float64, voxel index -> mm, RAS+
+    header  the source's nibabel header, kept for writing back, or None
+    name    what error messages call it: the path, or "array"
+    meta    acquisition facts by DICOM keyword (SliceThickness, MRAcquisitionType, ...) that the source stated
+
+    Raises InputError (GeometryError for the affine) naming `name` when data is not 3D or 4D, has a spatial axis
+    of fewer than 2 voxels, is not real, has NaN, Inf or values outside float32, or is constant in any frame.
+    """
+
+    data: np.ndarray
+    affine: np.ndarray
+    header: Any = field(default=None, repr=False)
+    name: str = "array"
+    meta: dict[str, Any] = field(default_factory=dict, repr=False)
+    # False for results: those may be constant (a spread of zero) or thin where the target grid is coarse.
+    from_outside: bool = field(default=True, repr=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        _check_shape(np.shape(self.data), self.name, FEWEST_VOXELS if self.from_outside else 1)
+        data = as_float32(self.data, self.name)
+        if self.from_outside:
+            _check_contrast(data, self.name)
+        object.__setattr__(self, "data", data)
+        object.__setattr__(self, "affine", check_affine(self.affine, self.name))
+
+    def __repr__(self) -> str:
+        shape, size = " x ".join(map(str, self.data.shape)), " x ".join(f"{s:.3g}" for s in self.voxel_size)
+        return f"Volume({self.name}: {shape} voxels of {size} mm)"
+
+    @property
+    def grid(self) -> Grid:
+        """The spatial grid, without the frame axis."""
+        return Grid(self.data.shape[:3], self.affine)
+
+    @property
+    def voxel_size(self) -> tuple[float, float, float]:
+        """Spacing along each stored axis, mm."""
+        return self.grid.voxel_size
+
+    def frames(self) -> Iterator[np.ndarray]:
+        """Each 3D array [X, Y, Z] in turn; one for 3D data. A frame of 4D data is a view."""
+        if self.data.ndim == 3:
+            yield self.data
+        else:
+            for t in range(self.data.shape[3]):
+                yield self.data[..., t]
+
+    def replace(self, data: np.ndarray, affine: np.ndarray | None = None) -> Volume:
+        """The same scan with other voxels, and another affine where they lie on another grid.
+
+        Header, name and meta go along. A result may be constant; it must still be finite (InputError).
+        """
+        affine = self.affine if affine is None else affine
+        return Volume(data, affine, self.header, self.name, self.meta, from_outside=False)
+
+
+def as_float32(data: np.ndarray, name: str) -> np.ndarray:
+    """`data` as C-contiguous float32, checked to be real, finite and in range (InputError naming `name`)."""
+    array = np.asarray(data)
+    if array.dtype.fields is not None:
+        raise InputError(f"{name}: RGB or structured data ({array.dtype}); expected one number per voxel")
+    if array.dtype.kind == "c":
+        raise InputError(f"{name}: complex data ({array.dtype}); take the magnitude first")
+    if array.dtype.kind not in "buif":
+        raise InputError(f"{name}: expected numbers, found dtype {array.dtype}")
+    low, high = array.min(), array.max()  # a NaN anywhere makes both NaN
+    if not (np.isfinite(low) and np.isfinite(high)):
+        nans, infs = int(np.isnan(array).sum()), int(np.isinf(array).sum())
+        raise InputError(f"{name}: {nans} NaN and {infs} infinite voxels of {array.size}; replace them first")
+    limit = float(np.finfo(np.float32).max)
+    if float(low) < -limit or float(high) > limit:
+        raise InputError(f"{name}: values from {low:.4g} to {high:.4g} exceed float32; rescale first")
+    return np.ascontiguousarray(array, dtype=np.float32)
+
+
+def _check_shape(shape: tuple[int, ...], name: str, fewest: int) -> None:
+    if len(shape) not in (3, 4):
+        raise InputError(f"{name}: expected a 3D or 4D volume, found {len(shape)}D, shape {shape}")
+    if min(shape) == 0:
+        raise InputError(f"{name}: the volume is empty, shape {shape}")
+    if min(shape[:3]) < fewest:
+        raise InputError(
+            f"{name}: shape {shape} has fewer than {fewest} voxels along an axis; "
+            "expected [X, Y, Z] or [X, Y, Z, T], and a single slice cannot be super-resolved"
+        )
+
+
+def _check_contrast(data: np.ndarray, name: str) -> None:
+    frames = data if data.ndim == 4 else data[..., None]
+    low, high = frames.min(axis=(0, 1, 2)), frames.max(axis=(0, 1, 2))
+    flat = np.flatnonzero(low == high)
+    if flat.size:
+        which = f"frame {flat[0]} of {len(low)} is" if data.ndim == 4 else "the volume is"
+        raise InputError(f"{name}: {which} constant (every voxel {low[flat[0]]:g}); expected an image")
