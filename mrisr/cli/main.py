@@ -1,0 +1,139 @@
+"""Entry point of the ``mrisr`` command: parse, run one command, turn every ending into an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+from mrisr import __version__
+from mrisr.cli import bench, demo, doctor, evaluate, train, upscale
+from mrisr.errors import MrisrError, UsageError
+
+COMMANDS = (upscale, demo, evaluate, train, bench, doctor)
+
+EXIT_BUG = 1
+EXIT_MEMORY = 5
+EXIT_INTERRUPTED = 130
+
+# The README prints this table too; tests/test_readme.py compares the two.
+EXIT_CODES = {
+    0: "done",
+    1: "a bug in mrisr: please report the traceback",
+    2: "the command line is wrong",
+    3: "the input cannot be used (file, array or geometry)",
+    4: "the output cannot be written, or exists and --force was not given",
+    5: "the memory budget, or the machine's memory, does not suffice",
+    6: "the model cannot be used (weights, preset or bundle)",
+    7: "the device, engine or operator backend asked for cannot run",
+    8: "training failed (configuration, data, or a loss that is not a number)",
+    130: "interrupted (Ctrl-C or SIGTERM); no unfinished file is left behind",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with mrisr's one-line errors in place of a usage dump."""
+
+    def error(self, message: str) -> None:
+        """Raise :class:`UsageError`; main() prints it and exits with 2."""
+        raise UsageError(f"{message} (see '{self.prog} --help')")
+
+
+def build_parser() -> Parser:
+    """The complete parser: every command and option, nothing heavy imported."""
+    table = "\n".join(f"  {code:>3}  {meaning}" for code, meaning in EXIT_CODES.items())
+    parser = Parser(
+        prog="mrisr",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Sharper brain MRI on a finer grid. Research software, not a medical device.",
+        epilog=f"exit codes:\n{table}\n\n'mrisr COMMAND --help' explains one command.",
+    )
+    parser.add_argument("--version", action="version", version=f"mrisr {__version__}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
+    for command in COMMANDS:
+        command.add_parser(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``mrisr`` with `argv` (default: the process's own arguments) and return its exit code."""
+    try:
+        with _interrupt_on_sigterm(), _one_line_warnings():
+            args = build_parser().parse_args(argv)
+            return _by_name(args.command).run(args)
+    except SystemExit as ending:  # argparse after --help and --version
+        return ending.code if isinstance(ending.code, int) else 0
+    except MrisrError as error:
+        _say("error", error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        _say("error", "interrupted")
+        return EXIT_INTERRUPTED
+    except MemoryError as error:
+        _say(
+            "error", f"out of memory ({error or 'allocation failed'}): give --memory or a coarser voxel size"
+        )
+        return EXIT_MEMORY
+    except BrokenPipeError:
+        # The reader of our stdout (head, less) went away: not an error, but the interpreter would
+        # complain once more while flushing at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:  # noqa: BLE001 - the outermost frame: what reaches it is a bug by definition
+        traceback.print_exc()
+        _say(
+            "error", f"{type(error).__name__}: {error} (this is a bug: please report it with the lines above)"
+        )
+        return EXIT_BUG
+
+
+def _by_name(name: str):
+    return next(command for command in COMMANDS if command.__name__.rsplit(".", 1)[-1] == name)
+
+
+def _say(kind: str, message: object) -> None:
+    print(f"mrisr: {kind}: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _interrupt_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM end a run the way Ctrl-C does, so that clean-up code runs."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _one_line_warnings() -> Iterator[None]:
+    """Print each different warning once, as one ``mrisr: warning:`` line."""
+    said: set[str] = set()
+
+    def show(message, category, filename, lineno, file=None, line=None) -> None:
+        text = str(message)
+        if text not in said:
+            said.add(text)
+            _say("warning", text)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""Options that several commands share, and the argument types that argparse lacks."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+
+
+def positive_float(text: str) -> float:
+    """argparse type: a finite number above zero."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number, found {text!r}") from None
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, found {text!r}")
+    return value
+
+
+def positive_int(text: str) -> int:
+    """argparse type: a whole number of at least 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a whole number, found {text!r}") from None
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, found {text!r}")
+    return value
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """Add ``--threads``; :func:`use_threads` puts it into force."""
+    parser.add_argument("--threads", type=positive_int, metavar="N", help="CPU threads (default: every core)")
+
+
+def use_threads(count: int | None) -> None:
+    """Limit the CPU threads of everything loaded from here on; call it before importing torch."""
+    if count is None:
+        return
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[variable] = str(count)
+    import torch
+
+    torch.set_num_threads(count)
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Add how to run (not what to compute): device, engine, memory, tile, threads."""
+    group = parser.add_argument_group("how to run")
+    group.add_argument(
+        "--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:N (default: auto)"
+    )
+    group.add_argument(
+        "--engine",
+        default="auto",
+        choices=("auto", "torch", "openvino"),
+        help="what runs the network (default: auto, by device)",
+    )
+    group.add_argument("--memory", metavar="SIZE", help="memory budget that is kept, such as 4GB or 512MB")
+    group.add_argument(
+        "--tile",
+        type=positive_int,
+        metavar="N",
+        help="tile size in output voxels (default: the whole volume if the budget allows)",
+    )
+    add_threads(group)

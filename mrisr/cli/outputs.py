@@ -1,0 +1,97 @@
+"""The files that one run writes: checked before the work starts, put in place together after it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from types import TracebackType
+
+from mrisr.errors import OutputError
+
+
+class Outputs:
+    """A set of output files that appear all together or not at all.
+
+    Use it as a context manager. Entering checks every target (its directory exists and takes files, it is
+    not a directory, it does not exist unless `force`, no two are the same, none is an input); :meth:`stage`
+    gives the path to write to, in a hidden directory beside the target; :meth:`commit` moves everything into
+    place. Whatever was not committed is deleted on leaving.
+
+    Raises :class:`mrisr.errors.OutputError` from the checks and from :meth:`commit`.
+    """
+
+    def __init__(
+        self,
+        targets: dict[str, str | os.PathLike | None],
+        *,
+        force: bool = False,
+        inputs: tuple[str | os.PathLike, ...] = (),
+    ) -> None:
+        self.targets = {name: Path(path) for name, path in targets.items() if path is not None}
+        self.force = force
+        self.inputs = [Path(path) for path in inputs]
+        self._staging: dict[Path, Path] = {}
+
+    def __enter__(self) -> Outputs:
+        seen: dict[Path, str] = {}
+        for name, path in self.targets.items():
+            _check_target(name, path, force=self.force)
+            real = path.resolve()
+            if real in seen:
+                raise OutputError(f"{name}: {path} is also the {seen[real]} file; give each its own path")
+            if any(real == given.resolve() for given in self.inputs):
+                raise OutputError(f"{name}: {path} is the input file; write to another path")
+            seen[real] = name
+        return self
+
+    def stage(self, name: str) -> Path:
+        """Where to write output `name`: same file name, in a hidden directory beside its target."""
+        target = self.targets[name]
+        parent = target.parent
+        if parent not in self._staging:
+            self._staging[parent] = _hidden_directory(name, target)
+        return self._staging[parent] / target.name
+
+    def commit(self) -> None:
+        """Move every staged file to its place (a .hdr/.img pair brings both its files)."""
+        for parent, staging in self._staging.items():
+            for staged in sorted(staging.iterdir()):
+                target = parent / staged.name
+                if target.exists() and not self.force:
+                    raise OutputError(f"{target} appeared during the run; give --force to overwrite it")
+        for parent, staging in self._staging.items():
+            for staged in sorted(staging.iterdir()):
+                try:
+                    os.replace(staged, parent / staged.name)
+                except OSError as error:
+                    raise OutputError(f"cannot write {parent / staged.name}: {error.strerror}") from error
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for staging in self._staging.values():
+            shutil.rmtree(staging, ignore_errors=True)
+        self._staging.clear()
+
+
+def _check_target(name: str, path: Path, *, force: bool) -> None:
+    parent = path.parent
+    if path.is_dir():
+        raise OutputError(f"{name}: {path} is a directory; give a file name")
+    if not parent.exists():
+        raise OutputError(f"{name}: directory {parent} does not exist; create it first")
+    if not parent.is_dir():
+        raise OutputError(f"{name}: {parent} is not a directory; choose another path")
+    if path.exists() and not force:
+        raise OutputError(f"{name}: {path} exists already; give --force to overwrite it")
+    # os.access lies for root and on read-only mounts: only making something there tells.
+    _hidden_directory(name, path).rmdir()
+
+
+def _hidden_directory(name: str, target: Path) -> Path:
+    try:
+        return Path(tempfile.mkdtemp(prefix=".mrisr-", dir=target.parent))
+    except OSError as error:
+        raise OutputError(f"{name}: cannot write into {target.parent}: {error.strerror}") from error

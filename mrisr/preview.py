@@ -1,0 +1,261 @@
+"""A PNG that shows volumes side by side in three planes: pillow and numpy only.
+
+Columns are panels (input, output, difference, ...), rows are planes (sagittal, coronal, axial). Every panel
+is cut through the same point in millimetres and drawn at the same scale, voxel by voxel (nearest neighbour),
+so the input's real voxels and their aspect stay visible. Display is radiological: the patient's right is on
+the left of coronal and axial planes; letters at the borders say so.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from mrisr.errors import GeometryError, OutputError
+
+# Canonical axes: 0 = left to right, 1 = posterior to anterior, 2 = inferior to superior (RAS+).
+# Per plane: the axis cut away, then the axes drawn to the right and upwards, with their directions.
+_PLANES = {
+    "sagittal": (0, (1, -1), (2, 1)),
+    "coronal": (1, (0, -1), (2, 1)),
+    "axial": (2, (0, -1), (1, 1)),
+}
+_LETTERS = (("L", "R"), ("P", "A"), ("I", "S"))
+_MIN_WIDTH, _MAX_WIDTH = 180, 420  # pixels of one plane
+_TITLE, _GAP, _FOOTER = 22, 6, 20
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One column: a volume on its own grid, drawn in grey between the two values of `window`.
+
+    data    real array [X, Y, Z]
+    affine  voxel index to millimetres, RAS+, (4, 4)
+    window  (black, white); None takes the first panel's
+    """
+
+    title: str
+    data: np.ndarray
+    affine: np.ndarray
+    window: tuple[float, float] | None = None
+
+
+def percentile_window(data: np.ndarray) -> tuple[float, float]:
+    """Black at the minimum or 0, white at the 99.8th percentile of what is above it."""
+    low = min(0.0, float(np.percentile(data, 0.5)))
+    bright = data[data > low]
+    high = float(np.percentile(bright, 99.8)) if bright.size else low + 1.0
+    return low, high if high > low else low + 1.0
+
+
+def contact_sheet(panels: Sequence[Panel], *, footer: str = "") -> Image.Image:
+    """Draw `panels` as columns and the three planes as rows; returns a grey PIL image.
+
+    The planes pass through the first panel's centre of mass (a box full of air does not pull them aside).
+    Raises GeometryError where a panel is not 3D.
+    """
+    common = panels[0].window or percentile_window(panels[0].data)
+    views = [_View(panel, panel.window or common) for panel in panels]
+    centre = views[0].centre_of_mass()
+    low, high = _extent(views)
+    step = min(min(view.spacing) for view in views)
+    widest = max(high[axis] - low[axis] for axis in range(3)) / step
+    step *= max(1.0, widest / _MAX_WIDTH) if widest > _MIN_WIDTH else widest / _MIN_WIDTH
+    size = [max(1, round((high[axis] - low[axis]) / step)) for axis in range(3)]
+    samples = [
+        low[axis] + (np.arange(size[axis]) + 0.5) * (high[axis] - low[axis]) / size[axis] for axis in range(3)
+    ]
+
+    width = max(size[right[0]] for _, right, _ in _PLANES.values())
+    height = _TITLE + sum(size[up[0]] + _GAP for _, _, up in _PLANES.values()) + _FOOTER
+    sheet = Image.new("L", (len(views) * (width + _GAP) - _GAP, height), 0)
+    for column, view in enumerate(views):
+        left, top = column * (width + _GAP), _TITLE
+        _write(sheet, (left + width // 2, _TITLE // 2), view.panel.title, width)
+        for plane, (_, right, up) in _PLANES.items():
+            picture = Image.fromarray(view.plane(plane, centre, samples))
+            sheet.paste(picture, (left + (width - picture.width) // 2, top))
+            _label(sheet, (left, top, width, picture.height), right, up)
+            top += picture.height + _GAP
+    note = "rows: sagittal, coronal, axial; radiological (patient's right on the left)"
+    note = f"{footer} | {note}" if footer else note
+    _write(sheet, (sheet.width // 2, sheet.height - _FOOTER // 2), note, sheet.width)
+    return sheet
+
+
+def upscale_sheet(
+    source: np.ndarray, source_affine: np.ndarray, result: np.ndarray, result_affine: np.ndarray
+) -> Image.Image:
+    """Input, output, and what the output adds to the cubically interpolated input, as one sheet.
+
+    source [X, Y, Z] and result [X', Y', Z'] share their axis order and directions (as mrisr.upscale gives
+    them); 4D arrays show their first frame. The difference is grey where there is none; its window is +-10 %
+    of the intensity window.
+    """
+    source, result = _first_frame(source), _first_frame(result)
+    window = percentile_window(source)
+    span = 0.1 * (window[1] - window[0])
+    difference = result - interpolate(source, source_affine, result.shape, result_affine)
+    panels = [
+        Panel(f"input {_spacing_text(source_affine)}", source, source_affine, window),
+        Panel(f"output {_spacing_text(result_affine)}", result, result_affine, window),
+        Panel("output - cubic (black/white: 10 %)", difference, result_affine, (-span, span)),
+    ]
+    return contact_sheet(panels, footer="mrisr")
+
+
+def interpolate(
+    data: np.ndarray, affine: np.ndarray, shape: Sequence[int], target_affine: np.ndarray
+) -> np.ndarray:
+    """Cubic convolution (Keys 1981) of `data` [X, Y, Z] onto a grid with parallel axes; float32.
+
+    Raises GeometryError where the two grids' axes are not parallel.
+    """
+    between = np.linalg.inv(affine) @ target_affine
+    across = between[:3, :3] - np.diag(np.diag(between[:3, :3]))
+    if np.abs(across * np.asarray(shape)).max() > 0.5:
+        raise GeometryError(
+            "preview: input and output axes are not parallel; expected the two sides of one upscale"
+        )
+    out = np.asarray(data, dtype=np.float32)
+    for axis in range(3):
+        positions = between[axis, 3] + between[axis, axis] * np.arange(shape[axis])
+        out = np.moveaxis(
+            np.tensordot(_keys_matrix(data.shape[axis], positions), out, axes=(1, axis)), 0, axis
+        )
+    return out
+
+
+def save(image: Image.Image, path: str | os.PathLike) -> None:
+    """Write `image` as PNG, complete or not at all. Raises OutputError where `path` cannot be written."""
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        image.save(beside, format="PNG", optimize=True)
+        os.replace(beside, path)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+class _View:
+    """A panel with its axes matched to left-right, posterior-anterior and inferior-superior."""
+
+    def __init__(self, panel: Panel, window: tuple[float, float]) -> None:
+        if panel.data.ndim != 3:
+            raise GeometryError(f"preview: {panel.title!r} has {panel.data.ndim} dimensions; expected 3")
+        self.panel, self.window = panel, window
+        matrix = np.asarray(panel.affine, dtype=np.float64)[:3, :3]
+        lengths = np.linalg.norm(matrix, axis=0)
+        order, signs = closest_axes(matrix)
+        self.order = order  # stored axis that runs along each canonical axis
+        self.spacing = [float(lengths[axis]) for axis in order]
+        self.sign = signs
+        self.counts = [panel.data.shape[axis] for axis in order]
+        middle = (np.asarray(panel.data.shape) - 1) / 2
+        centre = matrix @ middle + np.asarray(panel.affine)[:3, 3]
+        # Each axis is laid straight along its closest direction: an oblique scan is drawn in its own planes.
+        self.low = [centre[k] - self.counts[k] * self.spacing[k] / 2 for k in range(3)]
+        self.high = [centre[k] + self.counts[k] * self.spacing[k] / 2 for k in range(3)]
+
+    def centre_of_mass(self) -> list[float]:
+        """Where the brightness is centred, per canonical axis, in the millimetres of the drawing."""
+        low, high = self.window
+        data = np.clip((self.panel.data - low) / (high - low), 0, 1)
+        total = float(data.sum(dtype=np.float64)) or 1.0
+        centre = []
+        for axis, stored in enumerate(self.order):
+            others = tuple(k for k in range(3) if k != stored)
+            profile = data.sum(axis=others, dtype=np.float64)[:: self.sign[axis]]
+            index = float(profile @ np.arange(profile.size)) / total
+            centre.append(self.low[axis] + (index + 0.5) * self.spacing[axis])
+        return centre
+
+    def plane(self, name: str, centre: Sequence[float], samples: list[np.ndarray]) -> np.ndarray:
+        """uint8 picture [rows, columns] of one plane through `centre`, sampled at `samples` mm per axis."""
+        cut, (right, right_sign), (up, up_sign) = _PLANES[name]
+        index = {cut: self._index(cut, np.atleast_1d(centre[cut]))[0]}
+        for axis, sign in ((right, right_sign), (up, -up_sign)):  # picture rows run downwards
+            index[axis] = self._index(axis, samples[axis])[::sign]
+        order = np.argsort(self.order)  # canonical axis that each stored axis runs along
+        cube = self.panel.data[np.ix_(*(np.atleast_1d(np.maximum(index[axis], 0)) for axis in order))]
+        picture = np.moveaxis(cube, [self.order[cut], self.order[up], self.order[right]], [0, 1, 2])[0]
+        low, high = self.window
+        grey = np.clip((picture.astype(np.float64) - low) / (high - low), 0, 1) * 255
+        inside = (index[up] >= 0)[:, None] & (index[right] >= 0)[None, :] & (index[cut] >= 0)
+        return np.where(inside, np.rint(grey), 0).astype(np.uint8)
+
+    def _index(self, axis: int, millimetres: np.ndarray) -> np.ndarray:
+        """Nearest voxel index along the stored axis for canonical positions; -1 outside."""
+        index = np.floor((millimetres - self.low[axis]) / self.spacing[axis]).astype(int)
+        outside = (index < 0) | (index >= self.counts[axis])
+        if self.sign[axis] < 0:
+            index = self.counts[axis] - 1 - index
+        return np.where(outside, -1, index)
+
+
+def closest_axes(matrix: np.ndarray) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """For each canonical axis the stored axis that runs along it, and +1 or -1 for its direction."""
+    cosines = matrix / np.linalg.norm(matrix, axis=0)
+    order = max(itertools.permutations(range(3)), key=lambda p: sum(abs(cosines[k, p[k]]) for k in range(3)))
+    return order, tuple(1 if cosines[k, order[k]] >= 0 else -1 for k in range(3))
+
+
+def _keys_matrix(count: int, positions: np.ndarray) -> np.ndarray:
+    """Weights [n_out, count] of cubic convolution at `positions` (input index units), edges repeated."""
+    first = np.floor(positions).astype(int) - 1
+    taps = first[:, None] + np.arange(4)
+    distance = np.abs(positions[:, None] - taps)
+    near = 1.5 * distance**3 - 2.5 * distance**2 + 1
+    far = -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2
+    weights = np.where(distance <= 1, near, np.where(distance < 2, far, 0.0))
+    matrix = np.zeros((len(positions), count), dtype=np.float32)
+    np.add.at(matrix, (np.arange(len(positions))[:, None], np.clip(taps, 0, count - 1)), weights)
+    return matrix
+
+
+def _extent(views: list[_View]) -> tuple[list[float], list[float]]:
+    return (
+        [min(view.low[axis] for view in views) for axis in range(3)],
+        [max(view.high[axis] for view in views) for axis in range(3)],
+    )
+
+
+def _first_frame(data: np.ndarray) -> np.ndarray:
+    return data[..., 0] if data.ndim == 4 else data
+
+
+def _spacing_text(affine: np.ndarray) -> str:
+    lengths = np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)
+    return " x ".join(f"{length:.3g}" for length in lengths) + " mm"
+
+
+def _label(
+    sheet: Image.Image, box: tuple[int, int, int, int], right: tuple[int, int], up: tuple[int, int]
+) -> None:
+    left, top, width, height = box
+    axis, sign = right
+    letters = _LETTERS[axis][::sign]
+    _write(sheet, (left + 8, top + height // 2), letters[0], 16)
+    _write(sheet, (left + width - 8, top + height // 2), letters[1], 16)
+    axis, sign = up
+    letters = _LETTERS[axis][::sign]
+    _write(sheet, (left + width // 2, top + height - 8), letters[0], 16)
+    _write(sheet, (left + width // 2, top + 8), letters[1], 16)
+
+
+def _write(sheet: Image.Image, at: tuple[int, int], text: str, room: int) -> None:
+    """Draw `text` centred at `at`, in the largest size up to 12 that fits `room` pixels."""
+    draw = ImageDraw.Draw(sheet)
+    for size in (12, 11, 10, 9, 8, 7):
+        font = ImageFont.load_default(size=size)
+        if draw.textlength(text, font=font) <= room:
+            break
+    draw.text(at, text, fill=255, font=font, anchor="mm", stroke_width=1, stroke_fill=0)
