@@ -1,0 +1,1 @@
+"""Judge super-resolution by one protocol: fixed cases, fixed masks, the same yardsticks beside every number."""
