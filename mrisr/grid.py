@@ -85,9 +85,7 @@ def check_affine(affine: np.ndarray, name: str) -> np.ndarray:
         raise GeometryError(f"{name}: the last row of the affine must be 0 0 0 1, found {a[3].tolist()}")
     sizes = np.linalg.norm(a[:3, :3], axis=0)
     if sizes.min() < SMALLEST_VOXEL:
-        raise GeometryError(
-            f"{name}: voxel size {_sizes(sizes)} mm has a zero; set the true voxel size"
-        )
+        raise GeometryError(f"{name}: voxel size {_sizes(sizes)} mm has a zero; set the true voxel size")
     if abs(np.linalg.det(a[:3, :3] / sizes)) < SMALLEST_DETERMINANT:
         raise GeometryError(
             f"{name}: the affine is not invertible (its axes lie in one plane); repair the sform or qform"
@@ -118,8 +116,8 @@ def plan(
         ratio = 1.0 / triple(factor, "factor")
 
     n_in = np.array(source.shape)
-    # Headers are float32: 180 x 0.9 mm must not lose a voxel to the seventh digit. floor(x + 0.5), not round(),
-    # because Python and C++ disagree on halves.
+    # Headers are float32: 180 x 0.9 mm must not lose a voxel to the seventh digit. And floor(x + 0.5), not
+    # round(): Python and C++ disagree on halves.
     n_out = tuple(max(1, math.floor(q + 0.5 + 1e-4)) for q in (n_in / ratio).tolist())
     index_map = np.diag([*ratio, 1.0])
     index_map[:3, 3] = 0.5 * ((n_in - 1) - (np.array(n_out) - 1) * ratio)

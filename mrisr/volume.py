@@ -11,7 +11,17 @@ import numpy as np
 from mrisr.errors import InputError
 from mrisr.grid import Grid, check_affine
 
-__all__ = ["Volume", "as_float32"]
+__all__ = ["ACQUISITION_FACTS", "Volume", "as_float32", "check_dtype", "check_shape"]
+
+# What `Volume.meta` may hold: DICOM keywords, which BIDS sidecars share. Lengths in mm, field in tesla.
+ACQUISITION_FACTS = (
+    "SliceThickness",
+    "SpacingBetweenSlices",
+    "MRAcquisitionType",
+    "AcquisitionMatrix",
+    "MagneticFieldStrength",
+    "ImageType",
+)
 
 # One slice has no neighbour to interpolate from.
 FEWEST_VOXELS = 2
@@ -25,10 +35,10 @@ class Volume:
     affine  (4, 4) float64, voxel index -> mm, RAS+
     header  the source's nibabel header, kept for writing back, or None
     name    what error messages call it: the path, or "array"
-    meta    acquisition facts by DICOM keyword (SliceThickness, MRAcquisitionType, ...) that the source stated
+    meta    those of ACQUISITION_FACTS that the source stated
 
-    Raises InputError (GeometryError for the affine) naming `name` when data is not 3D or 4D, has a spatial axis
-    of fewer than 2 voxels, is not real, has NaN, Inf or values outside float32, or is constant in any frame.
+    Raises InputError (GeometryError for the affine) naming `name` when data is not 3D or 4D, has fewer than 2
+    voxels along an axis, is not real, has NaN, Inf or values outside float32, or is constant in any frame.
     """
 
     data: np.ndarray
@@ -40,7 +50,7 @@ class Volume:
     from_outside: bool = field(default=True, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        _check_shape(np.shape(self.data), self.name, FEWEST_VOXELS if self.from_outside else 1)
+        check_shape(np.shape(self.data), self.name, FEWEST_VOXELS if self.from_outside else 1)
         data = as_float32(self.data, self.name)
         if self.from_outside:
             _check_contrast(data, self.name)
@@ -81,12 +91,7 @@ class Volume:
 def as_float32(data: np.ndarray, name: str) -> np.ndarray:
     """`data` as C-contiguous float32, checked to be real, finite and in range (InputError naming `name`)."""
     array = np.asarray(data)
-    if array.dtype.fields is not None:
-        raise InputError(f"{name}: RGB or structured data ({array.dtype}); expected one number per voxel")
-    if array.dtype.kind == "c":
-        raise InputError(f"{name}: complex data ({array.dtype}); take the magnitude first")
-    if array.dtype.kind not in "buif":
-        raise InputError(f"{name}: expected numbers, found dtype {array.dtype}")
+    check_dtype(array.dtype, name)
     low, high = array.min(), array.max()  # a NaN anywhere makes both NaN
     if not (np.isfinite(low) and np.isfinite(high)):
         nans, infs = int(np.isnan(array).sum()), int(np.isinf(array).sum())
@@ -97,7 +102,18 @@ def as_float32(data: np.ndarray, name: str) -> np.ndarray:
     return np.ascontiguousarray(array, dtype=np.float32)
 
 
-def _check_shape(shape: tuple[int, ...], name: str, fewest: int) -> None:
+def check_dtype(dtype: np.dtype, name: str) -> None:
+    """InputError naming `name` unless `dtype` is a real number type."""
+    if dtype.fields is not None:
+        raise InputError(f"{name}: RGB or structured data ({dtype}); expected one number per voxel")
+    if dtype.kind == "c":
+        raise InputError(f"{name}: complex data ({dtype}); take the magnitude first")
+    if dtype.kind not in "buif":
+        raise InputError(f"{name}: expected numbers, found dtype {dtype}")
+
+
+def check_shape(shape: tuple[int, ...], name: str, fewest: int = FEWEST_VOXELS) -> None:
+    """InputError naming `name` unless `shape` is 3D or 4D, not empty, with `fewest` voxels per axis."""
     if len(shape) not in (3, 4):
         raise InputError(f"{name}: expected a 3D or 4D volume, found {len(shape)}D, shape {shape}")
     if min(shape) == 0:

@@ -1,0 +1,58 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mrisr.errors import OutputError
+
+__all__ = ["check_target", "replacing"]
+
+
+def check_target(path: str | os.PathLike, *, force: bool = False) -> Path:
+    """The file that `path` stands for (links followed), or an OutputError that says why it cannot be written.
+
+    Cheap, so that a long job can ask before it starts.
+    """
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise OutputError(f"{path}: is a directory; give the name of a file in it")
+    if target.exists() and not target.is_file():
+        raise OutputError(f"{path}: is a device or pipe; give the name of a regular file")
+    if target.exists() and not force:
+        raise OutputError(
+            f"{path}: exists already; choose another name, or overwrite it with force (--force)"
+        )
+    if not target.parent.is_dir():
+        raise OutputError(f"{path}: there is no directory {target.parent}; create it first")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{path}: no permission to write in {target.parent}; choose another directory")
+    return target
+
+
+@contextmanager
+def replacing(path: str | os.PathLike, *, force: bool = False) -> Iterator[Path]:
+    """A temporary name beside `path`, with the same ending, that becomes `path` when the block succeeds.
+
+    On any failure, Ctrl-C included, the temporary file is removed and `path` is as it was. An OSError in the
+    block counts as a failure to write and becomes an OutputError, so do nothing but writing in it.
+
+    >>> with replacing("result.json", force=True) as beside:
+    ...     _ = beside.write_text("{}")
+    >>> Path("result.json").unlink()
+    """
+    target = check_target(path, force=force)
+    beside = target.with_name(f".{uuid.uuid4().hex[:8]}.{target.name}")
+    try:
+        yield beside
+        # Asked again: another process may have finished the same job meanwhile.
+        check_target(path, force=force)
+        os.replace(beside, target)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,250 @@
+"""NIfTI-1, NIfTI-2 and MGH files, single or .hdr/.img pairs, plain or gzipped <-> Volume.
+
+Where a file has both an sform and a qform, the sform is used. Every failure is one line, an InputError or an
+OutputError.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import product
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel import imageglobals
+from nibabel.filebasedimages import ImageFileError
+from nibabel.freesurfer.mghformat import MGHHeader, MGHImage
+from nibabel.nifti1 import Nifti1Header, Nifti1Image, Nifti1Pair
+from nibabel.nifti2 import Nifti2Header, Nifti2Image
+from nibabel.spatialimages import HeaderDataError, SpatialImage
+
+from mrisr.errors import GeometryError, InputError, MemoryBudgetError, MrisrWarning, OutputError
+from mrisr.io.atomic import check_target, replacing
+from mrisr.io.headers import affine_in_mm, mgh_header, nifti_header, qform
+from mrisr.volume import ACQUISITION_FACTS, Volume, check_dtype, check_shape
+
+__all__ = ["check_output", "from_image", "read", "to_image", "write"]
+
+READ_ENDINGS = (".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz", ".mgh", ".mgz")
+WRITE_ENDINGS = (".nii", ".nii.gz", ".mgh", ".mgz")
+GZIP_MAGIC = b"\x1f\x8b"
+UNREADABLE = (OSError, EOFError, zlib.error, ValueError, KeyError, ImageFileError, HeaderDataError)
+# Quaternions are float32, which alone moves the corner of a head by some hundredths of a millimetre.
+DIFFERENT_MM = 0.1
+
+
+def read(path: str | os.PathLike) -> Volume:
+    """The volume in a NIfTI or MGH file, scaled by the file's slope and intercept, float32.
+
+    `.header` is the file's, `.name` the path as given, `.meta` what a BIDS sidecar (same name, .json) states
+    of ACQUISITION_FACTS. Raises InputError naming the file, what was found and what to do, GeometryError where
+    the voxels have no usable place in space. Warns (MrisrWarning) where the header was repaired or disagrees
+    with itself.
+    """
+    name, path = os.fspath(path), Path(path)
+    _check_readable(path, name)
+    with _reading(name):
+        image = nib.load(path, mmap=False)
+    if not isinstance(image, (Nifti1Pair, MGHImage)) or isinstance(image, nib.Cifti2Image):
+        raise InputError(
+            f"{name}: found {type(image).__name__}, expected NIfTI or MGH; convert it to NIfTI first"
+        )
+    if isinstance(image, Nifti1Pair):
+        _check_raw_voxel_size(image, name)
+    return from_image(image, name=name, meta=_sidecar(path))
+
+
+def from_image(image: SpatialImage, *, name: str | None = None, meta: dict | None = None) -> Volume:
+    """The volume of any nibabel image with an affine; `name` is its file unless given. Raises as `read`."""
+    name = name or image.get_filename() or "nibabel image"
+    if image.affine is None:
+        raise GeometryError(f"{name}: the image has no affine; give it one")
+    check_dtype(np.dtype(image.get_data_dtype()), name)
+    check_shape(image.shape, name)
+    with _reading(name):
+        proxy = image.dataobj
+        voxels = proxy.get_scaled(np.float32) if hasattr(proxy, "get_scaled") else np.asarray(proxy)
+    volume = Volume(voxels, affine_in_mm(image.affine, image.header), image.header.copy(), name, meta or {})
+    if isinstance(volume.header, Nifti1Header):
+        _warn_where_header_disagrees(volume)
+    return volume
+
+
+def to_image(volume: Volume, kind: str | None = None) -> SpatialImage:
+    """A nibabel image of `volume`, float32, with the geometry rules of `mrisr.io.headers`.
+
+    kind  "nifti" (NIfTI-2 where the source was), "mgh", or None: MGH where the source was, else NIfTI
+    """
+    if kind is None:
+        kind = "mgh" if isinstance(volume.header, MGHHeader) else "nifti"
+    if kind == "mgh":
+        return MGHImage(volume.data, volume.affine, mgh_header(volume))
+    header = nifti_header(volume)
+    cls = Nifti2Image if isinstance(header, Nifti2Header) else Nifti1Image
+    return cls(volume.data, header.get_best_affine(), header)
+
+
+def check_output(path: str | os.PathLike, *, force: bool = False) -> str:
+    """Whether `write` could write there: the ending it has. OutputError otherwise."""
+    ending = _ending(Path(path), WRITE_ENDINGS)
+    if ending is None:
+        raise OutputError(
+            f"{path}: the output format is not known; end the name in {', '.join(WRITE_ENDINGS)}"
+        )
+    check_target(path, force=force)
+    return ending
+
+
+def write(volume: Volume, path: str | os.PathLike, *, force: bool = False) -> None:
+    """Write `volume` as float32 in the format of the path's ending: .nii, .nii.gz, .mgh or .mgz.
+
+    The file appears whole or not at all. Raises OutputError for another ending, an existing file without
+    `force`, and a directory that is missing or not writable.
+    """
+    ending = check_output(path, force=force)
+    image = to_image(volume, "mgh" if ending in (".mgh", ".mgz") else "nifti")
+    with replacing(path, force=force) as beside:
+        image.to_filename(beside)
+
+
+def _ending(path: Path, known: tuple[str, ...]) -> str | None:
+    return max((e for e in known if path.name.lower().endswith(e)), key=len, default=None)
+
+
+def _check_readable(path: Path, name: str) -> None:
+    """What can be said before nibabel looks, in plainer words than it would."""
+    if path.is_dir():
+        raise InputError(f"{name}: is a directory; give a file (or, for DICOM, the folder of one series)")
+    if not path.exists():
+        raise InputError(f"{name}: no such file; check the path")
+    if not path.is_file():
+        raise InputError(f"{name}: is not a regular file; copy it to a file first")
+    ending = _ending(path, READ_ENDINGS)
+    if ending is None:
+        raise InputError(f"{name}: the format is not known; expected a name in {', '.join(READ_ENDINGS)}")
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(2)
+    except OSError as error:
+        raise InputError(f"{name}: cannot be opened ({error.strerror}); check its permissions") from error
+    if not start:
+        raise InputError(f"{name}: the file is empty (0 bytes); copy or download it again")
+    zipped = ending.endswith((".gz", ".mgz"))
+    if zipped and start != GZIP_MAGIC:
+        raise InputError(f"{name}: is named {ending} but is not gzip-compressed; rename or compress it")
+    if not zipped and start == GZIP_MAGIC:
+        raise InputError(f"{name}: is gzip-compressed but named {ending}; rename it or decompress it")
+    if ending.startswith(".nii"):
+        _check_magic(path, name, zipped)
+    elif ending.startswith((".hdr", ".img")):
+        _check_pair(path, name, ending)
+
+
+def _check_magic(path: Path, name: str, zipped: bool) -> None:
+    """The signature of a single NIfTI file: at byte 344 of NIfTI-1, at byte 4 of NIfTI-2."""
+    with _reading(name), (gzip.open if zipped else open)(path, "rb") as stream:
+        start = stream.read(348)
+    found = start[4:8] if start[4:7] == b"n+2" else start[344:348]
+    if found[:3] not in (b"n+1", b"n+2"):
+        raise InputError(f"{name}: not a NIfTI file: expected the magic b'n+1' or b'n+2', found {found!r}")
+
+
+def _check_pair(path: Path, name: str, ending: str) -> None:
+    other = ending.replace("hdr", "img") if "hdr" in ending else ending.replace("img", "hdr")
+    partner = path.name[: -len(ending)] + other
+    if not any(p.name.lower() == partner.lower() for p in path.parent.iterdir()):
+        raise InputError(f"{name}: its other half {partner} is missing; put both files into one folder")
+
+
+def _check_raw_voxel_size(image: Nifti1Pair, name: str) -> None:
+    """nibabel turns a voxel size of zero into 1 mm; look at what the file really says."""
+    holder = image.file_map.get("header") or image.file_map["image"]
+    with holder.get_prepare_fileobj("rb") as stream:
+        pixdim = type(image.header).from_fileobj(stream, check=False)["pixdim"][1:4]
+    if not np.isfinite(pixdim).all() or (pixdim == 0).any():
+        sizes = " x ".join(f"{p:g}" for p in pixdim)
+        raise GeometryError(f"{name}: voxel size (pixdim) is {sizes} mm; set the true one in the header")
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Turn what nibabel raises into one InputError line, and what it repairs into a MrisrWarning."""
+    repairs = _Repairs()
+    previous, imageglobals.logger = imageglobals.logger, repairs
+    try:
+        yield
+    except MemoryError as error:
+        raise MemoryBudgetError(
+            f"{name}: does not fit in memory; use a machine with more, or crop it"
+        ) from error
+    except UNREADABLE as error:
+        found = " ".join(str(error).split())
+        advice = "copy or download it again" if _is_damage(error) else "convert it to NIfTI again"
+        raise InputError(f"{name}: truncated or damaged ({found}); {advice}") from error
+    finally:
+        imageglobals.logger = previous
+    for message in repairs.messages:
+        warnings.warn(f"{name}: header repaired: {message}", MrisrWarning, stacklevel=4)
+
+
+def _is_damage(error: Exception) -> bool:
+    return isinstance(error, (OSError, EOFError, zlib.error))
+
+
+class _Repairs:
+    """Stands in for nibabel's logger, whose lines would go to the terminal."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def log(self, level: int, message: str, *args: object) -> None:
+        if level >= 30:  # below are remarks on what is legal
+            self.messages.append(message % args if args else message)
+
+
+def _warn_where_header_disagrees(volume: Volume) -> None:
+    header, name = volume.header, volume.name
+    if not header["sform_code"]:
+        return
+    if header["qform_code"]:
+        other = qform(header)
+        if other is None:
+            _warn(f"{name}: the qform's quaternion is not a rotation; the sform is used")
+            return
+        corners = np.array([[*c, 1] for c in product(*((-0.5, n - 0.5) for n in volume.data.shape[:3]))])
+        apart = corners @ (volume.affine - affine_in_mm(other, header)).T
+        farthest = np.linalg.norm(apart[:, :3], axis=1).max()
+        if farthest > DIFFERENT_MM:
+            _warn(
+                f"{name}: sform and qform differ by {farthest:.4g} mm at the farthest corner; sform is used"
+            )
+        return
+    sizes, sform_sizes = header.get_zooms()[:3], np.linalg.norm(header.get_sform()[:3, :3], axis=0)
+    if not np.allclose(sizes, sform_sizes, rtol=1e-3):
+        both = [" x ".join(f"{s:.4g}" for s in three) for three in (sizes, sform_sizes)]
+        _warn(f"{name}: voxel size is {both[0]} by pixdim and {both[1]} by the sform; the sform is used")
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, MrisrWarning, stacklevel=5)
+
+
+def _sidecar(path: Path) -> dict:
+    """ACQUISITION_FACTS from the BIDS sidecar beside `path`, if there is one."""
+    ending = _ending(path, READ_ENDINGS)
+    sidecar = path.with_name(path.name[: -len(ending)] + ".json")
+    if not sidecar.is_file():
+        return {}
+    try:
+        facts = json.loads(sidecar.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        _warn(f"{sidecar}: the sidecar cannot be read ({error}); its facts are not used")
+        return {}
+    return {k: facts[k] for k in ACQUISITION_FACTS if k in facts} if isinstance(facts, dict) else {}
