@@ -1,7 +1,7 @@
 """Anything that holds a scan -> Volume, and back to the same kind of thing.
 
-Only numpy is imported here. A torch tensor, SimpleITK or TorchIO image is known by the module its class comes from, so
-its library is loaded already when this module first needs it.
+Only numpy is imported here. A torch tensor, SimpleITK or TorchIO image is known by the module its class comes
+from, so its library is loaded already when this module first needs it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def to_volume(
     """The scan in `source`, and a function that turns a result `Volume` into the same kind of object.
 
     source            comes back as
-    path              nibabel image (.nii, .nii.gz, .hdr/.img, .mgz, .mgh; or the folder of one DICOM series)
+    path              nibabel image (path of a NIfTI or MGH file, or of the folder of a DICOM series)
     nibabel image     nibabel image (MGH for MGH, NIfTI for all others)
     numpy array       numpy array, float32, [X, Y, Z] or [X, Y, Z, T]
     torch tensor      torch tensor, float32, on the same device
@@ -75,7 +75,7 @@ def to_volume(
 def _place(name: str, affine: np.ndarray | None, voxel_size: Any) -> np.ndarray:
     """The affine of an array from what the caller said about it."""
     if affine is None and voxel_size is None:
-        warn(f"{name}: 1 mm voxels assumed; state affine= or input_voxel_size=", MrisrWarning, stacklevel=3)
+        warn(f"{name}: 1 mm voxels assumed; state affine= or input_voxel_size=", MrisrWarning, stacklevel=4)
         voxel_size = 1.0
     if affine is None:
         return np.diag([*triple(voxel_size, "input_voxel_size"), 1.0])
@@ -86,9 +86,7 @@ def _place(name: str, affine: np.ndarray | None, voxel_size: Any) -> np.ndarray:
 
 
 def _check_agreement(volume: Volume, affine: np.ndarray | None, voxel_size: Any) -> None:
-    if affine is not None and not np.allclose(
-        check_affine(affine, "affine"), volume.affine, rtol=1e-4, atol=1e-3
-    ):
+    if affine is not None and np.abs(check_affine(affine, "affine") - volume.affine).max() > 1e-3:
         raise UsageError(
             f"affine: {volume.name} has another affine of its own; leave it out, or pass the array"
         )
@@ -107,7 +105,7 @@ def _check_sizes(owner: str, own: Any, stated: Any) -> None:
 def _from_path(path: str | os.PathLike) -> tuple[Volume, Restore]:
     from mrisr.io import dicom, nifti
 
-    if os.path.isdir(path) and dicom.holds_dicom(path):
+    if dicom.is_dicom(path):
         return dicom.read(path), nifti.to_image
     return nifti.read(path), nifti.to_image
 

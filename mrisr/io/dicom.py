@@ -1,8 +1,8 @@
 """A DICOM series -> Volume. Reading only; results are written as NIfTI.
 
-Slices are put in order by their position along the normal, whatever their file names or instance numbers say. The
-geometry follows DICOM PS3.3 C.7.6.2: ImageOrientationPatient holds the directions of growing column and row index,
-PixelSpacing the distance between rows first.
+Slices are put in order by their position along the normal, whatever their file names or instance numbers say.
+The geometry follows DICOM PS3.3 C.7.6.2: ImageOrientationPatient holds the directions of growing column and row
+index, PixelSpacing the distance between rows first.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from mrisr.errors import GeometryError, InputError
 from mrisr.volume import ACQUISITION_FACTS, Volume
 
-__all__ = ["holds_dicom", "read"]
+__all__ = ["is_dicom", "read"]
 
 # Relative to the mean distance of slices: scanners round positions, a missing slice is a whole distance.
 UNEVEN = 0.02
@@ -30,9 +30,9 @@ def read(source: str | os.PathLike | Iterable[str | os.PathLike], *, series: str
     source  a folder (searched without its subfolders) or the files themselves
     series  SeriesInstanceUID, needed where the files belong to more than one
 
-    Rescale slope and intercept are applied; `.meta` holds ACQUISITION_FACTS as the first slice states them. Raises
-    InputError where pydicom is missing, the files are not one series of parallel slices, or one cannot be read;
-    GeometryError where slices are missing, doubled or unevenly spaced.
+    Rescale slope and intercept are applied; `.meta` holds ACQUISITION_FACTS as the first slice states them.
+    Raises InputError where pydicom is missing, the files are not one series of parallel slices, or one cannot
+    be read; GeometryError where slices are missing, doubled or unevenly spaced.
     """
     name, paths = _files(source)
     slices = _one_series(_headers(paths, name), series, name)
@@ -49,12 +49,13 @@ def read(source: str | os.PathLike | Iterable[str | os.PathLike], *, series: str
     return Volume(data, affine, name=name, meta=meta)
 
 
-def holds_dicom(folder: str | os.PathLike) -> bool:
-    """Whether any file directly in `folder` carries the DICOM signature."""
-    return any(_is_dicom(p) for p in sorted(Path(folder).iterdir()) if p.is_file())
-
-
-def _is_dicom(path: Path) -> bool:
+def is_dicom(path: str | os.PathLike) -> bool:
+    """Whether the file, or any file directly in the folder, carries the DICOM signature (no pydicom needed)."""
+    path = Path(path)
+    if path.is_dir():
+        return any(is_dicom(p) for p in sorted(path.iterdir()) if p.is_file())
+    if not path.is_file():
+        return False
     try:
         with path.open("rb") as stream:
             return stream.read(132)[128:] == b"DICM"
@@ -67,7 +68,7 @@ def _files(source: str | os.PathLike | Iterable[str | os.PathLike]) -> tuple[str
         paths = [Path(p) for p in source]
         name = f"{paths[0]} and {len(paths) - 1} more" if paths else "DICOM series"
     elif os.path.isdir(source):
-        name, paths = os.fspath(source), [p for p in Path(source).iterdir() if p.is_file() and _is_dicom(p)]
+        name, paths = os.fspath(source), [p for p in Path(source).iterdir() if p.is_file() and is_dicom(p)]
     else:
         name, paths = os.fspath(source), [Path(source)]
     if not paths:
@@ -132,8 +133,9 @@ def _geometry(slices: list[Any], name: str) -> tuple[list[Any], np.ndarray]:
             f"{name}: two slices at one position ({where}); give one echo, phase or time point"
         )
     mean = (positions[-1] - positions[0]) / len(steps)
-    worst = np.linalg.norm(np.diff(positions, axis=0) - mean, axis=1).argmax()
-    if abs(steps[worst] - np.median(steps)) > UNEVEN * np.median(steps):
+    apart = np.linalg.norm(np.diff(positions, axis=0) - mean, axis=1)
+    worst = int(apart.argmax())
+    if apart[worst] > UNEVEN * np.linalg.norm(mean):
         raise GeometryError(
             f"{name}: slices {worst} and {worst + 1} lie {steps[worst]:.4g} mm apart, the others "
             f"{np.median(steps):.4g} mm; a slice may be missing, export the series again"
@@ -173,11 +175,9 @@ def _pixels(header: Any, name: str) -> np.ndarray:
 
 
 def _plain(value: Any) -> Any:
-    """pydicom's number and list types as Python's own."""
-    if isinstance(value, (list, tuple)) or type(value).__name__ == "MultiValue":
+    """pydicom's text, number and list types as Python's own."""
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, Iterable):
         return [_plain(v) for v in value]
-    return value if isinstance(value, (int, str)) and type(value) in (int, str) else _number_or_text(value)
-
-
-def _number_or_text(value: Any) -> float | str:
-    return float(value) if isinstance(value, float) or hasattr(value, "real") else str(value)
+    return int(value) if isinstance(value, int) else float(value)

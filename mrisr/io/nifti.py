@@ -44,8 +44,8 @@ def read(path: str | os.PathLike) -> Volume:
     """The volume in a NIfTI or MGH file, scaled by the file's slope and intercept, float32.
 
     `.header` is the file's, `.name` the path as given, `.meta` what a BIDS sidecar (same name, .json) states
-    of ACQUISITION_FACTS. Raises InputError naming the file, what was found and what to do, GeometryError where
-    the voxels have no usable place in space. Warns (MrisrWarning) where the header was repaired or disagrees
+    of ACQUISITION_FACTS. Raises InputError naming the file, what was found and what to do, GeometryError
+    where the voxels have no usable place in space. Warns (MrisrWarning) where the header was repaired or disagrees
     with itself.
     """
     name, path = os.fspath(path), Path(path)
