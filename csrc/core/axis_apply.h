@@ -1,0 +1,18 @@
+// out = M x along one axis of a 3D volume: every resampler, forward model and adjoint of mrisr is three of these.
+#pragma once
+
+#include "tensor.h"
+
+namespace mrisr {
+namespace cpu {
+
+// x, out: contiguous float32 [outer, n_in, inner] and [outer, n_out, inner] (the axis is the middle one);
+// matrix: contiguous float64 [n_out, n_in]. Coefficients are used as float32, sums run in float32.
+// Entries at the ends of a row below `drop` times the row's largest are left out (B-spline prefilters decay: at 1e-9 a
+// quintic row shrinks from n_in to about 45 entries and its sum moves by less than a float32 rounding).
+// x and out must not overlap. Fixed order of summation: the result does not depend on the thread count.
+void axis_apply(float* out, const float* x, const double* matrix, Index outer, Index n_in, Index n_out, Index inner,
+                double drop, int threads);
+
+}  // namespace cpu
+}  // namespace mrisr

@@ -1,0 +1,24 @@
+// Launch shapes and launch errors of the CUDA kernels.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+
+#include "tensor.h"
+
+namespace mrisr {
+namespace cuda {
+
+// Enough blocks to fill any GPU; kernels stride over what is left, so that no size overflows the grid.
+inline unsigned blocks_for(Index n, int threads) {
+  return static_cast<unsigned>(std::max<Index>(1, std::min<Index>((n + threads - 1) / threads, 16384)));
+}
+
+inline void check_launch(const char* op) {
+  const cudaError_t status = cudaGetLastError();
+  if (status != cudaSuccess) throw DeviceError(std::string(op) + ": CUDA launch failed: " + cudaGetErrorString(status));
+}
+
+}  // namespace cuda
+}  // namespace mrisr

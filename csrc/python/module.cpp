@@ -1,0 +1,211 @@
+// The doorway: integers from Python become pointers, strides and streams; the work is in csrc/core. No torch, no numpy.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <optional>
+
+#include "axis_apply.h"
+#include "blend.h"
+#include "group_norm.h"
+#include "isa.h"
+#include "noise.h"
+
+#ifdef MRISR_WITH_CUDA
+#include <cuda_runtime_api.h>
+#endif
+
+namespace py = pybind11;
+using namespace mrisr;
+using Address = std::uintptr_t;
+using Triple = std::array<Index, 3>;
+
+namespace {
+
+template <class T>
+T* at(Address address, const char* name) {
+  MRISR_CHECK(address % alignof(T) == 0, name << ": address is not aligned to " << alignof(T) << " bytes");
+  return reinterpret_cast<T*>(address);
+}
+
+template <class T>
+View<T, 3> view(Address address, const Triple& size, const Triple& stride, const char* name) {
+  return {at<T>(address, name), size, stride};
+}
+
+NoiseBox box_of(const Triple& shape, const Triple& origin, const Triple& grid, std::uint64_t seed, std::uint32_t sample,
+                std::uint32_t step) {
+  NoiseBox box{};
+  for (int d = 0; d < 3; ++d) {
+    box.shape[d] = shape[d];
+    box.origin[d] = origin[d];
+    box.grid[d] = grid[d];
+  }
+  box.seed = seed;
+  box.sample = sample;
+  box.step = step;
+  return box;
+}
+
+NormShape norm_shape(Index n, Index channels, Index voxels, Index groups, bool channels_last) {
+  NormShape shape{n, channels, voxels, groups, channels_last};
+  check_norm(shape);
+  return shape;
+}
+
+FilmParams film_of(Address weight, Address bias, Address scale, Address shift) {
+  return {at<const float>(weight, "weight"), at<const float>(bias, "bias"), at<const float>(scale, "scale"),
+          at<const float>(shift, "shift")};
+}
+
+Folded folded_of(Address a, Address b, Address m) { return {at<float>(a, "a"), at<float>(b, "b"), at<float>(m, "m")}; }
+
+// The number of CUDA devices, or why there is none. Asks the driver, allocates nothing.
+std::pair<int, std::string> cuda_devices() {
+#ifdef MRISR_WITH_CUDA
+  int count = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status != cudaSuccess) {
+    cudaGetLastError();
+    return {0, cudaGetErrorString(status)};
+  }
+  return {count, count ? "" : "no CUDA device"};
+#else
+  return {0, "built without CUDA"};
+#endif
+}
+
+void bind_cpu(py::module_& m) {
+  using release = py::call_guard<py::gil_scoped_release>;
+  m.def(
+      "normal_noise",
+      [](Address out, Triple shape, Triple origin, Triple grid, std::uint64_t seed, std::uint32_t sample,
+         std::uint32_t step, int threads) {
+        cpu::normal_noise(at<float>(out, "out"), box_of(shape, origin, grid, seed, sample, step), threads);
+      },
+      release());
+  m.def(
+      "philox_words",
+      [](Address out, Triple shape, Triple origin, Triple grid, std::uint64_t seed, std::uint32_t sample,
+         std::uint32_t step, int threads) {
+        cpu::philox_words(at<std::uint32_t>(out, "words"), box_of(shape, origin, grid, seed, sample, step), threads);
+      },
+      release());
+  m.def(
+      "axis_apply",
+      [](Address out, Address x, Address matrix, Index outer, Index n_in, Index n_out, Index inner, double drop,
+         int threads) {
+        cpu::axis_apply(at<float>(out, "out"), at<const float>(x, "x"), at<const double>(matrix, "matrix"), outer, n_in,
+                        n_out, inner, drop, threads);
+      },
+      release());
+  m.def(
+      "blend_add",
+      [](Address volume, Triple volume_size, Triple volume_stride, Address tile, Triple tile_size, Triple tile_stride,
+         Triple origin, std::array<Address, 3> weights, int threads) {
+        const float* const w[3] = {at<const float>(weights[0], "weights[0]"), at<const float>(weights[1], "weights[1]"),
+                                   at<const float>(weights[2], "weights[2]")};
+        cpu::blend_add(view<float>(volume, volume_size, volume_stride, "volume"),
+                       view<const float>(tile, tile_size, tile_stride, "tile"), origin.data(), w, threads);
+      },
+      release());
+  m.def(
+      "gather",
+      [](Address tile, Triple tile_size, Triple tile_stride, Address volume, Triple volume_size, Triple volume_stride,
+         Triple origin, int threads) {
+        cpu::gather(view<float>(tile, tile_size, tile_stride, "tile"),
+                    view<const float>(volume, volume_size, volume_stride, "volume"), origin.data(), threads);
+      },
+      release());
+  m.def("group_norm_slabs", [](Index voxels) { return NormShape{1, 1, voxels, 1, false}.slabs(); });
+  m.def(
+      "group_norm_stats",
+      [](Address partials, Address x, Address mask, Index n, Index channels, Index voxels, Index groups,
+         bool channels_last, int threads) {
+        cpu::group_norm_stats(at<double>(partials, "partials"), at<const float>(x, "x"),
+                              at<const std::uint8_t>(mask, "mask"), norm_shape(n, channels, voxels, groups, channels_last),
+                              threads);
+      },
+      release());
+  m.def(
+      "group_norm_merge",
+      [](Address mean, Address rstd, Address partials, Index n, Index slabs, Index groups, double eps) {
+        cpu::group_norm_merge(at<double>(mean, "mean"), at<double>(rstd, "rstd"), at<const double>(partials, "partials"),
+                              n, slabs, groups, eps);
+      },
+      release());
+  m.def(
+      "group_norm_fold",
+      [](Address a, Address b, Address shift_point, Address mean, Address rstd, Address weight, Address bias,
+         Address scale, Address shift, Index n, Index channels, Index groups) {
+        cpu::group_norm_fold(folded_of(a, b, shift_point), at<const double>(mean, "mean"), at<const double>(rstd, "rstd"),
+                             film_of(weight, bias, scale, shift), norm_shape(n, channels, 1, groups, false));
+      },
+      release());
+  m.def(
+      "group_norm_apply",
+      [](Address y, Address x, Address a, Address b, Address shift_point, bool silu, Index n, Index channels, Index voxels,
+         bool channels_last, int threads) {
+        cpu::group_norm_apply(at<float>(y, "y"), at<const float>(x, "x"), folded_of(a, b, shift_point),
+                              silu ? Act::silu : Act::none, norm_shape(n, channels, voxels, 1, channels_last), threads);
+      },
+      release());
+}
+
+#ifdef MRISR_WITH_CUDA
+void bind_cuda(py::module_& m) {
+  using release = py::call_guard<py::gil_scoped_release>;
+  m.def(
+      "cuda_normal_noise",
+      [](Address out, Triple shape, Triple origin, Triple grid, std::uint64_t seed, std::uint32_t sample,
+         std::uint32_t step, Address stream) {
+        cuda::normal_noise(at<float>(out, "out"), box_of(shape, origin, grid, seed, sample, step),
+                           reinterpret_cast<void*>(stream));
+      },
+      release());
+  m.def(
+      "cuda_group_norm_stats",
+      [](Address partials, Address x, Address mask, Index n, Index channels, Index voxels, Index groups,
+         bool channels_last, int dtype, Address stream) {
+        cuda::group_norm_stats(at<double>(partials, "partials"), at<const char>(x, "x"),
+                               at<const std::uint8_t>(mask, "mask"), norm_shape(n, channels, voxels, groups, channels_last),
+                               static_cast<cuda::Dtype>(dtype), reinterpret_cast<void*>(stream));
+      },
+      release());
+  m.def(
+      "cuda_group_norm_merge_fold",
+      [](Address mean, Address rstd, Address a, Address b, Address shift_point, Address partials, Address weight,
+         Address bias, Address scale, Address shift, Index n, Index channels, Index voxels, Index groups, double eps,
+         Address stream) {
+        cuda::group_norm_merge_fold(at<double>(mean, "mean"), at<double>(rstd, "rstd"), folded_of(a, b, shift_point),
+                                    at<const double>(partials, "partials"), film_of(weight, bias, scale, shift),
+                                    norm_shape(n, channels, voxels, groups, false), eps, reinterpret_cast<void*>(stream));
+      },
+      release());
+  m.def(
+      "cuda_group_norm_apply",
+      [](Address y, Address x, Address a, Address b, Address shift_point, bool silu, Index n, Index channels, Index voxels,
+         bool channels_last, int dtype, Address stream) {
+        cuda::group_norm_apply(at<char>(y, "y"), at<const char>(x, "x"), folded_of(a, b, shift_point),
+                               silu ? Act::silu : Act::none, norm_shape(n, channels, voxels, 1, channels_last),
+                               static_cast<cuda::Dtype>(dtype), reinterpret_cast<void*>(stream));
+      },
+      release());
+}
+#endif
+
+}  // namespace
+
+PYBIND11_MODULE(_native, m) {
+  m.doc() = "mrisr's native core. Addresses are integers; sizes and strides count elements. Use mrisr.ops instead.";
+  m.attr("version") = MRISR_VERSION;
+  m.def("isa", [] { return isa_name(); });
+  m.def("cuda_devices", &cuda_devices);
+#ifdef MRISR_WITH_CUDA
+  m.attr("with_cuda") = true;
+  bind_cuda(m);
+#else
+  m.attr("with_cuda") = false;
+#endif
+  bind_cpu(m);
+}
