@@ -12,12 +12,12 @@ import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mrisr.errors import GeometryError, OutputError
+from mrisr.errors import GeometryError
+from mrisr.io.atomic import replacing
 
 # Canonical axes: 0 = left to right, 1 = posterior to anterior, 2 = inferior to superior (RAS+).
 # Per plane: the axis cut away, then the axes drawn to the right and upwards, with their directions.
@@ -133,16 +133,9 @@ def interpolate(
 
 
 def save(image: Image.Image, path: str | os.PathLike) -> None:
-    """Write `image` as PNG, complete or not at all. Raises OutputError where `path` cannot be written."""
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    """Write `image` as PNG, whole or not at all, over what is there. Raises OutputError where it cannot."""
+    with replacing(path, force=True) as beside:
         image.save(beside, format="PNG", optimize=True)
-        os.replace(beside, path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 class _View:

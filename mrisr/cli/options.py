@@ -54,8 +54,8 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--engine",
         default="auto",
-        choices=("auto", "torch", "openvino"),
-        help="what runs the network (default: auto, by device)",
+        metavar="E",
+        help="what runs the network: auto (by device), torch or openvino (default: auto)",
     )
     group.add_argument("--memory", metavar="SIZE", help="memory budget that is kept, such as 4GB or 512MB")
     group.add_argument(

@@ -35,14 +35,18 @@ class Outputs:
         self._staging: dict[Path, Path] = {}
 
     def __enter__(self) -> Outputs:
+        from mrisr.io.atomic import check_target
+
         seen: dict[Path, str] = {}
         for name, path in self.targets.items():
-            _check_target(name, path, force=self.force)
+            check_target(path, force=self.force)
+            # Permissions do not tell everything (root, read-only mounts): making something there does.
+            _hidden_directory(path).rmdir()
             real = path.resolve()
             if real in seen:
-                raise OutputError(f"{name}: {path} is also the {seen[real]} file; give each its own path")
+                raise OutputError(f"{path}: is both {seen[real]} and {name}; give each its own file")
             if any(real == given.resolve() for given in self.inputs):
-                raise OutputError(f"{name}: {path} is the input file; write to another path")
+                raise OutputError(f"{path}: is the input file; write to another file")
             seen[real] = name
         return self
 
@@ -51,7 +55,7 @@ class Outputs:
         target = self.targets[name]
         parent = target.parent
         if parent not in self._staging:
-            self._staging[parent] = _hidden_directory(name, target)
+            self._staging[parent] = _hidden_directory(target)
         return self._staging[parent] / target.name
 
     def commit(self) -> None:
@@ -76,22 +80,8 @@ class Outputs:
         self._staging.clear()
 
 
-def _check_target(name: str, path: Path, *, force: bool) -> None:
-    parent = path.parent
-    if path.is_dir():
-        raise OutputError(f"{name}: {path} is a directory; give a file name")
-    if not parent.exists():
-        raise OutputError(f"{name}: directory {parent} does not exist; create it first")
-    if not parent.is_dir():
-        raise OutputError(f"{name}: {parent} is not a directory; choose another path")
-    if path.exists() and not force:
-        raise OutputError(f"{name}: {path} exists already; give --force to overwrite it")
-    # os.access lies for root and on read-only mounts: only making something there tells.
-    _hidden_directory(name, path).rmdir()
-
-
-def _hidden_directory(name: str, target: Path) -> Path:
+def _hidden_directory(target: Path) -> Path:
     try:
         return Path(tempfile.mkdtemp(prefix=".mrisr-", dir=target.parent))
     except OSError as error:
-        raise OutputError(f"{name}: cannot write into {target.parent}: {error.strerror}") from error
+        raise OutputError(f"{target}: cannot write into its directory ({error.strerror})") from error

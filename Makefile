@@ -1,0 +1,53 @@
+# Everything from a fresh clone: needs Python >= 3.10 with venv, git, g++ and make; the rest is fetched into .venv.
+#   make PYTHON=python3.12 test      another interpreter
+#   make VENV=/some/where demo       another place for the environment
+
+PYTHON ?= python3
+VENV   ?= .venv
+OUT    ?= out
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+RUN    := $(VENV)/bin/python
+EXTRAS := dev,train,demo,export
+STAMP  := $(VENV)/.mrisr-installed
+NATIVE := $(shell find csrc -type f 2>/dev/null)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint compile-only check-all clean
+
+help: ## this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: $(STAMP) ## environment with mrisr installed in place, native core built
+
+demo: $(STAMP) ## upscale a bundled brain: picture and PSNR in out/demo
+	$(VENV)/bin/mrisr demo -o $(OUT) --force
+
+test: $(STAMP) ## every test
+	$(RUN) -m pytest -q --durations=15
+
+lint: $(STAMP) ## ruff
+	$(RUN) -m ruff check .
+
+compile-only: $(STAMP) ## compile the GPU kernels for sm_80, sm_90 and sm_100 without a GPU
+	$(RUN) -m pytest -q -k "compile_only or compiles_for" tests/ops
+
+check-all: lint test compile-only demo ## what has to pass before a release
+
+clean: ## remove build products and outputs; keeps the environment
+	rm -rf build dist _skbuild out .pytest_cache .ruff_cache .benchmarks *.egg-info mrisr/_native*.so mrisr/_build_info.py
+	rm -f $(STAMP)
+	find mrisr kernels benchmarks tests -type d -name __pycache__ -prune -exec rm -rf {} +
+
+# One stamp for everything that decides what is installed; sources in Python need no reinstall.
+$(STAMP): pyproject.toml setup.py constraints.txt CMakeLists.txt $(NATIVE) | $(RUN)
+	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install -c constraints.txt -e '.[$(EXTRAS)]'
+	touch $@
+
+$(RUN):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "make: $(PYTHON) is older than 3.10; give a newer one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+	  { echo "make: $(PYTHON) has no venv; install it first (Debian: apt-get install python3-venv)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)

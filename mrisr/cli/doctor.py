@@ -1,0 +1,175 @@
+"""``mrisr doctor``: what this installation can do here, and the reason for everything that it cannot."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+
+LIBRARIES = (
+    "numpy",
+    "scipy",
+    "nibabel",
+    "torch",
+    "triton",
+    "openvino",
+    "onnx",
+    "tensorrt",
+    "nilearn",
+    "accelerate",
+)
+CPU_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512_bf16", "amx_bf16", "asimd")
+
+
+def add_parser(subparsers) -> None:
+    """Add the command and its options."""
+    parser = subparsers.add_parser(
+        "doctor",
+        help="what this installation can do here, and why not the rest",
+        description="Versions, CPU, devices, engines, native core, operator backends, weights. Exits with 0.",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON in place of text")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command; returns 0."""
+    report = examine()
+    if args.json:
+        print(json.dumps(report, indent=2))
+    else:
+        print("\n".join(_lines(report)))
+    return 0
+
+
+def examine() -> dict[str, dict]:
+    """Everything the command prints, as plain JSON-ready dictionaries: section -> name -> finding."""
+    return {
+        "versions": versions(),
+        "cpu": cpu(),
+        "devices": devices(),
+        "engines": engines(),
+        "native core": native_core(),
+        "operators": operators(),
+        "weights": weights(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of mrisr, Python and the libraries it can use."""
+    from mrisr import __version__
+
+    found = {"mrisr": __version__, "python": platform.python_version(), "platform": platform.platform()}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def cpu() -> dict[str, object]:
+    """Model, cores this process may use, and the instruction sets that matter here."""
+    model, flags = platform.processor() or platform.machine(), set()
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                model = value.strip()
+            elif key.strip() in ("flags", "Features"):
+                flags = set(value.split())
+                break
+    except OSError:  # not Linux: the flags stay unknown
+        pass
+    import torch
+
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "model": model,
+        "features": " ".join(flag for flag in CPU_FLAGS if flag in flags) or "unknown",
+        "cores for this process": allowed,
+        "torch threads": torch.get_num_threads(),
+    }
+
+
+def devices() -> dict[str, str]:
+    """The CPU and every CUDA device, or why there is none."""
+    import torch
+
+    found = {"cpu": "available"}
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            about = torch.cuda.get_device_properties(index)
+            size = about.total_memory / 2**30
+            found[f"cuda:{index}"] = f"{about.name}, {size:.0f} GiB, sm_{about.major}{about.minor}"
+    elif torch.version.cuda:
+        found["cuda"] = f"none: PyTorch has CUDA {torch.version.cuda}, but no device was found"
+    else:
+        found["cuda"] = "none: this PyTorch was built without CUDA"
+    return found
+
+
+def engines() -> dict[str, str]:
+    """Each engine: available, or the reason why not."""
+    from mrisr.infer.engines import NAMES, missing, pick_device
+
+    device = pick_device("auto")
+    return {name: missing(name, device) or f"available on {device}" for name in NAMES}
+
+
+def native_core() -> dict[str, str]:
+    """Whether the C++ core was built and loads, with CUDA or without, and the reasons."""
+    try:
+        from mrisr import _build_info as build
+    except ImportError:
+        return {"core": "absent: run from a source tree that was never built (pip install -e .)"}
+    if not build.NATIVE:
+        return {"core": f"absent: {build.NATIVE_REASON}"}
+    try:
+        from mrisr import _native
+    except ImportError as error:
+        return {"core": f"built, but does not load: {error}"}
+    cuda = "built for sm_" + ", sm_".join(build.CUDA_ARCHS) if build.CUDA else f"absent: {build.CUDA_REASON}"
+    return {
+        "core": f"loaded, {Path(_native.__file__).name}, built with {build.COMPILER}",
+        "cuda kernels": cuda,
+    }
+
+
+def operators() -> dict[str, str]:
+    """Each operator family: its backends, each available or with the reason why not."""
+    from mrisr import ops
+
+    return {
+        family: "; ".join(f"{backend}: {reason or 'yes'}" for backend, reason in backends.items())
+        for family, backends in ops.backend_table().items()
+    }
+
+
+def weights() -> dict[str, str]:
+    """Shipped weights: size, start of their SHA-256, and their model card."""
+    import hashlib
+
+    import mrisr.weights
+
+    folder = Path(mrisr.weights.__file__).parent
+    found = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+        card = path.with_suffix(".md")
+        about = f"card {card.name}" if card.exists() else "no model card"
+        found[path.stem] = f"{path.stat().st_size / 1e6:.1f} MB, sha256 {digest}, {about}"
+    return found or {
+        "none": f"no .safetensors in the package: mrisr.upscale needs model=PATH ({folder.name})"
+    }
+
+
+def _lines(report: dict[str, dict]) -> list[str]:
+    lines = [f"mrisr doctor ({sys.executable})"]
+    for section, findings in report.items():
+        lines += ["", section]
+        lines += [f"  {name:<24}{finding}" for name, finding in findings.items()]
+    return lines

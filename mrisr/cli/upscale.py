@@ -1,0 +1,173 @@
+"""``mrisr upscale``: one scan in, a sharper one out, with a preview and a record of the run if asked for."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from mrisr.cli.options import add_run_options, positive_float, positive_int, use_threads
+from mrisr.cli.outputs import Outputs
+from mrisr.errors import OutputError, UsageError
+
+_PSF_HELP = (
+    "how the scan was acquired: auto, or one kind for all axes, or three (one per stored axis); a kind is "
+    "kspace, gaussian, supergaussian or unknown, with the acquired width in mm if it differs from the voxel: "
+    "--psf kspace kspace gaussian:4"
+)
+
+
+def add_parser(subparsers) -> None:
+    """Add the command and its options."""
+    parser = subparsers.add_parser(
+        "upscale",
+        help="write a sharper scan on a finer grid",
+        description="Read a brain MRI scan, write it on a finer grid. Outputs appear together or not at all.",
+    )
+    parser.add_argument(
+        "-i", "--input", required=True, metavar="IN", help="NIfTI, MGZ or DICOM folder; 3D or 4D"
+    )
+    parser.add_argument("-o", "--output", required=True, metavar="OUT", help=".nii, .nii.gz, .mgh or .mgz")
+    grid = parser.add_mutually_exclusive_group()
+    grid.add_argument(
+        "--voxel-size",
+        type=positive_float,
+        nargs="+",
+        metavar="MM",
+        help="output voxel size in mm, one number or three (default: 0.7)",
+    )
+    grid.add_argument("--factor", type=positive_float, nargs="+", metavar="F", help="or: times finer")
+    parser.add_argument(
+        "--preview", metavar="PNG", help="picture of input, output and difference in three planes"
+    )
+    parser.add_argument(
+        "--info", metavar="JSON", help="record of the run: grids, model, engine, seconds, versions"
+    )
+    parser.add_argument("--force", action="store_true", help="overwrite outputs that exist")
+    parser.add_argument(
+        "--quiet", action="store_true", help="no progress, no summary; warnings and errors stay"
+    )
+
+    model = parser.add_argument_group("what to compute")
+    model.add_argument("--model", default="base", metavar="M", help="name or .safetensors (default: base)")
+    model.add_argument(
+        "--mode",
+        choices=("mean", "sample"),
+        help="mean: the faithful picture, same for every seed; sample: realistic texture (default: mean, or "
+        "sample where --steps or --samples is above 1)",
+    )
+    model.add_argument("--steps", type=positive_int, default=1, metavar="N", help="solver steps (default: 1)")
+    model.add_argument(
+        "--samples", type=positive_int, default=1, metavar="K", help="mean of K samples (default: 1)"
+    )
+    model.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the samples (default: 0)")
+    model.add_argument("--psf", nargs="+", default=["auto"], metavar="PSF", help=_PSF_HELP)
+    model.add_argument(
+        "--consistency",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="make the output reproduce the input to within noise (default: auto, where --psf is stated)",
+    )
+    add_run_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command; raises MrisrError, returns 0."""
+    targets = {"--output": args.output, "--preview": args.preview, "--info": args.info}
+    voxel_size = _one_or_three("--voxel-size", args.voxel_size)
+    factor = _one_or_three("--factor", args.factor)
+    psf = _psf(args.psf)
+    _check_extensions(args)
+    with Outputs(targets, force=args.force, inputs=(args.input,)) as outputs:
+        from mrisr.io import nifti
+        from mrisr.io.adapters import to_volume
+
+        nifti.check_output(args.output, force=args.force)
+        source, _ = to_volume(args.input)
+        use_threads(args.threads)
+        import mrisr
+
+        grid = {"factor": factor} if factor is not None else {"voxel_size": voxel_size or 0.7}
+        result, info = mrisr.upscale(
+            source,
+            **grid,
+            device=args.device,
+            model=args.model,
+            mode=args.mode,
+            steps=args.steps,
+            samples=args.samples,
+            seed=args.seed,
+            psf=psf,
+            consistency=args.consistency,
+            memory=args.memory,
+            tile=args.tile,
+            engine=args.engine,
+            threads=args.threads,
+            progress=not args.quiet,
+            return_info=True,
+        )
+        nifti.write(result, outputs.stage("--output"))
+        if args.preview:
+            from mrisr import preview
+
+            sheet = preview.upscale_sheet(source.data, source.affine, result.data, result.affine)
+            preview.save(sheet, outputs.stage("--preview"))
+        if args.info:
+            _write_text(outputs.stage("--info"), info.to_json() + "\n")
+        outputs.commit()
+    if not args.quiet:
+        print(_summary(source, result, info, args.output), file=sys.stderr)
+    return 0
+
+
+def _one_or_three(option: str, values: list[float] | None) -> float | tuple[float, ...] | None:
+    if values is None:
+        return None
+    if len(values) not in (1, 3):
+        raise UsageError(f"{option}: expected one number or three (one per axis), found {len(values)}")
+    return values[0] if len(values) == 1 else tuple(values)
+
+
+def _psf(words: list[str]):
+    """--psf words to the `psf` argument of mrisr.upscale."""
+    if len(words) not in (1, 3):
+        raise UsageError(f"--psf: expected one entry or three (one per axis), found {len(words)}")
+    entries = [_psf_entry(word) for word in words]
+    return entries[0] if words == ["auto"] else entries * (3 // len(entries))
+
+
+def _psf_entry(word: str):
+    kind, colon, width = word.partition(":")
+    if not colon:
+        return kind
+    try:
+        return kind, positive_float(width)
+    except argparse.ArgumentTypeError as error:
+        raise UsageError(f"--psf: in {word!r}, width in mm: {error}") from None
+
+
+def _check_extensions(args: argparse.Namespace) -> None:
+    """Wrong extensions are found before the work, not after it."""
+    for option, path, extension in (("--preview", args.preview, ".png"), ("--info", args.info, ".json")):
+        if path is not None and Path(path).suffix.lower() != extension:
+            raise UsageError(f"{option}: expected a file name ending in {extension}, found {path}")
+
+
+def _write_text(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"cannot write {path.name}: {error.strerror}") from error
+
+
+def _summary(source, result, info, path: str) -> str:
+    def grid(volume) -> str:
+        shape, size = volume.data.shape, volume.voxel_size
+        return f"{' x '.join(map(str, shape))} voxels of {' x '.join(f'{s:.3g}' for s in size)} mm"
+
+    seconds = sum(info.seconds.values())
+    return (
+        f"{grid(source)}\n  -> {grid(result)}: {path}\n"
+        f"model {info.model}, mode {info.mode}, {info.engine.name} on {info.engine.device}, {seconds:.1f} s\n"
+        f"point spread {info.resolution_from}\n{info.notice}"
+    )
