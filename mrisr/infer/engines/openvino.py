@@ -1,0 +1,211 @@
+"""OpenVINO on the CPU, float32: converted straight from the PyTorch module, compiled once per shape.
+
+The converted graph (not the compiled one) is kept on disk, because converting takes about two seconds of every
+process and compiling a tenth of that. `MRISR_CACHE` names the folder; "off" keeps nothing. Measured on AVX-512 with
+the student: packing to half resolution outside of the graph, or folding the conditioning into constants, changes
+the time by less than 3 %, so the graph is the plain network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+import weakref
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+import torch
+
+from mrisr.errors import BackendError
+from mrisr.infer.engines import Network
+from mrisr.nn.condition import GUIDANCE_CHANNELS, GUIDANCE_STRIDE, VECTOR_DIM
+
+KEEP_SHAPES = 3  # compiled shapes held per network; each has its own packed copy of the weights
+TRACE_SIZE = 32  # edge of the example volume: the graph is made for any size afterwards
+WAIT_MS = 50  # how often a running request looks for Ctrl-C
+OPTIONS = {
+    "INFERENCE_PRECISION_HINT": "f32",  # CPUs that have bfloat16 may choose that otherwise
+    "PERFORMANCE_HINT": "LATENCY",
+    "NUM_STREAMS": 1,
+}
+
+log = logging.getLogger(__name__)
+
+
+class _FourInputs(torch.nn.Module):
+    """The network with the inputs that an engine has, in that order."""
+
+    def __init__(self, net: torch.nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x, y, vector, guidance):
+        return self.net(x, y, vector, guidance)
+
+
+class _Converted:
+    """One network's graph with free spatial sizes, and its compiled shapes."""
+
+    def __init__(self, net: torch.nn.Module, state: tuple) -> None:
+        self.state = state
+        self.core = ov.Core()
+        self.model = _from_disk_or_converted(net, self.core)
+        self.compiled: OrderedDict[tuple, ov.CompiledModel] = OrderedDict()
+
+    def compile(self, shape: tuple[int, int, int], threads: int) -> ov.CompiledModel:
+        key = (shape, threads)
+        if key not in self.compiled:
+            model = self.model.clone()
+            model.reshape(dict(zip(model.inputs, _shapes(shape))))
+            options = {**OPTIONS, "INFERENCE_NUM_THREADS": threads}
+            self.compiled[key] = self.core.compile_model(model, "CPU", options)
+            while len(self.compiled) > KEEP_SHAPES:
+                self.compiled.popitem(last=False)
+        self.compiled.move_to_end(key)
+        return self.compiled[key]
+
+
+_networks: weakref.WeakKeyDictionary[torch.nn.Module, _Converted] = weakref.WeakKeyDictionary()
+
+
+class OpenVINOEngine:
+    """See `mrisr.infer.engines.Engine`. Tensors are shared with PyTorch, not copied."""
+
+    name = "openvino"
+    precision = "float32"
+    device = torch.device("cpu")
+
+    def __init__(self, net: torch.nn.Module, threads: int) -> None:
+        self.threads = threads
+        self._net = net
+        self._used: list[ov.CompiledModel] = []
+        # Before the pipeline looks at how much memory is held: converting takes some, and of no certain size.
+        self._converted()
+
+    def prepare(self, shape: tuple[int, int, int]) -> Network:
+        compiled = self._converted().compile(tuple(shape), self.threads)
+        self._used.append(compiled)
+        request = compiled.create_infer_request()
+
+        def run(x, y, vector, guidance, active=None):
+            # OpenVINO reads these where they lie, so they have to live until it is done.
+            inputs = [np.ascontiguousarray(t.detach().numpy()) for t in (x, y, vector, guidance)]
+            for port, array in enumerate(inputs):
+                request.set_input_tensor(port, ov.Tensor(array, shared_memory=True))
+            _wait(request)
+            return torch.from_numpy(request.get_output_tensor(0).data)
+
+        return run
+
+    def _converted(self) -> _Converted:
+        state = _state(self._net)
+        found = _networks.get(self._net)
+        if found is None or found.state != state:
+            found = _networks[self._net] = _Converted(self._net, state)
+        return found
+
+    def release(self) -> None:
+        for compiled in self._used:
+            compiled.release_memory()
+        self._used.clear()
+
+
+def _wait(request: ov.InferRequest) -> None:
+    """Run to the end, but let Ctrl-C through: a plain infer() on a whole head holds the signal for seconds."""
+    try:
+        request.start_async()
+        while not request.wait_for(WAIT_MS):
+            pass
+    except BaseException:
+        request.cancel()
+        try:
+            request.wait()
+        except RuntimeError as error:  # how OpenVINO says that it was cancelled
+            log.debug("request ended after cancel: %s", error)
+        raise
+
+
+def _state(net: torch.nn.Module) -> tuple:
+    """Changes whenever a weight is replaced or written to."""
+    return tuple((t.data_ptr(), t._version) for t in (*net.parameters(), *net.buffers()))
+
+
+def _shapes(size: tuple[int, int, int]) -> list[ov.PartialShape]:
+    coarse = [n // GUIDANCE_STRIDE for n in size]
+    shapes = ([1, 1, *size], [1, 1, *size], [1, VECTOR_DIM], [1, GUIDANCE_CHANNELS, *coarse])
+    return [ov.PartialShape(s) for s in shapes]
+
+
+def _convert(net: torch.nn.Module) -> ov.Model:
+    example = tuple(torch.zeros(tuple(s.to_shape())) for s in _shapes((TRACE_SIZE,) * 3))
+    training = net.training
+    net.eval()
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            # The check that sizes are multiples of 8 is a constant of the trace; the pipeline keeps it true.
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)
+            return ov.convert_model(_FourInputs(net), example_input=example)
+    except Exception as error:
+        raise BackendError(
+            f'openvino: cannot convert {type(net).__name__} ({error}); use engine="torch"'
+        ) from error
+    finally:
+        net.train(training)
+
+
+def _from_disk_or_converted(net: torch.nn.Module, core: ov.Core) -> ov.Model:
+    folder = cache_folder()
+    if folder is None:
+        return _convert(net)
+    entry = folder / f"openvino-{_fingerprint(net)}"
+    if (entry / "model.xml").is_file():
+        try:
+            return core.read_model(entry / "model.xml")
+        except RuntimeError as error:  # a damaged entry costs a conversion, never a result
+            log.warning("unreadable cache entry %s (%s): converting again", entry, error)
+            shutil.rmtree(entry, ignore_errors=True)
+    model = _convert(net)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _store(model, entry)
+    except OSError as error:
+        log.info("cannot keep the converted graph in %s: %s", folder, error)
+    return model
+
+
+def _store(model: ov.Model, entry: Path) -> None:
+    """Write beside, then rename: another process sees a whole entry or none."""
+    beside = Path(tempfile.mkdtemp(prefix=".new-", dir=entry.parent))
+    try:
+        ov.save_model(model, beside / "model.xml", compress_to_fp16=False)
+        if not entry.exists():
+            os.replace(beside, entry)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def cache_folder() -> Path | None:
+    """Where converted graphs are kept: MRISR_CACHE, else XDG_CACHE_HOME/mrisr or ~/.cache/mrisr; None for "off"."""
+    stated = os.environ.get("MRISR_CACHE")
+    if stated is not None:
+        return None if stated.lower() in ("", "0", "off") else Path(stated)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mrisr"
+
+
+def _fingerprint(net: torch.nn.Module) -> str:
+    """Of everything the graph is made of: weights, sizes, the code that builds it and the library versions."""
+    import mrisr.nn
+
+    digest = hashlib.sha256(f"{ov.__version__} {torch.__version__} {net.config}".encode())
+    for source in sorted(Path(mrisr.nn.__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    for name, tensor in net.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:24]

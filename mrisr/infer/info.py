@@ -1,0 +1,163 @@
+"""What `upscale(..., return_info=True)` tells about a run: enough to repeat it, and to know which part was measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+
+RESEARCH_USE = "Research software, not a medical device."
+
+
+@dataclass(frozen=True)
+class GridInfo:
+    """A voxel grid: counts, voxel size in mm, and the affine (index -> mm, RAS+) as 4 rows."""
+
+    shape: tuple[int, ...]
+    voxel_size: tuple[float, ...]
+    affine: tuple[tuple[float, ...], ...]
+
+    @classmethod
+    def of(cls, grid) -> GridInfo:
+        return cls(tuple(int(n) for n in grid.shape), tuple(float(v) for v in grid.voxel_size),
+                   tuple(tuple(float(v) for v in row) for row in np.asarray(grid.affine)))
+
+
+@dataclass(frozen=True)
+class AxisResolution:
+    """One stored axis: what was acquired, and which frequencies of the output (cycles per mm) stem from it.
+
+    Below `measured_to` the scanner measured (attenuated, for a slice profile); from there to `synthesised_to`,
+    the Nyquist limit of the output grid, the model supplied what the picture shows. Where both are equal
+    nothing was synthesised along this axis.
+    """
+
+    profile: str
+    acquired_mm: float
+    stored_mm: float
+    target_mm: float
+    measured_to: float
+    synthesised_to: float
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    name: str
+    device: str
+    threads: int
+    precision: str
+    why: str
+
+
+@dataclass(frozen=True)
+class TileInfo:
+    """kind: "whole" (one piece) or "tiles". computed: pieces that ran; the other `count - computed` held air only.
+
+    active_fraction: network voxels computed / voxels of the output. `seam` says what bounds the tiling error.
+    """
+
+    kind: str
+    size: tuple[int, int, int]
+    count: int
+    computed: int
+    active_fraction: float
+    box: tuple[tuple[int, ...], tuple[int, ...]]
+    seam: str
+
+
+@dataclass(frozen=True)
+class ConsistencyInfo:
+    """chi2: mean squared difference between the input and the scan that the output would have given, over the
+    noise variance (1 = explained to within the noise). after equals before where nothing was applied."""
+
+    applied: bool
+    why: str
+    chi2_before: float | None = None
+    chi2_after: float | None = None
+    noise_sigma: float | None = None
+
+
+@dataclass
+class Info:
+    """Everything about one run. `std` (samples > 1): the voxel-wise standard deviation as a Volume on the
+    target grid, in input intensity units; it is left out of `to_json`."""
+
+    input: GridInfo
+    target: GridInfo
+    frames: int
+    model: str
+    card: str | None
+    engine: EngineInfo
+    mode: str
+    steps: int
+    samples: int
+    seed: int
+    resolution: tuple[AxisResolution, AxisResolution, AxisResolution]
+    resolution_from: str
+    tiles: TileInfo
+    consistency: tuple[ConsistencyInfo, ...]
+    intensity: tuple[tuple[float, float], ...]
+    memory_budget: int
+    memory_expected: int
+    seconds: dict[str, float]
+    warnings: list[str] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+    notice: str = RESEARCH_USE
+    std: Any = field(default=None, repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, numbers and texts (JSON-ready), without `std`."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "std"}
+        return {name: _plain(value) for name, value in fields.items()}
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """The run as strict JSON text (a number that is not finite becomes null)."""
+        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [_plain(v) for v in value]
+    if isinstance(value, (float, np.floating)):
+        return float(value) if np.isfinite(value) else None
+    if isinstance(value, np.integer):
+        return int(value)
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
+
+
+def resolution(psf, source_mm: Sequence[float], target_mm: Sequence[float]) -> tuple[AxisResolution, ...]:
+    """Per axis: the acquired width and the measured and synthesised bands.
+
+    A cut of k-space measures up to 0.5 / width. A slice profile has no sharp end; the samples limit it to
+    0.5 / spacing, and the profile to 0.5 / thickness: the lower of the two is stated.
+    """
+    axes = []
+    for axis, stored, target in zip(psf, source_mm, target_mm):
+        nyquist = 0.5 / target
+        measured = min(0.5 / axis.width, 0.5 / stored, nyquist)
+        axes.append(AxisResolution(axis.kind, float(axis.width), float(stored), float(target),
+                                   float(measured), float(nyquist)))
+    return tuple(axes)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what took part: Python, this package, and the libraries that are loaded."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in ("mrisr", "torch", "openvino", "numpy", "nibabel"):
+        if name in sys.modules:
+            try:
+                found[name] = metadata.version(name)
+            except metadata.PackageNotFoundError:  # run from a source tree
+                found[name] = str(getattr(sys.modules[name], "__version__", "unknown"))
+    return found

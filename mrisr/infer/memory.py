@@ -1,0 +1,182 @@
+"""How much memory a job takes, and which tile keeps it inside a stated budget.
+
+The model is a straight line (tests/infer/test_memory.py holds it to account in a fresh process):
+
+    peak = held by the process + engine libraries + copies of the volumes + bytes per network voxel * tile voxels
+
+On a GPU the budget is device memory, and the process does not count.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import torch
+
+from mrisr.errors import MemoryBudgetError, UsageError
+
+MB = 10**6
+UNITS = {
+    "": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+    "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
+}  # fmt: skip
+DEFAULT_BUDGET = 4 * 10**9
+SHARE_OF_FREE = 0.6
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What running a network costs beyond the volumes.
+
+    Attributes:
+        fixed: bytes of libraries, compiled kernels and conversion.
+        maps: full feature maps of the network's finest level alive at once, the engine's working copies included.
+    """
+
+    fixed: int
+    maps: float
+
+
+# Measured with the student by `benchmarks/end_to_end.py --memory`, rounded up.
+COSTS = {"openvino": Cost(120 * MB, 4.0), "torch": Cost(150 * MB, 9.0)}
+PIECE_BYTES = 32  # per voxel of a piece around the network: state, start, output, and the preconditioning of them
+TARGET_COPIES = 4.0  # float32 target volumes alive at once: start, residual, and the products that make them
+SOURCE_COPIES = 6.0
+
+
+def parse_budget(memory: str | int | float | None) -> int | None:
+    """Bytes from "2GB", "512 MB", "1.5GiB" or a number of bytes; None stays None. Raises UsageError."""
+    if memory is None:
+        return None
+    size = 0.0
+    if isinstance(memory, str):
+        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*)\s*", memory)
+        if match and match.group(2).upper() in UNITS:
+            size = float(match.group(1)) * UNITS[match.group(2).upper()]
+    elif isinstance(memory, (int, float)) and not isinstance(memory, bool) and np.isfinite(memory):
+        size = memory
+    if size < 1:
+        raise UsageError(f'memory: expected a size such as "2GB", "512MB" or a number of bytes, found {memory!r}')
+    return int(size)
+
+
+def resident() -> int:
+    """Bytes of memory this process holds now (its peak so far where the system does not say)."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        import resource  # not on Windows, hence not at the top
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+def available() -> int:
+    """Bytes that can be had without swapping: free memory, or what a container's limit leaves."""
+    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    meminfo = _read("/proc/meminfo")
+    match = re.search(r"MemAvailable:\s+(\d+) kB", meminfo)
+    if match:
+        found.append(int(match.group(1)) * 1024)
+    for folder, limit, used in (
+        ("/sys/fs/cgroup", "memory.max", "memory.current"),
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
+        numbers = [_read(f"{folder}/{name}").strip() for name in (limit, used)]
+        if all(n.isdigit() for n in numbers):  # "max" stands for no limit
+            found.append(max(0, int(numbers[0]) - int(numbers[1])))
+    return min(found)
+
+
+def _read(path: str) -> str:
+    """A file of the kernel's, or nothing where this system has no such file."""
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
+
+
+def default_budget(device: torch.device) -> int:
+    """4 GB, or less where 60 % of what is free is less (a CPU's includes what the process holds already)."""
+    if device.type == "cuda":
+        return int(min(DEFAULT_BUDGET, SHARE_OF_FREE * torch.cuda.mem_get_info(device)[0]))
+    return int(min(DEFAULT_BUDGET, resident() + SHARE_OF_FREE * available()))
+
+
+@dataclass(frozen=True)
+class Demand:
+    """A job's peak, in bytes.
+
+    Attributes:
+        held: by the process before the job.
+        fixed: libraries, compiled kernels, weights.
+        volumes: copies of source and target.
+        per_voxel: of a tile.
+    """
+
+    held: int
+    fixed: int
+    volumes: int
+    per_voxel: float
+
+    def peak(self, tile_voxels: int) -> int:
+        return int(self.held + self.fixed + self.volumes + self.per_voxel * tile_voxels)
+
+    def tile_voxels(self, budget: int) -> int:
+        """Voxels of the largest tile inside `budget`; below 1 where nothing fits."""
+        return int((budget - self.held - self.fixed - self.volumes) / self.per_voxel)
+
+
+def demand(
+    engine: str,
+    *,
+    held: int,
+    source_voxels: int,
+    target_voxels: int,
+    width: int,
+    weight_bytes: int,
+    frames: int = 1,
+    samples: int = 1,
+    steps: int = 1,
+) -> Demand:
+    """The demand of a job.
+
+    Args:
+        held: `resident()` before the volumes of the job exist; 0 for a GPU.
+        width: channels of the network's finest level (float32, at half resolution: 1/8 of the voxels).
+        frames: of a 4D scan; the result holds all of them.
+        samples, steps: above 1, further copies of the target are kept (mean, spread, state).
+    """
+    cost = COSTS[engine]
+    results = frames * (2 if samples > 1 else 1)
+    copies = TARGET_COPIES + results + (2 if steps > 1 else 0) + (3 if samples > 1 else 0)
+    return Demand(
+        held=held,
+        fixed=cost.fixed + 2 * weight_bytes,
+        volumes=int(4 * (copies * target_voxels + SOURCE_COPIES * source_voxels)),
+        per_voxel=cost.maps * width * 4 / 8 + PIECE_BYTES,
+    )
+
+
+def refuse(budget: int, need: Demand, tile_voxels: int, what: str) -> NoReturn:
+    """Raise MemoryBudgetError that names the smallest budget that would do."""
+    raise MemoryBudgetError(
+        f"memory: a budget of {show(budget)} is too small for this job; the smallest that works is "
+        f"{show(need.peak(tile_voxels), up=True)} (process {show(need.held)}, engine {show(need.fixed)}, volumes "
+        f"{show(need.volumes)}, {what} {show(int(need.per_voxel * tile_voxels))}); raise memory, ask for a coarser "
+        "voxel_size or crop the input"
+    )
+
+
+def show(size: int, up: bool = False) -> str:
+    """ "1.3GB" or "512MB": a text that `parse_budget` reads back (`up`: never below the size)."""
+    unit, name, step = (10**9, "GB", 0.1) if size >= 10**9 else (10**6, "MB", 1)
+    steps = size / unit / step
+    return f"{(np.ceil(steps) if up else round(steps)) * step:.{1 if step < 1 else 0}f}{name}"

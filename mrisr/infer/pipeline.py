@@ -1,0 +1,317 @@
+"""One scan on one target grid: scale, start, network, consistency, unscale, and the account of it all."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from mrisr import grid as grids
+from mrisr.diffusion.precond import Denoiser
+from mrisr.diffusion.sampler import dpmpp_2m
+from mrisr.diffusion.schedule import karras_sigmas
+from mrisr.errors import MrisrWarning
+from mrisr.grid import Grid
+from mrisr.infer import engines, memory, tiles
+from mrisr.infer.info import (
+    ConsistencyInfo,
+    EngineInfo,
+    GridInfo,
+    Info,
+    TileInfo,
+    resolution,
+    versions,
+)
+from mrisr.infer.progress import Report
+from mrisr.nn.condition import SAMPLE, Condition
+from mrisr.ops.noise import normal_noise
+from mrisr.ops.resample3d import apply_axes
+from mrisr.physics.consistency import correct
+from mrisr.physics.degrade import ForwardModel, start_matrices
+from mrisr.physics.intensity import estimate_noise, intensity_scale
+from mrisr.physics.psf import PSF, parse_psf
+from mrisr.volume import Volume
+
+# A difference in voxel size below this ratio is rounding in a header, not a change of resolution.
+SAME_SPACING = 1e-3
+LEAST_NOISE = 1e-4  # of the intensity scale: a noiseless phantom would never be explained to within its noise
+WINDOW_ALIGN = 64  # attention windows are 8^3 at 1/8 resolution, counted from the volume's origin
+
+
+@dataclass(frozen=True)
+class Options:
+    """The arguments of `mrisr.upscale` that say how; already checked by `mrisr.api`."""
+
+    device: str = "auto"
+    engine: str = "auto"
+    threads: int | None = None
+    mode: str = "mean"
+    steps: int = 1
+    samples: int = 1
+    seed: int = 0
+    psf: Any = "auto"
+    consistency: str = "auto"
+    memory: str | int | None = None
+    tile: int | tuple[int, int, int] | None = None
+
+
+@dataclass
+class Job:
+    """What all frames of a scan share."""
+
+    source: Grid
+    target: Grid
+    model: Any
+    options: Options
+    engine: engines.Engine
+    why: str
+    psf: PSF
+    psf_from: str
+    psf_certain: bool
+    budget: int
+    held: int
+    frames: int
+    report: Report
+    start: tuple = ()
+    forward: ForwardModel | None = None
+    expected: int = 0
+    plan: tiles.TilePlan | None = None
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def net(self) -> torch.nn.Module:
+        return self.model.denoiser.net
+
+
+def upscale_volume(volume: Volume, target: Grid, model: Any, options: Options, report: Report) -> tuple[Volume, Info]:
+    """Bring `volume` onto `target`: (result in the input's intensity units, the account).
+
+    Args:
+        volume: 3D, or 4D (each frame on its own).
+        target: from `mrisr.grid.plan(volume.grid, ...)`.
+        model: `mrisr.load_model(...)`: denoiser, config, card_path.
+
+    Raises:
+        MemoryBudgetError, BackendError, UsageError.
+    """
+    with report.stage("prepare"):
+        job = _prepare(volume, target, model, options, report)
+    shape = target.shape + volume.data.shape[3:]
+    out = np.empty(shape, np.float32)
+    std = np.empty(shape, np.float32) if options.samples > 1 else None
+    notes, scales = [], []
+    try:
+        for t, frame in enumerate(volume.frames()):
+            where = (..., t) if volume.data.ndim == 4 else ...
+            note, scale = _frame(job, frame, t, out[where], None if std is None else std[where])
+            notes.append(note)
+            scales.append(scale)
+    finally:
+        job.engine.release()
+    info = _info(job, notes, scales)
+    if std is not None:
+        info.std = volume.replace(std, target.affine)
+    return volume.replace(out, target.affine), info
+
+
+def _prepare(volume: Volume, target: Grid, model: Any, options: Options, report: Report) -> Job:
+    source = volume.grid
+    psf, psf_from, certain = parse_psf(options.psf, source.voxel_size)
+    budget = memory.parse_budget(options.memory)
+    engine, why = engines.choose(options.engine, options.device, model.denoiser.net, options.threads)
+    if budget is None:
+        budget = memory.default_budget(engine.device)
+    held = memory.resident() if engine.device.type == "cpu" else 0
+    frames = volume.data.shape[3] if volume.data.ndim == 4 else 1
+    job = Job(
+        source, target, model, options, engine, why, psf, psf_from, certain, budget, held, frames, report
+    )
+    job.start = start_matrices(source.shape, source.voxel_size, target.shape, target.voxel_size, psf)
+    job.forward = ForwardModel.between(target.shape, target.voxel_size, source.shape, source.voxel_size, psf)
+    _warn_about_range(job)
+    return job
+
+
+def _warn_about_range(job: Job) -> None:
+    ratio = grids.ratios(job.source, job.target)  # new / old spacing
+    finer = [a for a in range(3) if ratio[a] > 1 + SAME_SPACING]
+    if finer:
+        sizes = " x ".join(f"{v:.3g}" for v in job.source.voxel_size)
+        _warn(job, f"the input ({sizes} mm) is already finer than the target along axis "
+                   f"{', '.join(map(str, finer))}: detail is removed there; ask for a smaller voxel_size to keep it")
+    trained = job.model.config.get("trained_factor") if isinstance(job.model.config, dict) else None
+    if trained:
+        low, high = trained
+        factor = np.array([p.width for p in job.psf]) / np.array(job.target.voxel_size)
+        outside = [a for a in range(3) if factor[a] > high * (1 + SAME_SPACING)]
+        if outside:
+            found = ", ".join(f"{factor[a]:.2f}x along axis {a}" for a in outside)
+            _warn(job, f"the resolution step is {found}; the model was trained on {low:g}x to {high:g}x, and beyond "
+                       f"that its result is not to be relied on: choose a coarser voxel_size")
+
+
+def _warn(job: Job, text: str) -> None:
+    if text not in job.warnings:
+        job.warnings.append(text)
+        warnings.warn(text, MrisrWarning, stacklevel=2)
+
+
+def _frame(job: Job, data: np.ndarray, t: int, out: np.ndarray, std: np.ndarray | None):
+    """One 3D volume into `out` (and `std`): (ConsistencyInfo, (offset, scale))."""
+    report, device = job.report, job.engine.device
+    with report.stage("start"):
+        offset, scale = intensity_scale(data)
+        lr = (torch.from_numpy(np.ascontiguousarray(data)) - offset).div_(scale).to(device)
+        noise = estimate_noise(lr)
+        y = apply_axes(lr, job.start).contiguous()
+        plan = _plan(job, y)
+        mode = SAMPLE if job.options.mode == "sample" else 0
+        cond = Condition.of_acquisition(job.psf, job.target.voxel_size, noise, mode, device)
+    with report.stage("network"):
+        residual, spread = _residual(job, plan, y, cond, t)
+    with report.stage("consistency"):
+        result = y.add_(residual)
+        del residual, y
+        result, note = _consistent(job, result, lr, noise)
+    with report.stage("finish"):
+        out[...] = result.mul_(scale).add_(offset).cpu().numpy()
+        if std is not None:
+            std[...] = spread.mul_(scale).cpu().numpy()
+    return note, (offset, scale)
+
+
+def _plan(job: Job, y: torch.Tensor) -> tiles.TilePlan:
+    """Whole box or tiles, by the budget; the first frame decides, so that all frames are treated alike."""
+    foreground = tiles.foreground_bricks(y)
+    config = job.net.config
+    align = WINDOW_ALIGN if config.attention else tiles.BRICK
+    need = memory.demand(
+        job.engine.name,
+        held=job.held,
+        source_voxels=int(np.prod(job.source.shape)),
+        target_voxels=int(np.prod(job.target.shape)),
+        width=config.widths[0],
+        weight_bytes=4 * sum(p.numel() for p in job.net.parameters()),
+        frames=job.frames,
+        samples=job.options.samples,
+        steps=job.options.steps,
+    )
+    smallest = int(np.prod([min(tiles.smallest_tile(align), tiles.round_up(n)) for n in job.target.shape]))
+    most = need.tile_voxels(job.budget)
+    if most < smallest:
+        memory.refuse(job.budget, need, smallest, "smallest tile")
+    plan = tiles.plan(job.target.shape, foreground, tile=job.options.tile, max_voxels=most, align=align)
+    voxels = int(np.prod(plan.tile))
+    if voxels > most:
+        memory.refuse(job.budget, need, voxels, "tile")
+    job.expected = need.peak(voxels)
+    job.plan = plan
+    return plan
+
+
+def _denoiser(job: Job, plan: tiles.TilePlan, y: torch.Tensor, cond: Condition, tick) -> Callable:
+    """denoise(x or None, sigma) -> x0 on the whole target grid; x None stands for the mean mode's zero."""
+    base = job.model.denoiser
+    denoise = Denoiser(job.engine.prepare(plan.tile), base.sigma_data)
+
+    def run(x, sigma):
+        def piece(start):
+            y_piece = tiles.take(y, start, plan.tile)[None, None]
+            if x is None:
+                return denoise.mean(y_piece, cond)[0, 0]
+            return denoise(tiles.take(x, start, plan.tile)[None, None], sigma, y_piece, cond)[0, 0]
+
+        with torch.inference_mode():
+            return tiles.blend(plan, piece, torch.zeros_like(y), tick)
+
+    return run
+
+
+def _residual(job: Job, plan: tiles.TilePlan, y: torch.Tensor, cond: Condition, t: int):
+    """(mean residual over the samples, their standard deviation or None)."""
+    options, base = job.options, job.model.denoiser
+    if options.mode == "mean":
+        return _denoiser(job, plan, y, cond, job.report.tick)(None, None), None
+    done, total = 0, options.steps * options.samples
+
+    def tick(fraction):
+        job.report.tick((done + fraction) / total)
+
+    denoise = _denoiser(job, plan, y, cond, tick)
+
+    def step(x, sigma):
+        nonlocal done
+        x0 = denoise(x, sigma)
+        done += 1
+        return x0
+
+    sigmas = karras_sigmas(options.steps, base.sigma_min, base.sigma_max)
+    mean = spread = None
+    for k in range(options.samples):
+        x = normal_noise(y.shape, options.seed, sample=k, frame=t, device=y.device).mul_(float(sigmas[0]))
+        x = dpmpp_2m(step, x, sigmas)
+        if mean is None:
+            mean, spread = x, torch.zeros_like(x)
+            continue
+        delta = x - mean  # Welford: no difference of large squares
+        mean += delta / (k + 1)
+        spread += delta * (x - mean)
+    if options.samples == 1:
+        return mean, None
+    return mean, spread.div_(options.samples - 1).sqrt_()
+
+
+def _consistent(job: Job, result: torch.Tensor, lr: torch.Tensor, noise: float | None):
+    """The result, corrected where that is asked for or certain, and what was done and why."""
+    wanted, certain = job.options.consistency, job.psf_certain
+    if noise is None:
+        return result, ConsistencyInfo(False, "too little foreground to know the noise, hence when to stop")
+    sigma = max(noise, LEAST_NOISE)
+    if wanted == "on" or (wanted == "auto" and certain):
+        why = "asked for" if wanted == "on" else f"the point spread is certain: {job.psf_from}"
+        result, before, after = correct(result, lr, job.forward, sigma)
+        return result, ConsistencyInfo(True, why, float(before), float(after), sigma)
+    why = "switched off" if wanted == "off" else (
+        f"off, because the point spread is only {job.psf_from}; state psf= to correct the result"
+    )
+    chi2 = float((job.forward.forward(result) - lr).square().mean() / sigma**2)
+    return result, ConsistencyInfo(False, why, chi2, chi2, sigma)
+
+
+def _info(job: Job, notes: list[ConsistencyInfo], scales: list[tuple[float, float]]) -> Info:
+    plan, options, engine = job.plan, job.options, job.engine
+    return Info(
+        input=GridInfo.of(job.source),
+        target=GridInfo.of(job.target),
+        frames=job.frames,
+        model=str(getattr(job.model, "name", None) or job.model.config.get("preset", "unnamed")),
+        card=None if job.model.card_path is None else str(job.model.card_path),
+        engine=EngineInfo(engine.name, str(engine.device), engine.threads, engine.precision, job.why),
+        mode=options.mode,
+        steps=options.steps,
+        samples=options.samples,
+        seed=options.seed,
+        resolution=resolution(job.psf, job.source.voxel_size, job.target.voxel_size),
+        resolution_from=job.psf_from,
+        tiles=TileInfo(
+            plan.kind, plan.tile, plan.count, len(plan.active), plan.active_fraction, plan.box, _seam_note(plan)
+        ),
+        consistency=tuple(notes),
+        intensity=tuple(scales),
+        memory_budget=job.budget,
+        memory_expected=job.expected,
+        seconds=dict(job.report.seconds),
+        warnings=list(job.warnings),
+        versions=versions(),
+    )
+
+
+def _seam_note(plan: tiles.TilePlan) -> str:
+    if plan.kind == "whole":
+        return "one piece: no seams; outside of the box (air) the result is plain interpolation"
+    return (f"tiles share {tiles.OVERLAP} voxels, of which the outer {tiles.TRIM} are dropped and the rest blended; "
+            f"the difference from one piece is what lies further than that inside the network's field of view")

@@ -1,0 +1,284 @@
+"""Which part of a volume the network sees, and how overlapping pieces become one volume again.
+
+The plan is made on the target grid. Everything the network is shown starts at a multiple of 8 voxels counted from
+the volume's own origin (the network halves the grid three times; 64 where it attends in windows), so neither
+cropping nor tiling moves its internal sampling grid.
+
+Along every axis the tiles' weights add up to one at every voxel. A 3D weight is the product of three such axis
+weights, so the pieces add up to one in 3D without any running sum of weights: a constant comes back as that
+constant. A tile that is left out (air) contributes a zero residual with its weight intact, and the residual fades
+to zero over the last voxels of the processed box where that ends in air: plain interpolation, without a step.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from mrisr.errors import UsageError
+
+BRICK = 8  # the network's coarsest level is 1/8 of the target grid; the foreground is known per brick
+OVERLAP = 24  # voxels shared by neighbouring tiles, a multiple of 8
+TRIM = 4  # of those, thrown away at a tile's cut face, where convolutions have seen padding instead of data
+MARGIN = 16  # air kept around the foreground inside the processed box
+FADE = 8  # voxels over which the residual goes to zero at a box face that lies in air
+SMALLEST_TILE = 2 * OVERLAP
+AIR = 0.075  # mean intensity of a brick, normalised, below which it is air; its largest voxel: below 4 times that
+
+Triple = tuple[int, int, int]
+
+
+def round_up(n: int, multiple: int = BRICK) -> int:
+    """The smallest multiple that is not below `n`."""
+    return -(-int(n) // multiple) * multiple
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Tiles along one axis: starts[k] in target voxels, weights[k, i] of voxel starts[k] + i, float32 [tiles, size]."""
+
+    size: int
+    starts: tuple[int, ...]
+    weights: np.ndarray
+
+
+@dataclass(frozen=True)
+class TilePlan:
+    """What the network runs on; iterate with `for start, weights in plan`.
+
+    Attributes:
+        shape: of the target volume.
+        box: (start, stop) of the processed part in target voxels; stop may pass the volume's end (edge padding).
+        axes: the tile grid per axis.
+        active: index triples of the tiles that hold foreground.
+        kind: "whole" (one piece) or "tiles".
+    """
+
+    shape: Triple
+    box: tuple[Triple, Triple]
+    axes: tuple[Axis, Axis, Axis]
+    active: tuple[Triple, ...]
+    kind: str
+
+    @property
+    def tile(self) -> Triple:
+        """Size of every piece, voxels."""
+        return tuple(a.size for a in self.axes)
+
+    @property
+    def count(self) -> int:
+        """Number of pieces on the grid, the skipped ones included."""
+        return int(np.prod([len(a.starts) for a in self.axes]))
+
+    @property
+    def computed_voxels(self) -> int:
+        return len(self.active) * int(np.prod(self.tile))
+
+    @property
+    def active_fraction(self) -> float:
+        """Network voxels computed / voxels of the target (above 1 where overlaps outweigh the skipped air)."""
+        return self.computed_voxels / int(np.prod(self.shape))
+
+    def __iter__(self) -> Iterator[tuple[Triple, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+        for index in self.active:
+            start = tuple(a.starts[k] for a, k in zip(self.axes, index, strict=True))
+            yield start, tuple(a.weights[k] for a, k in zip(self.axes, index, strict=True))
+
+
+def cut_axis(length: int, size: int, overlap: int = OVERLAP, trim: int = TRIM, align: int = BRICK) -> Axis:
+    """Tiles of `size` voxels that cover [0, length), neighbours sharing at least `overlap` voxels.
+
+    Tile k starts at k * stride, where stride is the largest multiple of `align` that keeps the overlap; the last
+    one is moved back to the first aligned start that reaches the end. Weights are zero on the outer `trim` voxels
+    of a cut face, rise as sin^2 over the rest of the overlap, and are divided by their sum, known per axis.
+    """
+    if size >= length:
+        return Axis(length, (0,), np.ones((1, length), np.float32))
+    stride = (size - overlap) // align * align
+    if stride < align:
+        raise UsageError(
+            f"tile: {size} voxels are too few beside an overlap of {overlap} and starts at multiples of {align}; "
+            f"expected at least {align + overlap}"
+        )
+    last = round_up(length - size, align)
+    starts = [*range(0, last, stride), last]
+    position = np.arange(size) + 0.5
+    weights = np.zeros((len(starts), last + size))
+    for k, start in enumerate(starts):
+        rise = _rise(position - trim, overlap - 2 * trim) if k > 0 else np.ones(size)
+        fall = _rise(size - position - trim, overlap - 2 * trim) if k < len(starts) - 1 else np.ones(size)
+        weights[k, start : start + size] = rise * fall
+    weights /= weights.sum(axis=0)
+    own = np.stack([weights[k, s : s + size] for k, s in enumerate(starts)])
+    return Axis(size, tuple(starts), own.astype(np.float32))
+
+
+def _rise(distance: np.ndarray, width: int) -> np.ndarray:
+    return np.sin(0.5 * np.pi * np.clip(distance / width, 0.0, 1.0)) ** 2
+
+
+def plan(
+    shape: Triple,
+    foreground: np.ndarray | None = None,
+    *,
+    tile: int | Triple | None = None,
+    max_voxels: int | None = None,
+    align: int = BRICK,
+) -> TilePlan:
+    """Plan the network's work on a target volume of `shape`.
+
+    Args:
+        foreground: bool mask of bricks of 8^3 voxels (`foreground_bricks`); None: everything is foreground.
+        tile: a size in voxels, one or three (rounded up to a multiple of 8); None takes the whole box where that has
+            at most `max_voxels` voxels, else the cheapest tile that has.
+        align: piece starts are multiples of this, counted from the volume's origin.
+
+    Raises:
+        UsageError: tile below 48 voxels.
+    """
+    start, stop = foreground_box(shape, foreground, align)
+    extent = tuple(b - a for a, b in zip(start, stop, strict=True))
+    if tile is not None:
+        sizes = _given_tile(tile, extent, align)
+    elif max_voxels is None or np.prod(extent) <= max_voxels:
+        sizes = extent
+    else:
+        sizes = cheapest_tile(extent, max_voxels, align)
+    axes = tuple(
+        _place(cut_axis(n, size, align=align), low, high, full)
+        for n, size, low, high, full in zip(extent, sizes, start, stop, shape, strict=True)
+    )
+    everything = tuple(itertools.product(*(range(len(a.starts)) for a in axes)))
+    active = tuple(i for i in everything if _holds_foreground(i, axes, foreground))
+    return TilePlan(tuple(shape), (start, stop), axes, active, "whole" if len(everything) == 1 else "tiles")
+
+
+def _given_tile(tile: int | Triple, extent: Triple, align: int) -> Triple:
+    least = smallest_tile(align)
+    sizes = (tile,) * 3 if isinstance(tile, (int, np.integer)) and not isinstance(tile, bool) else tile
+    whole = isinstance(sizes, (tuple, list, np.ndarray)) and all(isinstance(s, (int, np.integer)) for s in sizes)
+    if not whole or len(sizes) != 3 or min(sizes) < least:
+        raise UsageError(f"tile: expected None or at least {least} voxels (one whole number or three), found {tile!r}")
+    return tuple(min(round_up(s), n) for s, n in zip(sizes, extent, strict=True))
+
+
+def smallest_tile(align: int = BRICK) -> int:
+    """Edge of the smallest tile there is, voxels."""
+    return max(SMALLEST_TILE, align + OVERLAP)
+
+
+def cheapest_tile(extent: Triple, max_voxels: int, align: int = BRICK) -> Triple:
+    """The tile of at most `max_voxels` voxels (multiples of 8) that covers `extent` with the fewest computed voxels.
+
+    Where even the smallest tile is larger the smallest one is returned: the memory model reports that case.
+    """
+    best, best_cost = tuple(min(smallest_tile(align), n) for n in extent), np.inf
+    for combination in itertools.product(*(_sizes(n, align) for n in extent)):
+        cost = np.prod([size * count for size, count in combination])
+        if cost < best_cost and np.prod([size for size, _ in combination]) <= max_voxels:
+            best, best_cost = tuple(size for size, _ in combination), cost
+    return best
+
+
+def _sizes(length: int, align: int) -> list[tuple[int, int]]:
+    """(tile size, number of tiles) for every useful cut of an axis."""
+    found = {length: 1}
+    for size in range(smallest_tile(align), length, BRICK):
+        found[size] = len(cut_axis(length, size, align=align).starts)
+    fewest: dict[int, int] = {}
+    for size, count in found.items():  # of several sizes with the same number of tiles the smallest is cheapest
+        fewest[count] = min(size, fewest.get(count, size))
+    return [(size, count) for count, size in fewest.items()]
+
+
+def _place(axis: Axis, start: int, stop: int, full: int) -> Axis:
+    """Move an axis to the box, and let the residual fade where the box ends inside the volume."""
+    weights = axis.weights.copy()
+    fade = _rise(np.arange(axis.size) + 0.5, FADE).astype(np.float32)
+    if start > 0:
+        weights[0] *= fade
+    if stop < full:
+        weights[-1] *= fade[::-1]
+    return Axis(axis.size, tuple(start + s for s in axis.starts), weights)
+
+
+def foreground_bricks(normalised: torch.Tensor) -> np.ndarray:
+    """Bricks of 8^3 voxels that hold tissue: bool, ceil(shape / 8). normalised: [X, Y, Z], air at 0, tissue near 1.
+
+    A brick counts by its mean or by its largest voxel (a thin bright rim); bricks with fewer than 3 such neighbours
+    of 26 are specks of noise. What is found is grown by one brick, so that dark tissue at a rim is kept.
+    """
+    pad = [p for n in reversed(normalised.shape) for p in (0, -n % BRICK)]
+    v = F.pad(normalised[None], pad, mode="replicate")[0]
+    cells = v.reshape(*(k for n in v.shape for k in (n // BRICK, BRICK)))
+    hit = (cells.mean(dim=(1, 3, 5)) > AIR) | (cells.amax(dim=(1, 3, 5)) > 4 * AIR)
+    neighbours = F.avg_pool3d(F.pad(hit[None, None].float(), (1,) * 6), 3, stride=1) * 27
+    kept = (hit[None, None] & (neighbours > 3.5)).float()
+    return F.max_pool3d(kept, 3, stride=1, padding=1)[0, 0].cpu().numpy() > 0
+
+
+def foreground_box(shape: Triple, foreground: np.ndarray | None, align: int = BRICK) -> tuple[Triple, Triple]:
+    """(start, stop) of the foreground and `MARGIN` voxels around it; the whole padded volume without a mask."""
+    if foreground is None or not foreground.any():
+        return (0, 0, 0), tuple(round_up(n) for n in shape)
+    start, stop = [], []
+    for axis, n in enumerate(shape):
+        line = np.flatnonzero(foreground.any(axis=tuple(a for a in range(3) if a != axis)))
+        start.append(max(0, int(line[0]) * BRICK - MARGIN) // align * align)
+        stop.append(min(round_up(n), (int(line[-1]) + 1) * BRICK + MARGIN))
+    return tuple(start), tuple(stop)
+
+
+def _holds_foreground(index: Triple, axes: tuple[Axis, ...], foreground: np.ndarray | None) -> bool:
+    if foreground is None or not foreground.any():
+        return True
+    window = []
+    for k, axis in zip(index, axes, strict=True):
+        used = np.flatnonzero(axis.weights[k]) + axis.starts[k]  # a trimmed rim does not reach the output
+        window.append(slice(max(0, used[0] - MARGIN) // BRICK, (used[-1] + MARGIN) // BRICK + 1))
+    return bool(foreground[tuple(window)].any())
+
+
+def take(volume: torch.Tensor, start: Triple, size: Triple) -> torch.Tensor:
+    """volume[..., start : start + size] of [..., X, Y, Z]; past its end the last voxel repeats, never the other side."""
+    inside = tuple(slice(s, s + n) for s, n in zip(start, size, strict=True))
+    piece = volume[(..., *inside)]
+    missing = [n - m for n, m in zip(size, piece.shape[-3:], strict=True)]
+    if not any(missing):
+        return piece
+    padding = [p for m in reversed(missing) for p in (0, m)]
+    flat = piece.reshape(1, -1, *piece.shape[-3:])
+    return F.pad(flat, padding, mode="replicate").reshape(*piece.shape[:-3], *size)
+
+
+def blend(
+    plan: TilePlan,
+    run: Callable[[Triple], torch.Tensor],
+    out: torch.Tensor,
+    tick: Callable[[float], None] | None = None,
+) -> torch.Tensor:
+    """Add every active piece, weighted, into `out` [X, Y, Z] (handed over as zeros), and return it.
+
+    Args:
+        run: start of a piece -> its values, [x, y, z] of size `plan.tile`.
+        tick: called with the fraction done after each piece.
+    """
+    for done, (start, weights) in enumerate(plan, 1):
+        piece = run(start)
+        inside = tuple(slice(s, min(s + n, full)) for s, n, full in zip(start, plan.tile, plan.shape, strict=True))
+        target = out[inside]
+        piece = piece[tuple(slice(0, n) for n in target.shape)]
+        for axis, w in enumerate(weights):
+            if (w != 1).any():
+                view = [1, 1, 1]
+                view[axis] = target.shape[axis]
+                piece = piece * torch.from_numpy(w[: target.shape[axis]]).to(piece).view(view)
+        target += piece
+        if tick is not None:
+            tick(done / len(plan.active))
+    return out

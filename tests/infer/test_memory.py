@@ -1,0 +1,96 @@
+"""Budgets: read, modelled, kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mrisr.errors import MemoryBudgetError, UsageError
+from mrisr.infer import memory
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("2GB", 2 * 10**9), ("512MB", 512 * 10**6), ("1.5 gb", 15 * 10**8), ("1GiB", 2**30), ("1000", 1000), (4096, 4096)],
+)
+def test_sizes_are_read(text, size):
+    assert memory.parse_budget(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "much", "2 GBs", "-1GB", 0, -5, True, float("nan"), float("inf"), "0MB", [1]])
+def test_wrong_sizes_are_refused(text):
+    with pytest.raises(UsageError, match="memory: expected"):
+        memory.parse_budget(text)
+
+
+@pytest.mark.parametrize("size", [1, 999_999_999, 10**9, 1_234_567_890, 7 * 10**9 + 1])
+def test_shown_sizes_read_back_and_round_up(size):
+    assert memory.parse_budget(memory.show(max(size, 10**6), up=True)) >= size
+
+
+def test_the_process_and_the_machine_are_measured():
+    assert 10**7 < memory.resident() < 10**12
+    assert 10**7 < memory.available() < 10**15
+    assert 0 < memory.default_budget(torch.device("cpu")) <= memory.DEFAULT_BUDGET
+
+
+def need(**changes):
+    given = {"held": 300 * 10**6, "source_voxels": 10**6, "target_voxels": 10**7, "width": 32, "weight_bytes": 10**7}
+    return memory.demand("openvino", **{**given, **changes})
+
+
+def test_more_of_anything_costs_more():
+    base = need().peak(10**6)
+    for changes in ({"held": 10**9}, {"target_voxels": 2 * 10**7}, {"frames": 5}, {"samples": 3}, {"steps": 2}, {"width": 64}):
+        assert need(**changes).peak(10**6) > base, changes
+    assert need().tile_voxels(need().peak(10**6) + 1000) == pytest.approx(10**6, abs=100)
+
+
+def test_a_refusal_names_a_budget_that_works():
+    least = need().peak(10**5)
+    with pytest.raises(MemoryBudgetError, match=r"budget of 100MB .* smallest that works is (\S+) ") as caught:
+        memory.refuse(10**8, need(), 10**5, "smallest tile")
+    named = memory.parse_budget(str(caught.value).split("works is ")[1].split()[0])
+    assert least <= named < 1.1 * least + 10**8
+
+
+JOB = """
+import json, resource, sys
+import numpy as np, torch
+sys.path.insert(0, {tests!r})
+import mrisr
+from mrisr.diffusion.precond import Denoiser
+from mrisr.nn.presets import build
+from types import SimpleNamespace
+
+net = build("student").eval()
+torch.nn.init.normal_(net.exit.weight, std=0.05)
+model = SimpleNamespace(denoiser=Denoiser(net, 0.05), config={{"preset": "student"}}, card_path=None, name="student")
+rng = np.random.default_rng(0)
+scan = rng.random((160, 160, 160), dtype=np.float32)
+out, info = mrisr.upscale(scan, input_voxel_size=1.0, voxel_size=0.7, model=model, memory={budget!r}, threads=2,
+                          engine={engine!r}, return_info=True)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print(json.dumps({{"peak": peak, "expected": info.memory_expected, "kind": info.tiles.kind, "shape": out.shape}}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux only")
+@pytest.mark.parametrize("budget", ["1.5GB", "2GB"])
+def test_a_stated_budget_is_kept(budget):
+    code = JOB.format(tests=str(ROOT / "tests"), budget=budget, engine="auto")
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert run.returncode == 0, run.stderr
+    result = json.loads(run.stdout.splitlines()[-1])
+    assert result["peak"] <= memory.parse_budget(budget), result
