@@ -55,7 +55,7 @@ class Volume:
         if self.from_outside:
             _check_contrast(data, self.name)
         object.__setattr__(self, "data", data)
-        object.__setattr__(self, "affine", check_affine(self.affine, self.name))
+        object.__setattr__(self, "affine", check_affine(self.affine, self.name).copy())
 
     def __repr__(self) -> str:
         shape, size = " x ".join(map(str, self.data.shape)), " x ".join(f"{s:.3g}" for s in self.voxel_size)

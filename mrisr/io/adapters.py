@@ -41,8 +41,8 @@ def to_volume(
     Volume            Volume
 
     `affine` (4, 4) or `input_voxel_size` (mm, one number or three) place an array or tensor in space; without
-    either, 1 mm is assumed with a MrisrWarning. Everything else knows its own place: UsageError where an argument
-    contradicts it, or where the two contradict each other. InputError where the scan cannot be used.
+    either, 1 mm is assumed with a MrisrWarning. Everything else knows its own place: UsageError where an
+    argument contradicts it, or where the two contradict each other. InputError where the scan cannot be used.
     """
     if isinstance(source, np.ndarray):
         name = f"array {source.shape}"
@@ -65,8 +65,8 @@ def to_volume(
         volume, restore = nifti.from_image(source), nifti.to_image
     else:
         raise UsageError(
-            f"volume: expected a path, nibabel image, numpy array, torch tensor, SimpleITK or torchio image or "
-            f"mrisr.Volume, found {type(source).__module__}.{type(source).__qualname__}"
+            "volume: expected a path, nibabel image, numpy array, torch tensor, SimpleITK or torchio image "
+            f"or mrisr.Volume, found {type(source).__module__}.{type(source).__qualname__}"
         )
     _check_agreement(volume, affine, input_voxel_size)
     return volume, restore

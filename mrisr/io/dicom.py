@@ -1,8 +1,8 @@
 """A DICOM series -> Volume. Reading only; results are written as NIfTI.
 
 Slices are put in order by their position along the normal, whatever their file names or instance numbers say.
-The geometry follows DICOM PS3.3 C.7.6.2: ImageOrientationPatient holds the directions of growing column and row
-index, PixelSpacing the distance between rows first.
+The geometry follows DICOM PS3.3 C.7.6.2: ImageOrientationPatient holds the directions of growing column and
+row index, PixelSpacing the distance between rows first.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def read(source: str | os.PathLike | Iterable[str | os.PathLike], *, series: str
 
 
 def is_dicom(path: str | os.PathLike) -> bool:
-    """Whether the file, or any file directly in the folder, carries the DICOM signature (no pydicom needed)."""
+    """Whether the file, or any file directly in the folder, carries the signature of DICOM."""
     path = Path(path)
     if path.is_dir():
         return any(is_dicom(p) for p in sorted(path.iterdir()) if p.is_file())

@@ -57,7 +57,9 @@ def nifti_header(volume: Volume) -> Nifti1Header:
         header.set_sform(volume.affine, code)
         _set_qform(header, volume.affine, code, volume.name)
     try:
-        header.set_data_shape(volume.data.shape)
+        pixdim = header["pixdim"].copy()
+        header.set_data_shape(volume.data.shape)  # would reset the spacing of axes not in use
+        header["pixdim"] = pixdim
     except HeaderDataError as error:
         raise OutputError(
             f"{volume.name}: shape {volume.data.shape} does not fit NIfTI-1 ({error})"

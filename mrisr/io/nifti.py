@@ -45,8 +45,8 @@ def read(path: str | os.PathLike) -> Volume:
 
     `.header` is the file's, `.name` the path as given, `.meta` what a BIDS sidecar (same name, .json) states
     of ACQUISITION_FACTS. Raises InputError naming the file, what was found and what to do, GeometryError
-    where the voxels have no usable place in space. Warns (MrisrWarning) where the header was repaired or disagrees
-    with itself.
+    where the voxels have no usable place in space. Warns (MrisrWarning) where the header was repaired or
+    disagrees with itself.
     """
     name, path = os.fspath(path), Path(path)
     _check_readable(path, name)
