@@ -1,18 +1,14 @@
 // Statistics of a union from the statistics of its parts (Chan, Golub, LeVeque 1979), in float64.
 #pragma once
 
-#if defined(__CUDACC__)
-#define MRISR_CHAN_FN __host__ __device__ __forceinline__
-#else
-#define MRISR_CHAN_FN inline
-#endif
+#include "tensor.h"
 
 namespace mrisr {
 
 struct Moments {
   double n = 0, mean = 0, m2 = 0;
 
-  MRISR_CHAN_FN void add(double n_b, double mean_b, double m2_b) {
+  MRISR_HD void add(double n_b, double mean_b, double m2_b) {
     if (n_b == 0) return;
     const double total = n + n_b, delta = mean_b - mean;
     mean += delta * (n_b / total);

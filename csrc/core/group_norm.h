@@ -19,8 +19,8 @@ struct NormShape {
   Index n, channels, voxels, groups;
   bool channels_last;  // memory is [n, voxels, channels]; else [n, channels, voxels]; dense either way
 
-  Index slabs() const { return (voxels + kSlab - 1) / kSlab; }
-  Index per_group() const { return channels / groups; }
+  MRISR_HD Index slabs() const { return (voxels + kSlab - 1) / kSlab; }
+  MRISR_HD Index per_group() const { return channels / groups; }
 };
 
 // Float64 [n, slabs, groups, 3]: count, mean, sum of squared deviations.

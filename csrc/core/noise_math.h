@@ -47,12 +47,12 @@ MRISR_NOISE_FN Words philox(std::uint32_t c0, std::uint32_t c1, std::uint32_t c2
 
 MRISR_NOISE_FN float as_float(std::uint32_t bits) {
   float value;
-  memcpy(&value, &bits, sizeof value);
+  std::memcpy(&value, &bits, sizeof value);
   return value;
 }
 MRISR_NOISE_FN std::uint32_t as_bits(float value) {
   std::uint32_t bits;
-  memcpy(&bits, &value, sizeof bits);
+  std::memcpy(&bits, &value, sizeof bits);
   return bits;
 }
 

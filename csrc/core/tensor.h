@@ -7,6 +7,13 @@
 
 #include "check.h"
 
+// In front of functions that both the host and CUDA kernels call.
+#if defined(__CUDACC__)
+#define MRISR_HD __host__ __device__
+#else
+#define MRISR_HD
+#endif
+
 namespace mrisr {
 
 using Index = std::int64_t;

@@ -1,0 +1,241 @@
+"""Tiles out of a volume and back in.
+
+Weights are separable and normalised beforehand: along every axis the weights of all tiles sum to one at every voxel (the tile
+plan sees to it), so no running sum of weights is kept and a constant volume comes back as that constant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from mrisr import native
+from mrisr.errors import UsageError
+from mrisr.ops._dispatch import Backend, Family, choose
+from mrisr.ops._spec import Spec, address, always, takes_all, threads
+
+
+def blend_add_(volume, tile, origin: Sequence[int], weights, *, backend: str | None = None):
+    """volume[origin + (i, j, k)] += tile[i, j, k] * w0[i] * w1[j] * w2[k], in place.
+
+    Args:
+        volume: [D, H, W], floating point.
+        tile: [d, h, w], dtype and device of `volume`; what passes the volume's end is dropped.
+        origin: of the tile in the volume, voxels, each in [0, size].
+        weights: three vectors (d, h, w entries), numpy or torch.
+
+    Returns `volume`. Raises UsageError where sizes do not fit, BackendError for a backend that cannot run.
+    """
+    origin = _triple(origin, "blend_add_", "origin")
+    weights = [torch.as_tensor(w).to(device=volume.device, dtype=volume.dtype).contiguous() for w in weights]
+    if volume.ndim != 3 or tile.ndim != 3 or [len(w) for w in weights] != list(tile.shape):
+        raise UsageError(
+            f"blend_add_: expected volume [D, H, W], tile [d, h, w] and weights of d, h and w entries; found "
+            f"{tuple(volume.shape)}, {tuple(tile.shape)} and {[tuple(w.shape) for w in weights]}"
+        )
+    if tile.dtype != volume.dtype or tile.device != volume.device:
+        raise UsageError(
+            f"blend_add_: tile and volume must share dtype and device; they are {tile.dtype} on {tile.device} and "
+            f"{volume.dtype} on {volume.device}"
+        )
+    if any(not 0 <= o <= n for o, n in zip(origin, volume.shape)):
+        raise UsageError(f"blend_add_: origin must lie in the volume {tuple(volume.shape)}; it is {tuple(origin)}")
+    _blend_add(volume, tile, origin, *weights, backend or "")
+    return volume
+
+
+def gather(volume: torch.Tensor, origin: Sequence[int], shape: Sequence[int], *, backend: str | None = None):
+    """The box [d, h, w] of `volume` [D, H, W] at `origin`; outside the volume its nearest voxel is repeated.
+
+    origin may be negative. Returns a new contiguous tensor. Raises UsageError for an empty volume or a negative size.
+    """
+    origin, shape = _triple(origin, "gather", "origin"), _triple(shape, "gather", "shape")
+    if volume.ndim != 3 or 0 in volume.shape:
+        raise UsageError(f"gather: expected a volume [D, H, W] with voxels in it; found {tuple(volume.shape)}")
+    if min(shape) < 0:
+        raise UsageError(f"gather: shape must not be negative; it is {tuple(shape)}")
+    return _gather(volume, origin, shape, backend or "")
+
+
+def _triple(values: Sequence[int], op: str, name: str) -> list[int]:
+    triple = [int(v) for v in values]
+    if len(triple) != 3:
+        raise UsageError(f"{op}: {name} must have three entries; it is {values!r}")
+    return triple
+
+
+@torch.library.custom_op("mrisr::blend_add", mutates_args=("volume",))
+def _blend_add(
+    volume: torch.Tensor,
+    tile: torch.Tensor,
+    origin: list[int],
+    w0: torch.Tensor,
+    w1: torch.Tensor,
+    w2: torch.Tensor,
+    backend: str,
+) -> None:
+    args = (volume, tile, origin, w0, w1, w2)
+    choose(ADD, backend, *args).run(*args)
+
+
+@_blend_add.register_fake
+def _(volume, tile, origin, w0, w1, w2, backend):
+    return None
+
+
+@torch.library.custom_op("mrisr::gather", mutates_args=())
+def _gather(volume: torch.Tensor, origin: list[int], shape: list[int], backend: str) -> torch.Tensor:
+    return choose(GATHER, backend, volume, origin, shape).run(volume, origin, shape)
+
+
+@_gather.register_fake
+def _(volume, origin, shape, backend):
+    return volume.new_empty(shape)
+
+
+def _save(ctx, inputs, output) -> None:
+    ctx.size, ctx.origin = inputs[0].shape, inputs[1]
+
+
+def _backward(ctx, grad):
+    # The adjoint of repeating the edge: everything read from a voxel is added to it.
+    back = grad
+    for d, (n, o) in enumerate(zip(ctx.size, ctx.origin)):
+        index = torch.arange(o, o + back.shape[d], device=grad.device).clamp(0, n - 1)
+        shape = [*back.shape[:d], n, *back.shape[d + 1 :]]
+        back = back.new_zeros(shape).index_add(d, index, back)
+    return back, None, None, None
+
+
+_gather.register_autograd(_backward, setup_context=_save)
+
+
+def reference_add(volume, tile, origin, w0, w1, w2) -> None:
+    d, h, w = (min(n, size - o) for n, size, o in zip(tile.shape, volume.shape, origin))
+    x, y, z = origin
+    weighted = tile[:d, :h, :w] * (w0[:d, None, None] * w1[:h, None]) * w2[:w]
+    # A row of weight zero adds nothing, whatever stands in it.
+    weighted = torch.where((w0[:d, None] * w1[:h] == 0)[..., None], 0.0, weighted)
+    volume[x : x + d, y : y + h, z : z + w] += weighted
+
+
+def reference_gather(volume, origin, shape) -> torch.Tensor:
+    for d, (o, n) in enumerate(zip(origin, shape)):
+        index = torch.arange(o, o + n, device=volume.device).clamp(0, volume.shape[d] - 1)
+        volume = volume.index_select(d, index)
+    return volume.contiguous()
+
+
+def _rows(t: torch.Tensor) -> torch.Tensor:
+    return t if t.stride(2) == 1 and min(t.stride()) >= 0 else t.contiguous()
+
+
+def _native_add(volume, tile, origin, w0, w1, w2) -> None:
+    tile = _rows(tile)
+    native.module().blend_add(
+        address(volume),
+        volume.shape,
+        volume.stride(),
+        address(tile),
+        tile.shape,
+        tile.stride(),
+        origin,
+        [address(w0), address(w1), address(w2)],
+        threads(),
+    )
+
+
+def _native_gather(volume, origin, shape) -> torch.Tensor:
+    volume, tile = _rows(volume), torch.empty(shape, dtype=torch.float32)
+    native.module().gather(
+        address(tile), tile.shape, tile.stride(), address(volume), volume.shape, volume.stride(), origin, threads()
+    )
+    return tile
+
+
+def _native_gather_accepts(volume, origin, shape) -> str | None:
+    if volume.device.type != "cpu":
+        return f"it runs on cpu; the volume is on {volume.device}"
+    return None if volume.dtype == torch.float32 else f"it takes float32; the volume is {volume.dtype}"
+
+
+def _native_add_accepts(volume, *rest) -> str | None:
+    if volume.stride(2) != 1 and volume.shape[2] > 1:
+        return f"it writes rows: the last stride of the volume must be 1; it is {volume.stride(2)}"
+    return _native_gather_accepts(volume, None, None)
+
+
+ADD = Family(
+    "blend",
+    (
+        Backend("native", _native_add, native.reason, _native_add_accepts),
+        Backend("reference", reference_add, always, takes_all),
+    ),
+)
+GATHER = Family(
+    "gather",
+    (
+        Backend("native", _native_gather, native.reason, _native_gather_accepts),
+        Backend("reference", reference_gather, always, takes_all),
+    ),
+)
+
+
+def _case(size, tile, origin, permute=False):
+    def build(generator: torch.Generator) -> dict:
+        def draw(*shape):
+            return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+        volume = draw(*size)
+        piece = draw(*tile[::-1]).permute(2, 1, 0) if permute else draw(*tile)
+        return dict(volume=volume, tile=piece, origin=list(origin), weights=[draw(n).abs() for n in tile])
+
+    return build
+
+
+def _add_copy(volume, tile, origin, weights, backend=None) -> torch.Tensor:
+    return blend_add_(volume.clone(), tile, origin, weights, backend=backend)
+
+
+def _reference_copy(volume, tile, origin, weights) -> torch.Tensor:
+    volume = volume.clone()
+    reference_add(volume, tile, origin, *weights)
+    return volume
+
+
+SPEC = Spec(
+    family=ADD,
+    call=_add_copy,
+    reference=_reference_copy,
+    cases={
+        "inside": _case((12, 13, 40), (5, 6, 21), (3, 4, 7)),
+        "past_the_end": _case((9, 10, 11), (6, 7, 8), (5, 6, 7)),
+        "whole": _case((4, 5, 6), (4, 5, 6), (0, 0, 0)),
+        "one_voxel": _case((1, 1, 1), (1, 1, 1), (0, 0, 0)),
+        "outside": _case((4, 4, 4), (2, 2, 2), (4, 0, 0)),
+        "non_contiguous": _case((9, 8, 20), (5, 6, 7), (1, 2, 3), permute=True),
+    },
+    tolerance={torch.float32: 1e-6, torch.float64: 1e-14},
+)
+
+
+def _gather_case(size, origin, shape):
+    return lambda generator: dict(
+        volume=torch.randn(*size, generator=generator, dtype=torch.float64), origin=list(origin), shape=list(shape)
+    )
+
+
+GATHER_SPEC = Spec(
+    family=GATHER,
+    call=gather,
+    reference=reference_gather,
+    cases={
+        "inside": _gather_case((9, 10, 33), (2, 3, 4), (4, 5, 20)),
+        "all_sides": _gather_case((5, 6, 7), (-3, -2, -1), (12, 11, 10)),
+        "beside": _gather_case((5, 6, 7), (9, -20, 12), (2, 3, 4)),
+        "empty": _gather_case((5, 6, 7), (0, 0, 0), (0, 3, 4)),
+    },
+    tolerance={torch.float32: 0.0, torch.float64: 0.0},
+    gradients=("volume",),
+)
