@@ -1,0 +1,224 @@
+"""Training pairs: a random crop, a random contrast, a random scanner -> (fine patch, start on the fine grid, condition).
+
+Everything is a function of (seed, index): the same index gives the same pair on any machine, so that a resumed run
+continues exactly and ranks need no shared state. Crops carry a margin on all sides, removed after the degradation, so
+that the ends of the Fourier sums lie outside of what is learnt from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mrisr import grid as grids
+from mrisr.data.sources import TrainingVolume
+from mrisr.nn.condition import Condition
+from mrisr.ops.resample3d import apply_axes, bspline_matrix, fourier_matrix
+from mrisr.physics.degrade import ForwardModel, bias_field, degrade, start_matrices
+from mrisr.physics.intensity import estimate_noise
+from mrisr.physics.psf import AxisPSF
+
+MARGIN = 16  # fine voxels around a patch, and half as many more where slices are thick: their splines reach far
+THICK_MARGIN = 24
+
+
+@dataclass(frozen=True)
+class Scanner:
+    """One random acquisition: `factor` and `psf` (widths in fine voxels) per axis, noise level, and a class for
+    weighting the loss."""
+
+    factor: tuple[float, float, float]
+    psf: tuple[AxisPSF, AxisPSF, AxisPSF]
+    noise: float
+    kind: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """target (HR - y) and y: float32 [N, 1, P, P, P], normalised; cond: a Condition; kinds: scanner class of each."""
+
+    target: torch.Tensor
+    y: torch.Tensor
+    cond: Condition
+    kinds: tuple[str, ...]
+
+
+def _uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    return float(low + (high - low) * rng.random())
+
+
+def _window(rng) -> str:
+    return "box" if rng.random() < 0.88 else ("hann" if rng.random() < 0.4 else "tukey")
+
+
+def random_scanner(rng: np.random.Generator, fine_axes=(True, True, True)) -> Scanner:
+    """Draw an acquisition: k-space cuts (isotropic and not) and thick slices, 1.2x to 4x and up to 8x across slices.
+
+    Axes that are not fine are left as they are.
+    """
+    draw, factor = rng.random(), [1.0, 1.0, 1.0]
+    window = _window(rng)
+    psf = [AxisPSF("kspace", 1.0)] * 3
+    if not all(fine_axes):
+        draw *= 0.58  # no slice profile on a scan that is 2D already
+    if draw < 0.42:
+        r = rng.choice([2.0, 2.0, 1.5, _uniform(rng, 1.2, 2.5), _uniform(rng, 1.2, 4.0)])
+        factor, kind = [float(r)] * 3, f"iso{min(3, int(r * 2) / 2)}"
+        psf = [AxisPSF("kspace", f, window) for f in factor]
+    elif draw < 0.58:
+        factor, kind = [_uniform(rng, 1.0, 3.0) for _ in range(3)], "aniso"
+        psf = [AxisPSF("kspace", f, window) for f in factor]
+    elif draw < 0.66:
+        r, shape = _uniform(rng, 1.3, 2.8), rng.choice(["gaussian", "supergaussian"])
+        factor, kind = [r] * 3, f"blur{int(r * 2) / 2}"
+        psf = [AxisPSF(str(shape), r * _uniform(rng, 0.8, 1.2)) for _ in range(3)]
+    else:
+        in_plane = 1.0 if rng.random() < 0.55 else _uniform(rng, 1.0, 2.0)
+        across = rng.choice([4.0, _uniform(rng, 2.0, 5.0), _uniform(rng, 2.0, 8.0)])
+        axis = int(rng.integers(3))
+        factor = [in_plane] * 3
+        factor[axis] = float(across)
+        psf = [AxisPSF("kspace", f, window if f > 1 else "box") for f in factor]
+        shape = "gaussian" if rng.random() < 0.75 else "supergaussian"
+        thickness = across * (1.0 if rng.random() < 0.6 else _uniform(rng, 0.75, 1.25))
+        psf[axis] = AxisPSF(shape, float(thickness))
+        kind = f"slice{int(across)}" + ("+" if in_plane > 1.3 else "")
+    for i, fine in enumerate(fine_axes):
+        if not fine:
+            factor[i], psf[i] = 1.0, AxisPSF("kspace", 1.0)
+    noise = 0.0 if rng.random() < 0.45 else _uniform(rng, 0.0, 0.035)
+    return Scanner(tuple(factor), tuple(psf), noise, kind + ("n" if noise > 0.01 else ""))
+
+
+def random_contrast(x: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """A random map of normalised intensities: the scan's own with a gamma, a monotone piecewise-linear one, or (1 in
+    8) any piecewise-linear one that keeps air dark."""
+    draw = rng.random()
+    gain = _uniform(rng, 0.75, 1.25)
+    if draw < 0.5:
+        # Odd in x, so that what noise or ringing put below zero stays there.
+        return torch.copysign(gain * x.abs().pow_(_uniform(rng, 0.8, 1.25)), x)
+    knots = np.linspace(0, 1.5, 7)
+    if draw < 0.875:
+        steps = 0.15 + rng.random(6) ** 2
+        values = np.concatenate([[0], np.cumsum(steps)])
+    else:
+        values = np.concatenate([[0], rng.random(6)])
+    values = gain * values / max(values[:5].max(), 1e-3)
+    # Written as hinge functions: exact at the knots, continues straight beyond them, keeps the sign of noise in air.
+    slopes = np.diff(values) / np.diff(knots)
+    out = float(slopes[0]) * x
+    for knot, before, after in zip(knots[1:-1], slopes[:-1], slopes[1:]):
+        out.add_((x - float(knot)).clamp_min_(0), alpha=float(after - before))
+    return out
+
+
+class PatchSampler:
+    """Random training pairs from volumes.
+
+    Args:
+        volumes: `TrainingVolume`s.
+        weights: relative frequency of each volume.
+        seed: of everything random.
+        drop: probability of forgetting each entry of the condition.
+    """
+
+    def __init__(self, volumes: list[TrainingVolume], weights=None, *, seed: int = 0, drop: float = 0.1):
+        self.volumes, self.seed, self.drop = volumes, seed, drop
+        weights = np.ones(len(volumes)) if weights is None else np.asarray(weights, np.float64)
+        self.weights = weights / weights.sum()
+
+    def batch(self, indices, patch: int) -> Batch:
+        """The pairs of the given indices, patches of `patch`^3 (a multiple of 8)."""
+        items = [self.pair(int(i), patch) for i in indices]
+        return Batch(
+            target=torch.stack([i[0] for i in items])[:, None],
+            y=torch.stack([i[1] for i in items])[:, None],
+            cond=Condition.stack([i[2] for i in items]),
+            kinds=tuple(i[3] for i in items),
+        )
+
+    def pair(self, index: int, patch: int):
+        """(target [P, P, P], y [P, P, P], Condition of one, scanner class)."""
+        rng = np.random.default_rng([self.seed, index])
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        volume = self.volumes[rng.choice(len(self.volumes), p=self.weights)]
+        order = [int(i) for i in rng.permutation(3)]
+        scanner = random_scanner(rng, tuple(volume.fine_axes[i] for i in order))
+        margin = MARGIN if max(scanner.factor) <= 3 else THICK_MARGIN
+        size = patch + 2 * margin
+        x = random_contrast(self._crop(volume, size, order, rng), rng)
+        hr = grids.Grid((size,) * 3, np.eye(4))
+        lr_shape, lr_voxel, shift = _coarse_axes(size, scanner.factor, rng)
+        model = ForwardModel(hr.shape, lr_shape, _shifted_forward(hr.shape, lr_shape, lr_voxel, scanner.psf, shift))
+        bias = bias_field((size,) * 3, generator, 0.15) if rng.random() < 0.3 else None
+        reference = x if bias is None else x * bias
+        median = float(reference[reference > 0.15].median()) if bool((reference > 0.15).any()) else 1.0
+        lr = degrade(x, model, bias=bias, noise_sigma=scanner.noise * median, generator=generator)
+        core = (slice(margin, margin + patch),) * 3
+        # Only the rows of the core: the margin is there for the acquisition, not for the network.
+        start = _shifted_start(lr_shape, lr_voxel, hr.shape, scanner.psf, shift)
+        y = apply_axes(lr, [np.eye(size)[core[0]] if m is None else m[core[0]] for m in start])
+        cond = Condition.of_acquisition(scanner.psf, (1.0, 1.0, 1.0), estimate_noise(lr))
+        return reference[core] - y, y, cond.drop(self.drop, generator), scanner.kind
+
+    def _crop(self, volume: TrainingVolume, size: int, order: list[int], rng) -> torch.Tensor:
+        """[size]^3 of a volume on its own or a coarser grid, its axes in `order`, flipped at random."""
+        # A coarser "fine" grid has less noise and other proportions: scans differ in both.
+        slack = max(1.0, min(1.6, 1.15 / min(volume.voxel_size)))
+        zoom = 1.0 if rng.random() < 0.4 else _uniform(rng, 1.0, max(slack, 1.25))
+        zooms = [zoom if fine else 1.0 for fine in volume.fine_axes]
+        if not all(volume.fine_axes):
+            # In-plane, 2D scans are interpolated by up to 1/0.7: go to where the detail is real.
+            zooms = [_uniform(rng, 1.45, 1.8) if fine else 1.0 for fine in volume.fine_axes]
+        spans = [int(np.ceil(size * z)) for z in zooms]
+        centre = volume.centres[int(rng.integers(len(volume.centres)))].numpy()
+        x = volume.data
+        for axis, (span, n) in enumerate(zip(spans, x.shape)):
+            jitter = int(rng.integers(-8, 9))
+            start = int(np.clip(centre[axis] + jitter - span // 2, 0, max(0, n - span)))
+            # A volume shorter than the crop is continued by its border.
+            index = torch.arange(start, start + span).clamp(max=n - 1)
+            x = x.index_select(axis, index) if len(index) > n else x.narrow(axis, start, span)
+        if max(zooms) > 1:
+            x = apply_axes(x, [_coarser(s, size, z) for s, z in zip(spans, zooms)])
+        return x.permute(order).flip([i for i in range(3) if rng.random() < 0.5]).contiguous()
+
+
+def _coarser(span: int, size: int, zoom: float):
+    if zoom == 1.0:
+        return None
+    positions = 0.5 * ((span - 1) - (size - 1) * zoom) + zoom * np.arange(size)
+    return fourier_matrix(span, positions, lambda f: (f < 0.5 / zoom).astype(np.float64))
+
+
+def _coarse_axes(size: int, factor, rng):
+    """Coarse samples per axis, their spacing, and a random sub-voxel shift so that every phase is seen."""
+    shape = tuple(max(4, int(np.floor(size / f))) for f in factor)
+    # Where the coarse grid is the fine one, a shift would be an interpolation nobody asked for.
+    shift = tuple(0.0 if f == 1.0 else _uniform(rng, -0.5, 0.5) * f for f in factor)
+    return shape, tuple(float(f) for f in factor), shift
+
+
+def _shifted_forward(hr_shape, lr_shape, lr_voxel, psf, shift):
+    matrices = []
+    for n, m, v, p, s in zip(hr_shape, lr_shape, lr_voxel, psf, shift):
+        identity = v == 1.0 and p.kind == "kspace" and p.window == "box" and p.width <= 1.0
+        positions = grids.axis_positions(n, m, v) + s
+        matrices.append(None if identity else fourier_matrix(n, positions, p.transfer))
+    return tuple(matrices)
+
+
+def _shifted_start(lr_shape, lr_voxel, hr_shape, psf, shift):
+    matrices = []
+    plain = start_matrices(lr_shape, lr_voxel, hr_shape, (1.0, 1.0, 1.0), psf)
+    for matrix, m, v, n, p, s in zip(plain, lr_shape, lr_voxel, hr_shape, psf, shift):
+        if matrix is None:
+            matrices.append(None)
+            continue
+        positions = grids.axis_positions(m, n, 1.0 / v) - s / v
+        build = fourier_matrix if p.kind in ("kspace", "unknown") else bspline_matrix
+        matrices.append(build(m, positions))
+    return tuple(matrices)

@@ -1,0 +1,51 @@
+"""EDM preconditioning of the residual x = HR - y (Karras et al. 2022, arXiv 2206.00364, table 1)."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+SIGMA_MAX_RATIO = 40.0  # sigma_max / sigma_data
+SIGMA_MIN_RATIO = 0.02  # sigma_min / sigma_data
+
+
+class Denoiser(nn.Module):
+    """denoise(x, sigma, y, cond) -> x0, around a raw network F.
+
+    D(x; sigma) = c_skip x + c_out F(c_in x, y, vector), with
+    c_skip = sd^2 / (s^2 + sd^2), c_out = s sd / sqrt(s^2 + sd^2), c_in = 1 / sqrt(s^2 + sd^2).
+
+    Attributes:
+        net: `mrisr.nn.unet.UNet` or anything with its interface.
+        sigma_data: standard deviation of the residual, normalised intensities.
+    """
+
+    def __init__(self, net: nn.Module, sigma_data: float):
+        super().__init__()
+        self.net = net
+        self.sigma_data = float(sigma_data)
+
+    @property
+    def sigma_max(self) -> float:
+        return SIGMA_MAX_RATIO * self.sigma_data
+
+    @property
+    def sigma_min(self) -> float:
+        return SIGMA_MIN_RATIO * self.sigma_data
+
+    def forward(self, x, sigma, y, cond, active=None):
+        """x, y: [N, 1, D, H, W]; sigma: float or [N]; cond: a `mrisr.nn.condition.Condition`. Returns x0 like x."""
+        sigma = torch.as_tensor(sigma, dtype=torch.float32, device=y.device).expand(y.shape[0])
+        c_skip, c_out, c_in = (c[:, None, None, None, None] for c in self.coefficients(sigma))
+        vector = cond.vector(sigma, self.sigma_data)
+        f = self.net(c_in * x, y, vector, cond.guidance_for(y.shape[2:]), active)
+        return c_skip * x + c_out * f.to(x.dtype)
+
+    def coefficients(self, sigma: torch.Tensor):
+        """(c_skip, c_out, c_in) for sigma of any shape."""
+        total = sigma**2 + self.sigma_data**2
+        return self.sigma_data**2 / total, sigma * self.sigma_data / total.sqrt(), total.rsqrt()
+
+    def mean(self, y, cond, active=None):
+        """The posterior mean of the residual: one step from x = 0 at sigma_max, no noise anywhere."""
+        return self(torch.zeros_like(y), self.sigma_max, y, cond.with_mode(0), active)

@@ -1,0 +1,142 @@
+"""Building blocks of the U-Net: FiLM residual blocks, window attention, space-to-depth."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def space_to_depth(x: torch.Tensor) -> torch.Tensor:
+    """[N, C, D, H, W] -> [N, 8 C, D/2, H/2, W/2], channel = c * 8 + (4 d + 2 h + w). Channels-last result."""
+    n, c, d, h, w = x.shape
+    x = x.view(n, c, d // 2, 2, h // 2, 2, w // 2, 2)
+    # Written in the order channels-last wants, so that this is the only copy.
+    x = x.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(n, d // 2, h // 2, w // 2, 8 * c)
+    return x.permute(0, 4, 1, 2, 3)
+
+
+def depth_to_space(x: torch.Tensor) -> torch.Tensor:
+    """Inverse of `space_to_depth`: [N, 8 C, D, H, W] -> [N, C, 2D, 2H, 2W]."""
+    n, c8, d, h, w = x.shape
+    x = x.view(n, c8 // 8, 2, 2, 2, d, h, w).permute(0, 1, 5, 2, 6, 3, 7, 4)
+    return x.reshape(n, c8 // 8, 2 * d, 2 * h, 2 * w)
+
+
+def _per_channel(v: torch.Tensor) -> torch.Tensor:
+    return v[:, :, None, None, None]
+
+
+class FilmBlock(nn.Module):
+    """x + conv(silu((1 + scale) * conv(x) + shift)), without any spatial statistics.
+
+    The student's block: its output at a voxel depends on a neighbourhood only, so that air, tiles and volume size
+    cannot change it. The second convolution starts small instead of being normalised.
+    """
+
+    def __init__(self, channels: int, embed: int, groups: int | None = None):
+        super().__init__()
+        self.conv1 = nn.Conv3d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv3d(channels, channels, 3, padding=1)
+        self.film = nn.Linear(embed, 2 * channels)
+        nn.init.zeros_(self.film.weight)
+        nn.init.zeros_(self.film.bias)
+        with torch.no_grad():
+            self.conv2.weight.mul_(0.1)
+
+    def forward(self, x: torch.Tensor, embedding: torch.Tensor, active: torch.Tensor | None) -> torch.Tensor:
+        scale, shift = self.film(embedding).chunk(2, dim=1)
+        h = F.silu(self.conv1(x) * _per_channel(1 + scale) + _per_channel(shift))
+        return x + self.conv2(h)
+
+
+class NormBlock(nn.Module):
+    """norm, SiLU, conv, norm + FiLM, SiLU, conv, added to x: the teacher's block.
+
+    Group-norm statistics run over active voxels only, and inactive ones are zero at the entrance of every
+    convolution, as the padding is: how much air surrounds a head cannot change it.
+    """
+
+    def __init__(self, channels: int, embed: int, groups: int):
+        super().__init__()
+        self.groups = groups
+        self.norm1 = nn.Parameter(torch.stack([torch.ones(channels), torch.zeros(channels)]))
+        self.norm2 = nn.Parameter(torch.stack([torch.ones(channels), torch.zeros(channels)]))
+        self.conv1 = nn.Conv3d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv3d(channels, channels, 3, padding=1)
+        self.film = nn.Linear(embed, 2 * channels)
+        nn.init.zeros_(self.film.weight)
+        nn.init.zeros_(self.film.bias)
+        nn.init.zeros_(self.conv2.weight)
+        nn.init.zeros_(self.conv2.bias)
+
+    def forward(self, x: torch.Tensor, embedding: torch.Tensor, active: torch.Tensor | None) -> torch.Tensor:
+        from mrisr.ops.group_norm import group_norm
+
+        scale, shift = self.film(embedding).chunk(2, dim=1)
+        h = group_norm(x, self.groups, self.norm1[0], self.norm1[1], mask=active, act="silu")
+        h = self.conv1(mask_out(h, active))
+        h = group_norm(
+            h, self.groups, self.norm2[0], self.norm2[1], scale=scale, shift=shift, mask=active, act="silu"
+        )
+        return x + mask_out(self.conv2(mask_out(h, active)), active)
+
+
+def mask_out(x: torch.Tensor, active: torch.Tensor | None) -> torch.Tensor:
+    """Zero the inactive voxels (all are active where `active` is None)."""
+    return x if active is None else x * active.to(x.dtype)
+
+
+class WindowAttention(nn.Module):
+    """Multi-head self-attention in 8^3 windows counted from the volume's origin, optionally shifted by half a window.
+
+    Tokens outside the volume (the last windows may stick out) and inactive ones are no keys.
+    """
+
+    window = 8
+
+    def __init__(self, channels: int, head_dim: int = 64, shifted: bool = False):
+        super().__init__()
+        self.heads = channels // head_dim
+        self.shift = self.window // 2 if shifted else 0
+        self.scale = nn.Parameter(torch.ones(channels))
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out = nn.Linear(channels, channels)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: torch.Tensor, active: torch.Tensor | None) -> torch.Tensor:
+        n, c, d, h, w = x.shape
+        tokens = x.permute(0, 2, 3, 4, 1)
+        normed = tokens * torch.rsqrt(tokens.square().mean(-1, keepdim=True) + 1e-6) * self.scale
+        key = torch.ones(n, d, h, w, 1, device=x.device, dtype=torch.bool)
+        if active is not None:
+            key = active.permute(0, 2, 3, 4, 1) > 0
+        # A shifted grid starts half a window before the origin: pad there, and up to whole windows behind.
+        pad = []
+        for size in (w, h, d):
+            pad += [self.shift, -(size + self.shift) % self.window]
+        q, k, v = self._windows(F.pad(self.qkv(normed), (0, 0, *pad))).chunk(3, dim=-1)
+        allowed = self._windows(F.pad(key, (0, 0, *pad)))[..., 0][:, None, None, :]
+        # A window with no key at all attends nowhere; softmax over an empty set would be NaN.
+        allowed = allowed | ~allowed.any(-1, keepdim=True)
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed).transpose(1, 2).flatten(2)
+        padded = tuple(s + a + b for s, a, b in zip((d, h, w), pad[4::-2], pad[5::-2]))
+        y = self._unwindow(y, n, padded)
+        s = self.shift
+        y = self.out(y[:, s : s + d, s : s + h, s : s + w])
+        return x + mask_out(y.permute(0, 4, 1, 2, 3), active)
+
+    def _windows(self, x: torch.Tensor) -> torch.Tensor:
+        """[N, D, H, W, C] -> [windows, 512, C]."""
+        n, d, h, w, c = x.shape
+        k = self.window
+        x = x.view(n, d // k, k, h // k, k, w // k, k, c)
+        return x.permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(-1, k**3, c)
+
+    def _unwindow(self, x: torch.Tensor, n: int, size) -> torch.Tensor:
+        k = self.window
+        grid = tuple(s // k for s in size)
+        x = x.view(n, *grid, k, k, k, -1).permute(0, 1, 4, 2, 5, 3, 6, 7)
+        return x.reshape(n, *size, -1)

@@ -1,0 +1,132 @@
+"""What the network is told about the acquisition, the noise level and the mode it works in.
+
+Every entry has a "known" flag: absent is stated by the flag, never by a silent zero, and training drops entries at
+random so that the network works without them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+
+from mrisr.errors import UsageError
+from mrisr.physics.psf import KINDS
+
+MEAN, SAMPLE = 0, 1
+VECTOR_DIM = 24
+GUIDANCE_CHANNELS = 8  # log bias (1), displacement in target voxels (3), log|det J| (1), and the 3 presence flags
+GUIDANCE_STRIDE = 8  # guidance fields are smooth: they enter at 1/8 of the target grid
+NOISE_UNIT = 0.05  # noise levels enter divided by this, so that 5 % of the intensity scale is 1
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Conditioning of a batch of N volumes.
+
+    Attributes:
+        width: float [N, 3], log2(acquired width / target voxel) per axis, >= 0.
+        profile: long [N, 3], index into `mrisr.physics.psf.KINDS` (0 = unknown).
+        noise: float [N], noise standard deviation / intensity scale, by `mrisr.physics.noise.estimate_noise`.
+        mode: long [N], MEAN or SAMPLE.
+        width_known: float [N, 3], 1 or 0.
+        noise_known: float [N], 1 or 0.
+        guidance: float [N, 8, D/8, H/8, W/8] or None (absent: flags 0).
+    """
+
+    width: torch.Tensor
+    profile: torch.Tensor
+    noise: torch.Tensor
+    mode: torch.Tensor
+    width_known: torch.Tensor
+    noise_known: torch.Tensor
+    guidance: torch.Tensor | None = None
+
+    @classmethod
+    def of_acquisition(cls, psf, voxel_size, noise: float | None, mode: int = MEAN, device="cpu") -> Condition:
+        """One volume: the point spread of each axis, the target voxel (3, mm) and the noise level (None: unknown)."""
+        width = [max(0.0, math.log2(p.width / float(v))) for p, v in zip(psf, voxel_size)]
+        return cls(
+            width=torch.tensor([width], dtype=torch.float32, device=device),
+            profile=torch.tensor([[KINDS.index(p.kind) for p in psf]], device=device),
+            noise=torch.tensor([0.0 if noise is None else float(noise)], dtype=torch.float32, device=device),
+            mode=torch.tensor([mode], device=device),
+            width_known=torch.ones(1, 3, device=device),
+            noise_known=torch.tensor([0.0 if noise is None else 1.0], device=device),
+        )
+
+    @classmethod
+    def stack(cls, items: list[Condition]) -> Condition:
+        """A batch from single conditions; guidance must be given for all or for none."""
+        if len({item.guidance is None for item in items}) != 1:
+            raise UsageError("Condition.stack: guidance must be present in all items or in none")
+        fields = {name: torch.cat([getattr(i, name) for i in items]) for name in cls._tensors()}
+        guidance = None if items[0].guidance is None else torch.cat([i.guidance for i in items])
+        return cls(**fields, guidance=guidance)
+
+    @staticmethod
+    def _tensors() -> tuple[str, ...]:
+        return ("width", "profile", "noise", "mode", "width_known", "noise_known")
+
+    def to(self, device) -> Condition:
+        """The same on `device`."""
+        fields = {name: getattr(self, name).to(device) for name in self._tensors()}
+        return replace(self, **fields, guidance=None if self.guidance is None else self.guidance.to(device))
+
+    def with_mode(self, mode: int) -> Condition:
+        """The same with every volume in `mode`."""
+        return replace(self, mode=torch.full_like(self.mode, mode))
+
+    def drop(self, probability: float, generator: torch.Generator) -> Condition:
+        """Forget entries at random, each with `probability`: widths, profiles, noise level and guidance apart."""
+        n = len(self.noise)
+
+        def keep(*shape):
+            return (torch.rand(shape, generator=generator) >= probability).to(self.noise.device)
+
+        width, profile, noise = keep(n, 1), keep(n, 1), keep(n)
+        guidance = self.guidance
+        if guidance is not None:
+            guidance = guidance * _guidance_keep(keep(n, 3)).to(guidance.dtype)
+        return replace(
+            self,
+            width=self.width * width,
+            width_known=self.width_known * width,
+            profile=self.profile * profile,
+            noise=self.noise * noise,
+            noise_known=self.noise_known * noise,
+            guidance=guidance,
+        )
+
+    def vector(self, sigma: torch.Tensor, sigma_data: float) -> torch.Tensor:
+        """The conditioning vector, float32 [N, 24]; sigma: [N], the noise level of x."""
+        onehot = torch.nn.functional.one_hot(self.profile, len(KINDS)).flatten(1).float()
+        parts = [
+            (torch.log(sigma.float() / sigma_data) / 4)[:, None],
+            self.mode.float()[:, None],
+            self.width,
+            self.width_known,
+            onehot,
+            (self.noise / NOISE_UNIT)[:, None],
+            self.noise_known[:, None],
+        ]
+        known = torch.cat(parts, dim=1)
+        return torch.nn.functional.pad(known, (0, VECTOR_DIM - known.shape[1]))
+
+    def guidance_for(self, shape) -> torch.Tensor:
+        """Guidance [N, 8, D/8, H/8, W/8] for a target grid of `shape`: zeros with flags 0 where absent."""
+        size = tuple(s // GUIDANCE_STRIDE for s in shape)
+        if self.guidance is None:
+            return torch.zeros(len(self.noise), GUIDANCE_CHANNELS, *size, device=self.noise.device)
+        if tuple(self.guidance.shape[1:]) != (GUIDANCE_CHANNELS, *size):
+            raise UsageError(
+                f"guidance: expected [N, {GUIDANCE_CHANNELS}, {size}], found {tuple(self.guidance.shape)}"
+            )
+        return self.guidance
+
+
+def _guidance_keep(keep: torch.Tensor) -> torch.Tensor:
+    """Spread three per-guidance decisions [N, 3] over the 8 channels, flags included: [N, 8, 1, 1, 1]."""
+    channel_to_guidance = [0, 1, 1, 1, 2, 0, 1, 2]
+    return keep[:, channel_to_guidance, None, None, None]

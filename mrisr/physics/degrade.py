@@ -1,0 +1,128 @@
+"""The scanner, forward: what a coarse scan of a fine volume would have been.
+
+Order (PHYSICS): contrast -> bias field -> blur or k-space cut -> decimation -> noise last. The blur and the decimation
+are one matrix per axis: the transfer function of the point spread, evaluated in the Fourier domain at the
+centre-aligned positions of the coarse grid, so that any real factor works and the adjoint is the transpose.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mrisr import grid as grids
+from mrisr.errors import UsageError
+from mrisr.ops.resample3d import apply_axes, fourier_matrix, interpolation_matrix, transposed
+from mrisr.physics.psf import PSF
+
+SLICE_KINDS = ("gaussian", "supergaussian")
+
+
+def axis_matrix(n_hr: int, n_lr: int, hr_voxel: float, lr_voxel: float, psf) -> np.ndarray | None:
+    """Acquisition of one axis, [n_lr, n_hr]; None where it is the identity."""
+    positions = grids.axis_positions(n_hr, n_lr, lr_voxel / hr_voxel)
+    if n_hr == n_lr and psf.kind not in SLICE_KINDS and psf.window == "box" and psf.width <= hr_voxel * (1 + 1e-6):
+        if np.allclose(positions, np.arange(n_hr), atol=1e-9):
+            return None
+    # Nothing finer than the fine grid itself can be acquired from it.
+    return fourier_matrix(n_hr, positions, lambda f: psf.transfer(f / hr_voxel))
+
+
+@dataclass(frozen=True)
+class ForwardModel:
+    """Linear acquisition H: fine grid -> coarse grid, separable along the stored axes.
+
+    Attributes:
+        hr_shape, lr_shape: voxels of the two grids.
+        matrices: three of float64 [n_lr, n_hr], or None where an axis is untouched.
+    """
+
+    hr_shape: tuple[int, int, int]
+    lr_shape: tuple[int, int, int]
+    matrices: tuple
+
+    @classmethod
+    def between(cls, hr_shape, hr_voxel, lr_shape, lr_voxel, psf: PSF) -> ForwardModel:
+        """From two centre-aligned grids (voxel sizes in mm) and the point spread of each axis."""
+        matrices = tuple(
+            axis_matrix(int(n), int(m), float(h), float(v), p)
+            for n, m, h, v, p in zip(hr_shape, lr_shape, hr_voxel, lr_voxel, psf)
+        )
+        return cls(tuple(map(int, hr_shape)), tuple(map(int, lr_shape)), matrices)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """H x: [..., X, Y, Z] on the fine grid -> [..., x, y, z] on the coarse one."""
+        self._check(x, self.hr_shape, "forward")
+        return apply_axes(x, self.matrices)
+
+    def adjoint(self, y: torch.Tensor) -> torch.Tensor:
+        """H^T y: <Hx, y> = <x, H^T y>."""
+        self._check(y, self.lr_shape, "adjoint")
+        return apply_axes(y, transposed(self.matrices))
+
+    def _check(self, x, shape, name):
+        if tuple(x.shape[-3:]) != shape:
+            raise UsageError(f"ForwardModel.{name}: expected [..., {shape}], found x.shape={tuple(x.shape)}")
+
+
+def coarse_grid(hr: grids.Grid, factor) -> grids.Grid:
+    """The coarse grid of a scan whose voxels are `factor` (number or three, > 0) times as long, same centre."""
+    factor = np.broadcast_to(np.asarray(factor, np.float64), 3)
+    return grids.plan(hr, voxel_size=tuple(float(v) for v in np.asarray(hr.voxel_size) * factor))
+
+
+def start_matrices(lr_shape, lr_voxel, hr_shape, hr_voxel, psf: PSF) -> tuple:
+    """Per-axis interpolation that makes the network's start `y` from a coarse scan.
+
+    Fourier where the axis is a cut of k-space (all that was measured comes back exactly), quintic B-spline across
+    slices (whose samples alias, so that a trigonometric polynomial would ring). None where nothing changes.
+    """
+    matrices = []
+    for n_in, v_in, n_out, v_out, p in zip(lr_shape, lr_voxel, hr_shape, hr_voxel, psf):
+        ratio = float(v_out) / float(v_in)
+        if n_in == n_out and abs(ratio - 1.0) < 1e-9:
+            matrices.append(None)
+            continue
+        fourier = p.kind not in SLICE_KINDS or ratio > 1.0
+        matrices.append(interpolation_matrix(n_in, n_out, ratio, "fourier" if fourier else "bspline"))
+    return tuple(matrices)
+
+
+def bias_field(shape, generator: torch.Generator, log_std: float = 0.3, lattice: float = 0.025) -> torch.Tensor:
+    """Smooth multiplicative field, float32 [X, Y, Z], log-domain Gaussian lattice (SynthSR: std 0.3, lattice 0.025).
+
+    Each axis has max(2, round(lattice * n)) control points, joined by cubic B-splines; geometric mean about 1.
+    """
+    coarse = tuple(max(2, int(round(lattice * n))) for n in shape)
+    nodes = torch.randn(coarse, generator=generator, dtype=torch.float32) * log_std
+    matrices = [interpolation_matrix(c, n, c / n, "bspline", 3) for c, n in zip(coarse, shape)]
+    return apply_axes(nodes, matrices).exp()
+
+
+def rician(x: torch.Tensor, sigma, generator: torch.Generator) -> torch.Tensor:
+    """Magnitude of x plus complex Gaussian noise of standard deviation `sigma` per channel (Gudbjartsson 1995)."""
+    real = x + sigma * torch.randn(x.shape, generator=generator, dtype=x.dtype)
+    return torch.hypot(real, sigma * torch.randn(x.shape, generator=generator, dtype=x.dtype))
+
+
+def degrade(x: torch.Tensor, model: ForwardModel, *, bias=None, noise_sigma: float = 0.0, generator=None):
+    """A scan of `x` (magnitude, [..., X, Y, Z] on the fine grid) by the scanner `model`.
+
+    Args:
+        bias: multiplicative field on the fine grid, or None.
+        noise_sigma: standard deviation of the noise of each complex channel, in the units of `x`; 0: no noise.
+        generator: torch.Generator, needed where there is noise.
+
+    Returns:
+        [..., x, y, z] on the coarse grid.
+    """
+    if noise_sigma < 0 or not np.isfinite(noise_sigma):
+        raise UsageError(f"degrade: noise_sigma must be finite and >= 0, found {noise_sigma}")
+    y = model.forward(x if bias is None else x * bias)
+    if noise_sigma > 0:
+        if generator is None:
+            raise UsageError("degrade: noise needs a torch.Generator, so that the result can be repeated")
+        y = rician(y, noise_sigma, generator)
+    return y

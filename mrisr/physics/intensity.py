@@ -1,0 +1,61 @@
+"""Intensity scale and noise level of a scan: robust, undone exactly, and blind to how much air surrounds the head."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+FOREGROUND = 0.15  # of the intensity scale: above the noise of air, below the darkest tissue that matters
+
+
+def intensity_scale(data: np.ndarray) -> tuple[float, float]:
+    """(offset, scale) such that (v - offset) / scale is about 0 in air and 1 at the brightest tissue.
+
+    scale is the 99th percentile of the foreground, the voxels above 15 % of that same scale (a fixed point, so it does
+    not depend on the amount of air). offset is 0 for magnitude data, else the 0.1th percentile of all voxels.
+
+    Args:
+        data: finite, not constant, [X, Y, Z], any real dtype.
+    """
+    values = np.asarray(data, np.float32).ravel()
+    if values.size > 4_000_000:
+        # A prime stride visits all three axes evenly; percentiles of four million voxels are exact to 0.1 %.
+        values = values[:: next(p for p in (3, 7, 13, 31, 61, 127, 251, 509, 1021) if values.size // p <= 4_000_000)]
+    offset = min(0.0, float(np.percentile(values, 0.1)))
+    shifted = values - offset
+    scale = float(np.percentile(shifted, 99.9))
+    if scale <= 0:
+        scale = float(shifted.max())
+    for _ in range(20):
+        following = float(np.percentile(shifted[shifted > FOREGROUND * scale], 99.0))
+        if abs(following - scale) <= 1e-6 * scale:
+            break
+        scale = following
+    return offset, scale
+
+
+def foreground_mask(normalised: torch.Tensor) -> torch.Tensor:
+    """Voxels of normalised intensity above the foreground level: bool, same shape."""
+    return normalised > FOREGROUND
+
+
+def estimate_noise(normalised: torch.Tensor) -> float | None:
+    """Noise standard deviation of a scan in units of its intensity scale, or None with too little foreground.
+
+    Median absolute value of the finest diagonal Haar coefficients inside the foreground (Donoho and Johnstone 1994).
+    Sharp anatomy leaks into it; training and inference use this same estimate, so the network has learnt by how much.
+
+    Args:
+        normalised: float [X, Y, Z] on the acquired (coarse) grid.
+    """
+    x, y, z = (s - s % 2 for s in normalised.shape)
+    cells = normalised[:x, :y, :z].reshape(x // 2, 2, y // 2, 2, z // 2, 2)
+    inside = cells.mean(dim=(1, 3, 5)) > FOREGROUND
+    if int(inside.sum()) < 64:
+        return None
+    for axis in (5, 3, 1):
+        cells = cells.select(axis, 0) - cells.select(axis, 1)
+    # Every k-th cell: a median of 20 000 is known to 1 %.
+    inside = torch.nonzero(inside.flatten())[:, 0]
+    sample = cells.flatten()[inside[:: max(1, len(inside) // 20_000)]]
+    return float(sample.abs().median() * (1.4826 / np.sqrt(8.0)))

@@ -1,0 +1,115 @@
+"""Point spread functions of the acquisition, one per axis, as transfer functions.
+
+`width` is the acquired voxel size in mm (for slices: the thickness, full width at half maximum), which is *not* the
+stored voxel size where a scanner zero-fills or slices overlap. Profiles: PHYSICS section "Resolution"; a Gaussian
+slice profile of sigma = thickness / 2.355, a super-Gaussian exp(-ln 2 |2x / thickness|^4) as the sharper one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mrisr.errors import UsageError
+
+KINDS = ("unknown", "kspace", "gaussian", "supergaussian")
+WINDOWS = ("box", "hann", "tukey")
+FWHM_PER_SIGMA = 2.0 * np.sqrt(2.0 * np.log(2.0))
+# A voxel this much longer than the shortest one is a slice of a 2D acquisition, not an anisotropic 3D matrix.
+THICK_SLICE_RATIO = 1.8
+
+
+@dataclass(frozen=True)
+class AxisPSF:
+    """How one axis was acquired.
+
+    Attributes:
+        kind: "kspace" (a cut of k-space: sinc), "gaussian" or "supergaussian" (slice profiles) or "unknown"
+            (handled as a k-space cut, but the network is told that nobody knows).
+        width: acquired voxel size or slice thickness, mm.
+        window: apodisation of a k-space cut: "box", "hann" or "tukey".
+    """
+
+    kind: str
+    width: float
+    window: str = "box"
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise UsageError(f"psf: kind must be one of {KINDS}, found {self.kind!r}")
+        if self.window not in WINDOWS:
+            raise UsageError(f"psf: window must be one of {WINDOWS}, found {self.window!r}")
+        if not (np.isfinite(self.width) and self.width > 0):
+            raise UsageError(f"psf: width must be a positive number of mm, found {self.width!r}")
+
+    def transfer(self, frequency: np.ndarray) -> np.ndarray:
+        """Gain at `frequency` (cycles per mm, >= 0); 1 at zero."""
+        f = np.asarray(frequency, np.float64)
+        if self.kind == "gaussian":
+            sigma = self.width / FWHM_PER_SIGMA
+            return np.exp(-2.0 * (np.pi * sigma * f) ** 2)
+        if self.kind == "supergaussian":
+            return _supergaussian_transfer(f * self.width)
+        cut = 0.5 / self.width
+        # The relative margin keeps a frequency that equals the cut in exact arithmetic on one side of it.
+        inside = f < cut * (1 - 1e-9)
+        if self.window == "hann":
+            return np.where(inside, 0.5 + 0.5 * np.cos(np.pi * np.minimum(f / cut, 1.0)), 0.0)
+        if self.window == "tukey":
+            ramp = np.clip((f / cut - 0.75) / 0.25, 0.0, 1.0)
+            return np.where(inside, 0.5 + 0.5 * np.cos(np.pi * ramp), 0.0)
+        return inside.astype(np.float64)
+
+
+PSF = tuple[AxisPSF, AxisPSF, AxisPSF]
+
+
+def _supergaussian_transfer(f: np.ndarray) -> np.ndarray:
+    """Fourier transform of exp(-ln 2 (2x)^4), normalised to 1 at 0; `f` in cycles per full width at half maximum."""
+    x = np.linspace(0.0, 1.6, 801)
+    profile = np.exp(-np.log(2.0) * (2.0 * x) ** 4)
+    profile[0] *= 0.5  # trapezoid of an even function over half its support
+    return (profile @ np.cos(2 * np.pi * np.outer(x, f.ravel()))).reshape(f.shape) / profile.sum()
+
+
+def auto_psf(voxel_size: Sequence[float]) -> tuple[PSF, str]:
+    """What the shape of a voxel says of its acquisition: (psf, the reason in words).
+
+    Near-isotropic voxels come from a 3D acquisition, which cuts k-space along all three axes. An axis at least
+    1.8 times as long as the shortest is the slice axis of a 2D acquisition and has a slice profile.
+    """
+    size = np.asarray(voxel_size, np.float64)
+    slices = size >= THICK_SLICE_RATIO * size.min()
+    psf = tuple(AxisPSF("gaussian" if thick else "kspace", float(w)) for w, thick in zip(size, slices))
+    if slices.any():
+        axes = ", ".join(str(i) for i in np.flatnonzero(slices))
+        return psf, f"assumed from the voxel shape: slice profile along axis {axes}, k-space cut elsewhere"
+    return psf, "assumed from the voxel shape: near-isotropic, so a 3D k-space cut"
+
+
+def parse_psf(psf, voxel_size: Sequence[float]) -> tuple[PSF, str, bool]:
+    """Turn the `psf` argument of `mrisr.upscale` into (psf, origin in words, certain).
+
+    Args:
+        psf: "auto"; one kind for all axes; a sequence of three, each a kind, a (kind, width mm) pair, or an
+            `AxisPSF`. A kind alone has the stored voxel size as its width.
+        voxel_size: stored voxel size, mm, 3 values.
+    """
+    if isinstance(psf, str) and psf == "auto":
+        return (*auto_psf(voxel_size), False)
+    items = [psf] * 3 if isinstance(psf, str | AxisPSF) else list(psf)
+    if len(items) != 3:
+        raise UsageError(f"psf: expected 'auto', one kind or three entries (one per axis), found {len(items)}")
+    axes = []
+    for item, size in zip(items, voxel_size):
+        if isinstance(item, AxisPSF):
+            axes.append(item)
+        elif isinstance(item, str):
+            axes.append(AxisPSF(item, float(size)))
+        else:
+            kind, width = item
+            axes.append(AxisPSF(kind, float(width)))
+    certain = all(axis.kind != "unknown" for axis in axes)
+    return tuple(axes), "stated by the caller", certain

@@ -1,0 +1,52 @@
+"""What one training step of a directly trained network is: the teacher's, and the base student's before distillation."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from mrisr.data.patches import Batch, PatchSampler
+from mrisr.diffusion.loss import edm_sigmas
+from mrisr.diffusion.precond import SIGMA_MAX_RATIO
+from mrisr.nn.condition import MEAN, SAMPLE
+
+PROBES = 256  # pairs that measure the residual before training
+
+
+def measure_residual(sampler: PatchSampler, patch: int = 32) -> tuple[float, dict[str, float]]:
+    """(sigma_data, mean square of the residual per scanner class), from fixed pairs far from those trained on."""
+    sums: dict[str, list[float]] = {}
+    for index in range(PROBES):
+        target, _, _, kind = sampler.pair(2**40 + index, patch)
+        sums.setdefault(kind, []).append(float(target.square().mean()))
+    overall = float(np.mean([v for values in sums.values() for v in values]))
+    # Few pairs of a class say little: shrink towards the overall mean.
+    table = {k: (sum(v) + 2 * overall) / (len(v) + 2) for k, v in sums.items()}
+    return overall**0.5, {**table, "": overall}
+
+
+def class_weights(kinds, table: dict[str, float]) -> torch.Tensor:
+    """Weights [N] that make a relative gain worth the same for every scanner class (a dB is a dB).
+
+    They depend on the class only, never on the pair, so that the minimiser stays the posterior mean.
+    """
+    return torch.tensor([table[""] / table.get(kind, table[""]) for kind in kinds])
+
+
+def step_loss(denoiser, batch: Batch, table, *, sigma_data: float, mode: int, generator) -> torch.Tensor:
+    """The loss of one batch in one mode; `denoiser` may be wrapped (DDP)."""
+    weight = class_weights(batch.kinds, table).to(batch.y.device)
+    cond = batch.cond.with_mode(mode)
+    n = len(batch.kinds)
+    if mode == MEAN:
+        sigma = torch.full((n,), SIGMA_MAX_RATIO * sigma_data)
+        x, gain = torch.zeros_like(batch.target), torch.full((n,), 1 / sigma_data**2)
+    else:
+        assert mode == SAMPLE
+        sigma = edm_sigmas(n, sigma_data, generator)
+        noise = torch.randn(batch.target.shape, generator=generator)
+        x = batch.target + (sigma[:, None, None, None, None] * noise).to(batch.target)
+        gain = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
+    predicted = denoiser(x, sigma.to(batch.y.device), batch.y, cond)
+    error = (predicted.float() - batch.target).square().mean(dim=(1, 2, 3, 4))
+    return (weight * gain.to(weight) * error).mean()
