@@ -28,6 +28,7 @@ from mrisr.infer.info import (
 )
 from mrisr.infer.progress import Report
 from mrisr.nn.condition import SAMPLE, Condition
+from mrisr.ops.blend import gather
 from mrisr.ops.noise import normal_noise
 from mrisr.ops.resample3d import apply_axes
 from mrisr.physics.consistency import correct
@@ -107,7 +108,7 @@ def upscale_volume(volume: Volume, target: Grid, model: Any, options: Options, r
     try:
         for t, frame in enumerate(volume.frames()):
             where = (..., t) if volume.data.ndim == 4 else ...
-            note, scale = _frame(job, frame, t, out[where], None if std is None else std[where])
+            note, scale = _frame(job, frame, out[where], None if std is None else std[where])
             notes.append(note)
             scales.append(scale)
     finally:
@@ -160,7 +161,7 @@ def _warn(job: Job, text: str) -> None:
         warnings.warn(text, MrisrWarning, stacklevel=2)
 
 
-def _frame(job: Job, data: np.ndarray, t: int, out: np.ndarray, std: np.ndarray | None):
+def _frame(job: Job, data: np.ndarray, out: np.ndarray, std: np.ndarray | None):
     """One 3D volume into `out` (and `std`): (ConsistencyInfo, (offset, scale))."""
     report, device = job.report, job.engine.device
     with report.stage("start"):
@@ -172,7 +173,7 @@ def _frame(job: Job, data: np.ndarray, t: int, out: np.ndarray, std: np.ndarray 
         mode = SAMPLE if job.options.mode == "sample" else 0
         cond = Condition.of_acquisition(job.psf, job.target.voxel_size, noise, mode, device)
     with report.stage("network"):
-        residual, spread = _residual(job, plan, y, cond, t)
+        residual, spread = _residual(job, plan, y, cond)
     with report.stage("consistency"):
         result = y.add_(residual)
         del residual, y
@@ -220,10 +221,10 @@ def _denoiser(job: Job, plan: tiles.TilePlan, y: torch.Tensor, cond: Condition, 
 
     def run(x, sigma):
         def piece(start):
-            y_piece = tiles.take(y, start, plan.tile)[None, None]
+            y_piece = gather(y, start, plan.tile)[None, None]
             if x is None:
                 return denoise.mean(y_piece, cond)[0, 0]
-            return denoise(tiles.take(x, start, plan.tile)[None, None], sigma, y_piece, cond)[0, 0]
+            return denoise(gather(x, start, plan.tile)[None, None], sigma, y_piece, cond)[0, 0]
 
         with torch.inference_mode():
             return tiles.blend(plan, piece, torch.zeros_like(y), tick)
@@ -231,7 +232,7 @@ def _denoiser(job: Job, plan: tiles.TilePlan, y: torch.Tensor, cond: Condition, 
     return run
 
 
-def _residual(job: Job, plan: tiles.TilePlan, y: torch.Tensor, cond: Condition, t: int):
+def _residual(job: Job, plan: tiles.TilePlan, y: torch.Tensor, cond: Condition):
     """(mean residual over the samples, their standard deviation or None)."""
     options, base = job.options, job.model.denoiser
     if options.mode == "mean":
@@ -252,7 +253,7 @@ def _residual(job: Job, plan: tiles.TilePlan, y: torch.Tensor, cond: Condition, 
     sigmas = karras_sigmas(options.steps, base.sigma_min, base.sigma_max)
     mean = spread = None
     for k in range(options.samples):
-        x = normal_noise(y.shape, options.seed, sample=k, frame=t, device=y.device).mul_(float(sigmas[0]))
+        x = normal_noise(y.shape, seed=options.seed, sample=k, device=y.device).mul_(float(sigmas[0]))
         x = dpmpp_2m(step, x, sigmas)
         if mean is None:
             mean, spread = x, torch.zeros_like(x)

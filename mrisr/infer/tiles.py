@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from mrisr.errors import UsageError
+from mrisr.ops.blend import blend_add_
 
 BRICK = 8  # the network's coarsest level is 1/8 of the target grid; the foreground is known per brick
 OVERLAP = 24  # voxels shared by neighbouring tiles, a multiple of 8
@@ -244,18 +245,6 @@ def _holds_foreground(index: Triple, axes: tuple[Axis, ...], foreground: np.ndar
     return bool(foreground[tuple(window)].any())
 
 
-def take(volume: torch.Tensor, start: Triple, size: Triple) -> torch.Tensor:
-    """volume[..., start : start + size] of [..., X, Y, Z]; past its end the last voxel repeats, never the other side."""
-    inside = tuple(slice(s, s + n) for s, n in zip(start, size, strict=True))
-    piece = volume[(..., *inside)]
-    missing = [n - m for n, m in zip(size, piece.shape[-3:], strict=True)]
-    if not any(missing):
-        return piece
-    padding = [p for m in reversed(missing) for p in (0, m)]
-    flat = piece.reshape(1, -1, *piece.shape[-3:])
-    return F.pad(flat, padding, mode="replicate").reshape(*piece.shape[:-3], *size)
-
-
 def blend(
     plan: TilePlan,
     run: Callable[[Triple], torch.Tensor],
@@ -269,16 +258,7 @@ def blend(
         tick: called with the fraction done after each piece.
     """
     for done, (start, weights) in enumerate(plan, 1):
-        piece = run(start)
-        inside = tuple(slice(s, min(s + n, full)) for s, n, full in zip(start, plan.tile, plan.shape, strict=True))
-        target = out[inside]
-        piece = piece[tuple(slice(0, n) for n in target.shape)]
-        for axis, w in enumerate(weights):
-            if (w != 1).any():
-                view = [1, 1, 1]
-                view[axis] = target.shape[axis]
-                piece = piece * torch.from_numpy(w[: target.shape[axis]]).to(piece).view(view)
-        target += piece
+        blend_add_(out, run(start), start, weights)
         if tick is not None:
             tick(done / len(plan.active))
     return out

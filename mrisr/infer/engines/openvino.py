@@ -23,7 +23,7 @@ import openvino as ov
 import torch
 
 from mrisr.errors import BackendError
-from mrisr.infer.engines import Network
+from mrisr.infer.engines.select import Network
 from mrisr.nn.condition import GUIDANCE_CHANNELS, GUIDANCE_STRIDE, VECTOR_DIM
 
 KEEP_SHAPES = 3  # compiled shapes held per network; each has its own packed copy of the weights

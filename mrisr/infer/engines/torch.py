@@ -1,4 +1,4 @@
-"""PyTorch eager, channels-last, float32: runs wherever PyTorch does, and is the yardstick of the other engines."""
+"""PyTorch eager, channels-last, float32: runs wherever PyTorch does, and is the yardstick of the others."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from contextlib import contextmanager
 import torch
 
 from mrisr.errors import BackendError
-from mrisr.infer.engines import Network
+from mrisr.infer.engines.select import Network
 
 
 class TorchEngine:
-    """See `mrisr.infer.engines.Engine`. The caller's module is left as it is (device, layout, training flag)."""
+    """See `mrisr.infer.engines.Engine`. The caller's module keeps its device, layout and training flag."""
 
     name = "torch"
     precision = "float32"
@@ -31,8 +31,10 @@ class TorchEngine:
                 try:
                     return self._net(x, y, vector, guidance, active)
                 except torch.OutOfMemoryError as error:
-                    raise BackendError(f"torch: the device ran out of memory on a {shape} piece; give a smaller "
-                                       f"memory= or tile= ({str(error).splitlines()[0]})") from error
+                    raise BackendError(
+                        f"torch: {self.device} ran out of memory on a piece of {shape} voxels; state a smaller "
+                        f"memory or tile ({str(error).splitlines()[0]})"
+                    ) from error
 
         return run
 

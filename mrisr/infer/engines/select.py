@@ -1,0 +1,118 @@
+"""The engine protocol, and which engine runs.
+
+An engine swaps the network alone: preconditioning, tiles and samplers are shared. One that was asked for by name
+and cannot run raises `BackendError` with its reason; only engine="auto" chooses, and `info.engine.why` says why.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+
+from mrisr.errors import BackendError, UsageError
+
+# (x, y [1, 1, D, H, W], vector [1, 24], guidance [1, 8, D/8, H/8, W/8], active or None) -> F [1, 1, D, H, W],
+# float32: the interface of mrisr.nn.unet.UNet, so that mrisr.diffusion.precond.Denoiser takes either.
+Network = Callable[..., torch.Tensor]
+NAMES = ("torch", "openvino", "tensorrt")
+
+
+class Engine(Protocol):
+    """Where and how the network runs; the attributes go into `info` as they are.
+
+    Attributes:
+        name: as in the `engine` argument.
+        device: of the tensors it takes and gives.
+        threads: on the CPU; 0 on a GPU.
+        precision: of the arithmetic.
+    """
+
+    name: str
+    device: torch.device
+    threads: int
+    precision: str
+
+    def prepare(self, shape: tuple[int, int, int]) -> Network:
+        """The network, ready for volumes of `shape` (multiples of 8).
+
+        It runs without autograd, and its result may be overwritten by its next call. Ctrl-C interrupts it.
+        """
+
+    def release(self) -> None:
+        """Give back working memory between runs (compiled kernels stay)."""
+
+
+def thread_count(threads: int | None) -> int:
+    """`threads`, or every core that this process may use."""
+    if threads is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    if isinstance(threads, bool) or not hasattr(threads, "__index__") or threads < 1:
+        raise UsageError(f"threads: expected None or a whole number of at least 1, found {threads!r}")
+    return int(threads)
+
+
+def pick_device(device: str | torch.device) -> torch.device:
+    """ "auto", "cpu", "cuda" or "cuda:N" as a device. UsageError for other texts, BackendError for absent devices."""
+    kind, colon, number = str(device).partition(":")
+    if kind not in ("auto", "cpu", "cuda") or (colon and not (kind == "cuda" and number.isdigit())):
+        raise UsageError(f"device: expected auto, cpu, cuda or cuda:N, found {device!r}")
+    if kind == "cpu" or (kind == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        built = "no CUDA device was found" if torch.version.cuda else "this PyTorch was built without CUDA"
+        raise BackendError(f"device: {device} was asked for, but {built}; use cpu, or auto")
+    index, count = int(number or 0), torch.cuda.device_count()
+    if index >= count:
+        raise BackendError(f"device: {device} was asked for, but there are {count} CUDA devices, numbered from 0")
+    return torch.device("cuda", index)
+
+
+def missing(name: str, device: torch.device, net: torch.nn.Module) -> str | None:
+    """Why engine `name` cannot run `net` on `device`, or None where it can. Imports and allocates nothing."""
+    if name == "torch":
+        return None
+    if name == "openvino":
+        if device.type != "cpu":
+            return f"it runs on the CPU, and the device is {device}"
+        if importlib.util.find_spec("openvino") is None:
+            return "the package openvino is not installed (pip install openvino)"
+        config = getattr(net, "config", None)
+        if config is None or config.norm != "none" or config.attention:
+            return "it takes the networks without group normalisation and attention, and this one has them"
+        return None
+    return "this version has no TensorRT engine yet"
+
+
+def choose(
+    engine: str, device: str | torch.device, net: torch.nn.Module, threads: int | None
+) -> tuple[Engine, str]:
+    """(engine, why). Raises UsageError for an unknown name, BackendError where the named engine cannot run."""
+    if engine not in ("auto", *NAMES):
+        raise UsageError(f"engine: expected one of auto, {', '.join(NAMES)}, found {engine!r}")
+    count = thread_count(threads)
+    # OpenVINO by name and no device by name: the one device that it runs on.
+    where = pick_device("cpu" if engine == "openvino" and str(device) == "auto" else device)
+    if engine != "auto":
+        reason = missing(engine, where, net)
+        if reason:
+            others = [n for n in NAMES if missing(n, where, net) is None]
+            raise BackendError(f"engine: {engine} was asked for, but {reason}; use {' or '.join(others)}, or auto")
+        return _make(engine, where, net, count), "asked for"
+    reason = missing("openvino", where, net)
+    if reason is None:
+        return _make("openvino", where, net, count), "auto: the fastest engine on a CPU"
+    return _make("torch", where, net, count), f"auto: not openvino, because {reason}"
+
+
+def _make(name: str, device: torch.device, net: torch.nn.Module, threads: int) -> Engine:
+    if name == "openvino":
+        from mrisr.infer.engines.openvino import OpenVINOEngine
+
+        return OpenVINOEngine(net, threads)
+    from mrisr.infer.engines.torch import TorchEngine
+
+    return TorchEngine(net, device, threads)
