@@ -1,1 +1,2 @@
-"""Judge super-resolution by one protocol: fixed cases, fixed masks, the same yardsticks beside every number."""
+"""Judge super-resolution by one protocol: fixed cases, fixed masks, the same yardsticks beside every
+number."""

@@ -1,7 +1,7 @@
 """What any super-resolution has to beat: interpolation, zero-filling and a linear regression.
 
-Each takes a coarse volume and two centre-aligned grids and returns the volume on the fine grid, float32. All are
-separable but the regression, so each is one matrix per axis (`mrisr.ops.resample3d`).
+Each takes a coarse volume and two centre-aligned grids and returns the volume on the fine grid, float32. All
+are separable but the regression, so each is one matrix per axis (`mrisr.ops.resample3d`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ def trilinear(volume: np.ndarray, source: Grid, target: Grid) -> np.ndarray:
 
 
 def cubic(volume: np.ndarray, source: Grid, target: Grid) -> np.ndarray:
-    """The yardstick of every table: scipy's `map_coordinates(order=3, mode="nearest")` at affine-derived coordinates.
+    """The yardstick of every table: scipy's `map_coordinates(order=3, mode="nearest")` at affine-derived
+    coordinates.
 
     Evaluated one axis at a time; equal to the plain call to rounding (a test holds them together).
     """
@@ -43,7 +44,12 @@ def zerofill(volume: np.ndarray, source: Grid, target: Grid) -> np.ndarray:
     return _apply(volume, source, target, lambda n, m, ratio: interpolation_matrix(n, m, ratio, "fourier"))
 
 
-BASELINES: dict[str, Baseline] = {"trilinear": trilinear, "cubic": cubic, "quintic": quintic, "zerofill": zerofill}
+BASELINES: dict[str, Baseline] = {
+    "trilinear": trilinear,
+    "cubic": cubic,
+    "quintic": quintic,
+    "zerofill": zerofill,
+}
 
 
 @lru_cache(maxsize=32)
@@ -71,10 +77,11 @@ def _apply(volume, source: Grid, target: Grid, matrix) -> np.ndarray:
 class LinearRegression:
     """Least-squares prediction of a fine voxel from the 5^3 coarse voxels around it, one filter per phase.
 
-    Along an axis with an integer factor r, a fine voxel sits at one of r places between coarse voxels, and every
-    place (phase) has its own 125 weights and offset. Along other axes the places never repeat, so the
-    neighbourhood is read from the quintic-interpolated volume with one shared filter for the residual. Trained on
-    (coarse, fine) pairs scaled by the fine volume's 99.9th percentile; prediction scales by the coarse one's.
+    Along an axis with an integer factor r, a fine voxel sits at one of r places between coarse voxels, and
+    every place (phase) has its own 125 weights and offset. Along other axes the places never repeat, so the
+    neighbourhood is read from the quintic-interpolated volume with one shared filter for the residual.
+    Trained on (coarse, fine) pairs scaled by the fine volume's 99.9th percentile; prediction scales by the
+    coarse one's.
 
     Use: `fit` on pairs of one case, then call it as any other baseline.
     """
@@ -87,7 +94,8 @@ class LinearRegression:
         self._weights: dict[tuple[int, int, int], np.ndarray] = {}
 
     def fit(self, pairs: Sequence[tuple[np.ndarray, Grid, np.ndarray, Grid, np.ndarray]]) -> LinearRegression:
-        """`pairs`: (coarse, coarse grid, fine, fine grid, fine mask) of training volumes, all with the same ratios."""
+        """`pairs`: (coarse, coarse grid, fine, fine grid, fine mask) of training volumes, all with the same
+        ratios."""
         rng = np.random.default_rng(self.seed)
         normal: dict[tuple[int, int, int], list[np.ndarray]] = {}
         for coarse, source, fine, target, mask in pairs:
@@ -128,7 +136,9 @@ class LinearRegression:
         if self._ratios is None:
             self._ratios = ratios
         elif ratios != self._ratios:
-            raise UsageError(f"LinearRegression: trained for new/old spacing {self._ratios}, asked for {ratios}")
+            raise UsageError(
+                f"LinearRegression: trained for new/old spacing {self._ratios}, asked for {ratios}"
+            )
 
     def _padded(self, quint, coarse, source: Grid, target: Grid) -> np.ndarray:
         """The neighbourhood volume: coarse samples along integer axes, quintic samples along the others."""
@@ -146,7 +156,8 @@ class LinearRegression:
         return factor > 1.5 and abs(factor - round(factor)) < 2e-3
 
     def _phases(self, source: Grid, target: Grid):
-        """(phase, index of the nearest coarse voxel per fine voxel, fine indices) per combination of phases."""
+        """(phase, index of the nearest coarse voxel per fine voxel, fine indices) per combination of
+        phases."""
         per_axis = []
         for axis, (n, m) in enumerate(zip(source.shape, target.shape, strict=True)):
             fine = np.arange(m)
@@ -156,7 +167,9 @@ class LinearRegression:
             factor = round(1 / self._ratios[axis])
             position = grids.axis_positions(n, m, float(grids.ratios(source, target)[axis]))
             nearest = np.floor(position + 0.5 + 1e-9).astype(int)
-            phase = np.round((position - nearest) * 2 * factor).astype(int)  # half steps: even factors sit between
+            phase = np.round((position - nearest) * 2 * factor).astype(
+                int
+            )  # half steps: even factors sit between
             nearest = np.clip(nearest, 0, n - 1)
             per_axis.append([(int(p), nearest[phase == p], fine[phase == p]) for p in np.unique(phase)])
         for a in per_axis[0]:
@@ -169,7 +182,8 @@ class LinearRegression:
         return [(i, j, k) for i in width for j in width for k in width]
 
     def _features(self, padded, index, inside) -> np.ndarray:
-        """[samples, 126] float64: the neighbourhood minus its centre (no offset of brightness is learned), and 1."""
+        """[samples, 126] float64: the neighbourhood minus its centre (no offset of brightness is learned),
+        and 1."""
         i, j, k = np.unravel_index(inside, [len(axis) for axis in index])
         i, j, k = index[0][i], index[1][j], index[2][k]
         columns = [padded[i + a, j + b, k + c] for a, b, c in self._offsets()]

@@ -11,6 +11,7 @@ import torch
 from mrisr import grid as grids
 from mrisr.errors import InputError, UsageError
 from mrisr.evaluate.masks import head_mask
+from mrisr.evaluate.metrics import data_range
 from mrisr.grid import Grid
 from mrisr.physics.degrade import ForwardModel, bias_field, coarse_grid, degrade
 from mrisr.physics.psf import PSF, AxisPSF
@@ -18,8 +19,9 @@ from mrisr.physics.psf import PSF, AxisPSF
 
 @dataclass(frozen=True)
 class Case:
-    """factor: coarse voxel / fine voxel per stored axis; profile: point spread kind per axis, its width is the coarse
-    voxel; noise: Rician sigma as a fraction of the median inside the head; bias: a smooth multiplicative field."""
+    """factor: coarse voxel / fine voxel per stored axis; profile: point spread kind per axis, its width is
+    the coarse voxel; noise: Rician sigma as a fraction of the median inside the head; bias: a smooth
+    multiplicative field."""
 
     name: str
     factor: tuple[float, float, float]
@@ -33,6 +35,8 @@ class Case:
         parts += ["bias field"] if self.bias else []
         return f"{self.name}: {', '.join(parts)}"
 
+
+FEWEST_COARSE = 6  # coarse voxels per axis; with fewer, a scan is mostly border
 
 _CUT = ("kspace", "kspace", "kspace")
 CASES: dict[str, Case] = {
@@ -50,7 +54,8 @@ CASES: dict[str, Case] = {
 
 @dataclass(frozen=True)
 class Subject:
-    """A fine volume to be judged against: data float32 [X, Y, Z], its grid, head mask, and a name for the tables."""
+    """A fine volume to be judged against: data float32 [X, Y, Z], its grid, head mask, and a name for the
+    tables."""
 
     name: str
     data: np.ndarray
@@ -62,9 +67,9 @@ class Subject:
 class Trial:
     """One subject in one case.
 
-    reference [X, Y, Z] on `fine` (with the bias field, where the case has one: super-resolution is not asked to remove
-    it), mask on the same grid; scan [x, y, z] on `coarse` is all that a method may see; `model` is the clean linear
-    operator between them, `psf` its description, `sigma` the noise of `scan` (0: none).
+    reference [X, Y, Z] on `fine` (with the bias field, where the case has one: super-resolution is not asked
+    to remove it), mask on the same grid; scan [x, y, z] on `coarse` is all that a method may see; `model` is
+    the clean linear operator between them, `psf` its description, `sigma` the noise of `scan` (0: none).
     """
 
     subject: str
@@ -89,11 +94,14 @@ def subject_of(name: str, data: np.ndarray, grid: Grid, crop: int | None = None)
 
     The mask is taken before the cut, while there is air to tell the head from.
     """
+    data_range(data)  # refuses a volume that no PSNR can be taken of, before any work is done on it
     mask = head_mask(data, grid.voxel_size)
     if crop is not None:
         if crop < 16:
             raise UsageError(f"crop must be at least 16 voxels, found {crop}")
-        middle = np.array([np.mean(np.flatnonzero(mask.any(axis=tuple(b for b in range(3) if b != a)))) for a in range(3)])
+        middle = np.array(
+            [np.mean(np.flatnonzero(mask.any(axis=tuple(b for b in range(3) if b != a)))) for a in range(3)]
+        )
         size = np.minimum(crop, data.shape)
         start = np.clip(np.round(middle - (size - 1) / 2).astype(int), 0, np.array(data.shape) - size)
         data, mask, grid = _cut(data, mask, grid, start, size)
@@ -103,10 +111,12 @@ def subject_of(name: str, data: np.ndarray, grid: Grid, crop: int | None = None)
 
 
 def make_trial(subject: Subject, case: Case, seed: int = 0) -> Trial:
-    """Degrade a subject by a case. The seed and the case's name fix noise and bias field, whatever else is run.
+    """Degrade a subject by a case. The seed and the case's name fix noise and bias field, whatever else is
+    run.
 
-    The fine grid is trimmed (by less than one coarse voxel per axis, half on each side) to one that the planner
-    comes back to from the coarse grid, so that every method answers on exactly the reference's voxels.
+    The fine grid is trimmed (by less than one coarse voxel per axis, half on each side) to one that the
+    planner comes back to from the coarse grid, so that every method answers on exactly the reference's
+    voxels.
     """
     subject = _trimmed(subject, case)
     generator = torch.Generator().manual_seed(zlib.crc32(f"{case.name}/{seed}".encode()))
@@ -116,7 +126,9 @@ def make_trial(subject: Subject, case: Case, seed: int = 0) -> Trial:
     sigma = case.noise * float(reference[torch.as_tensor(subject.mask)].median())
     coarse = coarse_grid(subject.grid, case.factor)
     psf = tuple(AxisPSF(kind, float(v)) for kind, v in zip(case.profile, coarse.voxel_size, strict=True))
-    model = ForwardModel.between(subject.grid.shape, subject.grid.voxel_size, coarse.shape, coarse.voxel_size, psf)
+    model = ForwardModel.between(
+        subject.grid.shape, subject.grid.voxel_size, coarse.shape, coarse.voxel_size, psf
+    )
     scan = degrade(reference, model, noise_sigma=sigma, generator=generator).numpy()
     return Trial(
         subject.name, case, reference.numpy(), subject.mask, subject.grid, scan, coarse, psf, model, sigma
@@ -128,11 +140,11 @@ def _trimmed(subject: Subject, case: Case) -> Subject:
     for axis in range(3):
         while not _comes_back(subject.grid, shape, case, axis):
             shape[axis] -= 1
-            if shape[axis] < 8 * case.factor[axis]:
-                raise InputError(
-                    f"{subject.name}: axis {axis} has {subject.grid.shape[axis]} voxels, too few for case "
-                    f"{case.name} ({case.factor[axis]:g} times coarser); leave that case out"
-                )
+        if shape[axis] < FEWEST_COARSE * case.factor[axis]:
+            raise InputError(
+                f"{subject.name}: axis {axis} has {subject.grid.shape[axis]} voxels, too few for case "
+                f"{case.name} ({case.factor[axis]:g} times coarser); leave that case out"
+            )
     if tuple(shape) == tuple(subject.grid.shape):
         return subject
     start = (np.array(subject.grid.shape) - shape) // 2

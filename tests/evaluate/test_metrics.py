@@ -60,7 +60,9 @@ def hfen_by_definition(x, y, mask):
 
     def log(volume):
         padded = mirrored(volume, radius)
-        return np.array([(kernel * padded[i : i + 15, j : j + 15, k : k + 15]).sum() for i, j, k in np.argwhere(mask)])
+        return np.array(
+            [(kernel * padded[i : i + 15, j : j + 15, k : k + 15]).sum() for i, j, k in np.argwhere(mask)]
+        )
 
     return np.linalg.norm(log(y) - log(x)) / np.linalg.norm(log(x))
 
@@ -98,7 +100,9 @@ def test_ssim_in_a_bounding_box_equals_the_whole(pair):
 
 def test_hfen_matches_the_definition(pair):
     reference, image, mask = pair
-    assert metrics.hfen(reference, image, mask) == pytest.approx(hfen_by_definition(reference, image, mask), rel=1e-5)
+    assert metrics.hfen(reference, image, mask) == pytest.approx(
+        hfen_by_definition(reference, image, mask), rel=1e-5
+    )
 
 
 def test_nmi_matches_histogram_entropies(pair):
@@ -135,7 +139,9 @@ def test_brightness_is_not_forgiven(pair):
 def test_scale_of_the_units_does_not_matter(pair):
     reference, image, mask = pair
     for metric in (metrics.psnr, metrics.ssim3d, metrics.hfen, metrics.nmi):
-        assert metric(reference / 512, image / 512, mask) == pytest.approx(metric(reference, image, mask), rel=1e-4)
+        assert metric(reference / 512, image / 512, mask) == pytest.approx(
+            metric(reference, image, mask), rel=1e-4
+        )
 
 
 def test_fsc_falls_where_an_image_holds_nothing():
@@ -179,8 +185,7 @@ def test_bad_input_is_named(pair, spoil):
 
 def head(shape=(60, 70, 50)):
     grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij"))
-    radius = np.sqrt((grid**2).sum(0))
-    return radius
+    return np.sqrt((grid**2).sum(0))
 
 
 def test_head_mask_fills_the_head_and_nothing_else():

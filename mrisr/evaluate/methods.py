@@ -1,0 +1,151 @@
+"""The methods a table compares: each takes a trial's scan and answers on the trial's fine grid.
+
+A method may look at `trial.scan`, `trial.coarse` and `trial.fine`; `trial.psf` only where its name says that
+the acquisition is stated. The names that `mrisr evaluate --methods` knows:
+
+    trilinear, cubic, quintic, zerofill   the baselines
+    linear                                linear regression, trained on the volumes of --train-on
+    mrisr                                 mrisr.upscale, mode mean, psf="auto": what a user gets
+    mrisr-stated                          the same, told the point spread (so consistency may run)
+    mrisr-sample                          one sample instead of the mean, psf="auto"
+    net:PATH                              another network's weights through the same pipeline, mode mean,
+                                          such as the deterministic network trained with L1
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mrisr.errors import MrisrError, UsageError
+from mrisr.evaluate.baselines import BASELINES, LinearRegression
+from mrisr.evaluate.cases import CASES, Subject, Trial, make_trial
+
+Method = Callable[[Trial], np.ndarray]
+
+YARDSTICK = "cubic"
+OWN = ("mrisr", "mrisr-stated", "mrisr-sample")
+
+
+@dataclass(frozen=True)
+class Interpolation:
+    """A baseline that looks at nothing but the scan and the two grids."""
+
+    name: str
+
+    def __call__(self, trial: Trial) -> np.ndarray:
+        return BASELINES[self.name](trial.scan, trial.coarse, trial.fine)
+
+
+@dataclass
+class Network:
+    """mrisr.upscale as a method. `model`: a name, a path or a loaded model (loaded once, at the first trial);
+    `stated`: tell it the true point spread; `mode`: "mean" or "sample"."""
+
+    model: Any = "base"
+    device: str = "auto"
+    mode: str = "mean"
+    stated: bool = False
+    engine: str = "auto"
+    memory: str | None = None
+    threads: int | None = None
+    seed: int = 0
+
+    def __call__(self, trial: Trial) -> np.ndarray:
+        import mrisr
+        from mrisr.volume import Volume
+
+        if isinstance(self.model, str):
+            self.model = mrisr.load_model(self.model)
+        scan = Volume(trial.scan, np.array(trial.coarse.affine), name=f"{trial.subject} ({trial.case.name})")
+        result = mrisr.upscale(
+            scan,
+            voxel_size=trial.fine.voxel_size,
+            model=self.model,
+            device=self.device,
+            engine=self.engine,
+            memory=self.memory,
+            threads=self.threads,
+            mode=self.mode,
+            seed=self.seed,
+            psf=trial.psf if self.stated else "auto",
+        )
+        # Half a voxel off costs more than any network gains: never let it pass as a worse method.
+        if result.data.shape != trial.fine.shape or not np.allclose(
+            result.affine, trial.fine.affine, atol=0.01 * min(trial.fine.voxel_size)
+        ):
+            raise MrisrError(
+                f"upscale answered on another grid than asked for: expected {trial.fine.shape} voxels, "
+                f"found {result.data.shape}, affine {np.round(result.affine, 3).tolist()}"
+            )
+        return np.asarray(result.data, dtype=np.float32)
+
+
+class Regression:
+    """Linear regression on 5^3 neighbourhoods, one per case, trained on first use on other people's
+    volumes."""
+
+    def __init__(self, training: Sequence[Subject], seed: int = 0):
+        if not training:
+            raise UsageError("method linear: needs training volumes; give --train-on FOLDER")
+        self._training, self._seed = list(training), seed
+        self._trained: dict[str, LinearRegression] = {}
+
+    def __call__(self, trial: Trial) -> np.ndarray:
+        if any(subject.name == trial.subject for subject in self._training):
+            raise UsageError(f"method linear: {trial.subject} is among its training volumes; split by person")
+        name = trial.case.name
+        if name not in self._trained:
+            # Another seed than the protocol's: the noise it learns from is not the noise it is judged on.
+            trials = [make_trial(subject, trial.case, self._seed + 1) for subject in self._training]
+            self._trained[name] = LinearRegression(seed=self._seed).fit(
+                [(t.scan, t.coarse, t.reference, t.fine, t.mask) for t in trials]
+            )
+        return self._trained[name](trial.scan, trial.coarse, trial.fine)
+
+
+def build_methods(
+    names: Sequence[str], *, model: str = "base", training: Sequence[Subject] = (), seed: int = 0, **network
+) -> dict[str, Method]:
+    """Name -> method, in the order asked for; cubic first where it is missing, because every gain is over it.
+
+    `network`: device, engine, memory and threads for the networks. UsageError for a name that is not known.
+    """
+    names = list(dict.fromkeys(names))
+    if YARDSTICK not in names:
+        names.insert(0, YARDSTICK)
+    return {name: _build(name, model, training, seed, network) for name in names}
+
+
+def _build(name: str, model: str, training, seed: int, network: dict) -> Method:
+    if name in BASELINES:
+        return Interpolation(name)
+    if name == "linear":
+        return Regression(training, seed)
+    if name in OWN:
+        return Network(
+            model=model,
+            mode="sample" if name == "mrisr-sample" else "mean",
+            stated=name == "mrisr-stated",
+            seed=seed,
+            **network,
+        )
+    if name.startswith("net:"):
+        path = Path(name[4:])
+        if not path.exists():
+            raise UsageError(f"method {name}: there is no file {path}")
+        return Network(model=str(path), seed=seed, **network)
+    known = ", ".join([*BASELINES, "linear", *OWN, "net:PATH"])
+    raise UsageError(f"method {name!r} is not known; choose from {known}")
+
+
+def pick_cases(names: Sequence[str]):
+    """The cases of these names, in order. UsageError for a name that is not known."""
+    unknown = [name for name in names if name not in CASES]
+    if unknown:
+        raise UsageError(f"case {unknown[0]!r} is not known; choose from {', '.join(CASES)}")
+    return [CASES[name] for name in dict.fromkeys(names)]
