@@ -116,8 +116,8 @@ def check_shape(shape: tuple[int, ...], name: str, fewest: int = FEWEST_VOXELS) 
     """InputError naming `name` unless `shape` is 3D or 4D, not empty, with `fewest` voxels per axis."""
     if len(shape) not in (3, 4):
         raise InputError(f"{name}: expected a 3D or 4D volume, found {len(shape)}D, shape {shape}")
-    if min(shape) == 0:
-        raise InputError(f"{name}: the volume is empty, shape {shape}")
+    if min(shape) < 1:
+        raise InputError(f"{name}: the volume is empty, shape {shape}; expected voxels along every axis")
     if min(shape[:3]) < fewest:
         raise InputError(
             f"{name}: shape {shape} has fewer than {fewest} voxels along an axis; "

@@ -18,20 +18,24 @@ def check_target(path: str | os.PathLike, *, force: bool = False) -> Path:
 
     Cheap, so that a long job can ask before it starts.
     """
-    target = Path(os.path.realpath(path))
-    if target.is_dir():
-        raise OutputError(f"{path}: is a directory; give the name of a file in it")
-    if target.exists() and not target.is_file():
-        raise OutputError(f"{path}: is a device or pipe; give the name of a regular file")
-    if target.exists() and not force:
-        raise OutputError(
-            f"{path}: exists already; choose another name, or overwrite it with force (--force)"
-        )
-    if not target.parent.is_dir():
-        raise OutputError(f"{path}: there is no directory {target.parent}; create it first")
-    if not os.access(target.parent, os.W_OK | os.X_OK):
-        raise OutputError(f"{path}: no permission to write in {target.parent}; choose another directory")
-    return target
+    try:
+        target = Path(os.path.realpath(path))
+        if target.is_dir():
+            raise OutputError(f"{path}: is a directory; give the name of a file in it")
+        if target.exists() and not target.is_file():
+            raise OutputError(f"{path}: is a device or pipe; give the name of a regular file")
+        if target.exists() and not force:
+            raise OutputError(
+                f"{path}: exists already; choose another name, or overwrite it with force (--force)"
+            )
+        if not target.parent.is_dir():
+            raise OutputError(f"{path}: there is no directory {target.parent}; create it first")
+        if not os.access(target.parent, os.W_OK | os.X_OK):
+            raise OutputError(f"{path}: no permission to write in {target.parent}; choose another directory")
+        return target
+    except (OSError, ValueError) as error:
+        found = getattr(error, "strerror", None) or error
+        raise OutputError(f"{path}: cannot be written ({found}); choose another name") from error
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import os
 import warnings
 import zlib
@@ -35,7 +36,9 @@ __all__ = ["check_output", "from_image", "read", "to_image", "write"]
 READ_ENDINGS = (".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz", ".mgh", ".mgz")
 WRITE_ENDINGS = (".nii", ".nii.gz", ".mgh", ".mgz")
 GZIP_MAGIC = b"\x1f\x8b"
-UNREADABLE = (OSError, EOFError, zlib.error, ValueError, KeyError, ImageFileError, HeaderDataError)
+MGH_VERSION = b"\0\0\0\1"
+DAMAGED = (OSError, EOFError, zlib.error)
+UNREADABLE = (*DAMAGED, ValueError, KeyError, ImageFileError, HeaderDataError)
 # Quaternions are float32, which alone moves the corner of a head by some hundredths of a millimetre.
 DIFFERENT_MM = 0.1
 
@@ -49,7 +52,7 @@ def read(path: str | os.PathLike) -> Volume:
     disagrees with itself.
     """
     name, path = os.fspath(path), Path(path)
-    _check_readable(path, name)
+    length = _check_readable(path, name)
     with _reading(name):
         image = nib.load(path, mmap=False)
     if not isinstance(image, (Nifti1Pair, MGHImage)) or isinstance(image, nib.Cifti2Image):
@@ -58,6 +61,7 @@ def read(path: str | os.PathLike) -> Volume:
         )
     if isinstance(image, Nifti1Pair):
         _check_raw_voxel_size(image, name)
+    _check_length(image, path, name, length)
     return from_image(image, name=name, meta=_sidecar(path))
 
 
@@ -118,49 +122,73 @@ def _ending(path: Path, known: tuple[str, ...]) -> str | None:
     return max((e for e in known if path.name.lower().endswith(e)), key=len, default=None)
 
 
-def _check_readable(path: Path, name: str) -> None:
-    """What can be said before nibabel looks, in plainer words than it would."""
-    if path.is_dir():
-        raise InputError(f"{name}: is a directory; give a file (or, for DICOM, the folder of one series)")
-    if not path.exists():
-        raise InputError(f"{name}: no such file; check the path")
-    if not path.is_file():
-        raise InputError(f"{name}: is not a regular file; copy it to a file first")
-    ending = _ending(path, READ_ENDINGS)
-    if ending is None:
-        raise InputError(f"{name}: the format is not known; expected a name in {', '.join(READ_ENDINGS)}")
+def _check_readable(path: Path, name: str) -> int:
+    """What can be said before nibabel looks, in plainer words than it would. The file's length, unzipped.
+
+    A gzip stream is read to its end, where its checksum is; nibabel stops at the last voxel and never sees it.
+    """
     try:
+        if path.is_dir():
+            raise InputError(f"{name}: is a directory; give a file (or, for DICOM, the folder of one series)")
+        if not path.exists():
+            raise InputError(f"{name}: no such file; check the path")
+        if not path.is_file():
+            raise InputError(f"{name}: is not a regular file; copy it to a file first")
+        ending = _ending(path, READ_ENDINGS)
+        if ending is None:
+            raise InputError(f"{name}: expected a file name in {', '.join(READ_ENDINGS)}")
         with path.open("rb") as stream:
-            start = stream.read(2)
-    except OSError as error:
-        raise InputError(f"{name}: cannot be opened ({error.strerror}); check its permissions") from error
+            start = stream.read(348)
+    except (OSError, ValueError) as error:
+        found = getattr(error, "strerror", None) or error
+        raise InputError(f"{name}: cannot be opened ({found}); check its name and permissions") from error
     if not start:
         raise InputError(f"{name}: the file is empty (0 bytes); copy or download it again")
     zipped = ending.endswith((".gz", ".mgz"))
-    if zipped and start != GZIP_MAGIC:
+    if zipped and start[:2] != GZIP_MAGIC:
         raise InputError(f"{name}: is named {ending} but is not gzip-compressed; rename or compress it")
-    if not zipped and start == GZIP_MAGIC:
+    if not zipped and start[:2] == GZIP_MAGIC:
         raise InputError(f"{name}: is gzip-compressed but named {ending}; rename it or decompress it")
+    length = path.stat().st_size
+    if zipped:
+        with _reading(name), gzip.open(path, "rb") as stream:
+            start = stream.read(348)
+            length = len(start) + sum(map(len, iter(lambda: stream.read(1 << 20), b"")))
+    _check_signature(path, name, ending, start)
+    return length
+
+
+def _check_signature(path: Path, name: str, ending: str, start: bytes) -> None:
+    """The magic of NIfTI, at byte 344 or (NIfTI-2) byte 4; the version of MGH; the other half of a pair."""
     if ending.startswith(".nii"):
-        _check_magic(path, name, zipped)
-    elif ending.startswith((".hdr", ".img")):
-        _check_pair(path, name, ending)
+        found = start[4:8] if start[4:7] == b"n+2" else start[344:348]
+        if found[:3] not in (b"n+1", b"n+2"):
+            raise InputError(
+                f"{name}: not a NIfTI file: expected the magic b'n+1' or b'n+2', found {found!r}"
+            )
+    elif ending.startswith(".mg"):
+        if start[:4] != MGH_VERSION:
+            raise InputError(
+                f"{name}: not an MGH file: expected the start {MGH_VERSION!r}, found {start[:4]!r}"
+            )
+    else:
+        other = ending.replace("hdr", "img") if "hdr" in ending else ending.replace("img", "hdr")
+        partner = path.name[: -len(ending)] + other
+        if not any(p.name.lower() == partner.lower() for p in path.parent.iterdir()):
+            raise InputError(f"{name}: its other half {partner} is missing; put both files into one folder")
 
 
-def _check_magic(path: Path, name: str, zipped: bool) -> None:
-    """The signature of a single NIfTI file: at byte 344 of NIfTI-1, at byte 4 of NIfTI-2."""
-    with _reading(name), (gzip.open if zipped else open)(path, "rb") as stream:
-        start = stream.read(348)
-    found = start[4:8] if start[4:7] == b"n+2" else start[344:348]
-    if found[:3] not in (b"n+1", b"n+2"):
-        raise InputError(f"{name}: not a NIfTI file: expected the magic b'n+1' or b'n+2', found {found!r}")
-
-
-def _check_pair(path: Path, name: str, ending: str) -> None:
-    other = ending.replace("hdr", "img") if "hdr" in ending else ending.replace("img", "hdr")
-    partner = path.name[: -len(ending)] + other
-    if not any(p.name.lower() == partner.lower() for p in path.parent.iterdir()):
-        raise InputError(f"{name}: its other half {partner} is missing; put both files into one folder")
+def _check_length(image: SpatialImage, path: Path, name: str, length: int) -> None:
+    """Whether the file of `length` bytes (unzipped) holds all voxels that its header promises."""
+    file = Path(image.file_map["image"].filename)
+    if file.name != path.name:  # a pair, named by its header
+        length = _check_readable(file, f"{name}: {file.name}")
+    promised = image.dataobj.offset + math.prod(image.shape) * image.get_data_dtype().itemsize
+    if length < promised:
+        raise InputError(
+            f"{name}: truncated or damaged (its header promises {promised} bytes, it holds {length}); "
+            "copy or download it again"
+        )
 
 
 def _check_raw_voxel_size(image: Nifti1Pair, name: str) -> None:
@@ -186,16 +214,13 @@ def _reading(name: str) -> Iterator[None]:
         ) from error
     except UNREADABLE as error:
         found = " ".join(str(error).split())
-        advice = "copy or download it again" if _is_damage(error) else "convert it to NIfTI again"
-        raise InputError(f"{name}: truncated or damaged ({found}); {advice}") from error
+        if isinstance(error, DAMAGED):
+            raise InputError(f"{name}: truncated or damaged ({found}); copy or download it again") from error
+        raise InputError(f"{name}: unusable header ({found}); convert it to NIfTI again") from error
     finally:
         imageglobals.logger = previous
     for message in repairs.messages:
         warnings.warn(f"{name}: header repaired: {message}", MrisrWarning, stacklevel=4)
-
-
-def _is_damage(error: Exception) -> bool:
-    return isinstance(error, (OSError, EOFError, zlib.error))
 
 
 class _Repairs:

@@ -3,7 +3,7 @@
 After a file has been read, resampled onto a planned grid and written:
   each of sform and qform keeps its code and, by itself, the centre of the field of view (1e-4 mm), its size
   (half an output voxel), its handedness and its axis codes; header fields that are still true stay; the data
-  are float32, unscaled; and a picture that is a linear function of world position is still that same function.
+  are float32, unscaled; and a picture that is a linear function of world position still is that function.
 """
 
 from __future__ import annotations
