@@ -97,7 +97,7 @@ class LesionResult:
     survived: amplitude >= 50 %; visible: >= 3 sigma in the scan (all, without noise); recovered: visible, and
     amplitude >= 80 %. ghosts: responses of at least half the weakest contrast away from every lesion.
     phantoms: in the lesion-free scan, blobs of a lesion's size that differ from the truth (in the acquired
-    band) by at least the weakest contrast and by more than the truth varies there. amplitudes: of each lesion.
+    band) by at least the weakest contrast and by more than the truth varies there. amplitudes: each one.
     """
 
     inserted: int

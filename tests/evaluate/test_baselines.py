@@ -120,6 +120,6 @@ def test_linear_regression_refuses_another_factor():
     with pytest.raises(UsageError, match="fit"):
         model(trial.scan, trial.coarse, trial.fine)
     model.fit([(trial.scan, trial.coarse, trial.reference, trial.fine, trial.mask)])
-    other = make_trial(subject(1, (16, 16, 16)), CASES["thick4"])
+    other = make_trial(subject(1, (16, 16, 24)), CASES["thick4"])
     with pytest.raises(UsageError, match="trained for"):
         model(other.scan, other.coarse, other.fine)
