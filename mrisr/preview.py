@@ -9,6 +9,7 @@ the left of coronal and axial planes; letters at the borders say so.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +28,9 @@ _PLANES = {
     "axial": (2, (0, -1), (1, 1)),
 }
 _LETTERS = (("L", "R"), ("P", "A"), ("I", "S"))
-_MIN_WIDTH, _MAX_WIDTH = 180, 420  # pixels of one plane
+_MIN_WIDTH, _MAX_WIDTH = 128, 420  # pixels of one plane
+# At the middle of a head the sagittal plane shows the fissure between the hemispheres, not the brain.
+_OFF_MIDLINE = 0.06  # of the width
 _TITLE, _GAP, _FOOTER = 22, 6, 20
 
 
@@ -57,16 +60,19 @@ def percentile_window(data: np.ndarray) -> tuple[float, float]:
 def contact_sheet(panels: Sequence[Panel], *, footer: str = "") -> Image.Image:
     """Draw `panels` as columns and the three planes as rows; returns a grey PIL image.
 
-    The planes pass through the first panel's centre of mass (a box full of air does not pull them aside).
+    The planes pass through the first panel's centre of mass (a box full of air does not pull them aside), the
+    sagittal one a little to the right of it.
     Raises GeometryError where a panel is not 3D.
     """
     common = panels[0].window or percentile_window(panels[0].data)
     views = [_View(panel, panel.window or common) for panel in panels]
     centre = views[0].centre_of_mass()
+    centre[0] += _OFF_MIDLINE * views[0].counts[0] * views[0].spacing[0]
     low, high = _extent(views)
     step = min(min(view.spacing) for view in views)
     widest = max(high[axis] - low[axis] for axis in range(3)) / step
-    step *= max(1.0, widest / _MAX_WIDTH) if widest > _MIN_WIDTH else widest / _MIN_WIDTH
+    # Small volumes are magnified by a whole number, so that every voxel has the same size on the screen.
+    step *= max(1.0, widest / _MAX_WIDTH) if widest > _MIN_WIDTH else 1 / math.ceil(_MIN_WIDTH / widest)
     size = [max(1, round((high[axis] - low[axis]) / step)) for axis in range(3)]
     samples = [
         low[axis] + (np.arange(size[axis]) + 0.5) * (high[axis] - low[axis]) / size[axis] for axis in range(3)

@@ -125,15 +125,28 @@ def picture(original, cubic, result, scores: dict[str, float]):
 
     window = percentile_window(original.data)
     error = (-0.15 * window[1], 0.15 * window[1])
-    affine = original.affine
+    box, affine = _around_the_head(original)
+    true, before, after = original.data[box], cubic[box], result.data[box]
     panels = [
-        Panel(f"before: cubic, {scores['cubic']:.2f} dB", cubic, affine, window),
-        Panel(f"after: mrisr, {scores['mrisr']:.2f} dB", result.data, affine, window),
-        Panel("original, 1 mm", original.data, affine, window),
-        Panel("error of cubic (+-15 %)", cubic - original.data, affine, error),
-        Panel("error of mrisr (+-15 %)", result.data - original.data, affine, error),
+        Panel(f"before: cubic, {scores['cubic']:.2f} dB", before, affine, window),
+        Panel(f"after: mrisr, {scores['mrisr']:.2f} dB", after, affine, window),
+        Panel("original, 1 mm", true, affine, window),
+        Panel("error of cubic (+-15 %)", before - true, affine, error),
+        Panel("error of mrisr (+-15 %)", after - true, affine, error),
     ]
     return contact_sheet(panels, footer="mrisr demo: MNI152 template, 2 mm to 1 mm (simulated)")
+
+
+def _around_the_head(volume, margin: int = 5):
+    """(slices, affine) of the box that holds everything above zero, and `margin` voxels more."""
+    import numpy as np
+
+    where = np.nonzero(volume.data > 0)
+    low = [max(0, int(index.min()) - margin) for index in where]
+    box = tuple(slice(a, int(index.max()) + 1 + margin) for a, index in zip(low, where, strict=True))
+    affine = volume.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ low
+    return box, affine
 
 
 def _make_folder(folder: Path) -> Path:

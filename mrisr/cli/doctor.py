@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -113,63 +114,62 @@ def devices() -> dict[str, str]:
 
 
 def engines() -> dict[str, str]:
-    """Each engine: available, or the reason why not."""
-    from mrisr.infer.engines import NAMES, missing, pick_device
+    """Each engine, for the shipped kind of network: available, or the reason why not."""
+    from types import SimpleNamespace
 
-    device = pick_device("auto")
-    return {name: missing(name, device) or f"available on {device}" for name in NAMES}
+    from mrisr.infer.engines.select import NAMES, missing, pick_device
+    from mrisr.nn.presets import PRESETS
+
+    device, student = pick_device("auto"), SimpleNamespace(config=PRESETS["student"])
+    found = {name: missing(name, device, student) or f"available on {device}" for name in NAMES}
+    if importlib.util.find_spec("tensorrt") is None:
+        found["tensorrt"] += "; the package tensorrt is not installed (pip install 'mrisr[tensorrt]')"
+    return found
 
 
 def native_core() -> dict[str, str]:
-    """Whether the C++ core was built and loads, with CUDA or without, and the reasons."""
-    try:
-        from mrisr import _build_info as build
-    except ImportError:
-        return {"core": "absent: run from a source tree that was never built (pip install -e .)"}
-    if not build.NATIVE:
-        return {"core": f"absent: {build.NATIVE_REASON}"}
-    try:
-        from mrisr import _native
-    except ImportError as error:
-        return {"core": f"built, but does not load: {error}"}
-    cuda = "built for sm_" + ", sm_".join(build.CUDA_ARCHS) if build.CUDA else f"absent: {build.CUDA_REASON}"
+    """Whether the C++ core loads, what it runs on, and its CUDA kernels; or the reasons."""
+    from mrisr import native
+
+    facts = native.describe()
+    archs = ", ".join(f"sm_{arch}" for arch in facts["cuda_archs"])
+    built = f"built for {archs}" if archs else "not built"
     return {
-        "core": f"loaded, {Path(_native.__file__).name}, built with {build.COMPILER}",
-        "cuda kernels": cuda,
+        "core": f"loaded, instruction set {facts['isa']}"
+        if facts["native"]
+        else f"absent: {facts['native_reason']}",
+        "CUDA kernels": f"{built}, can run"
+        if facts["cuda"]
+        else f"{built}, cannot run: {facts['cuda_reason']}",
     }
 
 
 def operators() -> dict[str, str]:
-    """Each operator family: its backends, each available or with the reason why not."""
+    """Each operator family and backend: available, or the reason why not."""
     from mrisr import ops
 
-    return {
-        family: "; ".join(f"{backend}: {reason or 'yes'}" for backend, reason in backends.items())
-        for family, backends in ops.backend_table().items()
-    }
+    return {f"{family} / {name}": reason or "available" for family, name, reason in ops.backend_table()}
 
 
 def weights() -> dict[str, str]:
     """Shipped weights: size, start of their SHA-256, and their model card."""
     import hashlib
 
-    import mrisr.weights
+    from mrisr.weights import registry
 
-    folder = Path(mrisr.weights.__file__).parent
     found = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for name in registry.available():
+        path = registry.locate(name)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
         card = path.with_suffix(".md")
-        about = f"card {card.name}" if card.exists() else "no model card"
-        found[path.stem] = f"{path.stat().st_size / 1e6:.1f} MB, sha256 {digest}, {about}"
-    return found or {
-        "none": f"no .safetensors in the package: mrisr.upscale needs model=PATH ({folder.name})"
-    }
+        about = f"card {card}" if card.is_file() else "no model card"
+        found[name] = f"{path.stat().st_size / 1e6:.1f} MB, sha256 {digest}, {about}"
+    return found or {"none": "no weights in the package: mrisr.upscale needs model=PATH"}
 
 
 def _lines(report: dict[str, dict]) -> list[str]:
     lines = [f"mrisr doctor ({sys.executable})"]
     for section, findings in report.items():
         lines += ["", section]
-        lines += [f"  {name:<24}{finding}" for name, finding in findings.items()]
+        lines += [f"  {name:<26}{finding}" for name, finding in findings.items()]
     return lines
