@@ -49,6 +49,13 @@ def test_float32_voxel_sizes_lose_no_voxel(n, size):
     assert plan(source, voxel_size=size / 3).shape == (3 * n, 3 * n, 3 * n)
 
 
+@pytest.mark.parametrize("n", [5, 15, 95, 255, 505])
+def test_float32_halves_round_like_exact_ones(n):
+    # 5 x 0.9 mm are 4.5 voxels of 1 mm; float32(0.9) is 2e-8 short of it.
+    shapes = {plan(cube(n, size), voxel_size=1.0).shape for size in (0.9, float(np.float32(0.9)))}
+    assert shapes == {(int(0.9 * n + 0.51),) * 3}
+
+
 def test_halves_round_up_as_in_cpp():
     assert plan(cube(5, 1.0), voxel_size=2.0).shape == (3, 3, 3)  # 2.5
     assert plan(cube(3, 1.0), voxel_size=2.0).shape == (2, 2, 2)  # 1.5

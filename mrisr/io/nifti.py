@@ -125,7 +125,7 @@ def _ending(path: Path, known: tuple[str, ...]) -> str | None:
 def _check_readable(path: Path, name: str) -> int:
     """What can be said before nibabel looks, in plainer words than it would. The file's length, unzipped.
 
-    A gzip stream is read to its end, where its checksum is; nibabel stops at the last voxel and never sees it.
+    A gzip stream is read to its end, where its checksum is; nibabel stops at the last voxel before it.
     """
     try:
         if path.is_dir():
