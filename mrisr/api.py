@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from os import PathLike
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from mrisr import grid as grids
-from mrisr.errors import UsageError
+from mrisr.errors import MrisrWarning, UsageError
 from mrisr.infer.pipeline import Options, upscale_volume
 from mrisr.infer.progress import reporting
 from mrisr.io.adapters import to_volume
@@ -94,12 +95,13 @@ def upscale(
         tile=tile if tile is None or isinstance(tile, int) else tuple(tile),
     )
     with reporting(progress) as report:
-        with report.stage("read"):
+        with report.stage("read"), _kept_warnings() as said:
             source, restore = to_volume(volume, affine=affine, input_voxel_size=input_voxel_size)
             target = grids.plan(source.grid, voxel_size=voxel_size, factor=factor)
         with report.stage("load model"):
             loaded = model if hasattr(model, "denoiser") else registry.load(model)
         result, info = upscale_volume(source, target, loaded, options, report)
+        info.warnings[:0] = said
         output = restore(result)
     return (output, info) if return_info else output
 
@@ -117,6 +119,19 @@ def choose_mode(mode: str | None, steps: int, samples: int) -> str:
             'leave steps and samples at 1, or ask for mode="sample"'
         )
     return mode
+
+
+@contextmanager
+def _kept_warnings() -> Iterator[list[str]]:
+    """Collect the texts of the MrisrWarnings given inside, and pass every warning on."""
+    texts: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield texts
+    for warning in caught:
+        if issubclass(warning.category, MrisrWarning):
+            texts.append(str(warning.message))
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 def _whole(name: str, value: int, least: int) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
@@ -27,6 +25,7 @@ def random_model():
     from mrisr.diffusion.precond import Denoiser
     from mrisr.nn.presets import PRESETS
     from mrisr.nn.unet import UNet, UNetConfig
+    from mrisr.weights.registry import LoadedModel
 
     configs = {
         "local": UNetConfig(widths=(16, 16, 32), encoder=(1, 1), middle=1, decoder=(1, 1), embed=32),
@@ -41,9 +40,7 @@ def random_model():
             for parameter in net.parameters():
                 if not parameter.any():
                     torch.nn.init.normal_(parameter, std=0.05)
-            made[kind] = SimpleNamespace(
-                denoiser=Denoiser(net, 0.05), config={"preset": kind}, card_path=None, name=f"random {kind}"
-            )
+            made[kind] = LoadedModel(Denoiser(net, 0.05), f"random {kind}", {}, "", None)
         return made[kind]
 
     return make

@@ -93,6 +93,7 @@ class Info:
     target: GridInfo
     frames: int
     model: str
+    weights: str
     card: str | None
     engine: EngineInfo
     mode: str

@@ -31,15 +31,14 @@ from mrisr.nn.condition import SAMPLE, Condition
 from mrisr.ops.blend import gather
 from mrisr.ops.noise import normal_noise
 from mrisr.ops.resample3d import apply_axes
-from mrisr.physics.consistency import correct
-from mrisr.physics.degrade import ForwardModel, start_matrices
+from mrisr.physics.consistency import correct, residual_chi2
+from mrisr.physics.degrade import SLICE_KINDS, ForwardModel, start_matrices
 from mrisr.physics.intensity import estimate_noise, intensity_scale
 from mrisr.physics.psf import PSF, parse_psf
 from mrisr.volume import Volume
 
 # A difference in voxel size below this ratio is rounding in a header, not a change of resolution.
 SAME_SPACING = 1e-3
-LEAST_NOISE = 1e-4  # of the intensity scale: a noiseless phantom would never be explained to within its noise
 WINDOW_ALIGN = 64  # attention windows are 8^3 at 1/8 resolution, counted from the volume's origin
 
 
@@ -66,7 +65,7 @@ class Job:
 
     source: Grid
     target: Grid
-    model: Any
+    model: Any  # a mrisr.weights.registry.LoadedModel
     options: Options
     engine: engines.Engine
     why: str
@@ -94,7 +93,7 @@ def upscale_volume(volume: Volume, target: Grid, model: Any, options: Options, r
     Args:
         volume: 3D, or 4D (each frame on its own).
         target: from `mrisr.grid.plan(volume.grid, ...)`.
-        model: `mrisr.load_model(...)`: denoiser, config, card_path.
+        model: `mrisr.load_model(...)`: a LoadedModel.
 
     Raises:
         MemoryBudgetError, BackendError, UsageError.
@@ -108,7 +107,8 @@ def upscale_volume(volume: Volume, target: Grid, model: Any, options: Options, r
     try:
         for t, frame in enumerate(volume.frames()):
             where = (..., t) if volume.data.ndim == 4 else ...
-            note, scale = _frame(job, frame, out[where], None if std is None else std[where])
+            with torch.inference_mode():
+                note, scale = _frame(job, frame, out[where], None if std is None else std[where])
             notes.append(note)
             scales.append(scale)
     finally:
@@ -142,17 +142,22 @@ def _warn_about_range(job: Job) -> None:
     finer = [a for a in range(3) if ratio[a] > 1 + SAME_SPACING]
     if finer:
         sizes = " x ".join(f"{v:.3g}" for v in job.source.voxel_size)
-        _warn(job, f"the input ({sizes} mm) is already finer than the target along axis "
-                   f"{', '.join(map(str, finer))}: detail is removed there; ask for a smaller voxel_size to keep it")
-    trained = job.model.config.get("trained_factor") if isinstance(job.model.config, dict) else None
-    if trained:
-        low, high = trained
-        factor = np.array([p.width for p in job.psf]) / np.array(job.target.voxel_size)
-        outside = [a for a in range(3) if factor[a] > high * (1 + SAME_SPACING)]
-        if outside:
-            found = ", ".join(f"{factor[a]:.2f}x along axis {a}" for a in outside)
-            _warn(job, f"the resolution step is {found}; the model was trained on {low:g}x to {high:g}x, and beyond "
-                       f"that its result is not to be relied on: choose a coarser voxel_size")
+        _warn(
+            job,
+            f"the input ({sizes} mm) is already finer than the target along axis {', '.join(map(str, finer))}: "
+            "detail is removed there; ask for a smaller voxel_size to keep it",
+        )
+    trained = job.model.meta.get("trained_range", {})
+    for axis, (psf, target) in enumerate(zip(job.psf, job.target.voxel_size)):
+        kind = "slice" if psf.kind in SLICE_KINDS else "isotropic"
+        low, high = trained.get(kind, (0.0, np.inf))
+        step = psf.width / target
+        if step > high * (1 + SAME_SPACING):
+            _warn(
+                job,
+                f"axis {axis}: {psf.width:.3g} mm acquired to {target:.3g} mm is {step:.2f}x finer, and {job.model.name} "
+                f"was trained on {low:g}x to {high:g}x ({kind}): do not rely on it; ask for a coarser voxel_size",
+            )
 
 
 def _warn(job: Job, text: str) -> None:
@@ -226,8 +231,7 @@ def _denoiser(job: Job, plan: tiles.TilePlan, y: torch.Tensor, cond: Condition, 
                 return denoise.mean(y_piece, cond)[0, 0]
             return denoise(gather(x, start, plan.tile)[None, None], sigma, y_piece, cond)[0, 0]
 
-        with torch.inference_mode():
-            return tiles.blend(plan, piece, torch.zeros_like(y), tick)
+        return tiles.blend(plan, piece, torch.zeros_like(y), tick)
 
     return run
 
@@ -268,19 +272,20 @@ def _residual(job: Job, plan: tiles.TilePlan, y: torch.Tensor, cond: Condition):
 
 def _consistent(job: Job, result: torch.Tensor, lr: torch.Tensor, noise: float | None):
     """The result, corrected where that is asked for or certain, and what was done and why."""
-    wanted, certain = job.options.consistency, job.psf_certain
+    wanted = job.options.consistency
     if noise is None:
         return result, ConsistencyInfo(False, "too little foreground to know the noise, hence when to stop")
-    sigma = max(noise, LEAST_NOISE)
-    if wanted == "on" or (wanted == "auto" and certain):
+    if wanted == "on" or (wanted == "auto" and job.psf_certain):
+        done = correct(result, lr, job.forward, noise)
         why = "asked for" if wanted == "on" else f"the point spread is certain: {job.psf_from}"
-        result, before, after = correct(result, lr, job.forward, sigma)
-        return result, ConsistencyInfo(True, why, float(before), float(after), sigma)
+        if not done.applied:
+            why += "; not needed, the result explains the input to within its noise"
+        return done.image, ConsistencyInfo(done.applied, why, done.chi2_before, done.chi2_after, noise)
     why = "switched off" if wanted == "off" else (
         f"off, because the point spread is only {job.psf_from}; state psf= to correct the result"
     )
-    chi2 = float((job.forward.forward(result) - lr).square().mean() / sigma**2)
-    return result, ConsistencyInfo(False, why, chi2, chi2, sigma)
+    chi2 = residual_chi2(result, lr, job.forward, noise)
+    return result, ConsistencyInfo(False, why, chi2, chi2, noise)
 
 
 def _info(job: Job, notes: list[ConsistencyInfo], scales: list[tuple[float, float]]) -> Info:
@@ -289,8 +294,9 @@ def _info(job: Job, notes: list[ConsistencyInfo], scales: list[tuple[float, floa
         input=GridInfo.of(job.source),
         target=GridInfo.of(job.target),
         frames=job.frames,
-        model=str(getattr(job.model, "name", None) or job.model.config.get("preset", "unnamed")),
-        card=None if job.model.card_path is None else str(job.model.card_path),
+        model=job.model.name,
+        weights=job.model.sha256,
+        card=None if job.model.card is None else str(job.model.card),
         engine=EngineInfo(engine.name, str(engine.device), engine.threads, engine.precision, job.why),
         mode=options.mode,
         steps=options.steps,

@@ -69,11 +69,11 @@ sys.path.insert(0, {tests!r})
 import mrisr
 from mrisr.diffusion.precond import Denoiser
 from mrisr.nn.presets import build
-from types import SimpleNamespace
+from mrisr.weights.registry import LoadedModel
 
 net = build("student").eval()
 torch.nn.init.normal_(net.exit.weight, std=0.05)
-model = SimpleNamespace(denoiser=Denoiser(net, 0.05), config={{"preset": "student"}}, card_path=None, name="student")
+model = LoadedModel(Denoiser(net, 0.05), "random", {{}}, "", None)
 rng = np.random.default_rng(0)
 scan = rng.random((160, 160, 160), dtype=np.float32)
 out, info = mrisr.upscale(scan, input_voxel_size=1.0, voxel_size=0.7, model=model, memory={budget!r}, threads=2,

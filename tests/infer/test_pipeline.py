@@ -1,0 +1,253 @@
+"""The whole way, with random weights: what must hold whatever the model has learnt."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import replace
+import numpy as np
+import pytest
+import torch
+
+import mrisr
+from mrisr import grid as grids
+from mrisr.diffusion.precond import Denoiser
+from mrisr.errors import MemoryBudgetError, MrisrWarning, UsageError
+from mrisr.infer import memory
+from mrisr.nn.presets import build
+from mrisr.ops.resample3d import apply_axes
+from mrisr.physics.degrade import start_matrices
+from mrisr.physics.psf import auto_psf
+from mrisr.volume import Volume
+from mrisr.weights.registry import LoadedModel
+
+
+def run(scan, model, size=1.0, **options):
+    given = {"factor": 2, "input_voxel_size": size, "threads": 1, "return_info": True, **options}
+    return mrisr.upscale(scan, model=model, **given)
+
+
+def spread_of(x):
+    return np.percentile(x, 99.9) - np.percentile(x, 0.1)
+
+
+def plain(scan, factor=2):
+    """The start alone: interpolation onto the target grid."""
+    source = grids.Grid(scan.shape, np.eye(4))
+    target = grids.plan(source, factor=factor)
+    matrices = start_matrices(
+        source.shape, source.voxel_size, target.shape, target.voxel_size, auto_psf(source.voxel_size)[0]
+    )
+    return apply_axes(torch.from_numpy(scan), matrices).numpy()
+
+
+@pytest.fixture(scope="module")
+def model(random_model):
+    return random_model("local")
+
+
+@pytest.fixture(scope="module")
+def scan(head):
+    return head((40, 48, 36))
+
+
+@pytest.fixture(scope="module")
+def mean(scan, model):
+    return run(scan, model)
+
+
+def test_an_untrained_network_is_plain_interpolation(scan):
+    untrained = LoadedModel(Denoiser(build("student"), 0.05), "untrained", {}, "", None)
+    result, _ = run(scan, untrained)
+    assert np.abs(result - plain(scan)).max() < 1e-5 * spread_of(scan)
+
+
+def test_the_residual_is_added_in_tissue_and_not_in_air(scan, mean):
+    change = np.abs(mean[0] - plain(scan)) / spread_of(scan)
+    centre = tuple(slice(n // 2 - 8, n // 2 + 8) for n in change.shape)
+    assert change[centre].mean() > 1e-4
+
+
+@pytest.mark.parametrize("engine", ["openvino", "torch"])
+def test_mean_is_bit_equal_for_every_seed(scan, model, engine):
+    first, info = run(scan, model, engine=engine, seed=0)
+    second, _ = run(scan, model, engine=engine, seed=12345)
+    assert info.mode == "mean" and info.engine.name == engine and np.array_equal(first, second)
+
+
+def test_engines_agree(scan, model, mean):
+    other, _ = run(scan, model, engine="torch")
+    assert np.abs(other - mean[0]).max() < 1e-5 * spread_of(scan)
+
+
+def test_samples_depend_on_the_seed_alone(scan, model):
+    first, info = run(scan, model, mode="sample", seed=1)
+    again, _ = run(scan, model, mode="sample", seed=1)
+    other, _ = run(scan, model, mode="sample", seed=2)
+    assert info.mode == "sample" and np.array_equal(first, again)
+    assert np.abs(first - other).max() > 1e-4 * spread_of(scan)
+
+
+def test_several_samples_give_their_mean_and_spread(scan, model):
+    both, info = run(scan, model, samples=2, steps=2, seed=3)
+    assert info.mode == "sample" and info.samples == 2 and info.steps == 2
+    assert isinstance(info.std, Volume) and info.std.data.shape == both.shape
+    assert info.std.data.min() >= 0 and info.std.data.max() > 0
+    one, _ = run(scan, model, samples=1, steps=2, seed=3)
+    # Two values a and b: a - mean = (a - b) / 2, and their standard deviation (n - 1) is |a - b| / sqrt(2).
+    assert np.abs(np.abs(one - both) * np.sqrt(2) - info.std.data).max() < 1e-4 * spread_of(scan)
+
+
+@pytest.mark.parametrize("mode", ["mean", "sample"])
+def test_tiles_come_close_to_one_piece(head, model, mode):
+    scan = head((61, 53, 47), air=0.1)
+    whole, info = run(scan, model, mode=mode)
+    tiled, tiled_info = run(scan, model, mode=mode, tile=64)
+    assert (info.tiles.kind, tiled_info.tiles.kind) == ("whole", "tiles")
+    assert tiled_info.tiles.count > 3
+    residual = np.abs(whole - plain(scan)).max()
+    seam = np.abs(tiled - whole).max()
+    assert seam < 0.02 * residual, (seam, residual)
+
+
+def test_each_frame_is_handled_on_its_own(head, model):
+    frames = [head((24, 28, 20), seed=k) * (k + 1) for k in range(2)]
+    series, info = run(np.stack(frames, axis=-1), model, engine="torch")
+    assert series.shape == (48, 56, 40, 2) and info.frames == 2 and len(info.intensity) == 2
+    for k, frame in enumerate(frames):
+        alone, _ = run(frame, model, engine="torch")
+        assert np.abs(series[..., k] - alone).max() <= 1e-6 * spread_of(frame)
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 2), (3, 17, 5), (33, 9, 50)])
+def test_small_and_odd_sizes(head, model, shape):
+    rng = np.random.default_rng(0)
+    scan = (100 + 10 * rng.standard_normal(shape)).astype(np.float32)
+    result, _ = run(scan, model, factor=1.5)
+    assert result.shape == grids.plan(grids.Grid(shape, np.eye(4)), factor=1.5).shape
+    assert np.isfinite(result).all()
+
+
+def test_intensities_are_unscaled(scan, model):
+    """The network sees normalised values, so its result scales with the input."""
+    result, info = run(scan, model, engine="torch")
+    scaled, _ = run(scan * 1000, model, engine="torch")
+    assert np.abs(scaled / 1000 - result).max() < 1e-5 * spread_of(scan)
+    assert info.intensity[0][1] == pytest.approx(np.percentile(scan[scan > 100], 99), rel=0.2)
+
+
+def test_air_around_a_head_changes_nothing(head, model):
+    """With a spline start, which is local; a Fourier start feels the size of the field of view by itself."""
+    scan = np.pad(head((40, 40, 40), noise=0.0), 16)
+    padded = np.pad(scan, 40)  # 80 voxels of the target grid on every side
+    local = {"psf": "gaussian", "consistency": "off"}
+    alone, _ = run(scan, model, **local)
+    inside = run(padded, model, **local)[0][80:-80, 80:-80, 80:-80]
+    tissue = plain(scan) > 100
+    assert np.abs(inside - alone)[tissue].max() < 1e-5 * spread_of(scan)
+
+
+def test_no_step_where_the_processed_box_ends(model):
+    """Noisy air all around: at the border of the box the residual has faded out."""
+    rng = np.random.default_rng(0)
+    scan = np.abs(20 * rng.standard_normal((96, 60, 60))).astype(np.float32)
+    scan[36:60, 24:36, 24:36] += 1000
+    result, info = run(scan, model)
+    low = info.tiles.box[0][0]
+    assert low > 0
+    residual = np.abs(result - plain(scan))
+    assert residual[: low].max() < 1e-5 * 1000
+    first, deep = residual[low : low + 2].max(), residual[low + 8 : low + 24].max()
+    assert first < 0.2 * deep
+
+
+def test_info_says_what_was_done(scan, mean):
+    result, info = mean
+    assert info.input.shape == scan.shape and info.target.shape == result.shape
+    assert info.target.voxel_size == pytest.approx((0.5, 0.5, 0.5))
+    assert info.engine.name == "openvino" and info.engine.threads == 1 and info.engine.precision == "float32"
+    assert [axis.profile for axis in info.resolution] == ["kspace"] * 3
+    assert info.resolution[0].measured_to == 0.5 and info.resolution[0].synthesised_to == 1.0
+    assert "assumed" in info.resolution_from
+    assert info.consistency[0].applied is False and info.consistency[0].chi2_before >= 0
+    assert {"start", "network", "consistency"} <= set(info.seconds)
+    assert info.memory_expected <= info.memory_budget
+    assert "not a medical device" in info.notice
+    told = json.loads(info.to_json())
+    assert told["tiles"]["active_fraction"] == pytest.approx(info.tiles.active_fraction)
+    assert told["versions"]["torch"] and "std" not in told
+
+
+def test_consistency_needs_a_stated_point_spread(scan, model):
+    wrong = replace(model, denoiser=Denoiser(model.denoiser.net, 2.0))  # a residual far beyond the noise
+    _, info = run(scan, wrong, psf="kspace")
+    note = info.consistency[0]
+    assert note.applied and "stated by the caller" in note.why
+    assert note.chi2_before > 1 and note.chi2_after < 1.1
+    _, off = run(scan, wrong, psf="kspace", consistency="off")
+    assert not off.consistency[0].applied and off.consistency[0].why == "switched off"
+    assert not run(scan, wrong)[1].consistency[0].applied
+    _, on = run(scan, wrong, consistency="on")
+    assert on.consistency[0].applied
+
+
+def test_a_finer_input_is_warned_about(head, model):
+    with pytest.warns(MrisrWarning, match=r"input \(0.5 x 1 x 1 mm\) is already finer .* along axis 0"):
+        _, info = run(head((40, 24, 24)), model, size=(0.5, 1, 1), factor=None, voxel_size=0.7)
+    assert any("already finer" in text for text in info.warnings)
+    assert info.resolution[0].measured_to == info.resolution[0].synthesised_to
+
+
+def test_beyond_the_trained_range_is_warned_about(head, model):
+    ranged = replace(model, meta={"trained_range": {"isotropic": [1.0, 4.0], "slice": [1.0, 8.0]}})
+    with pytest.warns(MrisrWarning, match=r"axis 0: 3 mm acquired to 0.6 mm is 5.00x finer, .* 1x to 4x \(isotropic\)"):
+        _, info = run(head((20, 20, 20)), ranged, size=3.0, factor=5)
+    assert len(info.warnings) == 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", MrisrWarning)
+        run(head((20, 40, 40)), ranged, size=(4.0, 1, 1), factor=(5, 1, 1))  # a slice axis: up to 8x
+
+
+def test_a_small_budget_takes_tiles_and_a_tiny_one_is_refused(head, model):
+    scan = head((64, 64, 64), air=0.0)
+    with pytest.raises(MemoryBudgetError, match="smallest that works is") as caught:
+        run(scan, model, memory="10MB")
+    least = memory.parse_budget(str(caught.value).split("works is ")[1].split()[0])
+    result, info = run(scan, model, memory=least + 50 * memory.MB)
+    assert info.tiles.kind == "tiles" and info.memory_expected <= info.memory_budget
+    assert np.isfinite(result).all()
+
+
+def test_a_stated_tile_that_does_not_fit_is_refused(scan, model):
+    with pytest.raises(MemoryBudgetError):
+        run(scan, model, memory=memory.resident() + 60 * memory.MB, tile=96)
+
+
+def test_progress_tells_stages_in_order_up_to_one(scan, model):
+    told = []
+    run(scan, model, tile=48, progress=lambda stage, fraction: told.append((stage, fraction)))
+    stages = list(dict.fromkeys(stage for stage, _ in told))
+    assert stages[-4:] == ["start", "network", "consistency", "finish"]
+    network = [fraction for stage, fraction in told if stage == "network"]
+    assert network == sorted(network) and network[0] == 0 and network[-1] == 1 and len(network) > 4
+
+
+def test_an_interrupt_passes_through_and_leaves_things_usable(scan, model, mean):
+    def stop(stage, fraction):
+        if stage == "network":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(scan, model, progress=stop)
+    assert np.array_equal(run(scan, model)[0], mean[0])
+
+
+def test_arguments_are_checked(scan, model):
+    for wrong in (
+        {"mode": "mean", "steps": 2}, {"mode": "mean", "samples": 2}, {"mode": "best"}, {"steps": 0},
+        {"samples": 1.5}, {"seed": "a"}, {"consistency": "yes"}, {"progress": 3}, {"voxel_size": -1, "factor": None},
+        {"device": "tpu"}, {"engine": "onnx"}, {"memory": "lots"}, {"tile": 8}, {"psf": "round"}, {"threads": 0},
+    ):  # fmt: skip
+        with pytest.raises(UsageError), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            run(scan, model, **wrong)
