@@ -16,6 +16,9 @@ namespace {
 constexpr Index kLanes = 64;          // independent float32 sums: a fixed order that vectorises
 constexpr Index kBlockFloats = 4096;  // two passes over a block cost one read of memory: it stays in the L1 cache
 
+// Pieces of this many units of work are worth a thread of their own.
+Index grain(Index floats_per_unit) { return 1 + 32768 / (1 + floats_per_unit); }
+
 // Sums over rows of `width` floats: to[c] = sum_r x[r, c]; masked rows are left out, NaN or not.
 MRISR_INLINE void sum_rows_body(float* __restrict__ to, const float* __restrict__ x, const std::uint8_t* mask, Index rows,
                                 Index width) {
@@ -68,6 +71,28 @@ MRISR_VARIANTS(deviate_rows, deviate_rows_body,
                 const float* __restrict__ pivot, const std::uint8_t* mask, Index rows, Index width),
                (first, second, x, pivot, mask, rows, width))
 
+// The same two sums over a masked run of one channel, in kLanes interleaved parts.
+MRISR_INLINE void masked_run_body(float* __restrict__ first, float* __restrict__ second, const float* __restrict__ x,
+                                  float pivot, const std::uint8_t* __restrict__ mask, Index count) {
+  for (Index l = 0; l < kLanes; ++l) first[l] = second[l] = 0.0f;
+  Index i = 0;
+  for (; i + kLanes <= count; i += kLanes)
+    for (Index l = 0; l < kLanes; ++l) {
+      const float d = mask[i + l] ? x[i + l] - pivot : 0.0f;  // a select, not a product: NaN outside the mask is ignored
+      first[l] += d;
+      second[l] += d * d;
+    }
+  for (Index l = 0; i + l < count; ++l) {
+    const float d = mask[i + l] ? x[i + l] - pivot : 0.0f;
+    first[l] += d;
+    second[l] += d * d;
+  }
+}
+MRISR_VARIANTS(masked_run, masked_run_body,
+               (float* __restrict__ first, float* __restrict__ second, const float* __restrict__ x, float pivot,
+                const std::uint8_t* __restrict__ mask, Index count),
+               (first, second, x, pivot, mask, count))
+
 // Buffers of one worker: per column of a block the sums, the pivots and the sums of deviations.
 struct Scratch {
   explicit Scratch(Index width) : width(width), storage(static_cast<std::size_t>(4 * width)) {
@@ -106,7 +131,7 @@ void add_block(Moments* groups, Index group_count, const float* x, const std::ui
     // The pivot is the mean rounded to float32; what is left of the mean is in the first-order sum.
     const double rest = over_group(s.first, g) / n;
     const double m2 = over_group(s.second, g) - n * rest * rest;
-    groups[g].add(n, s.pivot[g * per_group] + rest, m2 > 0 ? m2 : (m2 == m2 ? 0.0 : m2));
+    groups[g].add(n, s.pivot[g * per_group] + rest, m2 < 0 ? 0.0 : m2);
   }
 }
 
@@ -116,10 +141,26 @@ void store(double* to, const Moments& m) {
   to[2] = m.m2;
 }
 
+void add_masked_run(Moments* group, const float* x, const std::uint8_t* mask, Index count, Scratch& lanes) {
+  const Index active = std::count_if(mask, mask + count, [](std::uint8_t m) { return m != 0; });
+  if (active == 0) return;
+  const double n = static_cast<double>(active);
+  const auto total = [](const float* values) {
+    double sum = 0;
+    for (Index l = 0; l < kLanes; ++l) sum += values[l];
+    return sum;
+  };
+  masked_run(lanes.first, lanes.second, x, 0.0f, mask, count);
+  const auto pivot = static_cast<float>(total(lanes.first) / n);
+  masked_run(lanes.first, lanes.second, x, pivot, mask, count);
+  const double rest = total(lanes.first) / n, m2 = total(lanes.second) - n * rest * rest;
+  group->add(n, pivot + rest, m2 < 0 ? 0.0 : m2);  // NaN stays
+}
+
 // One run of `count` contiguous values of a single channel, as rows of kLanes and a shorter last row.
 void add_run(Moments* group, const float* x, const std::uint8_t* mask, Index count, Scratch& rows_of_lanes,
              Scratch& single) {
-  if (mask != nullptr) return add_block(group, 1, x, mask, count, 1, 1, single);
+  if (mask != nullptr) return add_masked_run(group, x, mask, count, rows_of_lanes);
   const Index rows = count / kLanes, done = rows * kLanes;
   if (rows > 0) add_block(group, 1, x, nullptr, rows, kLanes, 1, rows_of_lanes);
   if (done < count) add_block(group, 1, x + done, nullptr, count - done, 1, 1, single);
@@ -127,7 +168,7 @@ void add_run(Moments* group, const float* x, const std::uint8_t* mask, Index cou
 
 void stats_channels_first(double* partials, const float* x, const std::uint8_t* mask, const NormShape& s, int threads) {
   const Index slabs = s.slabs(), per_group = s.per_group();
-  parallel_for(s.n * s.groups * slabs, std::max<Index>(1, 65536 / (per_group * std::min(kSlab, s.voxels) + 1)), threads, [&](Index begin, Index end) {
+  parallel_for(s.n * s.groups * slabs, grain(per_group * std::min(kSlab, s.voxels)), threads, [&](Index begin, Index end) {
     Scratch lanes(kLanes), single(1);
     for (Index unit = begin; unit < end; ++unit) {
       const Index slab = unit % slabs, g = unit / slabs % s.groups, n = unit / slabs / s.groups;
@@ -147,7 +188,7 @@ void stats_channels_last(double* partials, const float* x, const std::uint8_t* m
   // Few channels: several voxels make one row, so that rows are long enough to vectorise.
   const Index repeats = mask ? 1 : std::max<Index>(1, kLanes / s.channels);
   const Index step = std::max<Index>(1, kBlockFloats / s.channels / repeats) * repeats;
-  parallel_for(s.n * slabs, std::max<Index>(1, 65536 / (s.channels * std::min(kSlab, s.voxels) + 1)), threads, [&](Index begin, Index end) {
+  parallel_for(s.n * slabs, grain(s.channels * std::min(kSlab, s.voxels)), threads, [&](Index begin, Index end) {
     Scratch wide(repeats * s.channels), narrow(s.channels);
     std::vector<Moments> groups(static_cast<std::size_t>(s.groups));
     for (Index unit = begin; unit < end; ++unit) {
@@ -270,12 +311,23 @@ void group_norm_apply(float* y, const float* x, const Folded& folded, Act act, c
   const bool silu = act == Act::silu;
   const Index slab = shape.channels_last ? std::max<Index>(1, 16384 / shape.channels) : 16384;
   const Index slabs = (shape.voxels + slab - 1) / slab, lines = shape.channels_last ? 1 : shape.channels;
-  parallel_for(shape.n * lines * slabs, std::max<Index>(1, 16384 / std::min(slab * (shape.channels_last ? shape.channels : 1), shape.voxels * (shape.channels_last ? shape.channels : 1))), threads, [&](Index begin, Index end) {
+  const Index floats = std::min(slab, shape.voxels) * (shape.channels_last ? shape.channels : 1);
+  parallel_for(shape.n * lines * slabs, grain(floats), threads, [&](Index begin, Index end) {
+    // Few channels: several voxels make one row, so that rows are long enough to vectorise.
+    const Index repeats = shape.channels_last ? std::max<Index>(1, kLanes / shape.channels) : 0;
+    Scratch row(repeats * shape.channels);
     for (Index unit = begin; unit < end; ++unit) {
       const Index v0 = unit % slabs * slab, count = std::min(slab, shape.voxels - v0), line = unit / slabs;
       if (shape.channels_last) {
         const Index at = (line * shape.voxels + v0) * shape.channels, p = line * shape.channels;
-        apply_rows(y + at, x + at, count, shape.channels, folded.a + p, folded.b + p, folded.m + p, silu);
+        for (Index q = 0; q < repeats; ++q) {
+          std::copy_n(folded.a + p, shape.channels, row.sum + q * shape.channels);
+          std::copy_n(folded.b + p, shape.channels, row.pivot + q * shape.channels);
+          std::copy_n(folded.m + p, shape.channels, row.first + q * shape.channels);
+        }
+        const Index rows = count / repeats, done = rows * repeats, rest = at + done * shape.channels;
+        apply_rows(y + at, x + at, rows, row.width, row.sum, row.pivot, row.first, silu);
+        apply_rows(y + rest, x + rest, count - done, shape.channels, row.sum, row.pivot, row.first, silu);
       } else {
         const Index at = line * shape.voxels + v0;
         apply_run(y + at, x + at, count, folded.a[line], folded.b[line], folded.m[line], silu);

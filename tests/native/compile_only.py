@@ -1,0 +1,133 @@
+"""Compile every Triton and CUDA kernel for sm_80, sm_90(a) and sm_100, without a GPU, and print what each costs.
+
+    python tests/native/compile_only.py [--triton | --cuda] [--arch 90]
+
+Prints registers, shared memory and spills of every kernel. Exits 1 if one does not compile; where nvcc or ptxas is absent that
+part is left out, with the reason in print. Nothing is run: see benchmarks/results/UNMEASURED.md for what never ran on a device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+ARCHS = (80, 90, 100)
+CUDA_FLAGS = {80: "compute_80,code=sm_80", 90: "compute_90a,code=sm_90a", 100: "compute_100,code=sm_100"}
+
+
+def assemblers() -> list[str]:
+    """Every ptxas at hand. Triton's own come first: they know the PTX version that Triton writes."""
+    import triton
+
+    carried = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    named = [str(carried / "ptxas"), str(carried / "ptxas-blackwell"), "ptxas"]
+    return [found for name in named if (found := shutil.which(name))]
+
+
+def costs(report: str) -> str:
+    """"32 registers, 0 B spilled" from ptxas -v."""
+    registers = re.findall(r"Used (\d+) registers", report)
+    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", report)
+    shared = re.findall(r"(\d+) bytes smem", report)
+    spilled = sum(int(n) for pair in spills for n in pair)
+    parts = [f"{max(map(int, registers), default=0):>3} registers", f"{spilled} B spilled"]
+    return ", ".join([*parts, f"{max(map(int, shared))} B static shared"] if shared else parts)
+
+
+def compile_triton(archs: list[int]) -> list[str]:
+    """Failures, one line each."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise SystemExit("compile_only: unset TRITON_INTERPRET; interpreted kernels cannot be compiled")
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from mrisr.kernels import group_norm, noise
+
+    failures = []
+    for family in (group_norm, noise):
+        for name, kernel, signature, constants in family.VARIANTS:
+            full = signature | dict.fromkeys(constants, "constexpr")
+            ordered = {argument: full[argument] for argument in kernel.arg_names}
+            for arch in archs:
+                label = f"triton {family.__name__.rpartition('.')[2]}.{name} sm_{arch}"
+                try:
+                    source = ASTSource(fn=kernel, signature=ordered, constexprs=constants)
+                    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32))
+                    report = assemble(compiled.asm["ptx"])
+                except Exception as error:  # every kernel is tried; the failure is printed and counted
+                    failures.append(f"{label}: {type(error).__name__}: {error}")
+                    print("FAIL", failures[-1])
+                    continue
+                print(f"ok   {label}: {report}, {compiled.metadata.shared} B shared")
+    return failures
+
+
+def assemble(ptx: str) -> str:
+    """What `ptxas -v` says of one kernel, by the first ptxas that knows its version and architecture."""
+    arch = re.search(r"\.target\s+(sm_\w+)", ptx).group(1)
+    complaints = ["no ptxas at hand"]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.ptx"
+        path.write_text(ptx)
+        for ptxas in assemblers():
+            command = [ptxas, "-v", f"-arch={arch}", str(path), "-o", os.devnull]
+            run = subprocess.run(command, capture_output=True, text=True)
+            if run.returncode == 0:
+                return costs(run.stderr)
+            complaints.append(run.stderr.strip().splitlines()[0])
+    if all("nsupported" in line or "not defined for option" in line for line in complaints[1:]):
+        return f"registers unknown ({complaints[-1]})"
+    raise RuntimeError("; ".join(complaints[1:]))
+
+
+def short_name(mangled: str) -> str:
+    """stats_kernel<f16> of a mangled kernel name."""
+    name = re.search(r"\d([a-z_]+_kernel)", mangled)
+    kind = next((text for code, text in (("bfloat16E", "bf16"), ("halfE", "f16"), ("IfE", "f32")) if code in mangled), "")
+    return (name.group(1) if name else mangled) + (f"<{kind}>" if kind else "")
+
+
+def compile_cuda(archs: list[int]) -> list[str]:
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        print("skip CUDA C++: no nvcc on PATH")
+        return []
+    failures = []
+    for source in sorted((ROOT / "csrc").rglob("*.cu")):
+        for arch in archs:
+            label = f"nvcc {source.relative_to(ROOT)} sm_{arch}"
+            command = [nvcc, "-std=c++17", "-O3", "-DMRISR_WITH_CUDA", f"-I{ROOT / 'csrc' / 'core'}"]
+            command += [f"-gencode=arch={CUDA_FLAGS[arch]}", "-Xptxas", "-v", "-c", str(source), "-o", os.devnull]
+            run = subprocess.run(command, capture_output=True, text=True)
+            if run.returncode:
+                failures.append(f"{label}: {run.stderr.strip()}")
+                print("FAIL", failures[-1])
+                continue
+            for entry in run.stderr.split("Compiling entry function '")[1:]:
+                print(f"ok   {label} {short_name(entry.split(chr(39))[0])}: {costs(entry)}")
+    return failures
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--triton", action="store_true", help="only the Triton kernels")
+    parser.add_argument("--cuda", action="store_true", help="only the CUDA files")
+    parser.add_argument("--arch", type=int, choices=ARCHS, action="append", help="default: all three")
+    options = parser.parse_args()
+    archs, both = options.arch or list(ARCHS), options.triton == options.cuda
+    failures = compile_triton(archs) if both or options.triton else []
+    failures += compile_cuda(archs) if both or options.cuda else []
+    print(f"{len(failures)} failures")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
