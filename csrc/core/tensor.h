@@ -34,9 +34,10 @@ struct View {
 // Sizes are not negative, the pointer is there when there is anything to point to, and the extent fits int64.
 template <class T, int Rank>
 void check_view(const View<T, Rank>& v, const char* op, const char* name) {
+  for (int d = 0; d < Rank; ++d)
+    MRISR_CHECK(v.size[d] >= 0, op << ": " << name << ".size[" << d << "] must not be negative; it is " << v.size[d]);
   Index n = 1;
   for (int d = 0; d < Rank; ++d) {
-    MRISR_CHECK(v.size[d] >= 0, op << ": " << name << ".size[" << d << "] must not be negative; it is " << v.size[d]);
     MRISR_CHECK(v.stride[d] >= 0,
                 op << ": " << name << ".stride[" << d << "] must not be negative; it is " << v.stride[d]);
     MRISR_CHECK(v.size[d] == 0 || n <= std::numeric_limits<Index>::max() / 16 / v.size[d],

@@ -1,0 +1,159 @@
+"""The native module by its own doorway: bad input, threads, instruction sets, fork, guard pages."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+core = pytest.importorskip("mrisr._native")
+
+
+def pointer(array: np.ndarray) -> int:
+    return array.ctypes.data
+
+
+def normal(shape, threads: int) -> np.ndarray:
+    out = np.full(shape, np.nan, np.float32)
+    core.normal_noise(pointer(out), shape, (0, 0, 0), shape, 3, 0, 0, threads)
+    return out
+
+
+def norm_stats(x: np.ndarray, groups: int, threads: int, last: bool) -> np.ndarray:
+    n, c, v = (x.shape[0], x.shape[2], x.shape[1]) if last else x.shape
+    partials = np.full((n, core.group_norm_slabs(v), groups, 3), np.nan)
+    core.group_norm_stats(pointer(partials), pointer(x), 0, n, c, v, groups, last, threads)
+    return partials
+
+
+BOX = ((2, 2, 2), (0, 0, 0), (2, 2, 2))
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda a: core.normal_noise(0, *BOX, 0, 0, 0, 1), "noise: out is a null pointer"),
+        (lambda a: core.normal_noise(a, (2, -1, 2), *BOX[1:], 0, 0, 0, 1), r"shape\[1\] must not be negative; it is -1"),
+        (lambda a: core.normal_noise(a, (3, 2, 2), *BOX[1:], 0, 0, 0, 1), "on axis 0 it starts at 0 with 3 voxels, and the grid has 2"),
+        (lambda a: core.normal_noise(a, *BOX, 0, 0, 0, 0), "threads must be at least 1; it is 0"),
+        (lambda a: core.normal_noise(a + 2, *BOX, 0, 0, 0, 1), "out: address is not aligned to 4 bytes"),
+        (lambda a: core.axis_apply(a, a, 0, 1, 2, 2, 1, 0.0, 1), "axis_apply: matrix is a null pointer"),
+        (lambda a: core.axis_apply(a, a, a, 1, 2, 2, 1, 1.5, 1), r"drop must lie in \[0, 1\); it is 1.5"),
+        (lambda a: core.axis_apply(a, a, a, 2**40, 2**30, 2, 1, 0.0, 1), "more elements than an int64 offset can reach"),
+        (lambda a: core.axis_apply(a, a, a, 1, -2, 2, 1, 0.0, 1), r"x.size\[1\] must not be negative; it is -2"),
+        (lambda a: core.group_norm_stats(a, a, 0, 1, 6, 4, 4, False, 1), r"channels \(6\) must be divisible by groups \(4\)"),
+        (lambda a: core.group_norm_stats(a, 0, 0, 1, 4, 4, 2, False, 1), "group_norm_stats: null pointer"),
+        (lambda a: core.group_norm_merge(a, a, a, 1, 1, 1, 0.0), "eps must be positive; it is 0"),
+        (lambda a: core.gather(a, (1, 1, 1), (1, 1, 1), a, (0, 1, 1), (1, 1, 1), (0, 0, 0), 1), r"volume.size\[0\] must be positive"),
+        (lambda a: core.gather(a, (1, 1, 2), (1, 1, 2), a, (1, 1, 1), (1, 1, 1), (0, 0, 0), 1), "last axis of volume and tile must be contiguous"),
+        (lambda a: core.blend_add(a, *[(1, 1, 1)] * 2, a, *[(1, 1, 1)] * 2, (2, 0, 0), (a, a, a), 1), r"origin\[0\] must lie in \[0, 1\]; it is 2"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_a_value_error_with_its_reason(call, says):
+    scratch = np.zeros(64)
+    with pytest.raises(ValueError, match=says):
+        call(pointer(scratch))
+
+
+@pytest.mark.parametrize("threads", [2, 3, 8])
+def test_results_do_not_depend_on_the_thread_count(threads):
+    assert np.array_equal(normal((7, 30, 200), 1), normal((7, 30, 200), threads))
+    x = np.random.default_rng(0).standard_normal((2, 40_000, 8)).astype(np.float32)
+    for last in (True, False):
+        y = x if last else np.ascontiguousarray(x.transpose(0, 2, 1))
+        assert np.array_equal(norm_stats(y, 2, 1, last), norm_stats(y, 2, threads, last))
+    matrix, volume = np.random.default_rng(1).standard_normal((50, 40)), x[:1, :].reshape(40, 100, 80)
+    found = []
+    for count in (1, threads):
+        out = np.full((50, 100, 80), np.nan, np.float32)
+        core.axis_apply(pointer(out), pointer(volume), pointer(matrix), 1, 40, 50, 8000, 0.0, count)
+        found.append(out)
+    assert np.array_equal(*found)
+
+
+@pytest.mark.parametrize("isa", ["base", "v3"])
+def test_older_processors_compute_the_same(isa):
+    """The parity tests once more on a lesser instruction set, and the noise bit for bit."""
+    code = "import sys; from mrisr.ops.noise import normal_noise as n; sys.stdout.write(n((3, 5, 70), seed=9).numpy().tobytes().hex())"
+    environment = {**os.environ, "MRISR_ISA": isa, "OMP_NUM_THREADS": "1"}
+    run = [subprocess.run([sys.executable, "-c", code], env=e, capture_output=True, text=True, check=True).stdout
+           for e in (environment, os.environ)]  # fmt: skip
+    assert run[0] == run[1]
+    parity = os.path.join(os.path.dirname(__file__), "..", "ops", "test_parity.py")
+    command = [sys.executable, "-m", "pytest", "-q", "-k", "test_values and native and float32", parity]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
+def test_workers_survive_a_fork():
+    """Data loaders fork after the pool has started; the child makes its own."""
+    expected = normal((64, 64, 64), 2)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if np.array_equal(normal((64, 64, 64), 2), expected) else 3)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_python_threads_may_call_at_once():
+    from concurrent.futures import ThreadPoolExecutor
+
+    expected = normal((40, 40, 40), 1)
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: normal((40, 40, 40), 2), range(16)):
+            assert np.array_equal(found, expected)
+
+
+class Guarded:
+    """Floats that end where an unreadable page begins: one element past the end is a crash, not a wrong number."""
+
+    def __init__(self, count: int) -> None:
+        page, size = mmap.PAGESIZE, 4 * count
+        pages = -(-size // page) * page
+        self.memory = mmap.mmap(-1, pages + page)
+        start = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
+        assert ctypes.CDLL(None, use_errno=True).mprotect(ctypes.c_void_p(start + pages), page, 0) == 0
+        self.address = start + pages - size
+        self.array = np.ctypeslib.as_array((ctypes.c_float * count).from_address(self.address))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mprotect through libc")
+@pytest.mark.parametrize("count", [1, 3, 16, 63, 65, 1000])
+def test_nothing_is_touched_past_the_end(count):
+    x, y, coefficients = Guarded(count), Guarded(count), np.ones(count, np.float32)
+    x.array[:] = np.arange(count)
+    a, scratch = pointer(coefficients), np.zeros((4, count * 3 + 3))
+    core.normal_noise(y.address, (1, 1, count), (0, 0, 0), (1, 1, count), 0, 0, 0, 1)
+    for c, v, last in ((1, count, False), (count, 1, True), (1, count, True)):
+        core.group_norm_stats(pointer(scratch), x.address, 0, 1, c, v, 1, last, 1)
+        core.group_norm_apply(y.address, x.address, a, a, a, True, 1, c, v, last, 1)
+    identity = np.eye(count) if count < 100 else np.eye(1)
+    n = len(identity)
+    for outer, inner in ((1, count // n), (count // n, 1)):
+        core.axis_apply(y.address, x.address, pointer(identity), outer, n, n, inner, 0.0, 1)
+        assert np.array_equal(y.array, x.array)
+    core.gather(y.address, (1, 1, count), (count, count, 1), x.address, (1, 1, count), (count, count, 1), (0, 0, 0), 1)
+    assert np.array_equal(y.array, x.array)
+    core.blend_add(y.address, (1, 1, count), (count, count, 1), x.address, (1, 1, count), (count, count, 1), (0, 0, 0), (a, a, a), 1)
+    assert np.array_equal(y.array, 2 * x.array)
+
+
+def test_the_module_links_neither_torch_nor_cuda():
+    with open("/proc/self/maps") as maps:
+        path = next((line.split()[-1] for line in maps if "/_native" in line), None)
+    if path is None:
+        pytest.skip("no /proc/self/maps")
+    needed = subprocess.run(["ldd", path], capture_output=True, text=True).stdout
+    assert "torch" not in needed and "cudart" not in needed and "libcuda" not in needed
+
+
+def test_cuda_devices_answers_without_a_driver():
+    count, why = core.cuda_devices()
+    assert count > 0 or why
+    assert core.with_cuda or why == "built without CUDA"
+    assert torch.cuda.is_available() or count == 0
