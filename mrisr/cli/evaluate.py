@@ -66,15 +66,18 @@ def add_parser(subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the protocol, write the report, print its overview; 0 if at least one volume ran."""
     use_threads(args.threads)
-    from mrisr.evaluate.methods import build_methods, pick_cases
+    from mrisr.evaluate.methods import build_methods, describe_model, pick_cases
     from mrisr.evaluate.protocol import find_volumes, load_subjects, run_protocol
     from mrisr.evaluate.report import build_report, check_folder, render_overview, write_report
 
     cases = pick_cases(_names(args.cases, "--cases"))
     paths = find_volumes(args.inputs)
-    training = [subject for path in find_volumes(args.train_on) for subject in load_subjects(path, args.crop)]
+    names = _names(args.methods, "--methods")
+    training = []
+    if "linear" in names:
+        training = [s for path in find_volumes(args.train_on) for s in load_subjects(path, args.crop)]
     methods = build_methods(
-        _names(args.methods, "--methods"),
+        names,
         model=args.model,
         training=training,
         seed=args.seed,
@@ -99,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
     settings = {
         "cases": [case.name for case in cases],
         "methods": list(methods),
-        "model": args.model if any(name.startswith("mrisr") for name in methods) else None,
+        "model": describe_model(args.model) if any(name.startswith("mrisr") for name in methods) else None,
         "device": args.device,
         "engine": args.engine,
         "crop": args.crop,

@@ -14,9 +14,9 @@ the acquisition is stated. The names that `mrisr evaluate --methods` knows:
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ import numpy as np
 from mrisr.errors import MrisrError, UsageError
 from mrisr.evaluate.baselines import BASELINES, LinearRegression
 from mrisr.evaluate.cases import CASES, Subject, Trial, make_trial
+from mrisr.weights import registry
 
 Method = Callable[[Trial], np.ndarray]
 
@@ -113,7 +114,8 @@ def build_methods(
 ) -> dict[str, Method]:
     """Name -> method, in the order asked for; cubic first where it is missing, because every gain is over it.
 
-    `network`: device, engine, memory and threads for the networks. UsageError for a name that is not known.
+    `network`: device, engine, memory and threads for the networks. UsageError for a name that is not known,
+    ModelError for weights that are not there.
     """
     names = list(dict.fromkeys(names))
     if YARDSTICK not in names:
@@ -127,6 +129,7 @@ def _build(name: str, model: str, training, seed: int, network: dict) -> Method:
     if name == "linear":
         return Regression(training, seed)
     if name in OWN:
+        registry.locate(model)  # a wrong name should fail now, not after an hour of baselines
         return Network(
             model=model,
             mode="sample" if name == "mrisr-sample" else "mean",
@@ -135,12 +138,16 @@ def _build(name: str, model: str, training, seed: int, network: dict) -> Method:
             **network,
         )
     if name.startswith("net:"):
-        path = Path(name[4:])
-        if not path.exists():
-            raise UsageError(f"method {name}: there is no file {path}")
-        return Network(model=str(path), seed=seed, **network)
+        return Network(model=str(registry.locate(name[4:])), seed=seed, **network)
     known = ", ".join([*BASELINES, "linear", *OWN, "net:PATH"])
     raise UsageError(f"method {name!r} is not known; choose from {known}")
+
+
+def describe_model(name: str) -> str:
+    """Name of the weights and the start of their SHA-256: what a report needs to tell two files of one name
+    apart."""
+    path = registry.locate(name)
+    return f"{path.name} (sha256 {hashlib.sha256(path.read_bytes()).hexdigest()[:12]})"
 
 
 def pick_cases(names: Sequence[str]):

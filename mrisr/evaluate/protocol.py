@@ -24,9 +24,12 @@ Show = Callable[[Trial, dict[str, np.ndarray], list["Row"]], None]
 
 @dataclass(frozen=True)
 class Row:
-    """One method on one volume in one case. psnr in dB; gain: psnr minus cubic's on the same trial;
-    fsc_beyond: FSC area beyond the acquired band, fsc_gain the same minus cubic's; chi2: None where the case
-    has no noise; seconds: wall time of the method."""
+    """One method on one volume in one case.
+
+    psnr in dB; gain: psnr minus cubic's on the same trial; fsc_beyond: FSC area beyond the acquired band,
+    fsc_gain the same minus cubic's; fsc_curve: 40 shells from 0 to Nyquist; chi2: None where the case has no
+    noise; seconds: wall time of the method.
+    """
 
     volume: str
     case: str
@@ -43,6 +46,7 @@ class Row:
     intensity_shift: float
     tissue_change: float
     seconds: float
+    fsc_curve: list[float]
     lesions: dict | None = None
 
 
@@ -129,6 +133,7 @@ def evaluate_trial(
         seconds = time.perf_counter() - begin
         measured = (trial.reference, image, trial.mask)
         psnr = metrics.psnr(*measured, span)
+        curve = metrics.fsc(*measured, voxel)
         beyond = metrics.fsc(*measured, voxel, band=trial.band).area
         yardstick = yardstick or (psnr, beyond)
         rows.append(
@@ -141,13 +146,14 @@ def evaluate_trial(
                 ssim=metrics.ssim3d(*measured, span),
                 hfen=metrics.hfen(*measured),
                 nmi=metrics.nmi(*measured, span),
-                fsc_area=metrics.fsc(*measured, voxel).area,
+                fsc_area=curve.area,
                 fsc_beyond=beyond,
                 fsc_gain=beyond - yardstick[1],
                 chi2=safety.residual_chi2(trial, image),
                 intensity_shift=safety.intensity_shift(trial, image),
                 tissue_change=safety.tissue_change(trial, image),
                 seconds=seconds,
+                fsc_curve=[float(v) for v in curve.correlation],
                 lesions=safety.lesion_test(subject, trial.case, methods[name], seed).as_dict()
                 if lesions
                 else None,
@@ -214,4 +220,6 @@ def rows_as_dicts(rows: Sequence[Row]) -> list[dict]:
 
 
 def _rounded(value):
+    if isinstance(value, list):
+        return [_rounded(v) for v in value]
     return round(value, 5) if isinstance(value, float) else value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Sequence
 from datetime import datetime, timezone
@@ -91,6 +92,7 @@ def write_report(report: dict, folder: Path, *, force: bool = False) -> list[Pat
     """evaluation.json and evaluation.md in `folder`; returns their paths."""
     # NaN (an empty FSC shell) is not JSON: null says the same.
     text = json.dumps(_without_nan(report), indent=1, allow_nan=False) + "\n"
+    text = re.sub(r"\[[^][{}]*\]", lambda found: " ".join(found[0].split()), text)  # a curve is one line
     written = []
     for name, content in ((JSON_NAME, text), (MARKDOWN_NAME, render_markdown(report))):
         with replacing(folder / name, force=force) as beside:
@@ -119,14 +121,17 @@ def render_overview(report: dict) -> str:
     return "\n".join(filter(None, [_overview(report, "gain", "{:+.2f}", worst=True), _skipped(report)]))
 
 
-_NOTES = """ Metrics are taken inside the head mask; the data range is the 99.9th percentile of the reference;
-no image is rescaled. SSIM: 3D, Gaussian sigma 1.5, window 11. HFEN: Laplacian of Gaussian 1.5, relative to
-the reference (0 is perfect). NMI: 1 to 2. FSC beyond: mean Fourier shell correlation over the frequencies
-that the scan did not acquire, and its gain over cubic. chi2: residual of the re-degraded output per degree of
-freedom (noisy cases; 1 is noise, 0 a copy of the noise). Shift: change of the mean intensity. Tissue: largest
-volume change of three intensity classes. s: seconds of the method, the first trial of a model loads it. The
-reference of a case with a bias field carries that field. LPIPS is not computed (its weights are not shipped).
-The scans are simulated from the references by a known operator."""
+_NOTES = "\n" + (
+    "Metrics are taken inside the head mask; the data range is the 99.9th percentile of the reference; no "
+    "image is rescaled. SSIM: 3D, Gaussian sigma 1.5, window 11. HFEN: Laplacian of Gaussian 1.5, "
+    "relative to the reference (0 is perfect). NMI: 1 to 2. FSC beyond: mean Fourier shell correlation "
+    "over the frequencies that the scan did not acquire, and its gain over cubic. chi2: residual of the "
+    "re-degraded output per degree of freedom (noisy cases; 1 is noise, 0 a copy of the noise). Shift: "
+    "change of the mean intensity. Tissue: largest volume change of three intensity classes. s: seconds "
+    "of the method; the first trial of a model loads it. The reference of a case with a bias field "
+    "carries that field. LPIPS is not computed (its weights are not shipped). The scans are simulated "
+    "from the references by a known operator."
+)
 
 
 def _provenance(report: dict) -> str:

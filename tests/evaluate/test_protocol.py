@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import pytest
 
-from mrisr.errors import InputError, MrisrError, MrisrWarning, UsageError
+from mrisr.errors import InputError, ModelError, MrisrError, MrisrWarning, UsageError
 from mrisr.evaluate import report as reports
 from mrisr.evaluate.cases import CASES, make_trial, subject_of
 from mrisr.evaluate.methods import Network, build_methods, pick_cases
@@ -120,7 +120,7 @@ def test_unknown_names_are_refused_with_the_choices():
         build_methods(["bicubic"])
     with pytest.raises(UsageError, match="--train-on"):
         build_methods(["linear"])
-    with pytest.raises(UsageError, match="no file"):
+    with pytest.raises(ModelError, match="nowhere"):
         build_methods(["net:nowhere.safetensors"])
 
 
@@ -156,6 +156,19 @@ def test_networks_get_the_scan_only_and_must_answer_on_the_reference_grid(head, 
         Network(model=object())(trial)
 
 
+def test_untrained_weights_are_plain_interpolation(head, tmp_path):
+    """The whole way through mrisr.upscale: an untrained network adds nothing to its start, zero-filling here."""
+    from mrisr.nn.presets import build
+    from mrisr.train.checkpoint import export_weights
+
+    path = tmp_path / "tiny.safetensors"
+    meta = {"format": 1, "preset": "tiny", "sigma_data": 0.1}
+    export_weights(path, build("tiny").state_dict(), meta)
+    methods = build_methods(["zerofill", f"net:{path}"], device="cpu", engine="torch")
+    rows = by_method(evaluate_volume(head, CASES["iso2"], methods))
+    assert rows[f"net:{path}"].psnr == pytest.approx(rows["zerofill"].psnr, abs=1e-3)
+
+
 def test_four_dimensional_files_give_one_subject_per_frame(tmp_path, head):
     import nibabel as nib
 
@@ -188,10 +201,11 @@ def test_anisotropic_oblique_grids_work_in_every_case(head):
 def test_report_files_and_their_safety_against_overwriting(scans, tmp_path):
     outcome = run_protocol([scans / "two.nii"], pick_cases(["iso2"]), build_methods(["zerofill"]))
     folder = reports.check_folder(tmp_path / "out" / "deep", False)
-    report = reports.build_report(outcome, {"seed": 0})
+    report = reports.build_report(outcome, {"seed": 0, "cases": ["iso2"]})
     reports.write_report(report, folder)
     stored = json.loads((folder / reports.JSON_NAME).read_text())
     assert stored["format"] == reports.FORMAT and len(stored["rows"]) == 2
+    assert len(stored["rows"][0]["fsc_curve"]) == 40
     assert {"date", "commit", "machine", "versions", "summary", "skipped"} <= set(stored)
     assert reports.render_markdown(stored) == (folder / reports.MARKDOWN_NAME).read_text()
     with pytest.raises(MrisrError, match="exists already"):
