@@ -157,7 +157,7 @@ def test_networks_get_the_scan_only_and_must_answer_on_the_reference_grid(head, 
 
 
 def test_untrained_weights_are_plain_interpolation(head, tmp_path):
-    """The whole way through mrisr.upscale: an untrained network adds nothing to its start, zero-filling here."""
+    """The whole way through mrisr.upscale: untrained, a network adds nothing to zero-filling."""
     from mrisr.nn.presets import build
     from mrisr.train.checkpoint import export_weights
 
