@@ -1,1 +1,2 @@
-"""Triton kernels, one file per operator family. They import torch and triton only; `mrisr.ops` decides when they run."""
+"""Triton kernels, one file per operator family. They import torch and triton only; `mrisr.ops` decides when
+they run."""

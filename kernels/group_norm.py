@@ -1,7 +1,9 @@
-"""Group norm + FiLM + SiLU in Triton: `stats` and `apply`; the merge between them is float64 PyTorch on a few numbers.
+"""Group norm + FiLM + SiLU in Triton: `stats` and `apply`; the merge between them is float64 PyTorch on a
+few numbers.
 
-Layouts: dense [N, C, D, H, W] or channels-last. float32, float16, bfloat16; arithmetic in float32, partials in float64,
-offsets in int64. Slabs depend on the shape alone, sums run in a fixed order, there are no atomics.
+Layouts: dense [N, C, D, H, W] or channels-last. float32, float16, bfloat16; arithmetic in float32, partials
+in float64, offsets in int64. Slabs depend on the shape alone, sums run in a fixed order, there are no
+atomics.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ BLOCK = 1024
 
 @triton.jit
 def _element(index, first_voxel, slab_voxels, per_group, channels, voxels, LAST: tl.constexpr):
-    """(voxel inside the sample, offset from the group's first element) of element `index` of a slab, fastest axis first."""
+    """(voxel inside the sample, offset from the group's first element) of element `index` of a slab, fastest
+    axis first."""
     if LAST:
         channel = index % per_group
         voxel = first_voxel + index // per_group
@@ -156,7 +159,8 @@ def apply(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, m: torch.Tensor, si
     return y
 
 
-# What `mrisr.kernels.compile` compiles without a GPU: (name, kernel, signature, constants), one per variant that ships.
+# What `mrisr.kernels.compile` compiles without a GPU: (name, kernel, signature, constants), one per variant
+# that ships.
 def _variants() -> list[tuple[str, object, dict[str, str], dict[str, object]]]:
     found = []
     for dtype in ("fp32", "fp16", "bf16"):

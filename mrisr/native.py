@@ -1,7 +1,8 @@
 """The native core (C++ and CUDA): whether it is here, and why not where it is not.
 
-The module is loaded once, when this file is first imported; it links neither torch nor CUDA libraries, so loading is
-cheap and works on every machine. Asking (`reason`, `cuda_reason`) never imports, allocates or raises.
+The module is loaded once, when this file is first imported; it links neither torch nor CUDA libraries, so
+loading is cheap and works on every machine. Asking (`reason`, `cuda_reason`) never imports, allocates or
+raises.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def _why_absent(error: ImportError) -> str:
 
 
 def build_info() -> dict[str, object]:
-    """What the build wrote down about itself (NATIVE, NATIVE_REASON, CUDA, CUDA_REASON, ...); empty if it never ran."""
+    """What the build wrote down about itself (NATIVE, NATIVE_REASON, CUDA, CUDA_REASON, ...); empty if it
+    never ran."""
     try:
         from mrisr import _build_info
     except ImportError:

@@ -1,6 +1,7 @@
 """Operators: one file per family, each with a PyTorch reference and the backends that beat it.
 
-Call an operator by its family's module: `from mrisr.ops.group_norm import group_norm`. Importing this package imports no torch.
+Call an operator by its family's module: `from mrisr.ops.group_norm import group_norm`. Importing this
+package imports no torch.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def specs() -> dict[str, object]:
 
 
 def use_backend(text: str):
-    """Context manager: inside it, operators run on this backend ("native", or "noise=reference,blend=native"), or raise."""
+    """Context manager: inside it, operators run on this backend ("native", or
+    "noise=reference,blend=native"), or raise."""
     from mrisr.ops import _dispatch
 
     return _dispatch.use_backend(text)

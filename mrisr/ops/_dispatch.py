@@ -1,10 +1,12 @@
-"""Which backend runs an operator: argument > `use_backend` > MRISR_BACKEND > the first that supports the call.
+"""Which backend runs an operator: argument > `use_backend` > MRISR_BACKEND > the first that supports the
+call.
 
-A backend's `supports` answers "may I?" for one call: None, or the reason why not. The same answer serves both questions:
-when nobody asked for a backend, a reason means "try the next"; when one was asked for, it becomes the error. A backend that
-was asked for is never replaced by another.
+A backend's `supports` answers "may I?" for one call: None, or the reason why not. The same answer serves
+both questions: when nobody asked for a backend, a reason means "try the next"; when one was asked for, it
+becomes the error. A backend that was asked for is never replaced by another.
 
-MRISR_BACKEND is one name for every family ("reference") or a list by family ("group_norm=native,noise=reference").
+MRISR_BACKEND is one name for every family ("reference") or a list by family
+("group_norm=native,noise=reference").
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ NAMES = ("native", "cuda", "triton", "reference")
 
 @dataclass(frozen=True)
 class Backend:
-    """available(): None or why it cannot run on this machine at all. accepts(*args, **kwargs): None or why it cannot
-    run this call (the arguments of `run`). Neither imports, allocates or raises."""
+    """available(): None or why it cannot run on this machine at all. accepts(*args, **kwargs): None or why
+    it cannot run this call (the arguments of `run`). Neither imports, allocates or raises."""
 
     name: str
     run: Callable
@@ -38,7 +40,8 @@ class Backend:
 
 @dataclass(frozen=True)
 class Family:
-    """An operator and its backends, best first; the last one is the PyTorch reference and takes everything."""
+    """An operator and its backends, best first; the last one is the PyTorch reference and takes
+    everything."""
 
     name: str
     backends: tuple[Backend, ...]
@@ -51,11 +54,12 @@ class Family:
 
 
 FAMILIES: dict[str, Family] = {}
-_context: ContextVar[dict[str, str]] = ContextVar("mrisr_backend", default={})
+_context: ContextVar[dict[str, str]] = ContextVar("mrisr_backend")
 
 
 def parse(text: str, source: str) -> dict[str, str]:
-    """"native" -> {"*": "native"}; "noise=reference,blend=native" -> {"noise": "reference", "blend": "native"}."""
+    """ "native" -> {"*": "native"}; "noise=reference,blend=native" -> {"noise": "reference", "blend":
+    "native"}."""
     chosen: dict[str, str] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         family, _, name = part.rpartition("=")
@@ -68,7 +72,7 @@ def parse(text: str, source: str) -> dict[str, str]:
 @contextmanager
 def use_backend(text: str) -> Iterator[None]:
     """Inside the block, operators run on this backend (text as in MRISR_BACKEND), or raise BackendError."""
-    token = _context.set({**_context.get(), **parse(text, "use_backend")})
+    token = _context.set({**_context.get({}), **parse(text, "use_backend")})
     try:
         yield
     finally:
@@ -80,7 +84,7 @@ def asked_for(family: str, argument: str | None) -> tuple[str, str] | None:
     if argument:
         return argument, "the backend argument"
     for chosen, source in (
-        (_context.get(), "use_backend"),
+        (_context.get({}), "use_backend"),
         (parse(os.environ.get("MRISR_BACKEND", ""), "MRISR_BACKEND"), "MRISR_BACKEND"),
     ):
         name = chosen.get(family) or chosen.get("*")

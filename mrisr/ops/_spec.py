@@ -12,10 +12,11 @@ from mrisr.ops._dispatch import Family
 
 @dataclass(frozen=True)
 class Spec:
-    """family: its backends. call: the public function, takes `backend=`. reference: the PyTorch reference, same
-    arguments less `backend`; given float64 it is the oracle. cases: name -> builder of float64/int arguments from a
-    torch.Generator. tolerance: dtype -> largest |result - oracle| / max(1, |oracle|). gradients: the arguments to
-    differentiate. onnx: the function that the exporter's translation table gets, where the family is in a network."""
+    """family: its backends. call: the public function, takes `backend=`. reference: the PyTorch reference,
+    same arguments less `backend`; given float64 it is the oracle. cases: name -> builder of float64/int
+    arguments from a torch.Generator. tolerance: dtype -> largest |result - oracle| / max(1, |oracle|).
+    gradients: the arguments to differentiate. onnx: the function that the exporter's translation table gets,
+    where the family is in a network."""
 
     family: Family
     call: Callable
@@ -41,5 +42,6 @@ def address(tensor: torch.Tensor | None) -> int:
 
 
 def threads() -> int:
-    """The native core uses as many threads as PyTorch does, so that one switch (torch.set_num_threads) rules both."""
+    """The native core uses as many threads as PyTorch does, so that one switch (torch.set_num_threads) rules
+    both."""
     return torch.get_num_threads()

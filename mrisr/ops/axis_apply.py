@@ -1,7 +1,9 @@
-"""out = M x along one axis of a volume: resampling, forward models, their adjoints and the consistency correction.
+"""out = M x along one axis of a volume: resampling, forward models, their adjoints and the consistency
+correction.
 
-The native backend leaves out the ends of matrix rows that are nothing but a prefilter's decayed tail (below 1e-9 of the row's
-largest entry), runs on all of PyTorch's threads and copies no volume. NaN in a sample that no row reads stays where it is.
+The native backend leaves out the ends of matrix rows that are nothing but a prefilter's decayed tail (below
+1e-9 of the row's largest entry), runs on all of PyTorch's threads and copies no volume. NaN in a sample that
+no row reads stays where it is.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ def axis_apply(x, matrix, axis: int, *, backend: str | None = None):
         axis: 0, 1 or 2, counted in X, Y, Z; x has n_in samples there.
 
     Returns:
-        The kind of `x`, same dtype, n_out samples along `axis`. Differentiable in a torch `x` (adjoint: the transpose).
+        The kind of `x`, same dtype, n_out samples along `axis`. Differentiable in a torch `x` (adjoint: the
+        transpose).
 
     Raises:
         UsageError: sizes do not fit. BackendError: `backend` was asked for and cannot run.
@@ -34,14 +37,16 @@ def axis_apply(x, matrix, axis: int, *, backend: str | None = None):
     if isinstance(x, np.ndarray):
         return axis_apply(torch.from_numpy(np.ascontiguousarray(x)), matrix, axis, backend=backend).numpy()
     if axis not in (0, 1, 2) or x.ndim < 3:
-        raise UsageError(f"axis_apply: axis must be 0, 1 or 2 of a volume [..., X, Y, Z]; axis={axis}, x.shape={_shape(x)}")
+        raise UsageError(
+            f"axis_apply: axis must be 0, 1 or 2 of a volume [..., X, Y, Z]; axis={axis}, x.shape={_shape(x)}"
+        )
     if not x.is_floating_point():
         raise UsageError(f"axis_apply: x must be floating point; it is {x.dtype}")
     matrix = torch.as_tensor(matrix, dtype=torch.float64, device=x.device)
     if matrix.ndim != 2 or 0 in matrix.shape or matrix.shape[1] != x.shape[axis - 3]:
         raise UsageError(
-            f"axis_apply: matrix must be [n_out, {x.shape[axis - 3]}] to act on axis {axis} of x.shape={_shape(x)}; "
-            f"it is {_shape(matrix)}"
+            f"axis_apply: matrix must be [n_out, {x.shape[axis - 3]}] to act on axis {axis} of "
+            f"x.shape={_shape(x)}; it is {_shape(matrix)}"
         )
     return _axis_apply(x, matrix, axis, backend or "")
 
@@ -100,7 +105,9 @@ def _run_native(x: torch.Tensor, matrix: torch.Tensor, axis: int) -> torch.Tenso
     inner = int(np.prod(x.shape[x.ndim + axis - 2 :], dtype=np.int64))
     outer = int(np.prod(x.shape[: x.ndim + axis - 3], dtype=np.int64))
     n_out, n_in = matrix.shape
-    native.module().axis_apply(address(out), address(x), address(matrix), outer, n_in, n_out, inner, DROP, threads())
+    native.module().axis_apply(
+        address(out), address(x), address(matrix), outer, n_in, n_out, inner, DROP, threads()
+    )
     return out
 
 

@@ -1,7 +1,8 @@
 """Tiles out of a volume and back in.
 
-Weights are separable and normalised beforehand: along every axis the weights of all tiles sum to one at every voxel (the tile
-plan sees to it), so no running sum of weights is kept and a constant volume comes back as that constant.
+Weights are separable and normalised beforehand: along every axis the weights of all tiles sum to one at
+every voxel (the tile plan sees to it), so no running sum of weights is kept and a constant volume comes back
+as that constant.
 """
 
 from __future__ import annotations
@@ -36,11 +37,13 @@ def blend_add_(volume, tile, origin: Sequence[int], weights, *, backend: str | N
         )
     if tile.dtype != volume.dtype or tile.device != volume.device:
         raise UsageError(
-            f"blend_add_: tile and volume must share dtype and device; they are {tile.dtype} on {tile.device} and "
-            f"{volume.dtype} on {volume.device}"
+            f"blend_add_: tile and volume must share dtype and device; they are {tile.dtype} on {tile.device} "
+            f"and {volume.dtype} on {volume.device}"
         )
     if any(not 0 <= o <= n for o, n in zip(origin, volume.shape)):
-        raise UsageError(f"blend_add_: origin must lie in the volume {tuple(volume.shape)}; it is {tuple(origin)}")
+        raise UsageError(
+            f"blend_add_: origin must lie in the volume {tuple(volume.shape)}; it is {tuple(origin)}"
+        )
     _blend_add(volume, tile, origin, *weights, backend or "")
     return volume
 
@@ -48,11 +51,14 @@ def blend_add_(volume, tile, origin: Sequence[int], weights, *, backend: str | N
 def gather(volume: torch.Tensor, origin: Sequence[int], shape: Sequence[int], *, backend: str | None = None):
     """The box [d, h, w] of `volume` [D, H, W] at `origin`; outside the volume its nearest voxel is repeated.
 
-    origin may be negative. Returns a new contiguous tensor. Raises UsageError for an empty volume or a negative size.
+    origin may be negative. Returns a new contiguous tensor. Raises UsageError for an empty volume or a
+    negative size.
     """
     origin, shape = _triple(origin, "gather", "origin"), _triple(shape, "gather", "shape")
     if volume.ndim != 3 or 0 in volume.shape:
-        raise UsageError(f"gather: expected a volume [D, H, W] with voxels in it; found {tuple(volume.shape)}")
+        raise UsageError(
+            f"gather: expected a volume [D, H, W] with voxels in it; found {tuple(volume.shape)}"
+        )
     if min(shape) < 0:
         raise UsageError(f"gather: shape must not be negative; it is {tuple(shape)}")
     return _gather(volume, origin, shape, backend or "")
@@ -149,7 +155,14 @@ def _native_add(volume, tile, origin, w0, w1, w2) -> None:
 def _native_gather(volume, origin, shape) -> torch.Tensor:
     volume, tile = _rows(volume), torch.empty(shape, dtype=torch.float32)
     native.module().gather(
-        address(tile), tile.shape, tile.stride(), address(volume), volume.shape, volume.stride(), origin, threads()
+        address(tile),
+        tile.shape,
+        tile.stride(),
+        address(volume),
+        volume.shape,
+        volume.stride(),
+        origin,
+        threads(),
     )
     return tile
 
@@ -222,7 +235,9 @@ SPEC = Spec(
 
 def _gather_case(size, origin, shape):
     return lambda generator: dict(
-        volume=torch.randn(*size, generator=generator, dtype=torch.float64), origin=list(origin), shape=list(shape)
+        volume=torch.randn(*size, generator=generator, dtype=torch.float64),
+        origin=list(origin),
+        shape=list(shape),
     )
 
 

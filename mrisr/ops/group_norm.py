@@ -2,9 +2,9 @@
 
 y = act((xhat * weight + bias) * (1 + scale) + shift),  xhat = (x - mean) * rstd per sample and group.
 
-Three separable pieces, so that whole volumes, tiles and distributed parts share them: `stats` (count, mean and sum of squared
-deviations per slab), `merge` (Chan's formula, float64) and `apply` (y = act(a (x - m) + b)). m is not folded into b: where
-the mean is large (1e4, std 1), a*x + b would lose three digits in float32.
+Three separable pieces, so that whole volumes, tiles and distributed parts share them: `stats` (count, mean
+and sum of squared deviations per slab), `merge` (Chan's formula, float64) and `apply` (y = act(a (x - m) +
+b)). m is not folded into b: where the mean is large (1e4, std 1), a*x + b would lose three digits in float32.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def group_norm(
         groups: divides C.
         weight, bias: [C].
         scale, shift: [N, C], FiLM.
-        mask: [N, 1, D, H, W] bool or uint8, the voxels that statistics run over; all are normalised. A sample with no
-            active voxel keeps mean 0, rstd 1.
+        mask: [N, 1, D, H, W] bool or uint8, the voxels that statistics run over; all are normalised. A
+            sample with no active voxel keeps mean 0, rstd 1.
         act: "silu" or None.
 
     Returns:
@@ -54,8 +54,11 @@ def group_norm(
     return _group_norm(*args, backend or "")[0]
 
 
-def stats(x: torch.Tensor, groups: int, mask: torch.Tensor | None = None, *, backend: str | None = None) -> torch.Tensor:
-    """Partial statistics of x [N, C, D, H, W]: float64 [N, slabs, groups, 3] = count, mean, sum of squared deviations.
+def stats(
+    x: torch.Tensor, groups: int, mask: torch.Tensor | None = None, *, backend: str | None = None
+) -> torch.Tensor:
+    """Partial statistics of x [N, C, D, H, W]: float64 [N, slabs, groups, 3] = count, mean, sum of squared
+    deviations.
 
     Partials of several parts of a volume are joined along the slab axis and given to `merge`.
     """
@@ -89,7 +92,8 @@ def apply(
     act: str | None = None,
     backend: str | None = None,
 ) -> torch.Tensor:
-    """Normalise (a part of) a volume by given statistics, [N, groups] each, as `merge` returns them. Not differentiable."""
+    """Normalise (a part of) a volume by given statistics, [N, groups] each, as `merge` returns them. Not
+    differentiable."""
     groups = mean.shape[1]
     _check(x, groups, weight, bias, scale, shift, None, act, 1e-5)
     x = _dense(x)
@@ -98,14 +102,21 @@ def apply(
     return run.apply(x, folded, act or "none")
 
 
-def fold(mean, rstd, weight, bias, scale, shift, channels: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(a, b, m), float64 [N, C]: y = act(a (x - m) + b); m is the mean rounded to float32, b holds the rest."""
+def fold(
+    mean, rstd, weight, bias, scale, shift, channels: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(a, b, m), float64 [N, C]: y = act(a (x - m) + b); m is the mean rounded to float32, b holds the
+    rest."""
     per_group = channels // mean.shape[1]
     mean, rstd = (t.double().repeat_interleave(per_group, dim=1) for t in (mean, rstd))
     gain = 1.0 if scale is None else 1.0 + scale.double()
     a = rstd * gain * (1.0 if weight is None else weight.double())
     m = mean.float().double()
-    b = (0.0 if bias is None else bias.double()) * gain + (0.0 if shift is None else shift.double()) - (mean - m) * a
+    b = (
+        (0.0 if bias is None else bias.double()) * gain
+        + (0.0 if shift is None else shift.double())
+        - (mean - m) * a
+    )
     return a, b, m
 
 
@@ -115,7 +126,9 @@ def _check(x, groups, weight, bias, scale, shift, mask, act, eps) -> None:
         raise UsageError(f"group_norm: x must be floating point [N, C, D, H, W]; it is {x.dtype} {shape}")
     n, c = shape[:2]
     if groups < 1 or c % groups:
-        raise UsageError(f"group_norm: channels ({c}) must be divisible by groups ({groups}); x.shape={shape}")
+        raise UsageError(
+            f"group_norm: channels ({c}) must be divisible by groups ({groups}); x.shape={shape}"
+        )
     if act not in (None, *_ACTS):
         raise UsageError(f"group_norm: act must be 'silu' or None; it is {act!r}")
     if not eps > 0:
@@ -127,10 +140,13 @@ def _check(x, groups, weight, bias, scale, shift, mask, act, eps) -> None:
             continue
         if tuple(tensor.shape) != expected[name]:
             raise UsageError(
-                f"group_norm: {name} must be {list(expected[name])}; it is {list(tensor.shape)}, x.shape={shape}"
+                f"group_norm: {name} must be {list(expected[name])}; it is {list(tensor.shape)}, "
+                f"x.shape={shape}"
             )
         if tensor.device != x.device:
-            raise UsageError(f"group_norm: {name} is on {tensor.device}, x on {x.device}; move one to the other")
+            raise UsageError(
+                f"group_norm: {name} is on {tensor.device}, x on {x.device}; move one to the other"
+            )
     if mask is not None and mask.dtype not in (torch.bool, torch.uint8):
         raise UsageError(f"group_norm: mask must be bool or uint8; it is {mask.dtype}")
 
@@ -177,7 +193,9 @@ def _save(ctx, inputs, output) -> None:
 
 def _backward(ctx, grad, _mean, _rstd):
     x, mean, rstd, weight, bias, scale, shift, mask = ctx.saved_tensors
-    dx, d_gain, d_offset = _group_norm_backward(grad, x, mean, rstd, weight, bias, scale, shift, mask, ctx.act)
+    dx, d_gain, d_offset = _group_norm_backward(
+        grad, x, mean, rstd, weight, bias, scale, shift, mask, ctx.act
+    )
     # z = gain * xhat + offset with gain = weight (1 + scale), offset = bias (1 + scale) + shift, all [N, C].
     one = 1.0 if scale is None else 1.0 + scale
     d_weight = None if weight is None else (d_gain * one).sum(0).to(weight.dtype)
@@ -206,7 +224,8 @@ def _group_norm_backward(
     mask: torch.Tensor | None,
     act: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """dx, and the gradients of gain and offset ([N, C], float32 or better), from two reductions over voxels."""
+    """dx, and the gradients of gain and offset ([N, C], float32 or better), from two reductions over
+    voxels."""
     work = torch.float64 if x.dtype == torch.float64 else torch.float32
     n, c = x.shape[:2]
     groups = mean.shape[1]
@@ -237,7 +256,9 @@ def _group_norm_backward(
     def over_group(t: torch.Tensor) -> torch.Tensor:
         return ((gain * t).reshape(n, groups, -1).sum(-1) / count).repeat_interleave(c // groups, dim=1)
 
-    through_statistics = per_channel(over_group(d_offset) * rstd_c) + xhat * per_channel(over_group(d_gain) * rstd_c)
+    through_statistics = per_channel(over_group(d_offset) * rstd_c) + xhat * per_channel(
+        over_group(d_gain) * rstd_c
+    )
     if mask is not None:
         through_statistics = torch.where(mask != 0, through_statistics, 0.0)
     dx = (dz * per_channel(gain * rstd_c) - through_statistics).to(x.dtype)
@@ -268,7 +289,19 @@ def _backends() -> Family:
 FAMILY = _backends()
 
 
-def _case(shape, groups, *, affine=True, film=False, active=None, act="silu", mean=0.0, std=1.0, layout="first", fill=None):
+def _case(
+    shape,
+    groups,
+    *,
+    affine=True,
+    film=False,
+    active=None,
+    act="silu",
+    mean=0.0,
+    std=1.0,
+    layout="first",
+    fill=None,
+):
     def build(generator: torch.Generator) -> dict:
         def draw(*size):
             return torch.randn(*size, generator=generator, dtype=torch.float64)

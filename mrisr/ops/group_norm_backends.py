@@ -1,4 +1,5 @@
-"""The backends of group_norm. Each is callable as the whole operator and has its pieces `stats` and `apply`."""
+"""The backends of group_norm. Each is callable as the whole operator and has its pieces `stats` and
+`apply`."""
 
 from __future__ import annotations
 
@@ -38,13 +39,16 @@ class Reference:
         work = torch.float64 if x.dtype == torch.float64 else torch.float32
         x = x.reshape(n, groups, c // groups, voxels).to(work)
         if mask is None:
-            count = torch.full((n, groups), float(voxels * (c // groups)), dtype=torch.float64, device=x.device)
+            count = torch.full(
+                (n, groups), float(voxels * (c // groups)), dtype=torch.float64, device=x.device
+            )
         else:
             active = (mask != 0).reshape(n, 1, 1, voxels)
             count = (active.sum((2, 3)) * (c // groups)).double().expand(n, groups)
             x = torch.where(active, x, 0.0)
         safe = count.clamp(min=1)
-        # The mean is rounded to the working dtype before it is subtracted; the rest of it is found in the second pass.
+        # The mean is rounded to the working dtype before it is subtracted; the rest of it is found in the
+        # second pass.
         pivot = (x.sum((2, 3), dtype=torch.float64) / safe).to(work)
         centred = x - pivot[..., None, None]
         if mask is not None:
@@ -68,19 +72,23 @@ class Native:
         core = native.module()
         n, c, _ = _flat(x)
         partials = self.stats(x, groups, mask)
-        mean, rstd = x.new_empty((2, n, groups), dtype=torch.float64).unbind(0)
+        mean, rstd = (x.new_empty((n, groups), dtype=torch.float64) for _ in range(2))
         folded = x.new_empty((3, n, c)).unbind(0)
         film = [_f32(t) for t in (weight, bias, scale, shift)]
-        core.group_norm_merge(address(mean), address(rstd), address(partials), n, partials.shape[1], groups, eps)
+        core.group_norm_merge(
+            address(mean), address(rstd), address(partials), n, partials.shape[1], groups, eps
+        )
         core.group_norm_fold(
             *map(address, folded), address(mean), address(rstd), *map(address, film), n, c, groups
         )
-        return self.apply(x, folded, act), mean.clone(), rstd.clone()
+        return self.apply(x, folded, act), mean, rstd
 
     def stats(self, x: torch.Tensor, groups: int, mask: torch.Tensor | None) -> torch.Tensor:
         core, (n, c, voxels) = native.module(), _flat(x)
         partials = x.new_empty((n, core.group_norm_slabs(voxels), groups, 3), dtype=torch.float64)
-        core.group_norm_stats(address(partials), address(x), address(mask), n, c, voxels, groups, _is_last(x), threads())
+        core.group_norm_stats(
+            address(partials), address(x), address(mask), n, c, voxels, groups, _is_last(x), threads()
+        )
         return partials
 
     def apply(self, x: torch.Tensor, folded, act: str) -> torch.Tensor:
@@ -88,7 +96,17 @@ class Native:
         y = torch.empty_like(x)
         a, b, m = (torch.as_tensor(t).expand(n, c).float().contiguous() for t in folded)
         native.module().group_norm_apply(
-            address(y), address(x), address(a), address(b), address(m), act == "silu", n, c, voxels, _is_last(x), threads()
+            address(y),
+            address(x),
+            address(a),
+            address(b),
+            address(m),
+            act == "silu",
+            n,
+            c,
+            voxels,
+            _is_last(x),
+            threads(),
         )
         return y
 
@@ -120,7 +138,9 @@ class Cuda:
 
     def stats(self, x: torch.Tensor, groups: int, mask: torch.Tensor | None) -> torch.Tensor:
         core, (n, c, voxels) = native.module(), _flat(x)
-        partials = torch.empty((n, core.group_norm_slabs(voxels), groups, 3), dtype=torch.float64, device=x.device)
+        partials = torch.empty(
+            (n, core.group_norm_slabs(voxels), groups, 3), dtype=torch.float64, device=x.device
+        )
         with torch.cuda.device(x.device):
             stream, code = torch.cuda.current_stream().cuda_stream, _DTYPE_CODES[x.dtype]
             sizes = (n, c, voxels, groups, _is_last(x), code, stream)
@@ -132,7 +152,14 @@ class Cuda:
         y = torch.empty_like(x)
         a, b, m = (torch.as_tensor(t).expand(n, c).float().contiguous() for t in folded)
         with torch.cuda.device(x.device):
-            sizes = (n, c, voxels, _is_last(x), _DTYPE_CODES[x.dtype], torch.cuda.current_stream().cuda_stream)
+            sizes = (
+                n,
+                c,
+                voxels,
+                _is_last(x),
+                _DTYPE_CODES[x.dtype],
+                torch.cuda.current_stream().cuda_stream,
+            )
             native.module().cuda_group_norm_apply(
                 address(y), address(x), address(a), address(b), address(m), act == "silu", *sizes
             )

@@ -1,8 +1,8 @@
 """Gaussian noise as a function of (seed, sample, step, voxel): no tiling, batch or device can change it.
 
-Philox4x32-10 (Salmon et al., SC 2011), key = seed, counter = (voxel low, voxel high, sample, step), voxel being the linear
-index in the *whole target grid* (last axis fastest). Words 0 and 1 make one normal number by Box-Muller. Words are equal
-bit for bit on every backend, normals to 2e-6.
+Philox4x32-10 (Salmon et al., SC 2011), key = seed, counter = (voxel low, voxel high, sample, step), voxel
+being the linear index in the *whole target grid* (last axis fastest). Words 0 and 1 make one normal number
+by Box-Muller. Words are equal bit for bit on every backend, normals to 2e-6.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ def normal_noise(
         sample, step: which sample (of several) and which solver step; 0 to 2**32 - 1.
 
     Returns:
-        float32 [D, H, W] on `device`, equal bit for bit to that slice of the whole grid's noise on the same backend.
+        float32 [D, H, W] on `device`, equal bit for bit to that slice of the whole grid's noise on the same
+        backend.
 
     Raises:
         UsageError: the box does not lie inside the grid, or a number is out of range.
@@ -55,15 +56,19 @@ def normal_noise(
     return _normal_noise(*box, signed, sample, step, torch.device(device), backend or "")
 
 
-def _box(shape: Sequence[int], origin: Sequence[int], grid: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
+def _box(
+    shape: Sequence[int], origin: Sequence[int], grid: Sequence[int]
+) -> tuple[list[int], list[int], list[int]]:
     box = [int(v) for v in shape], [int(v) for v in origin], [int(v) for v in grid]
     if any(len(part) != 3 for part in box):
-        raise UsageError(f"normal_noise: shape, origin and grid_shape have three entries each; they are {box}")
+        raise UsageError(
+            f"normal_noise: shape, origin and grid_shape have three entries each; they are {box}"
+        )
     for d, (n, o, g) in enumerate(zip(*box)):
         if n < 0 or o < 0 or o + n > g:
             raise UsageError(
-                f"normal_noise: the box must lie inside the grid; on axis {d} it starts at {o} with {n} voxels, "
-                f"and the grid has {g}"
+                f"normal_noise: the box must lie inside the grid; on axis {d} it starts at {o} with {n} "
+                f"voxels, and the grid has {g}"
             )
     return box
 
@@ -89,7 +94,8 @@ def _(shape, origin, grid, seed, sample, step, device, backend):
 
 
 def philox(counter: Sequence[torch.Tensor], key: tuple[int, int]) -> list[torch.Tensor]:
-    """Philox4x32-10: four int64 tensors of 32-bit counters -> four of 32-bit words (values 0 to 2**32 - 1)."""
+    """Philox4x32-10: four int64 tensors of 32-bit counters -> four of 32-bit words (values 0 to 2**32 -
+    1)."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
@@ -99,8 +105,11 @@ def philox(counter: Sequence[torch.Tensor], key: tuple[int, int]) -> list[torch.
     return [c0, c1, c2, c3]
 
 
-def words(shape, *, seed: int, origin=(0, 0, 0), grid_shape=None, sample: int = 0, step: int = 0, device="cpu"):
-    """The four Philox words of every voxel of a box: int64 [D, H, W, 4], values 0 to 2**32 - 1 (reference)."""
+def words(
+    shape, *, seed: int, origin=(0, 0, 0), grid_shape=None, sample: int = 0, step: int = 0, device="cpu"
+):
+    """The four Philox words of every voxel of a box: int64 [D, H, W, 4], values 0 to 2**32 - 1
+    (reference)."""
     shape, origin, grid = _box(shape, origin, grid_shape if grid_shape is not None else shape)
     x, y, z = (torch.arange(o, o + n, dtype=torch.int64, device=device) for o, n in zip(origin, shape))
     voxel = (x[:, None, None] * grid[1] + y[:, None]) * grid[2] + z
@@ -118,7 +127,9 @@ def reference(shape, origin, grid, seed, sample, step, device, dtype=torch.float
 
 def _run_native(shape, origin, grid, seed, sample, step, device) -> torch.Tensor:
     out = torch.empty(shape, dtype=torch.float32)
-    native.module().normal_noise(address(out), shape, origin, grid, seed & (2**64 - 1), sample, step, threads())
+    native.module().normal_noise(
+        address(out), shape, origin, grid, seed & (2**64 - 1), sample, step, threads()
+    )
     return out
 
 
@@ -126,7 +137,9 @@ def _run_cuda(shape, origin, grid, seed, sample, step, device) -> torch.Tensor:
     out = torch.empty(shape, dtype=torch.float32, device=device)
     with torch.cuda.device(out.device):
         stream = torch.cuda.current_stream().cuda_stream
-        native.module().cuda_normal_noise(address(out), shape, origin, grid, seed & (2**64 - 1), sample, step, stream)
+        native.module().cuda_normal_noise(
+            address(out), shape, origin, grid, seed & (2**64 - 1), sample, step, stream
+        )
     return out
 
 

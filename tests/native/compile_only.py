@@ -1,9 +1,11 @@
-"""Compile every Triton and CUDA kernel for sm_80, sm_90(a) and sm_100, without a GPU, and print what each costs.
+"""Compile every Triton and CUDA kernel for sm_80, sm_90(a) and sm_100, without a GPU, and print what each
+costs.
 
     python tests/native/compile_only.py [--triton | --cuda] [--arch 90]
 
-Prints registers, shared memory and spills of every kernel. Exits 1 if one does not compile; where nvcc or ptxas is absent that
-part is left out, with the reason in print. Nothing is run: see benchmarks/results/UNMEASURED.md for what never ran on a device.
+Prints registers, shared memory and spills of every kernel. Exits 1 if one does not compile; where nvcc or
+ptxas is absent that part is left out, with the reason in print. Nothing is run: see
+benchmarks/results/UNMEASURED.md for what never ran on a device.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ def assemblers() -> list[str]:
 
 
 def costs(report: str) -> str:
-    """"32 registers, 0 B spilled" from ptxas -v."""
+    """ "32 registers, 0 B spilled" from ptxas -v."""
     registers = re.findall(r"Used (\d+) registers", report)
     spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", report)
     shared = re.findall(r"(\d+) bytes smem", report)
@@ -91,7 +93,10 @@ def assemble(ptx: str) -> str:
 def short_name(mangled: str) -> str:
     """stats_kernel<f16> of a mangled kernel name."""
     name = re.search(r"\d([a-z_]+_kernel)", mangled)
-    kind = next((text for code, text in (("bfloat16E", "bf16"), ("halfE", "f16"), ("IfE", "f32")) if code in mangled), "")
+    kind = next(
+        (text for code, text in (("bfloat16E", "bf16"), ("halfE", "f16"), ("IfE", "f32")) if code in mangled),
+        "",
+    )
     return (name.group(1) if name else mangled) + (f"<{kind}>" if kind else "")
 
 
@@ -105,7 +110,15 @@ def compile_cuda(archs: list[int]) -> list[str]:
         for arch in archs:
             label = f"nvcc {source.relative_to(ROOT)} sm_{arch}"
             command = [nvcc, "-std=c++17", "-O3", "-DMRISR_WITH_CUDA", f"-I{ROOT / 'csrc' / 'core'}"]
-            command += [f"-gencode=arch={CUDA_FLAGS[arch]}", "-Xptxas", "-v", "-c", str(source), "-o", os.devnull]
+            command += [
+                f"-gencode=arch={CUDA_FLAGS[arch]}",
+                "-Xptxas",
+                "-v",
+                "-c",
+                str(source),
+                "-o",
+                os.devnull,
+            ]
             run = subprocess.run(command, capture_output=True, text=True)
             if run.returncode:
                 failures.append(f"{label}: {run.stderr.strip()}")

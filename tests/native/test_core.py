@@ -1,5 +1,6 @@
 """The native module by its own doorway: bad input, threads, instruction sets, fork, guard pages."""
 
+# ruff: noqa: E501 (tables of calls read better unbroken)
 from __future__ import annotations
 
 import ctypes
@@ -110,7 +111,8 @@ def test_python_threads_may_call_at_once():
 
 
 class Guarded:
-    """Floats that end where an unreadable page begins: one element past the end is a crash, not a wrong number."""
+    """Floats that end where an unreadable page begins: one element past the end is a crash, not a wrong
+    number."""
 
     def __init__(self, count: int) -> None:
         page, size = mmap.PAGESIZE, 4 * count
@@ -137,9 +139,21 @@ def test_nothing_is_touched_past_the_end(count):
     for outer, inner in ((1, count // n), (count // n, 1)):
         core.axis_apply(y.address, x.address, pointer(identity), outer, n, n, inner, 0.0, 1)
         assert np.array_equal(y.array, x.array)
-    core.gather(y.address, (1, 1, count), (count, count, 1), x.address, (1, 1, count), (count, count, 1), (0, 0, 0), 1)
+    core.gather(
+        y.address, (1, 1, count), (count, count, 1), x.address, (1, 1, count), (count, count, 1), (0, 0, 0), 1
+    )
     assert np.array_equal(y.array, x.array)
-    core.blend_add(y.address, (1, 1, count), (count, count, 1), x.address, (1, 1, count), (count, count, 1), (0, 0, 0), (a, a, a), 1)
+    core.blend_add(
+        y.address,
+        (1, 1, count),
+        (count, count, 1),
+        x.address,
+        (1, 1, count),
+        (count, count, 1),
+        (0, 0, 0),
+        (a, a, a),
+        1,
+    )
     assert np.array_equal(y.array, 2 * x.array)
 
 

@@ -65,14 +65,19 @@ def test_asked_for_and_impossible_names_reason_and_alternatives(family, monkeypa
         "Backends that can: native, reference"
     )
     monkeypatch.setenv("MRISR_BACKEND", "native")
-    with pytest.raises(BackendError, match=r"asked for by MRISR_BACKEND\) cannot run: it takes float32; x is torch.float64"):
+    with pytest.raises(
+        BackendError, match=r"asked for by MRISR_BACKEND\) cannot run: it takes float32; x is torch.float64"
+    ):
         choose(family, None, X.double())
     with ops.use_backend("triton"), pytest.raises(BackendError, match="it has only cuda, native, reference"):
         choose(family, None, X)
 
 
 def test_unknown_names_are_refused(monkeypatch):
-    with pytest.raises(UsageError, match="use_backend: unknown backend 'fast'; expected one of native, cuda"), ops.use_backend("fast"):
+    with (
+        pytest.raises(UsageError, match="use_backend: unknown backend 'fast'; expected one of native, cuda"),
+        ops.use_backend("fast"),
+    ):
         pass
     monkeypatch.setenv("MRISR_BACKEND", "nativ")
     with pytest.raises(UsageError, match="MRISR_BACKEND: unknown backend 'nativ'"):
@@ -80,7 +85,9 @@ def test_unknown_names_are_refused(monkeypatch):
 
 
 def test_a_real_operator_refuses_to_fall_back():
-    with pytest.raises(BackendError, match="group_norm: backend 'native' .* it takes float32; x is torch.float64"):
+    with pytest.raises(
+        BackendError, match="group_norm: backend 'native' .* it takes float32; x is torch.float64"
+    ):
         group_norm(X.double(), 2, backend="native")
 
 

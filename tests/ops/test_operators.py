@@ -21,7 +21,8 @@ def draw(*shape, dtype=torch.float32):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(3), dtype=dtype)
 
 
-# --- torch.library ---------------------------------------------------------------------------------------------------
+# --- torch.library
+# ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
@@ -36,7 +37,9 @@ def test_group_norm_opcheck(layout, masked):
 def test_other_opchecks():
     x = draw(3, 4, 5).requires_grad_()
     torch.library.opcheck(axis_module._axis_apply, (x, draw(6, 4, dtype=torch.float64), 1, ""))
-    torch.library.opcheck(noise_module._normal_noise, ([2, 3, 4], [0] * 3, [2, 3, 4], 1, 0, 0, torch.device("cpu"), ""))
+    torch.library.opcheck(
+        noise_module._normal_noise, ([2, 3, 4], [0] * 3, [2, 3, 4], 1, 0, 0, torch.device("cpu"), "")
+    )
     torch.library.opcheck(blend_module._gather, (x, [-1, 2, 3], [4, 4, 4], ""))
     args = (draw(4, 4, 4), draw(2, 2, 2), [1, 1, 3], draw(2), draw(2), draw(2), "")
     torch.library.opcheck(blend_module._blend_add, args)
@@ -57,11 +60,13 @@ def test_gradient_agrees_with_finite_differences():
     s, t = (draw(1, 4, dtype=torch.float64).requires_grad_() for _ in range(2))
     mask = draw(1, 1, 2, 3, 2) > -0.5
     torch.autograd.gradcheck(
-        lambda *p: group_norm(p[0], 2, p[1], p[2], scale=p[3], shift=p[4], mask=mask, act="silu"), (x, w, b, s, t)
+        lambda *p: group_norm(p[0], 2, p[1], p[2], scale=p[3], shift=p[4], mask=mask, act="silu"),
+        (x, w, b, s, t),
     )
 
 
-# --- group norm ------------------------------------------------------------------------------------------------------
+# --- group norm
+# ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
@@ -100,7 +105,9 @@ def test_nan_stays_in_its_group(backend, layout):
     assert y[1, 4:].isnan().all() and not y[0].isnan().any() and not y[1, :4].isnan().any()
 
 
-@pytest.mark.parametrize("change", [dict(groups=3), dict(weight=torch.ones(3)), dict(act="relu"), dict(eps=0.0)])
+@pytest.mark.parametrize(
+    "change", [dict(groups=3), dict(weight=torch.ones(3)), dict(act="relu"), dict(eps=0.0)]
+)
 def test_group_norm_says_what_does_not_fit(change):
     words_of = {
         "groups": r"channels \(8\) must be divisible by groups \(3\); x.shape=\(1, 8, 2, 2, 2\)",
@@ -119,7 +126,8 @@ def test_group_norm_refuses_other_ranks_and_masks():
         group_norm(draw(1, 8, 2, 2, 2), 2, mask=draw(1, 1, 2, 2, 2))
 
 
-# --- noise -----------------------------------------------------------------------------------------------------------
+# --- noise
+# -----------------------------------------------------------------------------------------------------------
 
 
 def test_philox_known_answers():
@@ -145,7 +153,12 @@ def test_native_words_are_the_reference_words():
 def test_a_box_is_a_slice_of_the_whole_bit_for_bit(backend):
     grid = (11, 13, 70)
     whole = normal_noise(grid, seed=5, sample=2, step=1, backend=backend)
-    for origin, shape in (((0, 0, 0), (1, 1, 1)), ((3, 4, 5), (6, 7, 33)), ((10, 12, 53), (1, 1, 17)), ((2, 0, 1), (3, 13, 69))):
+    for origin, shape in (
+        ((0, 0, 0), (1, 1, 1)),
+        ((3, 4, 5), (6, 7, 33)),
+        ((10, 12, 53), (1, 1, 17)),
+        ((2, 0, 1), (3, 13, 69)),
+    ):
         box = normal_noise(shape, seed=5, sample=2, step=1, origin=origin, grid_shape=grid, backend=backend)
         assert torch.equal(box, whole[tuple(slice(o, o + n) for o, n in zip(origin, shape))])
 
@@ -167,20 +180,26 @@ def test_noise_says_what_is_outside():
         normal_noise((1, 1, 1), seed=0, sample=-1)
 
 
-# --- axis_apply, blend -----------------------------------------------------------------------------------------------
+# --- axis_apply, blend
+# -----------------------------------------------------------------------------------------------
 
 
 def test_axis_apply_takes_numpy_and_is_its_own_adjoint():
     x, matrix = draw(5, 6, 7).numpy(), np.random.default_rng(0).standard_normal((9, 6))
     out = axis_apply(x, matrix, 1)
     assert isinstance(out, np.ndarray) and out.dtype == np.float32
-    np.testing.assert_allclose(out, np.einsum("oi,xiz->xoz", matrix, x.astype(np.float64)), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        out, np.einsum("oi,xiz->xoz", matrix, x.astype(np.float64)), rtol=1e-5, atol=1e-5
+    )
     y = draw(5, 9, 7).numpy()
     assert np.vdot(out, y) == pytest.approx(np.vdot(x, axis_apply(y, matrix.T, 1)), rel=1e-5)
 
 
 def test_axis_apply_says_what_does_not_fit():
-    with pytest.raises(UsageError, match=r"matrix must be \[n_out, 6\] to act on axis 1 of x.shape=\(5, 6, 7\); it is \(9, 5\)"):
+    with pytest.raises(
+        UsageError,
+        match=r"matrix must be \[n_out, 6\] to act on axis 1 of x.shape=\(5, 6, 7\); it is \(9, 5\)",
+    ):
         axis_apply(draw(5, 6, 7), np.ones((9, 5)), 1)
     with pytest.raises(UsageError, match="axis must be 0, 1 or 2"):
         axis_apply(draw(5, 6, 7), np.ones((9, 5)), 3)
@@ -207,7 +226,13 @@ def test_blend_writes_its_box_only(backend):
     whole = torch.full((8, 9, 20), float("nan"))
     inner = whole[2:6, 3:7, 4:14]
     inner.zero_()
-    blend_add_(inner, torch.ones(4, 4, 10), (0, 0, 0), [torch.ones(4), torch.ones(4), torch.ones(10)], backend=backend)
+    blend_add_(
+        inner,
+        torch.ones(4, 4, 10),
+        (0, 0, 0),
+        [torch.ones(4), torch.ones(4), torch.ones(10)],
+        backend=backend,
+    )
     assert (inner == 1).all() and int(whole.isnan().sum()) == 8 * 9 * 20 - 4 * 4 * 10
 
 

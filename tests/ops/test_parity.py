@@ -1,4 +1,5 @@
-"""Every family x backend x case x dtype against the float64 reference, values and gradients, driven by the SPECs."""
+"""Every family x backend x case x dtype against the float64 reference, values and gradients, driven by the
+SPECs."""
 
 from __future__ import annotations
 
@@ -67,7 +68,9 @@ def _call(spec, backend: _dispatch.Backend, args: dict) -> torch.Tensor:
 def test_values(spec, backend, dtype, case):
     args = _cast(_arguments(spec, case), dtype)
     got = _call(spec, backend, args)
-    _assert_close(got, _oracle(spec, args), spec.tolerance[dtype], f"{spec.family.name} {backend.name} {case}")
+    _assert_close(
+        got, _oracle(spec, args), spec.tolerance[dtype], f"{spec.family.name} {backend.name} {case}"
+    )
 
 
 def _gradient_combinations() -> Iterator:
