@@ -26,7 +26,7 @@ from mrisr.ops.blend import blend_add_
 BRICK = 8  # the network's coarsest level is 1/8 of the target grid; the foreground is known per brick
 OVERLAP = 24  # voxels shared by neighbouring tiles, a multiple of 8
 TRIM = 4  # of those, thrown away at a tile's cut face, where convolutions have seen padding instead of data
-MARGIN = 16  # air kept around the foreground inside the processed box
+MARGIN = 8  # air kept inside the processed box around the foreground bricks, which are grown by 8 already
 FADE = 8  # voxels over which the residual goes to zero at a box face that lies in air
 SMALLEST_TILE = 2 * OVERLAP
 AIR = 0.075  # mean intensity of a brick, normalised, below which it is air; its largest voxel: below 4 times that

@@ -1,0 +1,196 @@
+"""The reference job, 1 mm head to 0.7 mm, timed beside eager PyTorch running the same network on the same voxels.
+
+    python benchmarks/end_to_end.py [--input mni head] [--threads N] [--model base] [--repeats 2] [--no-rivals]
+
+Each input runs in a fresh process, so that the peak memory is its own. Outputs are compared before anything is
+timed against a rival; where they differ nothing is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import cases
+import record
+
+TOLERANCE = 1e-4  # largest difference to eager PyTorch, as a share of the network's largest output
+
+
+def run(
+    inputs=("mni", "head"),
+    threads: int | None = None,
+    model: str = "base",
+    repeats: int = 2,
+    rivals: bool = True,
+    folder: Path = record.RESULTS,
+) -> dict:
+    """Run the benchmark, write `end_to_end.json` into `folder`, and return its content.
+
+    Raises RuntimeError where a part fails, or where our output and the rival's differ.
+    """
+    content = {"job": f"{' x '.join(map(str, cases.REFERENCE_SHAPE))} at 1 mm to {cases.REFERENCE_TARGET} mm"}
+    content["inputs"] = {kind: _apart("ours", kind, threads, model, repeats) for kind in inputs}
+    if rivals:
+        content["rivals"] = _apart("rivals", inputs[0], threads, model, repeats)
+    record.write("end_to_end", content, folder)
+    return content
+
+
+def _apart(part: str, kind: str, threads: int | None, model: str, repeats: int) -> dict:
+    """One part in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "answer.json"
+        words = [sys.executable, __file__, "--part", part, "--input", kind, "--model", model]
+        words += ["--repeats", str(repeats), "--answer", str(answer)]
+        words += ["--threads", str(threads)] if threads else []
+        ended = subprocess.run(words, check=False)
+        if ended.returncode or not answer.exists():
+            raise RuntimeError(f"end_to_end: part {part} on {kind} ended with {ended.returncode}")
+        return json.loads(answer.read_text())
+
+
+def _load(model: str):
+    """A shipped model, or for "random" the student with random weights (the time does not depend on them)."""
+    import torch
+
+    from mrisr.diffusion.precond import Denoiser
+    from mrisr.nn.presets import build
+    from mrisr.weights import registry
+
+    if model != "random":
+        return registry.load(model)
+    torch.manual_seed(0)
+    net = build("student").eval()
+    torch.nn.init.normal_(net.exit.weight, std=0.05)
+    return registry.LoadedModel(Denoiser(net, 0.05), "random student", {}, "", None)
+
+
+def ours(kind: str, threads: int | None, model: str, repeats: int) -> dict:
+    """Our seconds, first call and best of the later ones, without file I/O; and the peak memory."""
+    import resource
+
+    import mrisr
+
+    scan, loaded = cases.reference_scan(kind), _load(model)
+    resource.getrusage(resource.RUSAGE_SELF)
+    seconds, stages = [], []
+    for _ in range(1 + repeats):
+        begun = time.perf_counter()
+        _, info = mrisr.upscale(
+            scan, input_voxel_size=1.0, voxel_size=cases.REFERENCE_TARGET, model=loaded, threads=threads,
+            device="cpu", return_info=True,
+        )  # fmt: skip
+        seconds.append(time.perf_counter() - begun)
+        stages.append(info.seconds)
+    voxels = info.tiles.computed * int(np.prod(info.tiles.size))
+    network = min(s["network"] for s in stages[1:] or stages)
+    return {
+        "first_call_s": round(seconds[0], 2),
+        "seconds": round(min(seconds[1:] or seconds), 2),
+        "stages_s": {name: round(min(s[name] for s in stages[1:] or stages), 3) for name in stages[0]},
+        "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2),
+        "expected_gb": round(info.memory_expected / 1e9, 2),
+        "network_voxels": voxels,
+        "active_fraction": round(info.tiles.active_fraction, 3),
+        "ns_per_network_voxel": round(network / voxels * 1e9, 1),
+        "tiles": {"kind": info.tiles.kind, "size": info.tiles.size},
+        "engine": info.engine.name,
+        "threads": info.engine.threads,
+        "model": info.model,
+    }
+
+
+def rivals(kind: str, threads: int | None, model: str, repeats: int) -> dict:
+    """The network alone, on the piece that our pipeline gives it: OpenVINO beside eager PyTorch in both layouts."""
+    import torch
+
+    from mrisr.infer import engines
+    from mrisr.infer.engines.select import thread_count
+
+    net = _load(model).denoiser.net
+    torch.set_num_threads(thread_count(threads))
+    shape = (128, 160, 128)  # a piece large enough that the time per voxel no longer depends on it
+    generator = torch.Generator().manual_seed(0)
+    x = torch.zeros(1, 1, *shape)
+    y, vector = torch.randn(1, 1, *shape, generator=generator), torch.randn(1, 24, generator=generator)
+    guidance = torch.zeros(1, 8, *(n // 8 for n in shape))
+    engine, _ = engines.choose("openvino", "cpu", net, threads)
+    contenders = {
+        "ours": engine.prepare(shape),
+        "eager_channels_last": net.to(memory_format=torch.channels_last_3d),
+    }
+    results = {name: _timed(f, (x, y, vector, guidance), repeats) for name, f in contenders.items()}
+    contiguous = net.to(memory_format=torch.contiguous_format)
+    results["eager_contiguous"] = _timed(contiguous, (x, y, vector, guidance), repeats)
+    reference = results["eager_contiguous"][1]
+    for name, (_, output) in results.items():
+        difference = float((output - reference).abs().max() / reference.abs().max())
+        if difference > TOLERANCE:
+            raise RuntimeError(f"end_to_end: {name} differs from eager PyTorch by {difference:.1e} of the largest output")
+    seconds = {name: s for name, (s, _) in results.items()}
+    return {
+        "shape": shape,
+        "ns_per_voxel": {name: round(s / np.prod(shape) * 1e9, 1) for name, s in seconds.items()},
+        "ours_times_faster_than": {n: round(s / seconds["ours"], 2) for n, s in seconds.items() if n != "ours"},
+    }
+
+
+def _timed(network, given, repeats: int):
+    """(best seconds after one call to warm up, the output)."""
+    import torch
+
+    with torch.inference_mode():
+        output, best = network(*given).clone(), np.inf
+        for _ in range(repeats):
+            begun = time.perf_counter()
+            network(*given)
+            best = min(best, time.perf_counter() - begun)
+    return best, output
+
+
+def table(content: dict) -> str:
+    """What is worth reading of a result, as text."""
+    lines = [f"{content['job']}; {content['machine']['cpu']}, {content['machine']['cores']} cores"]
+    for kind, r in content["inputs"].items():
+        lines.append(
+            f"  {kind:<5} {r['seconds']:6.2f} s (first call {r['first_call_s']:.2f} s), {r['peak_gb']:.2f} GB peak, "
+            f"{r['ns_per_network_voxel']:.0f} ns per network voxel, active fraction {r['active_fraction']:.2f}, {r['engine']}"
+        )
+    if "rivals" in content:
+        for name, ratio in content["rivals"]["ours_times_faster_than"].items():
+            lines.append(f"  network: {ratio:.2f}x faster than {name.replace('_', ' ')} PyTorch")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--input", nargs="+", default=list(cases.INPUTS), choices=cases.INPUTS)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--model", default="base", help='a shipped name, a path, or "random"')
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--no-rivals", action="store_true")
+    parser.add_argument("--results", type=Path, default=record.RESULTS)
+    parser.add_argument("--part", choices=("ours", "rivals"), help=argparse.SUPPRESS)
+    parser.add_argument("--answer", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.part:
+        part = {"ours": ours, "rivals": rivals}[args.part]
+        args.answer.write_text(json.dumps(part(args.input[0], args.threads, args.model, args.repeats)))
+        return 0
+    run(args.input, args.threads, args.model, args.repeats, not args.no_rivals, args.results)
+    print(table(json.loads((args.results / "end_to_end.json").read_text())))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
