@@ -186,13 +186,22 @@ def build_tool(name: str) -> str:
     return found
 
 
+def extensions() -> list[Extension]:
+    # A source distribution carries the C++ and CUDA files wherever it is made.
+    if native_refusal() and "sdist" not in sys.argv:
+        return []
+    sources = sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in {".h", ".c", ".cpp", ".cu", ".cuh"})
+    depends = ["CMakeLists.txt", *(str(path.relative_to(ROOT)) for path in sources)]
+    # A module that fails to build leaves a pure-Python install (unless MRISR_NATIVE=1), hence optional.
+    return [Extension("mrisr._native", sources=[], depends=depends, optional=True)]
+
+
 packages = find_packages(include=["mrisr", "mrisr.*"]) + ["mrisr.kernels"]
 
 setup(
     packages=packages,
     package_dir={"mrisr.kernels": "kernels"},
-    # A module that fails to build leaves a pure-Python install (unless MRISR_NATIVE=1), hence optional.
-    ext_modules=[] if native_refusal() else [Extension("mrisr._native", sources=[], optional=True)],
+    ext_modules=extensions(),
     cmdclass={"build_py": BuildPython, "build_ext": BuildNative},
     zip_safe=False,
 )

@@ -63,7 +63,8 @@ Folded folded_of(Address a, Address b, Address m) { return {at<float>(a, "a"), a
 // The number of CUDA devices, or why there is none. Asks the driver, allocates nothing.
 std::pair<int, std::string> cuda_devices() {
 #ifdef MRISR_WITH_CUDA
-  int count = 0;
+  int count = 0, driver = 0;
+  if (cudaDriverGetVersion(&driver) == cudaSuccess && driver == 0) return {0, "no NVIDIA driver on this machine"};
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status != cudaSuccess) {
     cudaGetLastError();

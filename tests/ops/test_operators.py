@@ -54,6 +54,17 @@ def test_group_norm_is_one_node_of_an_exported_graph():
     assert sum("mrisr.group_norm" in str(node.target) for node in graph.nodes) == 1
 
 
+def test_compiles_into_one_graph():
+    def step(x):
+        return group_norm(x, 2, act="silu") * 2 + normal_noise((2, 3, 4), seed=1)
+
+    x = draw(1, 4, 2, 3, 4).requires_grad_()
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")(x)
+    assert torch.equal(compiled, step(x))
+    gradients = [torch.autograd.grad(y.square().sum(), x)[0] for y in (compiled, step(x))]
+    torch.testing.assert_close(*gradients)
+
+
 def test_gradient_agrees_with_finite_differences():
     x = draw(1, 4, 2, 3, 2, dtype=torch.float64).requires_grad_()
     w, b = (draw(4, dtype=torch.float64).requires_grad_() for _ in range(2))

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import textwrap
 import venv
 import zipfile
@@ -159,6 +160,14 @@ def test_a_failing_build_is_told_from_an_absent_one(source, elsewhere, tmp_path)
     assert "NATIVE = False" in text and "the native build failed" in text
     with pytest.raises(AssertionError, match="CalledProcessError"):
         build_wheel(source, tmp_path, MRISR_NATIVE="1", **broken)
+
+
+def test_source_distribution_can_build_the_core(source, tmp_path):
+    run(sys.executable, "setup.py", "-q", "sdist", "-d", str(tmp_path), cwd=source)
+    with tarfile.open(next(tmp_path.glob("mrisr-*.tar.gz"))) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    native = {str(path.relative_to(source)) for path in (source / "csrc").rglob("*") if path.is_file()}
+    assert {"CMakeLists.txt", "pyproject.toml", "kernels/noise.py", *native} <= names
 
 
 def test_editable(source, elsewhere, tmp_path):
