@@ -64,6 +64,9 @@ def build_parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``mrisr`` with `argv` (default: the process's own arguments) and return its exit code."""
+    # numpy multiplies only small matrices here, and the threads of its OpenBLAS (0.3.31) were twice seen to
+    # wait for each other for ever on a busy machine. PyTorch and OpenVINO have threads of their own.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         with _interrupt_on_sigterm(), _one_line_warnings():
             args = build_parser().parse_args(argv)

@@ -38,7 +38,7 @@ def use_threads(count: int | None) -> None:
     """Limit the CPU threads of everything loaded from here on; call it before importing torch."""
     if count is None:
         return
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[variable] = str(count)
     import torch
 

@@ -17,7 +17,7 @@ def add_parser(subparsers) -> None:
         help="train a network; the same command again goes on where it stopped",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Trains on scans and synthetic volumes. Running the same command again resumes.",
-        epilog="OUT receives weights.safetensors, config.json, last.pt (to resume), log.jsonl, tensorboard/.\n"
+        epilog="OUT receives weights.safetensors, config.json, last.pt (for resuming), log.jsonl.\n"
         "Many GPUs: torchrun --nproc-per-node N -m mrisr.cli.main train ...",
     )
     parser.add_argument(

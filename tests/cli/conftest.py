@@ -1,0 +1,62 @@
+"""For the command line: a small scan, untrained weights, and a call that returns what a shell would see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from mrisr.cli.main import main
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a command ended: exit code, stdout, stderr, and the lines of stderr that are errors."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def errors(self) -> list[str]:
+        return [line for line in self.err.splitlines() if line.startswith("mrisr: error:")]
+
+    @property
+    def warnings(self) -> list[str]:
+        return [line for line in self.err.splitlines() if line.startswith("mrisr: warning:")]
+
+
+@pytest.fixture
+def mrisr_command(capfd):
+    """call(*words) -> Ending; runs in this process."""
+
+    def call(*words) -> Ending:
+        capfd.readouterr()
+        code = main([str(word) for word in words])
+        return Ending(code, *capfd.readouterr())
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+    """Path of untrained `tiny` weights: plain interpolation, in milliseconds."""
+    from mrisr.nn.presets import build
+    from mrisr.train.checkpoint import export_weights
+
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    meta = {"format": 1, "preset": "tiny", "sigma_data": 0.05, "trained_range": {}}
+    export_weights(path, build("tiny").state_dict(), meta)
+    return path
+
+
+@pytest.fixture(scope="session")
+def scan(tmp_path_factory, head):
+    """Path of a NIfTI head of 24 x 26 x 22 voxels of 2 mm, int16, with a moved origin."""
+    path = tmp_path_factory.mktemp("scan") / "scan.nii.gz"
+    affine = np.diag([-2.0, 2.0, 2.0, 1.0])
+    affine[:3, 3] = (20, -30, -10)
+    nib.save(nib.Nifti1Image(head((24, 26, 22)).astype(np.int16), affine), path)
+    return path

@@ -1,0 +1,132 @@
+"""``mrisr upscale`` as a user sees it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+import mrisr
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_image_preview_and_info(scan, weights, tmp_path, mrisr_command):
+    end = mrisr_command(
+        "upscale", "-i", scan, "-o", tmp_path / "out.nii.gz", "--factor", 2, "--model", weights,
+        "--threads", 1, "--preview", tmp_path / "p.png", "--info", tmp_path / "i.json",
+    )  # fmt: skip
+    assert (end.code, end.out, end.errors) == (0, "", [])
+    assert names(tmp_path) == ["i.json", "out.nii.gz", "p.png"]
+    image = nib.load(tmp_path / "out.nii.gz")
+    assert image.shape == (48, 52, 44) and image.get_data_dtype() == np.float32
+    record = json.loads((tmp_path / "i.json").read_text())
+    assert record["target"]["shape"] == [48, 52, 44] and record["seed"] == 0
+    with Image.open(tmp_path / "p.png") as picture:
+        assert picture.format == "PNG" and picture.width > 300
+    assert "24 x 26 x 22 voxels of 2 x 2 x 2 mm" in end.err and "not a medical device" in end.err
+
+
+def test_the_command_is_the_python_call(scan, weights, tmp_path, mrisr_command):
+    options = ("--voxel-size", 1.5, 1, 2, "--psf", "kspace", "kspace", "gaussian:2.5", "--engine", "torch")
+    end = mrisr_command(
+        "upscale", "-i", scan, "-o", tmp_path / "a.nii", "--model", weights, *options, "--quiet"
+    )
+    assert (end.code, end.err) == (0, "")
+    expected = mrisr.upscale(
+        str(scan),
+        voxel_size=(1.5, 1, 2),
+        psf=("kspace", "kspace", ("gaussian", 2.5)),
+        engine="torch",
+        model=weights,
+    )
+    found = nib.load(tmp_path / "a.nii")
+    assert np.array_equal(found.get_fdata(), expected.get_fdata())
+    assert np.array_equal(found.affine, expected.affine)
+
+
+@pytest.mark.parametrize("ending", [".nii", ".mgz"])
+def test_the_extension_chooses_the_format(ending, scan, weights, tmp_path, mrisr_command):
+    end = mrisr_command(
+        "upscale", "-i", scan, "-o", tmp_path / f"a{ending}", "--factor", 1.5, "--model", weights
+    )
+    assert end.code == 0
+    assert nib.load(tmp_path / f"a{ending}").shape == (36, 39, 33)
+
+
+def test_an_existing_output_needs_force(scan, weights, tmp_path, mrisr_command):
+    target = tmp_path / "a.nii"
+    target.write_text("mine")
+    command = ("upscale", "-i", scan, "-o", target, "--factor", 2, "--model", weights, "--quiet")
+    end = mrisr_command(*command)
+    assert end.code == 4 and "--force" in end.errors[0] and target.read_text() == "mine"
+    assert mrisr_command(*command, "--force").code == 0
+    assert nib.load(target).shape == (48, 52, 44)
+
+
+def test_new_files_have_the_permissions_of_any_new_file(scan, weights, tmp_path, mrisr_command):
+    mrisr_command(
+        "upscale", "-i", scan, "-o", tmp_path / "a.nii", "--model", weights, "--info", tmp_path / "i.json"
+    )
+    (tmp_path / "plain").touch()
+    assert {path.stat().st_mode for path in tmp_path.iterdir()} == {(tmp_path / "plain").stat().st_mode}
+
+
+def test_a_failure_while_writing_leaves_nothing(scan, weights, tmp_path, mrisr_command, monkeypatch):
+    """The picture fails after the image was written: neither appears."""
+    from mrisr import preview
+    from mrisr.errors import OutputError
+
+    def full_disk(image, path):
+        raise OutputError(f"{path.name}: cannot be written (No space left on device)")
+
+    monkeypatch.setattr(preview, "save", full_disk)
+    end = mrisr_command(
+        "upscale", "-i", scan, "-o", tmp_path / "a.nii", "--preview", tmp_path / "p.png", "--model", weights
+    )
+    assert end.code == 4 and names(tmp_path) == []
+
+
+def test_each_warning_is_one_line(scan, weights, tmp_path, mrisr_command):
+    end = mrisr_command(
+        "upscale", "-i", scan, "-o", tmp_path / "a.nii", "--voxel-size", 3, "--model", weights
+    )
+    assert end.code == 0 and len(end.warnings) == 1 and "already finer" in end.warnings[0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_no_file(number, scan, weights, tmp_path):
+    """Interrupted in the middle, on a grid that takes far longer than the test waits."""
+    out = tmp_path / "a.nii.gz"
+    command = [
+        sys.executable, "-m", "mrisr.cli.main", "upscale", "-i", scan, "-o", out, "--model", weights,
+        "--voxel-size", "0.2", "--threads", "1", "--engine", "torch", "--tile", "88",
+        "--info", tmp_path / "i.json",
+    ]  # fmt: skip
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        while "libtorch" not in maps(process.pid) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        time.sleep(3)
+        assert process.poll() is None, process.stderr.read()
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "mrisr: error: interrupted" in err
+    assert names(tmp_path) == []
+
+
+def maps(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/maps") as stream:
+            return stream.read()
+    except OSError:
+        return "libtorch: no way to see it here"
