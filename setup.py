@@ -3,6 +3,7 @@
     MRISR_NATIVE = auto | 0 | 1    auto: build the C++ core if it can be built; 0: pure Python; 1: or fail
     MRISR_CUDA   = auto | 0 | 1    auto: add the CUDA kernels if nvcc is found; 0: CPU only; 1: or fail
     MRISR_CUDA_ARCHS = "80 90a 100"    the architectures to compile for
+    MRISR_BUILD_TYPE = Release         or another CMake build type
 
 What was built, or the reason why not, is written to mrisr/_build_info.py, which `mrisr doctor` prints.
 """

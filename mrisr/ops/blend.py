@@ -37,8 +37,8 @@ def blend_add_(volume, tile, origin: Sequence[int], weights, *, backend: str | N
         )
     if tile.dtype != volume.dtype or tile.device != volume.device:
         raise UsageError(
-            f"blend_add_: tile and volume must share dtype and device; they are {tile.dtype} on {tile.device} "
-            f"and {volume.dtype} on {volume.device}"
+            f"blend_add_: tile and volume must share dtype and device; they are {tile.dtype} on "
+            f"{tile.device} and {volume.dtype} on {volume.device}"
         )
     if any(not 0 <= o <= n for o, n in zip(origin, volume.shape)):
         raise UsageError(
