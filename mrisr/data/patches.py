@@ -14,7 +14,7 @@ import torch
 
 from mrisr import grid as grids
 from mrisr.data.sources import TrainingVolume
-from mrisr.nn.condition import Condition
+from mrisr.nn.condition import Condition, canonical_order
 from mrisr.ops.resample3d import apply_axes, bspline_matrix, fourier_matrix
 from mrisr.physics.degrade import ForwardModel, bias_field, degrade, start_matrices
 from mrisr.physics.intensity import estimate_noise
@@ -33,6 +33,11 @@ class Scanner:
     psf: tuple[AxisPSF, AxisPSF, AxisPSF]
     noise: float
     kind: str
+
+    def permuted(self, order) -> Scanner:
+        """The same scanner with its axes in `order`."""
+        factor, psf = tuple(self.factor[i] for i in order), tuple(self.psf[i] for i in order)
+        return Scanner(factor, psf, self.noise, self.kind)
 
 
 @dataclass(frozen=True)
@@ -129,16 +134,40 @@ class PatchSampler:
         self.volumes, self.seed, self.drop = volumes, seed, drop
         weights = np.ones(len(volumes)) if weights is None else np.asarray(weights, np.float64)
         self.weights = weights / weights.sum()
+        self._memory: dict = {}
 
-    def batch(self, indices, patch: int) -> Batch:
-        """The pairs of the given indices, patches of `patch`^3 (a multiple of 8)."""
-        items = [self.pair(int(i), patch) for i in indices]
+    def batch(self, step: int, count: int, patch: int, *, rank: int = 0, ranks: int = 1) -> Batch:
+        """The `count` pairs of a step, patches of `patch`^3 (a multiple of 8).
+
+        Half of them are new. The other half are the step before's new ones, mirrored at random: degrading a crop costs
+        about as much as learning from it, and a mirrored pair is as good as new.
+        """
+        new = max(1, count // 2)
+
+        def indices(s):
+            return range((s * ranks + rank) * new, (s * ranks + rank + 1) * new)
+
+        items = [self._remembered(i, patch) for i in indices(step)]
+        items += [self._mirrored(i, patch) for i in indices(step - 1 if step else 2**30)][: count - new]
+        keep = {(i, patch) for i in indices(step)}
+        self._memory = {key: value for key, value in self._memory.items() if key in keep}
         return Batch(
             target=torch.stack([i[0] for i in items])[:, None],
             y=torch.stack([i[1] for i in items])[:, None],
             cond=Condition.stack([i[2] for i in items]),
             kinds=tuple(i[3] for i in items),
         )
+
+    def _remembered(self, index: int, patch: int):
+        if (index, patch) not in self._memory:
+            self._memory[index, patch] = self.pair(index, patch)
+        return self._memory[index, patch]
+
+    def _mirrored(self, index: int, patch: int):
+        target, y, cond, kind = self._remembered(index, patch)
+        rng = np.random.default_rng([self.seed, index, 1])
+        axes = [axis for axis in range(3) if rng.random() < 0.5] or [0]
+        return target.flip(axes), y.flip(axes), cond, kind
 
     def pair(self, index: int, patch: int):
         """(target [P, P, P], y [P, P, P], Condition of one, scanner class)."""
@@ -147,6 +176,8 @@ class PatchSampler:
         volume = self.volumes[rng.choice(len(self.volumes), p=self.weights)]
         order = [int(i) for i in rng.permutation(3)]
         scanner = random_scanner(rng, tuple(volume.fine_axes[i] for i in order))
+        canonical = canonical_order(scanner.psf, (1.0, 1.0, 1.0))
+        order, scanner = [order[i] for i in canonical], scanner.permuted(canonical)
         margin = MARGIN if max(scanner.factor) <= 3 else THICK_MARGIN
         size = patch + 2 * margin
         x = random_contrast(self._crop(volume, size, order, rng), rng)

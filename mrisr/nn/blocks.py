@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from mrisr.ops.group_norm import group_norm
 
 
 def space_to_depth(x: torch.Tensor) -> torch.Tensor:
@@ -23,15 +27,32 @@ def depth_to_space(x: torch.Tensor) -> torch.Tensor:
     return x.reshape(n, c8 // 8, 2 * d, 2 * h, 2 * w)
 
 
+FILM_STD = 0.06
+
+
+def initialise_conv(conv: nn.Conv3d | nn.ConvTranspose3d, gain: float = 1.0) -> None:
+    """Normal weights that multiply the variance of an independent input by `gain`, no bias (He et al. 2015)."""
+    taps = conv.kernel_size[0] ** 3 if isinstance(conv, nn.Conv3d) else 1
+    nn.init.normal_(conv.weight, std=math.sqrt(gain / (conv.in_channels * taps)))
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+
+
 def _per_channel(v: torch.Tensor) -> torch.Tensor:
     return v[:, :, None, None, None]
 
 
+def channel_norm(x: torch.Tensor, eps: float = 1e-4) -> torch.Tensor:
+    """Divide each voxel's channels by their root mean square: [N, C, D, H, W], no statistics across voxels."""
+    return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + eps)
+
+
 class FilmBlock(nn.Module):
-    """x + conv(silu((1 + scale) * conv(x) + shift)), without any spatial statistics.
+    """x + conv(silu((1 + scale) * norm(conv(x)) + shift)), with a norm over the channels of each voxel.
 
     The student's block: its output at a voxel depends on a neighbourhood only, so that air, tiles and volume size
-    cannot change it. The second convolution starts small instead of being normalised.
+    cannot change it. FiLM starts random, not at zero: which filter is right depends on the scanner, and a network that
+    must first learn to listen to its conditioning needs many times as many steps.
     """
 
     def __init__(self, channels: int, embed: int, groups: int | None = None):
@@ -39,14 +60,14 @@ class FilmBlock(nn.Module):
         self.conv1 = nn.Conv3d(channels, channels, 3, padding=1)
         self.conv2 = nn.Conv3d(channels, channels, 3, padding=1)
         self.film = nn.Linear(embed, 2 * channels)
-        nn.init.zeros_(self.film.weight)
+        nn.init.normal_(self.film.weight, std=FILM_STD)
         nn.init.zeros_(self.film.bias)
-        with torch.no_grad():
-            self.conv2.weight.mul_(0.1)
+        initialise_conv(self.conv1, gain=2.0)
+        initialise_conv(self.conv2, gain=0.1)
 
     def forward(self, x: torch.Tensor, embedding: torch.Tensor, active: torch.Tensor | None) -> torch.Tensor:
         scale, shift = self.film(embedding).chunk(2, dim=1)
-        h = F.silu(self.conv1(x) * _per_channel(1 + scale) + _per_channel(shift))
+        h = F.silu(channel_norm(self.conv1(x)) * _per_channel(1 + scale) + _per_channel(shift))
         return x + self.conv2(h)
 
 
@@ -65,14 +86,13 @@ class NormBlock(nn.Module):
         self.conv1 = nn.Conv3d(channels, channels, 3, padding=1)
         self.conv2 = nn.Conv3d(channels, channels, 3, padding=1)
         self.film = nn.Linear(embed, 2 * channels)
-        nn.init.zeros_(self.film.weight)
+        nn.init.normal_(self.film.weight, std=FILM_STD)
         nn.init.zeros_(self.film.bias)
+        initialise_conv(self.conv1)
         nn.init.zeros_(self.conv2.weight)
         nn.init.zeros_(self.conv2.bias)
 
     def forward(self, x: torch.Tensor, embedding: torch.Tensor, active: torch.Tensor | None) -> torch.Tensor:
-        from mrisr.ops.group_norm import group_norm
-
         scale, shift = self.film(embedding).chunk(2, dim=1)
         h = group_norm(x, self.groups, self.norm1[0], self.norm1[1], mask=active, act="silu")
         h = self.conv1(mask_out(h, active))

@@ -21,6 +21,16 @@ GUIDANCE_STRIDE = 8  # guidance fields are smooth: they enter at 1/8 of the targ
 NOISE_UNIT = 0.05  # noise levels enter divided by this, so that 5 % of the intensity scale is 1
 
 
+def canonical_order(psf, voxel_size) -> tuple[int, int, int]:
+    """The order of axes in which the network sees a scan: by acquired width in target voxels, coarsest last.
+
+    A slice axis is then always the last one, and the network need not learn the same thing along three axes.
+    `x.permute(order)` goes there; axes of equal width keep their order.
+    """
+    width = [max(0.0, math.log2(p.width / float(v))) for p, v in zip(psf, voxel_size)]
+    return tuple(sorted(range(3), key=lambda axis: round(width[axis], 3)))
+
+
 @dataclass(frozen=True)
 class Condition:
     """Conditioning of a batch of N volumes.

@@ -20,7 +20,8 @@ class TrainConfig:
         thin_weight: relative frequency of a 2D scan (thick slices), of which only the in-plane detail is learnt.
         synthetic: synthetic volumes to mix in, and synthetic_weight their total relative frequency.
         steps, batch, patch: optimiser steps, patches a step, fine voxels along a patch (a multiple of 8).
-        lr, warmup, final_lr: peak learning rate, steps of linear warm-up, where the cosine ends.
+        lr, muon_lr: peak learning rates of Adam and of Muon (`mrisr.train.optim`).
+        warmup, final_lr: steps of linear warm-up, and where the cosine of lr ends (muon_lr in proportion).
         ema: decay of the exponential moving average of the weights.
         mean_fraction: share of the steps that train the `mean` mode (L2); the others train `sample` (EDM).
         drop: probability of forgetting an entry of the condition.
@@ -40,10 +41,11 @@ class TrainConfig:
     batch: int = 8
     patch: int = 48
     lr: float = 1e-3
-    warmup: int = 150
+    muon_lr: float = 0.025
+    warmup: int = 100
     final_lr: float = 1e-5
     ema: float = 0.999
-    mean_fraction: float = 0.8
+    mean_fraction: float = 0.85
     drop: float = 0.1
     grad_clip: float = 1.0
     precision: str = "bf16"
@@ -57,6 +59,7 @@ class TrainConfig:
             "batch": self.batch >= 1,
             "patch": self.patch >= 16 and self.patch % 8 == 0,
             "lr": 0 < self.lr < 1,
+            "muon_lr": 0 < self.muon_lr < 1,
             "ema": 0 <= self.ema < 1,
             "mean_fraction": 0.3 <= self.mean_fraction <= 1,
             "drop": 0 <= self.drop < 1,

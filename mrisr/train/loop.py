@@ -19,6 +19,7 @@ from mrisr.nn.condition import MEAN, SAMPLE
 from mrisr.nn.presets import build
 from mrisr.train import checkpoint
 from mrisr.train.config import TrainConfig
+from mrisr.train.optim import build_optimizers
 from mrisr.train.teacher import measure_residual, step_loss
 from mrisr.train.validate import validate, validation_cases
 
@@ -74,11 +75,12 @@ class Run:
             net.load_state_dict(state["net"])
         net = net.to(accelerator.device, memory_format=torch.channels_last_3d)
         self.average = copy.deepcopy(net).requires_grad_(False)
-        optimizer = torch.optim.Adam(net.parameters(), lr=config.lr, betas=(0.9, 0.99))
+        optimizers = build_optimizers(net, config)
         if state is not None:
             self.average.load_state_dict(state["average"])
-            optimizer.load_state_dict(state["optimizer"])
-        self.denoiser, self.optimizer = accelerator.prepare(Denoiser(net, sigma_data), optimizer)
+            for optimizer, saved in zip(optimizers, state["optimizers"]):
+                optimizer.load_state_dict(saved)
+        self.denoiser, *self.optimizers = accelerator.prepare(Denoiser(net, sigma_data), *optimizers)
         self.sigma_data = sigma_data
         self.averaged = Denoiser(self.average, sigma_data)
 
@@ -89,17 +91,18 @@ class Run:
     def advance(self) -> float:
         """One optimiser step; the loss, averaged over the processes."""
         config, rank = self.config, self.accelerator.process_index
-        per_step = config.batch * self.accelerator.num_processes
-        first = self.step * per_step + rank * config.batch
-        batch = self.sampler.batch(range(first, first + config.batch), config.patch)
+        ranks = self.accelerator.num_processes
+        batch = self.sampler.batch(self.step, config.batch, config.patch, rank=rank, ranks=ranks)
         device = self.accelerator.device
         batch = type(batch)(batch.target.to(device), batch.y.to(device), batch.cond.to(device), batch.kinds)
         generator = torch.Generator().manual_seed((config.seed << 40) + self.step * 1000 + rank)
         # Spread evenly rather than drawn, so that short runs have the stated share too.
         share = config.mean_fraction
         mode = MEAN if math.floor((self.step + 1) * share) > math.floor(self.step * share) else SAMPLE
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, config)
+        factor = learning_rate(self.step, config) / config.lr
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * factor
         with self.accelerator.autocast():
             loss = step_loss(
                 self.denoiser, batch, self.table, sigma_data=self.sigma_data, mode=mode, generator=generator
@@ -110,10 +113,12 @@ class Run:
                 f"step {self.step}: the loss is {value}; the last good checkpoint is {self.out / checkpoint.LAST}. "
                 "Lower the learning rate and run again"
             )
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.denoiser.parameters(), config.grad_clip)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         self._average()
         self.step += 1
         return value
@@ -135,7 +140,7 @@ class Run:
             "table": self.table,
             "net": self.net.state_dict(),
             "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
         checkpoint.save(self.out / checkpoint.LAST, state)
         checkpoint.export_weights(self.out / WEIGHTS, self.average.state_dict(), self.meta())
