@@ -15,7 +15,7 @@ STAMP  := $(VENV)/.mrisr-installed
 NATIVE := $(shell find csrc -type f 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint compile-only check-all clean
+.PHONY: help setup demo test lint figures compile-only check-all clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -30,6 +30,9 @@ test: $(STAMP) ## every test
 
 lint: $(STAMP) ## ruff
 	$(RUN) -m ruff check .
+
+figures: demo ## put the demo's picture and the measured figures into the README
+	$(RUN) benchmarks/readme_tables.py --demo $(OUT)/demo
 
 compile-only: $(STAMP) ## compile the GPU kernels for sm_80, sm_90 and sm_100 without a GPU
 	$(RUN) tests/native/compile_only.py

@@ -130,7 +130,7 @@ OPTIONS = {
     "memory without meaning": (["--memory", "much"], 2, "memory"),
     "too little memory": (["--memory", "1MB"], 5, "the smallest that works is"),
     "too large for the budget": (
-        ["--voxel-size", "0.05", "--memory", "1GB"],
+        ["--voxel-size", "0.15", "--memory", "700MB"],
         5,
         "the smallest that works is",
     ),

@@ -1,0 +1,127 @@
+"""The measured figures of the README, made from the committed result files and from nothing else.
+
+python benchmarks/readme_tables.py            writes them between the markers of README.md
+python benchmarks/readme_tables.py --check    exits 1 where README.md says something else
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS, README = ROOT / "benchmarks" / "results", ROOT / "README.md"
+BEGIN, END = "<!-- measured:begin -->", "<!-- measured:end -->"
+
+
+def measured(folder: Path = RESULTS) -> str:
+    """Everything between the markers, as Markdown; a result that is not there is said to be missing."""
+    parts = [
+        ("end_to_end", _speed, "Speed: not measured in this version yet (`mrisr bench`)."),
+        ("evaluation", _quality, "Quality: not measured in this version yet (`mrisr evaluate`)."),
+        ("demo", _demo, "Demo: not measured in this version yet (`mrisr demo`)."),
+    ]
+    text = []
+    for name, render, missing in parts:
+        path = folder / f"{name}.json"
+        text.append(render(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else missing)
+    text.append("GPU: nothing ran on one so far; see [what is unmeasured](benchmarks/results/UNMEASURED.md).")
+    return "\n\n".join(text)
+
+
+def _speed(result: dict) -> str:
+    machine, gpu = result["machine"], result["machine"].get("gpu")
+    lines = [
+        f"**Speed** ([file](benchmarks/results/end_to_end.json): {result['job']}, no file I/O; "
+        f"{machine['cpu']}, {machine['cores']} cores, {gpu or 'no GPU'}, load {machine['load']}; "
+        f"{result['date']}, commit {result['commit']})",
+        "",
+        "| input | seconds | first call | peak memory | active voxels | engine |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, r in result["inputs"].items():
+        lines.append(
+            f"| {name} | {r['seconds']:.1f} s | {r['first_call_s']:.1f} s | {r['peak_gb']:.2f} GB | "
+            f"{r['active_fraction']:.0%} | {r['engine']}, {r['threads']} threads |"
+        )
+    if "rivals" in result:
+        ratios = result["rivals"]["ours_times_faster_than"]
+        said = ", ".join(f"{ratio:.2f}x {name.replace('_', ' ')}" for name, ratio in ratios.items())
+        lines += ["", f"The network alone, beside the same network in PyTorch in the same run: {said}."]
+    return "\n".join(lines)
+
+
+def _quality(report: dict) -> str:
+    cases = list(report["cases"])
+    lines = [
+        f"**Quality** ([file](benchmarks/results/evaluation.json): PSNR gain over cubic in dB, scans simulated "
+        f"from {len(report['volumes'])} volume(s): {', '.join(sorted(report['volumes']))}; "
+        f"{report['date'][:10]}, commit {report['commit'] or 'unknown'})",
+        "",
+        f"| method | {' | '.join(cases)} | mean | worst |",
+        "|---" * (len(cases) + 3) + "|",
+    ]
+    for entry in report["summary"]:
+        gains = [entry["cases"].get(case, {}).get("gain") for case in cases] + [entry["mean"]["gain"]]
+        cells = [("" if gain is None else f"{gain:+.2f}") for gain in gains]
+        lines.append(f"| {entry['method']} | {' | '.join(cells)} | {entry['worst']['gain']:+.2f} |")
+    return "\n".join(lines)
+
+
+def _demo(record: dict) -> str:
+    said = ", ".join(f"{name} {value:.2f} dB" for name, value in record["psnr_db"].items())
+    return f"**Demo** ([file](benchmarks/results/demo.json): {record['job']}): PSNR in the head: {said}."
+
+
+def take_demo(folder: Path, results: Path = RESULTS) -> None:
+    """Keep the picture and the figures of a demo; its paths and its volumes stay out of the repository."""
+    record = json.loads((folder / "demo.json").read_text(encoding="utf-8"))
+    info = record["info"]
+    kept = {
+        "job": "MNI152 template, 2 mm to 1 mm",
+        "psnr_db": record["psnr_db"],
+        "model": info["model"],
+        "weights": info["weights"],
+        "engine": info["engine"],
+        "seconds": info["seconds"],
+        "versions": info["versions"],
+    }
+    (results / "demo.json").write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+    (results / "demo.png").write_bytes((folder / "demo.png").read_bytes())
+
+
+def filled(readme: str, folder: Path = RESULTS) -> str:
+    """`readme` with the text between its markers made anew. ValueError where a marker is missing."""
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"README.md: expected the markers {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n{measured(folder)}\n{END}{after}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where the README differs")
+    parser.add_argument(
+        "--demo", type=Path, metavar="DIR", help="take demo.png and demo.json from there first"
+    )
+    args = parser.parse_args()
+    if args.demo:
+        take_demo(args.demo)
+    now = README.read_text(encoding="utf-8")
+    new = filled(now)
+    if args.check:
+        if now != new:
+            print("README.md differs from benchmarks/results: run python benchmarks/readme_tables.py")
+        return int(now != new)
+    beside = README.with_name("README.md.new")
+    beside.write_text(new, encoding="utf-8")
+    os.replace(beside, README)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""The README keeps its promises: commands parse or run, exit codes and figures are the program's own."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import mrisr
+from mrisr.cli.main import EXIT_CODES, build_parser, main
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+FAST = ("mrisr doctor", "mrisr doctor --json", "mrisr train --list", "mrisr train --config tiny --dry-run")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    lines = [line.split("  #")[0].strip() for block in blocks("sh") for line in block.splitlines()]
+    return list(dict.fromkeys(line for line in lines if line))
+
+
+def test_there_are_commands_to_check():
+    assert {"mrisr", "make"} == {command.split()[0] for command in commands()}
+    assert set(FAST) <= set(commands())
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c.startswith("mrisr")])
+def test_every_command_parses(command):
+    build_parser().parse_args(shlex.split(command)[1:])
+
+
+@pytest.mark.parametrize("command", FAST)
+def test_fast_commands_run(command, capsys):
+    assert main(shlex.split(command)[1:]) == 0
+    assert capsys.readouterr().out
+
+
+def test_every_make_target_exists():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    wanted = {command.split()[1] for command in commands() if command.startswith("make")}
+    assert wanted and wanted <= targets
+
+
+def test_exit_codes_are_the_programs():
+    rows = dict(re.findall(r"^\| (\d+) \| (.+?) \|$", README, flags=re.MULTILINE))
+    assert {int(code): text for code, text in rows.items()} == EXIT_CODES
+
+
+def test_python_examples_use_real_arguments():
+    known = set(inspect.signature(mrisr.upscale).parameters)
+    for block in blocks("python"):
+        compile(block, "README.md", "exec")
+        used = {
+            name
+            for call in re.findall(r"mrisr\.upscale\((.*)\)", block)
+            for name in re.findall(r"(\w+)=", call)
+        }
+        assert used <= known
+
+
+def test_links_and_pictures_exist():
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_figures_come_from_the_result_files():
+    script = ROOT / "benchmarks" / "readme_tables.py"
+    spec = importlib.util.spec_from_file_location("readme_tables", script)
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    assert tables.filled(README) == README, "run: python benchmarks/readme_tables.py"
+
+
+def test_tables_render_every_kind_of_result(tmp_path):
+    script = ROOT / "benchmarks" / "readme_tables.py"
+    spec = importlib.util.spec_from_file_location("readme_tables", script)
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    assert tables.measured(tmp_path).count("not measured in this version yet") == 3
+    speed = {
+        "job": "a job", "date": "today", "commit": "abc",
+        "machine": {"cpu": "a CPU", "cores": 2, "gpu": None, "load": 0.1},
+        "inputs": {"head": {"seconds": 12.34, "first_call_s": 20, "peak_gb": 1.5, "active_fraction": 0.4,
+                            "engine": "openvino", "threads": 2}},
+        "rivals": {"ours_times_faster_than": {"eager_contiguous": 4.321}},
+    }  # fmt: skip
+    (tmp_path / "end_to_end.json").write_text(json.dumps(speed))
+    text = tables.measured(tmp_path)
+    assert "| head | 12.3 s | 20.0 s | 1.50 GB | 40% | openvino, 2 threads |" in text
+    assert "4.32x eager contiguous" in text
