@@ -1,0 +1,109 @@
+"""Correct a fine image so that its forward model reproduces the coarse scan, to within the noise and no further.
+
+The minimum-norm correction x + H^T (H H^T + lambda I)^-1 (v - H x) in closed form: H is separable, so H H^T is a
+Kronecker product of one small symmetric matrix per axis, each diagonalised once. lambda is the largest that brings
+chi^2 per degree of freedom down to 1 (Morozov's discrepancy principle); a residual already below that is left alone,
+for fitting closer would fit the noise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mrisr.errors import UsageError
+from mrisr.ops.resample3d import apply_axes, transposed
+from mrisr.physics.degrade import ForwardModel
+from mrisr.physics.intensity import foreground_mask
+
+# Below this share of the intensity scale a residual is rounding, not signal: clean scans are fitted no closer.
+NOISE_FLOOR = 1e-3
+SMALLEST_EIGENVALUE = 1e-4
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """Outcome of a correction.
+
+    Attributes:
+        image: corrected fine image, like the input.
+        chi2_before, chi2_after: mean squared residual in the foreground / noise_sigma^2.
+        applied: False where the residual was within the noise already.
+    """
+
+    image: torch.Tensor
+    chi2_before: float
+    chi2_after: float
+    applied: bool
+
+
+def residual_chi2(x: torch.Tensor, lr: torch.Tensor, model: ForwardModel, noise_sigma: float) -> float:
+    """chi^2 per degree of freedom of lr - H x over the foreground of `lr` (normalised intensities)."""
+    mask = foreground_mask(lr)
+    return _chi2((lr - model.forward(x))[mask], max(noise_sigma, NOISE_FLOOR))
+
+
+def _chi2(values: torch.Tensor, sigma: float) -> float:
+    if values.numel() == 0:
+        return 0.0
+    return float(values.double().square().mean()) / sigma**2
+
+
+def correct(x: torch.Tensor, lr: torch.Tensor, model: ForwardModel, noise_sigma: float) -> Consistency:
+    """Make `x` reproduce `lr` under `model`.
+
+    Args:
+        x: float [X, Y, Z], the fine image, normalised intensities.
+        lr: float [x, y, z], the scan, in the same units.
+        model: the acquisition; it must be the right one: a wrong one makes the image worse (DESIGN section 6).
+        noise_sigma: standard deviation of the noise of `lr`, same units, >= 0.
+    """
+    if not (np.isfinite(noise_sigma) and noise_sigma >= 0):
+        raise UsageError(f"correct: noise_sigma must be finite and >= 0, found {noise_sigma}")
+    sigma = max(noise_sigma, NOISE_FLOOR)
+    mask = foreground_mask(lr)
+    residual = (lr - model.forward(x)) * mask
+    before = _chi2(residual[mask], sigma)
+    if before <= 1.0:
+        return Consistency(x, before, before, False)
+    bases, spectrum = _eigen(model, lr)
+    modes = apply_axes(residual, transposed(bases))
+    damping = _discrepancy(modes.double().square(), spectrum.double(), sigma**2 * int(mask.sum()))
+    dual = apply_axes(modes / (spectrum + damping), bases)
+    corrected = x + model.adjoint(dual)
+    after = _chi2((lr - model.forward(corrected))[mask], sigma)
+    return Consistency(corrected, before, after, True)
+
+
+def _eigen(model: ForwardModel, like: torch.Tensor):
+    """Eigenvectors of H H^T per axis (None: identity) and the eigenvalues of the product, [x, y, z]."""
+    bases, values = [], []
+    for matrix, n in zip(model.matrices, model.lr_shape):
+        if matrix is None:
+            bases.append(None)
+            values.append(np.ones(n))
+            continue
+        eigenvalues, vectors = np.linalg.eigh(matrix @ matrix.T)
+        bases.append(vectors)
+        values.append(np.maximum(eigenvalues, 0.0))
+    spectrum = np.einsum("i,j,k->ijk", *values)
+    return bases, torch.as_tensor(spectrum, dtype=like.dtype, device=like.device)
+
+
+def _discrepancy(power: torch.Tensor, spectrum: torch.Tensor, target: float) -> float:
+    """The largest lambda with sum(power (lambda / (spectrum + lambda))^2) <= target, by bisection in log lambda."""
+    top = float(spectrum.max())
+    low, high = np.log(SMALLEST_EIGENVALUE * top), np.log(1e6 * top)
+
+    def left(log_lambda: float) -> float:
+        damping = float(np.exp(log_lambda))
+        return float((power * (damping / (spectrum + damping)) ** 2).sum())
+
+    if left(low) > target:
+        return float(np.exp(low))  # modes that H removes cannot be fitted: do what a stable solve can
+    for _ in range(24):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if left(middle) <= target else (low, middle)
+    return float(np.exp(low))

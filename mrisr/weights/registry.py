@@ -1,0 +1,105 @@
+"""Trained weights: the shipped ones by name, others by path. Only safetensors are read, never pickles."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from mrisr.errors import ModelError
+
+FOLDER = Path(__file__).parent
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """Weights ready to run.
+
+    Attributes:
+        denoiser: `mrisr.diffusion.precond.Denoiser`, eval mode, float32, on the CPU.
+        name: the name or path it was asked for by.
+        meta: what the file says of itself (preset, sigma_data, trained_range, data, configuration).
+        sha256: of the weights file.
+        card: path of the model card, or None.
+    """
+
+    denoiser: object
+    name: str
+    meta: dict
+    sha256: str
+    card: Path | None
+
+
+def available() -> list[str]:
+    """Names of the weights in the package."""
+    return sorted(p.stem for p in FOLDER.glob("*.safetensors"))
+
+
+def locate(name: str | Path) -> Path:
+    """The weights file of a shipped name or a path; ModelError says what there is."""
+    shipped = FOLDER / f"{name}.safetensors"
+    if shipped.parent == FOLDER and shipped.is_file():
+        return shipped
+    path = Path(name)
+    if path.is_dir():
+        path = path / "weights.safetensors"
+    if path.is_file():
+        return path
+    raise ModelError(f"model: {str(name)!r} is neither shipped ({', '.join(available()) or 'none'}) nor a weights file")
+
+
+def load(name: str | Path | LoadedModel = "base") -> LoadedModel:
+    """Load weights by name ("base"), by path of a .safetensors file or of a training folder; a LoadedModel passes.
+
+    Raises:
+        ModelError: not found, damaged, of another format, or not made by mrisr.
+    """
+    if isinstance(name, LoadedModel):
+        return name
+    path = locate(name)
+    meta, tensors = _read(path)
+    import torch
+
+    from mrisr.diffusion.precond import Denoiser
+    from mrisr.nn.presets import build
+
+    net = build(meta["preset"])
+    try:
+        net.load_state_dict(tensors)
+    except RuntimeError as error:
+        first = str(error).splitlines()[-1].strip()
+        raise ModelError(f"{path}: the tensors do not fit preset {meta['preset']!r}: {first}") from error
+    for key, tensor in net.state_dict().items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise ModelError(f"{path}: {key} holds NaN or Inf; the file is damaged")
+    net = net.to(memory_format=torch.channels_last_3d).eval().requires_grad_(False)
+    card = path.with_suffix(".md")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return LoadedModel(Denoiser(net, meta["sigma_data"]), str(name), meta, digest, card if card.is_file() else None)
+
+
+def _read(path: Path):
+    """(meta, tensors) of a weights file, checked."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as f:
+            header = (f.metadata() or {}).get("mrisr")
+            tensors = {key: f.get_tensor(key) for key in f.keys()}
+    except SafetensorError as error:
+        raise ModelError(f"{path}: not a readable safetensors file ({error}); fetch it again") from error
+    if header is None:
+        raise ModelError(f"{path}: a safetensors file, but without the 'mrisr' header that `mrisr train` writes")
+    try:
+        meta = json.loads(header)
+    except json.JSONDecodeError as error:
+        raise ModelError(f"{path}: the 'mrisr' header is not JSON ({error})") from error
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        found = meta.get("format") if isinstance(meta, dict) else type(meta).__name__
+        raise ModelError(f"{path}: weights of format {found!r}; this mrisr reads format {FORMAT}")
+    sigma = meta.get("sigma_data")
+    if not isinstance(meta.get("preset"), str) or not isinstance(sigma, int | float) or not 0 < sigma < 10:
+        raise ModelError(f"{path}: the header lacks a valid preset or sigma_data (found {meta.get('preset')!r}, {sigma!r})")
+    return meta, tensors

@@ -1,0 +1,118 @@
+"""Training pairs: repeatable, aligned, within the stated range of scanners."""
+
+import numpy as np
+import pytest
+import torch
+
+from mrisr.data.patches import PatchSampler, random_contrast, random_scanner
+from mrisr.data.sources import TrainingVolume, find_scans, load_volumes
+from mrisr.data.synth import synthetic_volume
+from mrisr.errors import MrisrWarning, TrainingError
+
+
+@pytest.fixture(scope="module")
+def volume():
+    return synthetic_volume((72, 64, 80), seed=3)
+
+
+def test_synthetic_volumes_repeat_and_differ(volume):
+    assert torch.equal(volume.data, synthetic_volume((72, 64, 80), seed=3).data)
+    assert not torch.equal(volume.data, synthetic_volume((72, 64, 80), seed=4).data)
+    assert 0.2 < float((volume.data > 0.15).float().mean()) < 0.95
+
+
+def test_a_pair_is_a_function_of_its_index(volume):
+    first, second = PatchSampler([volume], seed=5), PatchSampler([volume], seed=5)
+    for index in (0, 3, 17):
+        a, b = first.pair(index, 16), second.pair(index, 16)
+        assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) and a[3] == b[3]
+    assert not torch.equal(first.pair(0, 16)[1], first.pair(1, 16)[1])
+
+
+def test_a_batch_does_not_depend_on_where_a_run_was_resumed(volume):
+    running, resumed = PatchSampler([volume], seed=1), PatchSampler([volume], seed=1)
+    for step in range(3):
+        expected = running.batch(step, 4, 16)
+    found = resumed.batch(2, 4, 16)
+    assert torch.equal(found.y, expected.y) and torch.equal(found.target, expected.target)
+    assert torch.equal(found.cond.width, expected.cond.width)
+
+
+def test_ranks_see_different_pairs(volume):
+    sampler = PatchSampler([volume], seed=1)
+    seen = [sampler.batch(step, 2, 16, rank=rank, ranks=2).y[0] for step in range(2) for rank in range(2)]
+    assert len({float(y.sum()) for y in seen}) == 4
+
+
+def test_the_start_lies_where_the_reference_lies():
+    """A misplaced y would show as a residual that follows the gradient: x(p + s) - x(p) = s . grad x.
+
+    Flips would hide a constant shift, so it is measured per pair; the ends of a 16-voxel patch leave some scatter.
+    """
+    grid = np.stack(np.meshgrid(*[np.linspace(0, 1, 72)] * 3, indexing="ij"))
+    waves = np.sin(14 * grid[0] + 1) * np.cos(11 * grid[1]) + np.sin(13 * grid[2] + 2) * np.cos(9 * grid[0])
+    volume = TrainingVolume.from_array((1.0 + 0.2 * waves).astype(np.float32), (1.0, 1.0, 1.0), "waves")
+    sampler, shifts = PatchSampler([volume], seed=2, drop=0.0), []
+    for index in range(60):
+        target, y, _, kind = sampler.pair(index, 16)
+        if kind.endswith("n") or not kind.startswith(("iso", "aniso")):
+            continue
+        inner = (slice(3, -3),) * 3
+        gradient = torch.stack([g[inner] for g in torch.gradient(target + y)]).reshape(3, -1).double()
+        found = torch.linalg.lstsq(gradient.T, target[inner].reshape(-1, 1).double()).solution
+        shifts.append(float(found.abs().max()))
+    assert len(shifts) >= 10 and np.median(shifts) < 0.01 and max(shifts) < 0.1
+
+
+def test_slices_lie_along_the_last_axis_and_2d_scans_are_left_alone_across():
+    volume = TrainingVolume.from_array(np.random.default_rng(0).random((90, 90, 30)) + 0.2, (0.7, 0.7, 3.0), "2d")
+    assert volume.fine_axes == (True, True, False)
+    sampler = PatchSampler([volume], seed=0, drop=0.0)
+    for index in range(8):
+        width = sampler.pair(index, 16)[2].width[0]
+        assert bool((width.diff() >= -1e-3).all()) and float(width.min()) == 0
+
+
+def test_scanners_stay_in_the_range_the_weights_claim():
+    rng = np.random.default_rng(0)
+    kinds = set()
+    for _ in range(2000):
+        scanner = random_scanner(rng)
+        kinds.add(scanner.kind.rstrip("n+0123456789."))
+        for factor, psf in zip(scanner.factor, scanner.psf):
+            assert 1.0 <= factor <= (4.0 if psf.kind == "kspace" else 8.0)
+            assert psf.width <= (4.0 if psf.kind == "kspace" else 10.0)
+        assert 0 <= scanner.noise <= 0.035
+    assert kinds == {"iso", "aniso", "blur", "slice"}
+
+
+def test_contrasts_are_finite_and_keep_air_dark():
+    x = torch.linspace(-0.1, 2.0, 200)
+    for seed in range(40):
+        y = random_contrast(x, np.random.default_rng(seed))
+        assert bool(torch.isfinite(y).all())
+        assert float(y[(x.abs() < 0.02)].abs().max()) < 0.2
+
+
+def test_a_broken_scan_is_named_and_left_out(tmp_path):
+    import nibabel as nib
+
+    good = tmp_path / "a.nii.gz"
+    nib.save(nib.Nifti1Image(np.random.default_rng(0).random((12, 12, 12), np.float32), np.eye(4)), good)
+    (tmp_path / "b.nii.gz").write_bytes(good.read_bytes()[:200])
+    (tmp_path / "notes.txt").write_text("no scan")
+    paths = find_scans(tmp_path)
+    assert [p.name for p in paths] == ["a.nii.gz", "b.nii.gz"]
+    with pytest.warns(MrisrWarning, match="left out of training.*b.nii.gz"):
+        volumes = load_volumes(paths)
+    assert len(volumes) == 1
+    with pytest.warns(MrisrWarning), pytest.raises(TrainingError, match="none of the 1 scans"):
+        load_volumes(paths[1:])
+    with pytest.raises(TrainingError, match="no scan found"):
+        find_scans(_empty(tmp_path))
+
+
+def _empty(folder):
+    empty = folder / "empty"
+    empty.mkdir()
+    return empty

@@ -1,0 +1,54 @@
+"""The conditioning vector: absent is a flag, never a silent zero."""
+
+import pytest
+import torch
+
+from mrisr.errors import UsageError
+from mrisr.nn.condition import GUIDANCE_CHANNELS, SAMPLE, VECTOR_DIM, Condition, canonical_order
+from mrisr.physics.psf import AxisPSF
+
+PSF = (AxisPSF("kspace", 1.0), AxisPSF("gaussian", 4.0), AxisPSF("unknown", 0.5))
+
+
+def condition(noise=0.02):
+    return Condition.of_acquisition(PSF, (1.0, 1.0, 1.0), noise)
+
+
+def test_the_vector_tells_widths_profiles_noise_and_mode():
+    sigma = torch.tensor([0.1])
+    vector = condition().vector(sigma, 0.1)
+    assert vector.shape == (1, VECTOR_DIM) and vector[0, 0] == 0
+    assert vector[0, 2:5].tolist() == [0.0, 2.0, 0.0]  # 0.5 mm cannot be finer than the target
+    assert not torch.equal(vector, condition().with_mode(SAMPLE).vector(sigma, 0.1))
+    assert not torch.equal(vector, condition(0.04).vector(sigma, 0.1))
+
+
+def test_an_unknown_noise_level_is_not_a_noise_level_of_zero():
+    sigma = torch.tensor([0.1])
+    assert not torch.equal(condition(None).vector(sigma, 0.1), condition(0.0).vector(sigma, 0.1))
+
+
+def test_dropping_everything_leaves_only_what_is_always_known():
+    batch = Condition.stack([condition()] * 4)
+    dropped = batch.drop(0.999999, torch.Generator().manual_seed(0))
+    assert not dropped.width_known.any() and not dropped.noise_known.any() and not dropped.profile.any()
+    assert torch.equal(batch.drop(0.0, torch.Generator()).vector(torch.ones(4), 0.1), batch.vector(torch.ones(4), 0.1))
+
+
+def test_guidance_is_dropped_with_its_flag():
+    guidance = torch.ones(1, GUIDANCE_CHANNELS, 2, 2, 2)
+    given = Condition(**{**condition().__dict__, "guidance": guidance})
+    dropped = given.drop(0.5, torch.Generator().manual_seed(1)).guidance[0, :, 0, 0, 0]
+    for channels in ((0, 5), (1, 2, 3, 6), (4, 7)):
+        assert len({float(dropped[c]) for c in channels}) == 1
+    assert torch.equal(condition().guidance_for((16, 16, 16)), torch.zeros(1, GUIDANCE_CHANNELS, 2, 2, 2))
+    with pytest.raises(UsageError, match="guidance: expected"):
+        given.guidance_for((64, 16, 16))
+    with pytest.raises(UsageError, match="all items or in none"):
+        Condition.stack([given, condition()])
+
+
+def test_the_coarsest_axis_comes_last():
+    assert canonical_order(PSF, (1, 1, 1)) == (0, 2, 1)
+    assert canonical_order([AxisPSF("kspace", 1.0)] * 3, (1, 1, 1)) == (0, 1, 2)
+    assert canonical_order([AxisPSF("gaussian", w) for w in (5.0, 0.9, 0.9)], (0.7, 0.7, 0.7)) == (1, 2, 0)

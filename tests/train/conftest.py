@@ -1,0 +1,16 @@
+"""A folder of two small scans to train on."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from mrisr.data.synth import synthetic_volume
+
+
+@pytest.fixture(scope="session")
+def scans(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scans")
+    for name, seed in (("anna", 1), ("bela", 2)):
+        data = (synthetic_volume((60, 56, 64), seed=seed).data.numpy() * 500).astype(np.int16)
+        nib.save(nib.Nifti1Image(data, np.eye(4)), folder / f"{name}_t1w.nii.gz")
+    return folder

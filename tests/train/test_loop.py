@@ -1,0 +1,137 @@
+"""Training: resumes bit for bit, keeps people apart, stops on NaN with its last good checkpoint."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mrisr.errors import TrainingError
+from mrisr.train import loop
+from mrisr.train.checkpoint import LAST
+from mrisr.train.config import CONFIGS, TrainConfig, load_config
+from mrisr.train.optim import Muon, orthogonalise
+from mrisr.weights import registry
+
+
+@pytest.fixture
+def config(scans):
+    return replace(CONFIGS["tiny"], data=(str(scans),), hold_out=("bela",), steps=6, save_every=3, validate_every=3)
+
+
+def tensors(folder):
+    from safetensors.torch import load_file
+
+    return load_file(folder / loop.WEIGHTS)
+
+
+def quiet(text):
+    pass
+
+
+def test_a_resumed_run_is_bit_equal_to_one_in_one_piece(config, tmp_path, monkeypatch):
+    loop.train(config, tmp_path / "whole", quiet)
+    # Interrupted in the fifth step, two after the checkpoint of step 3.
+    original = loop.Run.advance
+
+    def interrupted(run):
+        if run.step == 4:
+            raise KeyboardInterrupt
+        return original(run)
+
+    monkeypatch.setattr(loop.Run, "advance", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(config, tmp_path / "parts", quiet)
+    monkeypatch.setattr(loop.Run, "advance", original)
+    loop.train(config, tmp_path / "parts", quiet)
+    whole, parts = tensors(tmp_path / "whole"), tensors(tmp_path / "parts")
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[k], parts[k]) for k in whole)
+
+
+def test_what_leaves_a_run_can_be_loaded_and_says_what_it_is(config, tmp_path):
+    gains = loop.train(config, tmp_path, quiet)
+    assert set(gains) >= {"mean", "worst", "bela_t1w/iso2", "bela_t1w/thick4"}
+    model = registry.load(tmp_path)
+    assert model.meta["preset"] == "tiny" and model.meta["steps"] == 6
+    assert [n.split("_")[0] for n in model.meta["held_out"]] == ["bela"]
+    assert not any(n.startswith("bela") for n in model.meta["trained_on"])
+    entries = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [e["step"] for e in entries] == [3, 6]
+    assert sorted(p.name for p in tmp_path.iterdir() if p.suffix == ".part") == []
+
+
+def test_training_lowers_the_loss(config, tmp_path):
+    longer = replace(config, steps=60, validate_every=20, save_every=60, lr=2e-3, warmup=5, hold_out=(), mean_fraction=1)
+    losses = []
+    loop.train(longer, tmp_path, lambda line: losses.append(json.loads(line)["loss"]))
+    assert losses[-1] < losses[0]
+
+
+def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(config, tmp_path, monkeypatch):
+    loop.train(replace(config, steps=3), tmp_path, quiet)
+    before = (tmp_path / LAST).read_bytes()
+    monkeypatch.setattr(loop, "step_loss", lambda *a, **k: torch.tensor(float("nan"), requires_grad=True))
+    with pytest.raises(TrainingError, match="the loss is nan; the last good checkpoint"):
+        loop.train(config, tmp_path, quiet)
+    assert (tmp_path / LAST).read_bytes() == before
+
+
+def test_another_configuration_does_not_resume(config, tmp_path):
+    loop.train(replace(config, steps=3), tmp_path, quiet)
+    with pytest.raises(TrainingError, match="batch: 2 -> 3"):
+        loop.train(replace(config, batch=3), tmp_path, quiet)
+    (tmp_path / LAST).write_bytes(b"damaged")
+    with pytest.raises(TrainingError, match="not a readable checkpoint"):
+        loop.train(config, tmp_path, quiet)
+
+
+def test_dry_run_counts_without_training(config, tmp_path):
+    plan = loop.plan(config)
+    assert plan["parameters"] > 1000 and plan["voxels_per_step"] == 2 * 24**3
+    assert [t["name"].split("_")[0] for t in plan["train"]] == ["anna", "synthetic-1000", "synthetic-1001"]
+
+
+def test_nobody_is_held_out_by_a_misspelt_name(config):
+    with pytest.raises(TrainingError, match="no scan is named"):
+        loop.plan(replace(config, hold_out=("berta",)))
+    with pytest.raises(TrainingError, match="nothing to train on"):
+        loop.plan(replace(config, data=(), hold_out=(), synthetic=0))
+
+
+def test_configurations_are_checked(tmp_path):
+    for field, value in (("patch", 20), ("mean_fraction", 0.1), ("precision", "fp8"), ("steps", 0)):
+        with pytest.raises(TrainingError, match=field):
+            TrainConfig(**{field: value})
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps({"preset": "tiny", "steps": 7, "data": ["a", "b"]}))
+    assert load_config(str(file), seed=3) == TrainConfig(preset="tiny", steps=7, data=("a", "b"), seed=3)
+    file.write_text(json.dumps({"learning": 1}))
+    with pytest.raises(TrainingError, match="unknown fields"):
+        load_config(str(file))
+    file.write_text("{")
+    with pytest.raises(TrainingError, match="not JSON"):
+        load_config(str(file))
+    with pytest.raises(TrainingError, match="neither a preset"):
+        load_config("nothing")
+
+
+def test_learning_rate_warms_up_and_ends_low():
+    config = TrainConfig(steps=1000, warmup=100)
+    rates = [loop.learning_rate(s, config) for s in range(1000)]
+    assert rates[0] == pytest.approx(config.lr / 100) and max(rates) == pytest.approx(config.lr, rel=1e-3)
+    assert rates[-1] < 1.1 * config.final_lr + 1e-7
+
+
+def test_muon_orthogonalises_and_descends():
+    matrix = torch.randn(16, 40, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonalise(matrix))
+    assert 0.3 < float(values.min()) and float(values.max()) < 1.3
+    weight = torch.nn.Parameter(torch.randn(8, 4, 3, 3, 3, generator=torch.Generator().manual_seed(1)))
+    optimizer = Muon([weight], lr=0.02)
+    before = float(weight.square().sum())
+    for _ in range(30):
+        optimizer.zero_grad()
+        weight.square().sum().backward()
+        optimizer.step()
+    assert float(weight.square().sum()) < 0.8 * before
