@@ -57,8 +57,8 @@ def _speed(result: dict) -> str:
 def _quality(report: dict) -> str:
     cases = list(report["cases"])
     lines = [
-        f"**Quality** ([file](benchmarks/results/evaluation.json): PSNR gain over cubic in dB, scans simulated "
-        f"from {len(report['volumes'])} volume(s): {', '.join(sorted(report['volumes']))}; "
+        f"**Quality** ([file](benchmarks/results/evaluation.json): PSNR gain over cubic in dB, scans "
+        f"simulated from {len(report['volumes'])} volume(s): {', '.join(sorted(report['volumes']))}; "
         f"{report['date'][:10]}, commit {report['commit'] or 'unknown'})",
         "",
         f"| method | {' | '.join(cases)} | mean | worst |",
