@@ -12,7 +12,7 @@ INPUTS = ("mni", "head")
 def reference_scan(kind: str = "mni") -> np.ndarray:
     """The reference job's input, float32 [182, 218, 182], 1 mm.
 
-    kind: "mni", the 1 mm MNI152 template that nilearn brings (a brain without skull, so much of it is air), or
+    kind: "mni", the 1 mm MNI152 template that nilearn brings (a brain without skull, so much of it is air);
     "head", a made-up head with scalp and noise that fills the field of view as an uncropped scan does.
     """
     if kind == "mni":
@@ -38,8 +38,11 @@ def centred(volume: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def head(shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
-    """Folded tissue, a dark skull and a bright scalp, cut by the lower face of the field of view; Rician noise 2 %."""
-    x, y, z = (np.linspace(-1, 1, n)[tuple(None if a != k else slice(None) for a in range(3))] for k, n in enumerate(shape))
+    """Folded tissue, a dark skull and a bright scalp, cut by the lower face of the view; 2 % noise."""
+    x, y, z = (
+        np.linspace(-1, 1, n)[tuple(None if a != k else slice(None) for a in range(3))]
+        for k, n in enumerate(shape)
+    )
     radius = np.sqrt((x / 0.88) ** 2 + (y / 0.92) ** 2 + (np.maximum(z, -0.3) / 0.9) ** 2)
     folds = 600 + 200 * np.sin(31 * x + 9 * z) * np.sin(27 * y) * np.sin(29 * z + 7 * y)
     clean = np.select([radius < 0.82, radius < 0.9, radius < 1.0], [folds, 60.0, 900.0], 0.0)

@@ -1,9 +1,9 @@
-"""The reference job, 1 mm head to 0.7 mm, timed beside eager PyTorch running the same network on the same voxels.
+"""The reference job, 1 mm head to 0.7 mm, timed beside eager PyTorch with the same network and voxels.
 
-    python benchmarks/end_to_end.py [--input mni head] [--threads N] [--model base] [--repeats 2] [--no-rivals]
+    python benchmarks/end_to_end.py [--input mni head] [--threads N] [--model M] [--repeats 2] [--no-rivals]
 
-Each input runs in a fresh process, so that the peak memory is its own. Outputs are compared before anything is
-timed against a rival; where they differ nothing is written.
+Each input runs in a fresh process, so that the peak memory is its own. Outputs are compared before anything
+is timed against a rival; where they differ nothing is written.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def ours(kind: str, threads: int | None, model: str, repeats: int) -> dict:
 
 
 def rivals(kind: str, threads: int | None, model: str, repeats: int) -> dict:
-    """The network alone, on the piece that our pipeline gives it: OpenVINO beside eager PyTorch in both layouts."""
+    """The network alone, on one piece: OpenVINO beside eager PyTorch in both memory layouts."""
     import torch
 
     from mrisr.infer import engines
@@ -136,12 +136,16 @@ def rivals(kind: str, threads: int | None, model: str, repeats: int) -> dict:
     for name, (_, output) in results.items():
         difference = float((output - reference).abs().max() / reference.abs().max())
         if difference > TOLERANCE:
-            raise RuntimeError(f"end_to_end: {name} differs from eager PyTorch by {difference:.1e} of the largest output")
+            raise RuntimeError(
+                f"end_to_end: {name} differs from eager PyTorch by {difference:.1e} of the largest output"
+            )
     seconds = {name: s for name, (s, _) in results.items()}
     return {
         "shape": shape,
         "ns_per_voxel": {name: round(s / np.prod(shape) * 1e9, 1) for name, s in seconds.items()},
-        "ours_times_faster_than": {n: round(s / seconds["ours"], 2) for n, s in seconds.items() if n != "ours"},
+        "ours_times_faster_than": {
+            n: round(s / seconds["ours"], 2) for n, s in seconds.items() if n != "ours"
+        },
     }
 
 
@@ -163,8 +167,9 @@ def table(content: dict) -> str:
     lines = [f"{content['job']}; {content['machine']['cpu']}, {content['machine']['cores']} cores"]
     for kind, r in content["inputs"].items():
         lines.append(
-            f"  {kind:<5} {r['seconds']:6.2f} s (first call {r['first_call_s']:.2f} s), {r['peak_gb']:.2f} GB peak, "
-            f"{r['ns_per_network_voxel']:.0f} ns per network voxel, active fraction {r['active_fraction']:.2f}, {r['engine']}"
+            f"  {kind:<5} {r['seconds']:6.2f} s (first call {r['first_call_s']:.2f} s), "
+            f"{r['peak_gb']:.2f} GB peak, {r['ns_per_network_voxel']:.0f} ns per network voxel, "
+            f"active fraction {r['active_fraction']:.2f}, {r['engine']}"
         )
     if "rivals" in content:
         for name, ratio in content["rivals"]["ours_times_faster_than"].items():

@@ -41,44 +41,47 @@ def upscale(
 ):
     """Bring a brain MRI scan onto a finer grid with the same centre, axes and field of view.
 
-    Research software, not a medical device: detail above the acquired resolution is synthesised (`info.resolution`
-    says which band).
+    Research software, not a medical device: detail above the acquired resolution is synthesised
+    (`info.resolution` says which band).
 
     Args:
-        volume: a path (.nii, .nii.gz, .hdr/.img, .mgz), a nibabel image, a NumPy array or torch tensor [X, Y, Z] or
-            [X, Y, Z, T], or a `mrisr.Volume`. In 4D each frame is handled on its own.
+        volume: a path (.nii, .nii.gz, .hdr/.img, .mgz), a nibabel image, a NumPy array or torch tensor [X, Y,
+            Z] or [X, Y, Z, T], or a `mrisr.Volume`. In 4D each frame is handled on its own.
         voxel_size: of the output, mm, one number or three (one per stored axis).
         factor: how many times finer than the input, one number or three; in place of `voxel_size`.
-        affine, input_voxel_size: of an array or tensor: (4, 4) index -> mm, or mm per axis. Without both, 1 mm is
-            assumed with a warning.
+        affine, input_voxel_size: of an array or tensor: (4, 4) index -> mm, or mm per axis. Without both, 1
+            mm is assumed with a warning.
         device: "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:N".
         model: a shipped name, a path to .safetensors, or what `mrisr.load_model` returned.
-        mode: "mean" (the faithful picture, bit-equal for every seed), "sample" (realistic texture, noise included),
-            or None: "mean", but "sample" where `steps` or `samples` is above 1.
+        mode: "mean" (the faithful picture, bit-equal for every seed), "sample" (realistic texture, noise
+            included), or None: "mean", but "sample" where `steps` or `samples` is above 1.
         steps: network evaluations per sample.
-        samples: number of samples. The result is their mean, and `info.std` their voxel-wise standard deviation
-            (n - 1), in input intensity units, as a `Volume` on the target grid.
+        samples: number of samples. The result is their mean, and `info.std` their voxel-wise standard
+            deviation (n - 1), in input intensity units, as a `Volume` on the target grid.
         seed: of the samples; a sample depends on (seed, voxel index) only, not on tiles or device.
-        psf: how the scan was acquired: "auto", one kind for all axes, or three entries (one per stored axis), each a
-            kind ("kspace", "gaussian", "supergaussian", "unknown"), a pair (kind, acquired width in mm), or an
-            `mrisr.physics.psf.AxisPSF`.
-        consistency: "on" (or True) corrects the result so that it explains the input to within its noise, "off" (or
-            False) does not, "auto" does where the point spread is stated.
-        memory: a budget that is kept: "2GB", "512MB" or bytes. On a CPU it is the process's resident memory, what it
-            holds already included; on a GPU it is device memory. None: 4 GB or 60 % of what is free.
-        tile: None (the whole head in one piece where the budget allows, else tiles) or a size in output voxels.
+        psf: how the scan was acquired: "auto", one kind for all axes, or three entries (one per stored axis),
+            each a kind ("kspace", "gaussian", "supergaussian", "unknown"), a pair (kind, acquired width in
+            mm), or an `mrisr.physics.psf.AxisPSF`.
+        consistency: "on" (or True) corrects the result so that it explains the input to within its noise,
+            "off" (or False) does not, "auto" does where the point spread is stated.
+        memory: a budget that is kept: "2GB", "512MB" or bytes. On a CPU it is the process's resident memory,
+            what it holds already included; on a GPU it is device memory. None: 4 GB or 60 % of what is free.
+        tile: None (the whole head in one piece where the budget allows, else tiles) or a size in output
+            voxels.
         engine: "auto", "torch", "openvino". One asked for by name never falls back to another.
         threads: CPU threads (None: every core this process may use).
         progress: a callback(stage, fraction), or True for a bar when stderr is a terminal.
         return_info: also return a `mrisr.infer.info.Info`.
 
     Returns:
-        The result, of the kind that came in (a path gives a nibabel image), float32; with `return_info` the pair
-        (result, info).
+        The result, of the kind that came in (a path gives a nibabel image), float32; with `return_info` the
+        pair (result, info).
 
     Raises:
-        UsageError: a wrong argument. InputError, GeometryError: a scan that cannot be used. MemoryBudgetError: the
-            budget is too small (the message names the smallest that works). ModelError: no such model.
+        UsageError: a wrong argument.
+        InputError, GeometryError: a scan that cannot be used.
+        MemoryBudgetError: the budget is too small (the message names the smallest that works).
+        ModelError: no such model.
             BackendError: the device or engine cannot run.
     """
     options = Options(
@@ -107,7 +110,7 @@ def upscale(
 
 
 def choose_mode(mode: str | None, steps: int, samples: int) -> str:
-    """"mean" or "sample" from the arguments (DESIGN section 4). Raises UsageError where they contradict."""
+    """ "mean" or "sample" from the arguments (DESIGN section 4). Raises UsageError where they contradict."""
     several = _whole("steps", steps, 1) > 1 or _whole("samples", samples, 1) > 1
     if mode is None:
         return "sample" if several else "mean"
@@ -144,5 +147,7 @@ def _consistency(value: str | bool) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     if value not in CONSISTENCY:
-        raise UsageError(f"consistency: expected one of {', '.join(CONSISTENCY)}, True or False, found {value!r}")
+        raise UsageError(
+            f"consistency: expected one of {', '.join(CONSISTENCY)}, True or False, found {value!r}"
+        )
     return value

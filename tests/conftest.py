@@ -18,7 +18,7 @@ def own_cache(tmp_path_factory):
 def random_model():
     """make(kind) -> a model with random weights everywhere, so that its residual is not zero.
 
-    kind: "local" (the student's mechanisms, few channels) or a preset. The same object each time it is asked for.
+    kind: "local" (the student's mechanisms, few channels) or a preset. The same object every time.
     """
     import torch
 

@@ -57,15 +57,17 @@ def test_the_kind_that_came_in_comes_out(kinds, random_model, kind):
 
 def test_an_array_without_a_place_is_1_mm_and_says_so(kinds, random_model):
     with pytest.warns(MrisrWarning, match="1 mm"):
-        _, info = mrisr.upscale(kinds["array"][0], model=random_model("local"), engine="torch", return_info=True)
+        _, info = mrisr.upscale(
+            kinds["array"][0], model=random_model("local"), engine="torch", return_info=True
+        )
     assert info.input.voxel_size == (1.0, 1.0, 1.0)
     assert any("1 mm" in text for text in info.warnings)
 
 
 def test_the_signature_is_the_promised_one():
     promised = (
-        "volume voxel_size factor affine input_voxel_size device model mode steps samples seed psf consistency "
-        "memory tile engine threads progress return_info"
+        "volume voxel_size factor affine input_voxel_size device model mode steps samples seed psf "
+        "consistency memory tile engine threads progress return_info"
     )
     parameters = inspect.signature(mrisr.upscale).parameters
     assert " ".join(parameters) == promised
@@ -88,7 +90,8 @@ def test_mode_follows_steps_and_samples():
 
 
 def test_importing_is_cheap_and_lazy():
-    code = "import sys, mrisr; print(sorted({'torch', 'openvino', 'nibabel', 'numpy', 'scipy'} & set(sys.modules)))"
+    heavy = {"torch", "openvino", "nibabel", "numpy", "scipy"}
+    code = f"import sys, mrisr; print(sorted({heavy} & set(sys.modules)))"
     begun = time.perf_counter()
     bare = subprocess.run([sys.executable, "-c", "pass"], check=True)
     empty = time.perf_counter() - begun

@@ -1,4 +1,6 @@
-"""What `upscale(..., return_info=True)` tells about a run: enough to repeat it, and to know which part was measured."""
+"""What `upscale(..., return_info=True)` tells about a run: enough to repeat it, and to know which part was
+measured.
+"""
 
 from __future__ import annotations
 
@@ -26,17 +28,20 @@ class GridInfo:
 
     @classmethod
     def of(cls, grid) -> GridInfo:
-        return cls(tuple(int(n) for n in grid.shape), tuple(float(v) for v in grid.voxel_size),
-                   tuple(tuple(float(v) for v in row) for row in np.asarray(grid.affine)))
+        return cls(
+            tuple(int(n) for n in grid.shape),
+            tuple(float(v) for v in grid.voxel_size),
+            tuple(tuple(float(v) for v in row) for row in np.asarray(grid.affine)),
+        )
 
 
 @dataclass(frozen=True)
 class AxisResolution:
     """One stored axis: what was acquired, and which frequencies of the output (cycles per mm) stem from it.
 
-    Below `measured_to` the scanner measured (attenuated, for a slice profile); from there to `synthesised_to`,
-    the Nyquist limit of the output grid, the model supplied what the picture shows. Where both are equal
-    nothing was synthesised along this axis.
+    Below `measured_to` the scanner measured (attenuated, for a slice profile); from there to
+    `synthesised_to`, the Nyquist limit of the output grid, the model supplied what the picture shows. Where
+    both are equal nothing was synthesised along this axis.
     """
 
     profile: str
@@ -58,7 +63,7 @@ class EngineInfo:
 
 @dataclass(frozen=True)
 class TileInfo:
-    """kind: "whole" (one piece) or "tiles". computed: pieces that ran; the other `count - computed` held air only.
+    """kind: "whole" (one piece) or "tiles". computed: pieces that ran; the others of `count` held only air.
 
     active_fraction: network voxels computed / voxels of the output. `seam` says what bounds the tiling error.
     """
@@ -147,8 +152,11 @@ def resolution(psf, source_mm: Sequence[float], target_mm: Sequence[float]) -> t
     for axis, stored, target in zip(psf, source_mm, target_mm):
         nyquist = 0.5 / target
         measured = min(0.5 / axis.width, 0.5 / stored, nyquist)
-        axes.append(AxisResolution(axis.kind, float(axis.width), float(stored), float(target),
-                                   float(measured), float(nyquist)))
+        axes.append(
+            AxisResolution(
+                axis.kind, float(axis.width), float(stored), float(target), float(measured), float(nyquist)
+            )
+        )
     return tuple(axes)
 
 

@@ -2,7 +2,7 @@
 
 The model is a straight line (tests/infer/test_memory.py holds it to account in a fresh process):
 
-    peak = held by the process + engine libraries + copies of the volumes + bytes per network voxel * tile voxels
+    peak = held by the process + engine + copies of the volumes + bytes per network voxel * tile voxels
 
 On a GPU the budget is device memory, and the process does not count.
 """
@@ -36,7 +36,7 @@ class Cost:
 
     Attributes:
         fixed: bytes of libraries, compiled kernels and conversion.
-        maps: full feature maps of the network's finest level alive at once, the engine's working copies included.
+        maps: full feature maps of the network's finest level alive at once, working copies included.
     """
 
     fixed: int
@@ -45,7 +45,9 @@ class Cost:
 
 # Measured with the student by `benchmarks/end_to_end.py --memory`, rounded up.
 COSTS = {"openvino": Cost(120 * MB, 4.0), "torch": Cost(150 * MB, 9.0)}
-PIECE_BYTES = 32  # per voxel of a piece around the network: state, start, output, and the preconditioning of them
+PIECE_BYTES = (
+    32  # per voxel of a piece around the network: state, start, output, and the preconditioning of them
+)
 TARGET_COPIES = 4.0  # float32 target volumes alive at once: start, residual, and the products that make them
 SOURCE_COPIES = 6.0
 
@@ -62,7 +64,9 @@ def parse_budget(memory: str | int | float | None) -> int | None:
     elif isinstance(memory, (int, float)) and not isinstance(memory, bool) and np.isfinite(memory):
         size = memory
     if size < 1:
-        raise UsageError(f'memory: expected a size such as "2GB", "512MB" or a number of bytes, found {memory!r}')
+        raise UsageError(
+            f'memory: expected a size such as "2GB", "512MB" or a number of bytes, found {memory!r}'
+        )
     return int(size)
 
 
@@ -169,9 +173,9 @@ def refuse(budget: int, need: Demand, tile_voxels: int, what: str) -> NoReturn:
     """Raise MemoryBudgetError that names the smallest budget that would do."""
     raise MemoryBudgetError(
         f"memory: a budget of {show(budget)} is too small for this job; the smallest that works is "
-        f"{show(need.peak(tile_voxels), up=True)} (process {show(need.held)}, engine {show(need.fixed)}, volumes "
-        f"{show(need.volumes)}, {what} {show(int(need.per_voxel * tile_voxels))}); raise memory, ask for a coarser "
-        "voxel_size or crop the input"
+        f"{show(need.peak(tile_voxels), up=True)} (process {show(need.held)}, engine {show(need.fixed)}, "
+        f"volumes {show(need.volumes)}, {what} {show(int(need.per_voxel * tile_voxels))}); raise memory, ask "
+        "for a coarser voxel_size or crop the input"
     )
 
 

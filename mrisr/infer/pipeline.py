@@ -27,7 +27,7 @@ from mrisr.infer.info import (
     versions,
 )
 from mrisr.infer.progress import Report
-from mrisr.nn.condition import SAMPLE, Condition
+from mrisr.nn.condition import MEAN, SAMPLE, Condition, canonical_order
 from mrisr.ops.blend import gather
 from mrisr.ops.noise import normal_noise
 from mrisr.ops.resample3d import apply_axes
@@ -76,6 +76,7 @@ class Job:
     held: int
     frames: int
     report: Report
+    order: tuple[int, int, int] = (0, 1, 2)  # of the axes, as the network sees them
     start: tuple = ()
     forward: ForwardModel | None = None
     expected: int = 0
@@ -87,7 +88,9 @@ class Job:
         return self.model.denoiser.net
 
 
-def upscale_volume(volume: Volume, target: Grid, model: Any, options: Options, report: Report) -> tuple[Volume, Info]:
+def upscale_volume(
+    volume: Volume, target: Grid, model: Any, options: Options, report: Report
+) -> tuple[Volume, Info]:
     """Bring `volume` onto `target`: (result in the input's intensity units, the account).
 
     Args:
@@ -131,6 +134,7 @@ def _prepare(volume: Volume, target: Grid, model: Any, options: Options, report:
     job = Job(
         source, target, model, options, engine, why, psf, psf_from, certain, budget, held, frames, report
     )
+    job.order = canonical_order(psf, target.voxel_size)
     job.start = start_matrices(source.shape, source.voxel_size, target.shape, target.voxel_size, psf)
     job.forward = ForwardModel.between(target.shape, target.voxel_size, source.shape, source.voxel_size, psf)
     _warn_about_range(job)
@@ -144,8 +148,8 @@ def _warn_about_range(job: Job) -> None:
         sizes = " x ".join(f"{v:.3g}" for v in job.source.voxel_size)
         _warn(
             job,
-            f"the input ({sizes} mm) is already finer than the target along axis {', '.join(map(str, finer))}: "
-            "detail is removed there; ask for a smaller voxel_size to keep it",
+            f"the input ({sizes} mm) is already finer than the target along axis "
+            f"{', '.join(map(str, finer))}: detail is removed there; ask for a smaller voxel_size to keep it",
         )
     trained = job.model.meta.get("trained_range", {})
     for axis, (psf, target) in enumerate(zip(job.psf, job.target.voxel_size)):
@@ -155,8 +159,9 @@ def _warn_about_range(job: Job) -> None:
         if step > high * (1 + SAME_SPACING):
             _warn(
                 job,
-                f"axis {axis}: {psf.width:.3g} mm acquired to {target:.3g} mm is {step:.2f}x finer, and {job.model.name} "
-                f"was trained on {low:g}x to {high:g}x ({kind}): do not rely on it; ask for a coarser voxel_size",
+                f"axis {axis}: {psf.width:.3g} mm acquired to {target:.3g} mm is {step:.2f}x finer, and "
+                f"{job.model.name} was trained on {low:g}x to {high:g}x ({kind}): do not rely on it; ask "
+                "for a coarser voxel_size",
             )
 
 
@@ -175,10 +180,12 @@ def _frame(job: Job, data: np.ndarray, out: np.ndarray, std: np.ndarray | None):
         noise = estimate_noise(lr)
         y = apply_axes(lr, job.start).contiguous()
         plan = _plan(job, y)
-        mode = SAMPLE if job.options.mode == "sample" else 0
-        cond = Condition.of_acquisition(job.psf, job.target.voxel_size, noise, mode, device)
+        mode = SAMPLE if job.options.mode == "sample" else MEAN
+        psf, voxel_size = (tuple(v[i] for i in job.order) for v in (job.psf, job.target.voxel_size))
+        cond = Condition.of_acquisition(psf, voxel_size, noise, mode, device)
     with report.stage("network"):
         residual, spread = _residual(job, plan, y, cond)
+        job.engine.release()  # what follows needs memory of its own
     with report.stage("consistency"):
         result = y.add_(residual)
         del residual, y
@@ -222,14 +229,20 @@ def _plan(job: Job, y: torch.Tensor) -> tiles.TilePlan:
 def _denoiser(job: Job, plan: tiles.TilePlan, y: torch.Tensor, cond: Condition, tick) -> Callable:
     """denoise(x or None, sigma) -> x0 on the whole target grid; x None stands for the mean mode's zero."""
     base = job.model.denoiser
-    denoise = Denoiser(job.engine.prepare(plan.tile), base.sigma_data)
+    # The network knows slices along its last axis only; everything outside of here is in stored order.
+    order, back = job.order, tuple(int(i) for i in np.argsort(job.order))
+    denoise = Denoiser(job.engine.prepare(tuple(plan.tile[i] for i in order)), base.sigma_data)
+
+    def shown(volume, start):
+        return gather(volume, start, plan.tile).permute(order).contiguous()[None, None]
 
     def run(x, sigma):
         def piece(start):
-            y_piece = gather(y, start, plan.tile)[None, None]
             if x is None:
-                return denoise.mean(y_piece, cond)[0, 0]
-            return denoise(gather(x, start, plan.tile)[None, None], sigma, y_piece, cond)[0, 0]
+                found = denoise.mean(shown(y, start), cond)
+            else:
+                found = denoise(shown(x, start), sigma, shown(y, start), cond)
+            return found[0, 0].permute(back).contiguous()
 
         return tiles.blend(plan, piece, torch.zeros_like(y), tick)
 
@@ -281,8 +294,10 @@ def _consistent(job: Job, result: torch.Tensor, lr: torch.Tensor, noise: float |
         if not done.applied:
             why += "; not needed, the result explains the input to within its noise"
         return done.image, ConsistencyInfo(done.applied, why, done.chi2_before, done.chi2_after, noise)
-    why = "switched off" if wanted == "off" else (
-        f"off, because the point spread is only {job.psf_from}; state psf= to correct the result"
+    why = (
+        "switched off"
+        if wanted == "off"
+        else (f"off, because the point spread is only {job.psf_from}; state psf= to correct the result")
     )
     chi2 = residual_chi2(result, lr, job.forward, noise)
     return result, ConsistencyInfo(False, why, chi2, chi2, noise)
@@ -305,7 +320,13 @@ def _info(job: Job, notes: list[ConsistencyInfo], scales: list[tuple[float, floa
         resolution=resolution(job.psf, job.source.voxel_size, job.target.voxel_size),
         resolution_from=job.psf_from,
         tiles=TileInfo(
-            plan.kind, plan.tile, plan.count, len(plan.active), plan.active_fraction, plan.box, _seam_note(plan)
+            plan.kind,
+            plan.tile,
+            plan.count,
+            len(plan.active),
+            plan.active_fraction,
+            plan.box,
+            _seam_note(plan),
         ),
         consistency=tuple(notes),
         intensity=tuple(scales),
@@ -320,5 +341,7 @@ def _info(job: Job, notes: list[ConsistencyInfo], scales: list[tuple[float, floa
 def _seam_note(plan: tiles.TilePlan) -> str:
     if plan.kind == "whole":
         return "one piece: no seams; outside of the box (air) the result is plain interpolation"
-    return (f"tiles share {tiles.OVERLAP} voxels, of which the outer {tiles.TRIM} are dropped and the rest blended; "
-            f"the difference from one piece is what lies further than that inside the network's field of view")
+    return (
+        f"tiles share {tiles.OVERLAP} voxels, of which the outer {tiles.TRIM} are dropped and the rest "
+        f"blended; the difference from one piece is what the network sees beyond that"
+    )

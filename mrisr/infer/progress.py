@@ -1,4 +1,4 @@
-"""Progress: one callback, or a bar on the terminal. Stages are timed here, so that `info` and the bar agree."""
+"""Progress: one callback, or a bar on the terminal. Stages are timed here, so `info` and the bar agree."""
 
 from __future__ import annotations
 
@@ -41,20 +41,28 @@ class Report:
 
 @contextmanager
 def reporting(progress: bool | Callback | None) -> Iterator[Report]:
-    """progress: None or False (silent), True (a rich bar when stderr is a terminal), or a callback(stage, fraction)."""
+    """progress: None or False (silent), True (a rich bar when stderr is a terminal), or a callback(stage,
+    fraction).
+    """
     if callable(progress):
         yield Report(progress)
         return
     if progress not in (None, False, True):
-        raise UsageError(f"progress: expected None, True, False or a callable (stage, fraction), got {progress!r}.")
+        raise UsageError(
+            f"progress: expected None, True, False or a callable (stage, fraction), got {progress!r}."
+        )
     if not progress or not sys.stderr.isatty():
         yield Report()
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description:>12}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
-               TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description:>12}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         tasks: dict[str, int] = {}
 

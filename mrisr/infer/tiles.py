@@ -1,13 +1,14 @@
 """Which part of a volume the network sees, and how overlapping pieces become one volume again.
 
-The plan is made on the target grid. Everything the network is shown starts at a multiple of 8 voxels counted from
-the volume's own origin (the network halves the grid three times; 64 where it attends in windows), so neither
-cropping nor tiling moves its internal sampling grid.
+The plan is made on the target grid. Everything the network is shown starts at a multiple of 8 voxels counted
+from the volume's own origin (the network halves the grid three times; 64 where it attends in windows), so
+neither cropping nor tiling moves its internal sampling grid.
 
-Along every axis the tiles' weights add up to one at every voxel. A 3D weight is the product of three such axis
-weights, so the pieces add up to one in 3D without any running sum of weights: a constant comes back as that
-constant. A tile that is left out (air) contributes a zero residual with its weight intact, and the residual fades
-to zero over the last voxels of the processed box where that ends in air: plain interpolation, without a step.
+Along every axis the tiles' weights add up to one at every voxel. A 3D weight is the product of three such
+axis weights, so the pieces add up to one in 3D without any running sum of weights: a constant comes back as
+that constant. A tile that is left out (air) contributes a zero residual with its weight intact, and the
+residual fades to zero over the last voxels of the processed box where that ends in air: plain interpolation,
+without a step.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ from mrisr.ops.blend import blend_add_
 
 BRICK = 8  # the network's coarsest level is 1/8 of the target grid; the foreground is known per brick
 OVERLAP = 24  # voxels shared by neighbouring tiles, a multiple of 8
-TRIM = 4  # of those, thrown away at a tile's cut face, where convolutions have seen padding instead of data
+TRIM = 8  # of those, thrown away at a tile's cut face, where convolutions have seen padding instead of data
 MARGIN = 8  # air kept inside the processed box around the foreground bricks, which are grown by 8 already
 FADE = 8  # voxels over which the residual goes to zero at a box face that lies in air
 SMALLEST_TILE = 2 * OVERLAP
-AIR = 0.075  # mean intensity of a brick, normalised, below which it is air; its largest voxel: below 4 times that
+# Normalised intensity: a brick is air where its mean is below this and its largest voxel below 4 times this.
+AIR = 0.075
 
 Triple = tuple[int, int, int]
 
@@ -41,7 +43,7 @@ def round_up(n: int, multiple: int = BRICK) -> int:
 
 @dataclass(frozen=True)
 class Axis:
-    """Tiles along one axis: starts[k] in target voxels, weights[k, i] of voxel starts[k] + i, float32 [tiles, size]."""
+    """Tiles along one axis: starts[k] in target voxels, weights[k, i] of voxel starts[k] + i."""
 
     size: int
     starts: tuple[int, ...]
@@ -54,7 +56,8 @@ class TilePlan:
 
     Attributes:
         shape: of the target volume.
-        box: (start, stop) of the processed part in target voxels; stop may pass the volume's end (edge padding).
+        box: (start, stop) of the processed part in target voxels; stop may pass the volume's end (edge
+            padding).
         axes: the tile grid per axis.
         active: index triples of the tiles that hold foreground.
         kind: "whole" (one piece) or "tiles".
@@ -82,7 +85,7 @@ class TilePlan:
 
     @property
     def active_fraction(self) -> float:
-        """Network voxels computed / voxels of the target (above 1 where overlaps outweigh the skipped air)."""
+        """Network voxels computed / voxels of the target (above 1 where overlaps outweigh skipped air)."""
         return self.computed_voxels / int(np.prod(self.shape))
 
     def __iter__(self) -> Iterator[tuple[Triple, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
@@ -94,17 +97,18 @@ class TilePlan:
 def cut_axis(length: int, size: int, overlap: int = OVERLAP, trim: int = TRIM, align: int = BRICK) -> Axis:
     """Tiles of `size` voxels that cover [0, length), neighbours sharing at least `overlap` voxels.
 
-    Tile k starts at k * stride, where stride is the largest multiple of `align` that keeps the overlap; the last
-    one is moved back to the first aligned start that reaches the end. Weights are zero on the outer `trim` voxels
-    of a cut face, rise as sin^2 over the rest of the overlap, and are divided by their sum, known per axis.
+    Tile k starts at k * stride, where stride is the largest multiple of `align` that keeps the overlap; the
+    last one is moved back to the first aligned start that reaches the end. Weights are zero on the outer
+    `trim` voxels of a cut face, rise as sin^2 over the rest of the overlap, and are divided by their sum,
+    known per axis.
     """
     if size >= length:
         return Axis(length, (0,), np.ones((1, length), np.float32))
     stride = (size - overlap) // align * align
     if stride < align:
         raise UsageError(
-            f"tile: {size} voxels are too few beside an overlap of {overlap} and starts at multiples of {align}; "
-            f"expected at least {align + overlap}"
+            f"tile: {size} voxels are too few beside an overlap of {overlap} and starts at multiples of "
+            f"{align}; expected at least {align + overlap}"
         )
     last = round_up(length - size, align)
     starts = [*range(0, last, stride), last]
@@ -135,8 +139,8 @@ def plan(
 
     Args:
         foreground: bool mask of bricks of 8^3 voxels (`foreground_bricks`); None: everything is foreground.
-        tile: a size in voxels, one or three (rounded up to a multiple of 8); None takes the whole box where that has
-            at most `max_voxels` voxels, else the cheapest tile that has.
+        tile: a size in voxels, one or three (rounded up to a multiple of 8); None takes the whole box where
+            that has at most `max_voxels` voxels, else the cheapest tile that has.
         align: piece starts are multiples of this, counted from the volume's origin.
 
     Raises:
@@ -162,9 +166,13 @@ def plan(
 def _given_tile(tile: int | Triple, extent: Triple, align: int) -> Triple:
     least = smallest_tile(align)
     sizes = (tile,) * 3 if isinstance(tile, (int, np.integer)) and not isinstance(tile, bool) else tile
-    whole = isinstance(sizes, (tuple, list, np.ndarray)) and all(isinstance(s, (int, np.integer)) for s in sizes)
+    whole = isinstance(sizes, (tuple, list, np.ndarray)) and all(
+        isinstance(s, (int, np.integer)) for s in sizes
+    )
     if not whole or len(sizes) != 3 or min(sizes) < least:
-        raise UsageError(f"tile: expected None or at least {least} voxels (one whole number or three), found {tile!r}")
+        raise UsageError(
+            f"tile: expected None or at least {least} voxels (one whole number or three), found {tile!r}"
+        )
     return tuple(min(round_up(s), n) for s, n in zip(sizes, extent, strict=True))
 
 
@@ -174,7 +182,7 @@ def smallest_tile(align: int = BRICK) -> int:
 
 
 def cheapest_tile(extent: Triple, max_voxels: int, align: int = BRICK) -> Triple:
-    """The tile of at most `max_voxels` voxels (multiples of 8) that covers `extent` with the fewest computed voxels.
+    """The tile of at most `max_voxels` voxels (multiples of 8) that covers `extent` for the least work.
 
     Where even the smallest tile is larger the smallest one is returned: the memory model reports that case.
     """
@@ -192,7 +200,8 @@ def _sizes(length: int, align: int) -> list[tuple[int, int]]:
     for size in range(smallest_tile(align), length, BRICK):
         found[size] = len(cut_axis(length, size, align=align).starts)
     fewest: dict[int, int] = {}
-    for size, count in found.items():  # of several sizes with the same number of tiles the smallest is cheapest
+    for size, count in found.items():
+        # Of several sizes with the same number of tiles the smallest is cheapest.
         fewest[count] = min(size, fewest.get(count, size))
     return [(size, count) for count, size in fewest.items()]
 
@@ -209,10 +218,13 @@ def _place(axis: Axis, start: int, stop: int, full: int) -> Axis:
 
 
 def foreground_bricks(normalised: torch.Tensor) -> np.ndarray:
-    """Bricks of 8^3 voxels that hold tissue: bool, ceil(shape / 8). normalised: [X, Y, Z], air at 0, tissue near 1.
+    """Bricks of 8^3 voxels that hold tissue: bool, ceil(shape / 8).
 
-    A brick counts by its mean or by its largest voxel (a thin bright rim); bricks with fewer than 3 such neighbours
-    of 26 are specks of noise. What is found is grown by one brick, so that dark tissue at a rim is kept.
+    normalised: [X, Y, Z], air at 0, tissue near 1.
+
+    A brick counts by its mean or by its largest voxel (a thin bright rim); bricks with fewer than 3 such
+    neighbours of 26 are specks of noise. What is found is grown by one brick, so that dark tissue at a rim is
+    kept.
     """
     pad = [p for n in reversed(normalised.shape) for p in (0, -n % BRICK)]
     v = F.pad(normalised[None], pad, mode="replicate")[0]
@@ -224,7 +236,7 @@ def foreground_bricks(normalised: torch.Tensor) -> np.ndarray:
 
 
 def foreground_box(shape: Triple, foreground: np.ndarray | None, align: int = BRICK) -> tuple[Triple, Triple]:
-    """(start, stop) of the foreground and `MARGIN` voxels around it; the whole padded volume without a mask."""
+    """(start, stop) of the foreground and `MARGIN` voxels around it; without a mask, of the whole volume."""
     if foreground is None or not foreground.any():
         return (0, 0, 0), tuple(round_up(n) for n in shape)
     start, stop = [], []

@@ -1,17 +1,20 @@
 """OpenVINO on the CPU, float32: converted straight from the PyTorch module, compiled once per shape.
 
-The converted graph (not the compiled one) is kept on disk, because converting takes about two seconds of every
-process and compiling a tenth of that. `MRISR_CACHE` names the folder; "off" keeps nothing. Measured on AVX-512 with
-the student: packing to half resolution outside of the graph, or folding the conditioning into constants, changes
-the time by less than 3 %, so the graph is the plain network.
+The converted graph (not the compiled one) is kept on disk, because converting takes about two seconds of
+every process and compiling a tenth of that. `MRISR_CACHE` names the folder; "off" keeps nothing. Measured on
+AVX-512 with the student: packing to half resolution outside of the graph, or folding the conditioning into
+constants, changes the time by less than 3 %, so the graph is the plain network.
 """
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import hashlib
 import logging
 import os
 import shutil
+import sys
 import tempfile
 import warnings
 import weakref
@@ -24,6 +27,7 @@ import torch
 
 from mrisr.errors import BackendError
 from mrisr.infer.engines.select import Network
+from mrisr.infer.engines.torch import limited
 from mrisr.nn.condition import GUIDANCE_CHANNELS, GUIDANCE_STRIDE, VECTOR_DIM
 
 KEEP_SHAPES = 3  # compiled shapes held per network; each has its own packed copy of the weights
@@ -117,7 +121,7 @@ class OpenVINOEngine:
 
 
 def _wait(request: ov.InferRequest) -> None:
-    """Run to the end, but let Ctrl-C through: a plain infer() on a whole head holds the signal for seconds."""
+    """Run to the end, but let Ctrl-C through: a plain infer() on a whole head delays it by seconds."""
     try:
         request.start_async()
         while not request.wait_for(WAIT_MS):
@@ -147,7 +151,8 @@ def _convert(net: torch.nn.Module) -> ov.Model:
     training = net.training
     net.eval()
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        # One thread: the trace runs many tiny operators, whose threads would only wait for each other.
+        with torch.no_grad(), limited(1), warnings.catch_warnings():
             # The check that sizes are multiples of 8 is a constant of the trace; the pipeline keeps it true.
             warnings.simplefilter("ignore", torch.jit.TracerWarning)
             return ov.convert_model(_FourInputs(net), example_input=example)
@@ -157,6 +162,15 @@ def _convert(net: torch.nn.Module) -> ov.Model:
         ) from error
     finally:
         net.train(training)
+        _return_freed_memory()
+
+
+def _return_freed_memory() -> None:
+    """Give what converting has freed (hundreds of megabytes) back to the system; glibc does not by itself."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def _from_disk_or_converted(net: torch.nn.Module, core: ov.Core) -> ov.Model:
@@ -191,7 +205,7 @@ def _store(model: ov.Model, entry: Path) -> None:
 
 
 def cache_folder() -> Path | None:
-    """Where converted graphs are kept: MRISR_CACHE, else XDG_CACHE_HOME/mrisr or ~/.cache/mrisr; None for "off"."""
+    """Of converted graphs: MRISR_CACHE, else XDG_CACHE_HOME/mrisr or ~/.cache/mrisr; None for "off"."""
     stated = os.environ.get("MRISR_CACHE")
     if stated is not None:
         return None if stated.lower() in ("", "0", "off") else Path(stated)
@@ -199,7 +213,7 @@ def cache_folder() -> Path | None:
 
 
 def _fingerprint(net: torch.nn.Module) -> str:
-    """Of everything the graph is made of: weights, sizes, the code that builds it and the library versions."""
+    """Of all that the graph is made of: weights, sizes, the code that builds it, library versions."""
     import mrisr.nn
 
     digest = hashlib.sha256(f"{ov.__version__} {torch.__version__} {net.config}".encode())

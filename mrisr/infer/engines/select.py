@@ -1,7 +1,8 @@
 """The engine protocol, and which engine runs.
 
-An engine swaps the network alone: preconditioning, tiles and samplers are shared. One that was asked for by name
-and cannot run raises `BackendError` with its reason; only engine="auto" chooses, and `info.engine.why` says why.
+An engine swaps the network alone: preconditioning, tiles and samplers are shared. One that was asked for by
+name and cannot run raises `BackendError` with its reason; only engine="auto" chooses, and `info.engine.why`
+says why.
 """
 
 from __future__ import annotations
@@ -56,7 +57,9 @@ def thread_count(threads: int | None) -> int:
 
 
 def pick_device(device: str | torch.device) -> torch.device:
-    """ "auto", "cpu", "cuda" or "cuda:N" as a device. UsageError for other texts, BackendError for absent devices."""
+    """ "auto", "cpu", "cuda" or "cuda:N" as a device. UsageError for other texts, BackendError for absent
+    devices.
+    """
     kind, colon, number = str(device).partition(":")
     if kind not in ("auto", "cpu", "cuda") or (colon and not (kind == "cuda" and number.isdigit())):
         raise UsageError(f"device: expected auto, cpu, cuda or cuda:N, found {device!r}")
@@ -67,7 +70,9 @@ def pick_device(device: str | torch.device) -> torch.device:
         raise BackendError(f"device: {device} was asked for, but {built}; use cpu, or auto")
     index, count = int(number or 0), torch.cuda.device_count()
     if index >= count:
-        raise BackendError(f"device: {device} was asked for, but there are {count} CUDA devices, numbered from 0")
+        raise BackendError(
+            f"device: {device} was asked for, but there are {count} CUDA devices, numbered from 0"
+        )
     return torch.device("cuda", index)
 
 
@@ -81,7 +86,7 @@ def missing(name: str, device: torch.device, net: torch.nn.Module) -> str | None
         if importlib.util.find_spec("openvino") is None:
             return "the package openvino is not installed (pip install openvino)"
         config = getattr(net, "config", None)
-        if config is None or config.norm != "none" or config.attention:
+        if config is None or config.norm == "group" or config.attention:
             return "it takes the networks without group normalisation and attention, and this one has them"
         return None
     return "this version has no TensorRT engine yet"
@@ -90,7 +95,7 @@ def missing(name: str, device: torch.device, net: torch.nn.Module) -> str | None
 def choose(
     engine: str, device: str | torch.device, net: torch.nn.Module, threads: int | None
 ) -> tuple[Engine, str]:
-    """(engine, why). Raises UsageError for an unknown name, BackendError where the named engine cannot run."""
+    """(engine, why). Raises UsageError for an unknown name, BackendError where a named engine cannot run."""
     if engine not in ("auto", *NAMES):
         raise UsageError(f"engine: expected one of auto, {', '.join(NAMES)}, found {engine!r}")
     count = thread_count(threads)
@@ -100,7 +105,9 @@ def choose(
         reason = missing(engine, where, net)
         if reason:
             others = [n for n in NAMES if missing(n, where, net) is None]
-            raise BackendError(f"engine: {engine} was asked for, but {reason}; use {' or '.join(others)}, or auto")
+            raise BackendError(
+                f"engine: {engine} was asked for, but {reason}; use {' or '.join(others)}, or auto"
+            )
         return _make(engine, where, net, count), "asked for"
     reason = missing("openvino", where, net)
     if reason is None:

@@ -32,8 +32,8 @@ class TorchEngine:
                     return self._net(x, y, vector, guidance, active)
                 except torch.OutOfMemoryError as error:
                     raise BackendError(
-                        f"torch: {self.device} ran out of memory on a piece of {shape} voxels; state a smaller "
-                        f"memory or tile ({str(error).splitlines()[0]})"
+                        f"torch: {self.device} ran out of memory on a piece of {shape} voxels; state a "
+                        f"smaller memory or tile ({str(error).splitlines()[0]})"
                     ) from error
 
         return run
