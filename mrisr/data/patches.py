@@ -1,4 +1,4 @@
-"""Training pairs: a random crop, a random contrast, a random scanner -> (fine patch, start on the fine grid, condition).
+"""Training pairs: a random crop, a random contrast, a random scanner -> (residual, start y, condition).
 
 Everything is a function of (seed, index): the same index gives the same pair on any machine, so that a resumed run
 continues exactly and ranks need no shared state. Crops carry a margin on all sides, removed after the degradation, so

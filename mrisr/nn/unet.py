@@ -131,8 +131,8 @@ class UNet(nn.Module):
         """Convolutions keep the variance, the last one starts at zero, and the entrance sees detail.
 
         Intensities are almost all mean and hardly any detail, so plain weights on the eight voxels of a 2^3 cell learn
-        the mean first and the detail last. The entrance is drawn in the Haar basis of the cell instead, the seven detail
-        bands amplified, and turned back: the same convolution, a far better start.
+        the mean first and the detail last. The entrance is drawn in the Haar basis of the cell instead, the seven
+        detail bands amplified, and turned back: the same convolution, a far better start.
         """
         for conv in (self.entrance, self.down0, self.down1, self.up1, self.up0):
             initialise_conv(conv)

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from mrisr.errors import UsageError
+from mrisr.ops.axis_apply import axis_apply
 
 Transfer = Callable[[np.ndarray], np.ndarray]
 Matrix = np.ndarray
@@ -97,7 +98,8 @@ def bspline_matrix(n_in: int, positions: np.ndarray, order: int = 5) -> Matrix:
     if n_in == 1:
         return np.ones((len(positions), 1))
     at_samples = _spline_rows(n_in, np.arange(n_in, dtype=np.float64), order)
-    return np.linalg.solve(at_samples.T, _spline_rows(n_in, positions, order).T).T
+    rows = torch.from_numpy(_spline_rows(n_in, positions, order).T)
+    return torch.linalg.solve(torch.from_numpy(at_samples.T), rows).numpy().T
 
 
 def fourier_matrix(n_in: int, positions: np.ndarray, transfer: Transfer | None = None) -> Matrix:
@@ -118,7 +120,8 @@ def fourier_matrix(n_in: int, positions: np.ndarray, transfer: Transfer | None =
         gain = gain * transfer(k / (2.0 * n_in))
     analysis = np.cos(np.pi * np.outer(k, np.arange(n_in) + 0.5) / n_in)
     synthesis = np.cos(np.pi * np.outer(np.asarray(positions, np.float64) + 0.5, k) / n_in)
-    return (synthesis * gain) @ analysis
+    # By torch, whose threads the rest of the program uses: numpy's would be a second pool that spins beside it.
+    return (torch.from_numpy(synthesis * gain) @ torch.from_numpy(analysis)).numpy()
 
 
 def apply_axes(x: torch.Tensor, matrices: Sequence[Matrix | torch.Tensor | None]) -> torch.Tensor:
@@ -141,18 +144,8 @@ def apply_axes(x: torch.Tensor, matrices: Sequence[Matrix | torch.Tensor | None]
                 f"apply_axes: the matrix of axis {axis} takes {matrix.shape[1]} samples, "
                 f"but x.shape={tuple(x.shape)} has {x.shape[axis - 3]} there"
             )
-        x = _apply_axis(x, torch.as_tensor(matrix, dtype=x.dtype, device=x.device), axis)
+        x = axis_apply(x, matrix, axis)
     return x
-
-
-def _apply_axis(x: torch.Tensor, matrix: torch.Tensor, axis: int) -> torch.Tensor:
-    """One axis as one plain matrix product: no transposed copy of the volume is made."""
-    if axis == 2:
-        return x @ matrix.T
-    if axis == 1:
-        return matrix @ x
-    lead, (nx, ny, nz) = x.shape[:-3], x.shape[-3:]
-    return (matrix @ x.reshape(*lead, nx, ny * nz)).reshape(*lead, matrix.shape[0], ny, nz)
 
 
 def transposed(matrices: Sequence[Matrix | None]) -> tuple[Matrix | None, ...]:

@@ -85,9 +85,10 @@ def _eigen(model: ForwardModel, like: torch.Tensor):
             bases.append(None)
             values.append(np.ones(n))
             continue
-        eigenvalues, vectors = np.linalg.eigh(matrix @ matrix.T)
-        bases.append(vectors)
-        values.append(np.maximum(eigenvalues, 0.0))
+        square = torch.as_tensor(np.ascontiguousarray(matrix))
+        eigenvalues, vectors = torch.linalg.eigh(square @ square.T)
+        bases.append(vectors.numpy())
+        values.append(np.maximum(eigenvalues.numpy(), 0.0))
     spectrum = np.einsum("i,j,k->ijk", *values)
     return bases, torch.as_tensor(spectrum, dtype=like.dtype, device=like.device)
 

@@ -23,9 +23,9 @@ SLICE_KINDS = ("gaussian", "supergaussian")
 def axis_matrix(n_hr: int, n_lr: int, hr_voxel: float, lr_voxel: float, psf) -> np.ndarray | None:
     """Acquisition of one axis, [n_lr, n_hr]; None where it is the identity."""
     positions = grids.axis_positions(n_hr, n_lr, lr_voxel / hr_voxel)
-    if n_hr == n_lr and psf.kind not in SLICE_KINDS and psf.window == "box" and psf.width <= hr_voxel * (1 + 1e-6):
-        if np.allclose(positions, np.arange(n_hr), atol=1e-9):
-            return None
+    uncut = psf.kind not in SLICE_KINDS and psf.window == "box" and psf.width <= hr_voxel * (1 + 1e-6)
+    if uncut and n_hr == n_lr and np.allclose(positions, np.arange(n_hr), atol=1e-9):
+        return None
     # Nothing finer than the fine grid itself can be acquired from it.
     return fourier_matrix(n_hr, positions, lambda f: psf.transfer(f / hr_voxel))
 

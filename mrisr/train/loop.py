@@ -175,7 +175,7 @@ def plan(config: TrainConfig) -> dict:
 def train(config: TrainConfig, out: Path, report=print) -> dict:
     """Run (or resume) a configuration into the folder `out`; returns the last validation, gains in dB.
 
-    Writes `last.pt` (resume), `weights.safetensors`, `log.jsonl`, and TensorBoard events where tensorboard is installed.
+    Writes `last.pt` (resume), `weights.safetensors`, `log.jsonl`, and TensorBoard events where that is installed.
     """
     from accelerate import Accelerator
 

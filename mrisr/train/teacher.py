@@ -1,4 +1,4 @@
-"""What one training step of a directly trained network is: the teacher's, and the base student's before distillation."""
+"""What one training step of a directly trained network is: a teacher's, and the base student's."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def _read(path: Path):
     try:
         with safe_open(path, framework="pt") as f:
             header = (f.metadata() or {}).get("mrisr")
-            tensors = {key: f.get_tensor(key) for key in f.keys()}
+            tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 - not a dict
     except SafetensorError as error:
         raise ModelError(f"{path}: not a readable safetensors file ({error}); fetch it again") from error
     if header is None:
@@ -101,5 +101,6 @@ def _read(path: Path):
         raise ModelError(f"{path}: weights of format {found!r}; this mrisr reads format {FORMAT}")
     sigma = meta.get("sigma_data")
     if not isinstance(meta.get("preset"), str) or not isinstance(sigma, int | float) or not 0 < sigma < 10:
-        raise ModelError(f"{path}: the header lacks a valid preset or sigma_data (found {meta.get('preset')!r}, {sigma!r})")
+        found = f"{meta.get('preset')!r}, {sigma!r}"
+        raise ModelError(f"{path}: the header lacks a valid preset or sigma_data (found {found})")
     return meta, tensors

@@ -6,9 +6,9 @@ import torch
 
 from mrisr import grid as grids
 from mrisr.errors import UsageError
+from mrisr.ops.resample3d import apply_axes
 from mrisr.physics.consistency import correct, residual_chi2
 from mrisr.physics.degrade import ForwardModel, coarse_grid, rician, start_matrices
-from mrisr.ops.resample3d import apply_axes
 from mrisr.physics.psf import AxisPSF
 
 
@@ -24,7 +24,8 @@ def setting(shape=(32, 30, 28), factor=(2, 2, 2), kinds=("kspace",) * 3, seed=0)
 
 
 @pytest.mark.parametrize(
-    "factor,kinds", [((2, 2, 2), ("kspace",) * 3), ((1, 1, 4), ("kspace", "kspace", "gaussian")), ((1.5, 2, 3), ("gaussian",) * 3)]
+    "factor,kinds",
+    [((2, 2, 2), ("kspace",) * 3), ((1, 1, 4), ("kspace", "kspace", "gaussian")), ((1.5, 2, 3), ("gaussian",) * 3)],
 )
 def test_the_residual_falls_to_the_noise_and_not_below(factor, kinds):
     model, truth, generator, _ = setting(factor=factor, kinds=kinds)

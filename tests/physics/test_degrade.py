@@ -6,9 +6,9 @@ import torch
 
 from mrisr import grid as grids
 from mrisr.errors import UsageError
+from mrisr.ops.resample3d import apply_axes
 from mrisr.physics.degrade import ForwardModel, bias_field, coarse_grid, degrade, rician, start_matrices
 from mrisr.physics.psf import AxisPSF, auto_psf, parse_psf
-from mrisr.ops.resample3d import apply_axes
 
 HR = grids.Grid((40, 36, 32), np.eye(4))
 
