@@ -16,7 +16,7 @@ from mrisr import grid as grids
 from mrisr.data.sources import TrainingVolume
 from mrisr.nn.condition import Condition, canonical_order
 from mrisr.ops.resample3d import apply_axes, bspline_matrix, fourier_matrix
-from mrisr.physics.degrade import ForwardModel, bias_field, degrade, start_matrices
+from mrisr.physics.degrade import ForwardModel, band_matrices, bias_field, degrade, start_matrices
 from mrisr.physics.intensity import estimate_noise
 from mrisr.physics.psf import AxisPSF
 
@@ -42,39 +42,54 @@ class Scanner:
 
 @dataclass(frozen=True)
 class Batch:
-    """target (HR - y) and y: float32 [N, 1, P, P, P], normalised; cond: a Condition; kinds: scanner class of each."""
+    """Pairs of N patches.
+
+    Attributes:
+        target: HR - y, float32 [N, 1, P, P, P], normalised intensities.
+        y: the start, like target.
+        cond: a Condition.
+        kinds: scanner class of each pair.
+        band: float32 [N, 3, P, P], `band_matrices` of each pair; zeros where there is no measured band.
+    """
 
     target: torch.Tensor
     y: torch.Tensor
     cond: Condition
     kinds: tuple[str, ...]
+    band: torch.Tensor
+
+    def to(self, device) -> Batch:
+        """The same on `device`."""
+        tensors = (t.to(device) for t in (self.target, self.y, self.cond))
+        return Batch(*tensors, self.kinds, self.band.to(device))
+
+    def outside_band(self, x: torch.Tensor) -> torch.Tensor:
+        """x [N, 1, P, P, P] without what the scans measured: `mrisr.physics.degrade.outside_band`, batched."""
+        inside = torch.einsum("nai,nbj,nck,neijk->neabc", *self.band.to(x.dtype).unbind(1), x)
+        return x - inside
 
 
 def _uniform(rng: np.random.Generator, low: float, high: float) -> float:
     return float(low + (high - low) * rng.random())
 
 
-def _window(rng) -> str:
-    return "box" if rng.random() < 0.88 else ("hann" if rng.random() < 0.4 else "tukey")
-
-
 def random_scanner(rng: np.random.Generator, fine_axes=(True, True, True)) -> Scanner:
     """Draw an acquisition: k-space cuts (isotropic and not) and thick slices, 1.2x to 4x and up to 8x across slices.
 
-    Axes that are not fine are left as they are.
+    Axes that are not fine are left as they are. k-space is cut by a box only: nothing in the condition tells an
+    apodised scan from a blurred one, and a network that guesses alters what was measured.
     """
     draw, factor = rng.random(), [1.0, 1.0, 1.0]
-    window = _window(rng)
     psf = [AxisPSF("kspace", 1.0)] * 3
     if not all(fine_axes):
         draw *= 0.58  # no slice profile on a scan that is 2D already
     if draw < 0.42:
         r = rng.choice([2.0, 2.0, 1.5, _uniform(rng, 1.2, 2.5), _uniform(rng, 1.2, 4.0)])
         factor, kind = [float(r)] * 3, f"iso{min(3, int(r * 2) / 2)}"
-        psf = [AxisPSF("kspace", f, window) for f in factor]
+        psf = [AxisPSF("kspace", f) for f in factor]
     elif draw < 0.58:
         factor, kind = [_uniform(rng, 1.0, 3.0) for _ in range(3)], "aniso"
-        psf = [AxisPSF("kspace", f, window) for f in factor]
+        psf = [AxisPSF("kspace", f) for f in factor]
     elif draw < 0.66:
         r, shape = _uniform(rng, 1.3, 2.8), rng.choice(["gaussian", "supergaussian"])
         factor, kind = [r] * 3, f"blur{int(r * 2) / 2}"
@@ -85,7 +100,7 @@ def random_scanner(rng: np.random.Generator, fine_axes=(True, True, True)) -> Sc
         axis = int(rng.integers(3))
         factor = [in_plane] * 3
         factor[axis] = float(across)
-        psf = [AxisPSF("kspace", f, window if f > 1 else "box") for f in factor]
+        psf = [AxisPSF("kspace", f) for f in factor]
         shape = "gaussian" if rng.random() < 0.75 else "supergaussian"
         thickness = across * (1.0 if rng.random() < 0.6 else _uniform(rng, 0.75, 1.25))
         psf[axis] = AxisPSF(shape, float(thickness))
@@ -156,6 +171,7 @@ class PatchSampler:
             y=torch.stack([i[1] for i in items])[:, None],
             cond=Condition.stack([i[2] for i in items]),
             kinds=tuple(i[3] for i in items),
+            band=torch.stack([i[4] for i in items]),
         )
 
     def _remembered(self, index: int, patch: int):
@@ -164,13 +180,13 @@ class PatchSampler:
         return self._memory[index, patch]
 
     def _mirrored(self, index: int, patch: int):
-        target, y, cond, kind = self._remembered(index, patch)
+        target, y, *rest = self._remembered(index, patch)
         rng = np.random.default_rng([self.seed, index, 1])
         axes = [axis for axis in range(3) if rng.random() < 0.5] or [0]
-        return target.flip(axes), y.flip(axes), cond, kind
+        return target.flip(axes), y.flip(axes), *rest
 
     def pair(self, index: int, patch: int):
-        """(target [P, P, P], y [P, P, P], Condition of one, scanner class)."""
+        """(target [P, P, P], y [P, P, P], Condition of one, scanner class, band [3, P, P])."""
         rng = np.random.default_rng([self.seed, index])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         volume = self.volumes[rng.choice(len(self.volumes), p=self.weights)]
@@ -193,7 +209,9 @@ class PatchSampler:
         start = _shifted_start(lr_shape, lr_voxel, hr.shape, scanner.psf, shift)
         y = apply_axes(lr, [np.eye(size)[core[0]] if m is None else m[core[0]] for m in start])
         cond = Condition.of_acquisition(scanner.psf, (1.0, 1.0, 1.0), estimate_noise(lr))
-        return reference[core] - y, y, cond.drop(self.drop, generator), scanner.kind
+        band = band_matrices((patch,) * 3, (1.0, 1.0, 1.0), scanner.psf)
+        band = torch.zeros(3, patch, patch) if band is None else torch.from_numpy(np.stack(band)).float()
+        return reference[core] - y, y, cond.drop(self.drop, generator), scanner.kind, band
 
     def _crop(self, volume: TrainingVolume, size: int, order: list[int], rng) -> torch.Tensor:
         """[size]^3 of a volume on its own or a coarser grid, its axes in `order`, flipped at random."""

@@ -90,6 +90,26 @@ def start_matrices(lr_shape, lr_voxel, hr_shape, hr_voxel, psf: PSF) -> tuple:
     return tuple(matrices)
 
 
+def band_matrices(shape, voxel, psf: PSF) -> tuple | None:
+    """Per axis, the projection [n, n] on the frequencies that a cut of k-space measured; None across slices.
+
+    The start `y` of such a scan holds that band exactly as it was measured. What a network adds there can only be
+    wrong (or smooth away signal that looks like noise), so `outside_band` removes it from every residual. A slice
+    profile attenuates and aliases instead of cutting: no band is exact, and nothing is removed.
+    """
+    if any(p.kind in SLICE_KINDS for p in psf):
+        return None
+    return tuple(
+        fourier_matrix(int(n), np.arange(n), lambda f, p=p, v=v: (f < 0.5 * min(1.0, v / p.width)) * 1.0)
+        for n, v, p in zip(shape, map(float, voxel), psf)
+    )
+
+
+def outside_band(residual: torch.Tensor, matrices: tuple | None) -> torch.Tensor:
+    """`residual` [..., X, Y, Z] without its part in the measured band of `band_matrices`."""
+    return residual if matrices is None else residual - apply_axes(residual, matrices)
+
+
 def bias_field(shape, generator: torch.Generator, log_std: float = 0.3, lattice: float = 0.025) -> torch.Tensor:
     """Smooth multiplicative field, float32 [X, Y, Z], log-domain Gaussian lattice (SynthSR: std 0.3, lattice 0.025).
 

@@ -17,6 +17,7 @@ from mrisr.diffusion.precond import Denoiser
 from mrisr.errors import TrainingError
 from mrisr.nn.condition import MEAN, SAMPLE
 from mrisr.nn.presets import build
+from mrisr.physics.degrade import outside_band
 from mrisr.train import checkpoint
 from mrisr.train.config import TrainConfig
 from mrisr.train.optim import build_optimizers
@@ -93,8 +94,7 @@ class Run:
         config, rank = self.config, self.accelerator.process_index
         ranks = self.accelerator.num_processes
         batch = self.sampler.batch(self.step, config.batch, config.patch, rank=rank, ranks=ranks)
-        device = self.accelerator.device
-        batch = type(batch)(batch.target.to(device), batch.y.to(device), batch.cond.to(device), batch.kinds)
+        batch = batch.to(self.accelerator.device)
         generator = torch.Generator().manual_seed((config.seed << 40) + self.step * 1000 + rank)
         # Spread evenly rather than drawn, so that short runs have the stated share too.
         share = config.mean_fraction
@@ -222,7 +222,7 @@ def _log(out: Path, entry: dict, board, cases, run: Run) -> None:
         case = cases[0]
         middle = case.y.shape[2] // 2
         with torch.no_grad():
-            better = case.y + run.averaged.mean(case.y, case.cond).float()
+            better = case.y + outside_band(run.averaged.mean(case.y, case.cond).float(), case.band)
         rows = [case.y + case.target - case.cubic, better, case.y + case.target]
         picture = torch.cat([r[0, 0, middle] for r in rows], dim=1).clamp(0, 1.2) / 1.2
         board.add_image("cubic | mrisr | reference", picture[None], run.step)

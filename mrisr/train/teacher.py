@@ -17,7 +17,7 @@ def measure_residual(sampler: PatchSampler, patch: int = 32) -> tuple[float, dic
     """(sigma_data, mean square of the residual per scanner class), from fixed pairs far from those trained on."""
     sums: dict[str, list[float]] = {}
     for index in range(PROBES):
-        target, _, _, kind = sampler.pair(2**40 + index, patch)
+        target, _, _, kind, _ = sampler.pair(2**40 + index, patch)
         sums.setdefault(kind, []).append(float(target.square().mean()))
     overall = float(np.mean([v for values in sums.values() for v in values]))
     # Few pairs of a class say little: shrink towards the overall mean.
@@ -48,5 +48,5 @@ def step_loss(denoiser, batch: Batch, table, *, sigma_data: float, mode: int, ge
         x = batch.target + (sigma[:, None, None, None, None] * noise).to(batch.target)
         gain = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
     predicted = denoiser(x, sigma.to(batch.y.device), batch.y, cond)
-    error = (predicted.float() - batch.target).square().mean(dim=(1, 2, 3, 4))
+    error = (batch.outside_band(predicted.float()) - batch.target).square().mean(dim=(1, 2, 3, 4))
     return (weight * gain.to(weight) * error).mean()

@@ -11,7 +11,7 @@ from mrisr import grid as grids
 from mrisr.data.sources import TrainingVolume
 from mrisr.nn.condition import Condition
 from mrisr.ops.resample3d import apply_axes, interpolation_matrix
-from mrisr.physics.degrade import ForwardModel, coarse_grid, degrade, start_matrices
+from mrisr.physics.degrade import ForwardModel, band_matrices, coarse_grid, degrade, outside_band, start_matrices
 from mrisr.physics.intensity import estimate_noise, foreground_mask
 from mrisr.physics.psf import AxisPSF
 
@@ -28,7 +28,8 @@ CASES = {
 
 @dataclass(frozen=True)
 class Case:
-    """One validation scan: target, y and cubic are [1, 1, B, B, B]; mask like them; data_range a number."""
+    """One validation scan: target, y and cubic (its error) are [1, 1, B, B, B]; mask like them; data_range a number;
+    band of `band_matrices`."""
 
     name: str
     target: torch.Tensor
@@ -37,6 +38,7 @@ class Case:
     mask: torch.Tensor
     cond: Condition
     data_range: float
+    band: tuple | None
 
     def psnr(self, error: torch.Tensor) -> float:
         """PSNR in the mask, dB, of an image with this error."""
@@ -73,7 +75,8 @@ def _case(volume, name, factor, kinds, noise, block, seed) -> Case:
     x, y, cubic = (v[core][None, None] for v in (x, y, cubic))
     cond = Condition.of_acquisition(psf, (1, 1, 1), estimate_noise(scan))
     reference_range = float(np.percentile(x.numpy(), 99.9))
-    return Case(name, x - y, y, x - cubic, foreground_mask(x), cond, reference_range)
+    band = band_matrices(x.shape[2:], (1, 1, 1), psf)
+    return Case(name, x - y, y, x - cubic, foreground_mask(x), cond, reference_range, band)
 
 
 @torch.no_grad()
@@ -81,7 +84,7 @@ def validate(denoiser, cases: list[Case]) -> dict[str, float]:
     """Gain of the posterior mean over cubic, dB, per case, with "mean" and "worst"."""
     gains = {}
     for case in cases:
-        predicted = denoiser.mean(case.y, case.cond).float()
+        predicted = outside_band(denoiser.mean(case.y, case.cond).float(), case.band)
         gains[case.name] = case.psnr(case.target - predicted) - case.psnr(case.cubic)
     values = list(gains.values())
     return {**gains, "mean": float(np.mean(values)), "worst": float(min(values))}

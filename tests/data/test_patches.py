@@ -54,7 +54,7 @@ def test_the_start_lies_where_the_reference_lies():
     volume = TrainingVolume.from_array((1.0 + 0.2 * waves).astype(np.float32), (1.0, 1.0, 1.0), "waves")
     sampler, shifts = PatchSampler([volume], seed=2, drop=0.0), []
     for index in range(60):
-        target, y, _, kind = sampler.pair(index, 16)
+        target, y, _, kind, _ = sampler.pair(index, 16)
         if kind.endswith("n") or not kind.startswith(("iso", "aniso")):
             continue
         inner = (slice(3, -3),) * 3
