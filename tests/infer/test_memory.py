@@ -32,9 +32,7 @@ def test_sizes_are_read(text, size):
     assert memory.parse_budget(text) == size
 
 
-@pytest.mark.parametrize(
-    "text", ["", "much", "2 GBs", "-1GB", 0, -5, True, float("nan"), float("inf"), "0MB", [1]]
-)
+@pytest.mark.parametrize("text", ["", "much", "2 GBs", "-1GB", 0, -5, True, float("nan"), float("inf"), "0MB", [1]])
 def test_wrong_sizes_are_refused(text):
     with pytest.raises(UsageError, match="memory: expected"):
         memory.parse_budget(text)
@@ -78,9 +76,7 @@ def test_more_of_anything_costs_more():
 
 def test_a_refusal_names_a_budget_that_works():
     least = need().peak(10**5)
-    with pytest.raises(
-        MemoryBudgetError, match=r"budget of 100MB .* smallest that works is (\S+) "
-    ) as caught:
+    with pytest.raises(MemoryBudgetError, match=r"budget of 100MB .* smallest that works is (\S+) ") as caught:
         memory.refuse(10**8, need(), 10**5, "smallest tile")
     named = memory.parse_budget(str(caught.value).split("works is ")[1].split()[0])
     assert least <= named < 1.1 * least + 10**8

@@ -112,15 +112,11 @@ def test_no_fade_where_the_head_is_cut_by_the_field_of_view():
 
 
 def test_empty_tiles_are_skipped():
-    x = block((240, 240, 240), (10, 10, 10), (40, 40, 40)) + block(
-        (240, 240, 240), (200, 200, 200), (230, 230, 230)
-    )
+    x = block((240, 240, 240), (10, 10, 10), (40, 40, 40)) + block((240, 240, 240), (200, 200, 200), (230, 230, 230))
     plan = tiles.plan(x.shape, tiles.foreground_bricks(x), tile=64)
     assert 2 <= len(plan.active) < plan.count / 2
     result = covered(plan)
-    assert (result[5:45, 5:45, 5:45] > 0.999999).all() and (
-        result[195:235, 195:235, 195:235] > 0.999999
-    ).all()
+    assert (result[5:45, 5:45, 5:45] > 0.999999).all() and (result[195:235, 195:235, 195:235] > 0.999999).all()
 
 
 def test_noise_specks_are_air_and_a_thin_bright_rim_is_not():
