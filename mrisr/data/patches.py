@@ -65,8 +65,10 @@ class Batch:
 
     def outside_band(self, x: torch.Tensor) -> torch.Tensor:
         """x [N, 1, P, P, P] without what the scans measured: `mrisr.physics.degrade.outside_band`, batched."""
-        inside = torch.einsum("nai,nbj,nck,neijk->neabc", *self.band.to(x.dtype).unbind(1), x)
-        return x - inside
+        first, second, third = self.band.to(x.dtype).unbind(1)
+        inside = torch.einsum("nck,neijk->neijc", third, x)
+        inside = torch.einsum("nbj,neijc->neibc", second, inside)
+        return x - torch.einsum("nai,neibc->neabc", first, inside)
 
 
 def _uniform(rng: np.random.Generator, low: float, high: float) -> float:
