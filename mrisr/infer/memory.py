@@ -48,7 +48,8 @@ COSTS = {"openvino": Cost(120 * MB, 4.0), "torch": Cost(150 * MB, 9.0)}
 PIECE_BYTES = (
     32  # per voxel of a piece around the network: state, start, output, and the preconditioning of them
 )
-TARGET_COPIES = 4.0  # float32 target volumes alive at once: start, residual, and the products that make them
+# float32 target volumes alive at once: start, residual, and the products that make them and take their band out
+TARGET_COPIES = 5.0
 SOURCE_COPIES = 6.0
 
 

@@ -32,7 +32,7 @@ from mrisr.ops.blend import gather
 from mrisr.ops.noise import normal_noise
 from mrisr.ops.resample3d import apply_axes
 from mrisr.physics.consistency import correct, residual_chi2
-from mrisr.physics.degrade import SLICE_KINDS, ForwardModel, start_matrices
+from mrisr.physics.degrade import SLICE_KINDS, ForwardModel, band_matrices, outside_band, start_matrices
 from mrisr.physics.intensity import estimate_noise, intensity_scale
 from mrisr.physics.psf import PSF, parse_psf
 from mrisr.volume import Volume
@@ -79,6 +79,7 @@ class Job:
     order: tuple[int, int, int] = (0, 1, 2)  # of the axes, as the network sees them
     start: tuple = ()
     forward: ForwardModel | None = None
+    need: memory.Demand | None = None
     expected: int = 0
     plan: tiles.TilePlan | None = None
     warnings: list[str] = field(default_factory=list)
@@ -86,6 +87,11 @@ class Job:
     @property
     def net(self) -> torch.nn.Module:
         return self.model.denoiser.net
+
+    @property
+    def align(self) -> int:
+        """What starts of tiles are multiples of."""
+        return WINDOW_ALIGN if self.net.config.attention else tiles.BRICK
 
 
 def upscale_volume(
@@ -124,7 +130,7 @@ def upscale_volume(
 
 def _prepare(volume: Volume, target: Grid, model: Any, options: Options, report: Report) -> Job:
     source = volume.grid
-    psf, psf_from, certain = parse_psf(options.psf, source.voxel_size)
+    psf, psf_from, certain = parse_psf(options.psf, source.voxel_size, volume.meta)
     budget = memory.parse_budget(options.memory)
     engine, why = engines.choose(options.engine, options.device, model.denoiser.net, options.threads)
     if budget is None:
@@ -134,6 +140,7 @@ def _prepare(volume: Volume, target: Grid, model: Any, options: Options, report:
     job = Job(
         source, target, model, options, engine, why, psf, psf_from, certain, budget, held, frames, report
     )
+    job.need = _demand(job)
     job.order = canonical_order(psf, target.voxel_size)
     job.start = start_matrices(source.shape, source.voxel_size, target.shape, target.voxel_size, psf)
     job.forward = ForwardModel.between(target.shape, target.voxel_size, source.shape, source.voxel_size, psf)
@@ -200,8 +207,19 @@ def _frame(job: Job, data: np.ndarray, out: np.ndarray, std: np.ndarray | None):
 def _plan(job: Job, y: torch.Tensor) -> tiles.TilePlan:
     """Whole box or tiles, by the budget; the first frame decides, so that all frames are treated alike."""
     foreground = tiles.foreground_bricks(y)
+    need, most = job.need, job.need.tile_voxels(job.budget)
+    plan = tiles.plan(job.target.shape, foreground, tile=job.options.tile, max_voxels=most, align=job.align)
+    voxels = int(np.prod(plan.tile))
+    if voxels > most:
+        memory.refuse(job.budget, need, voxels, "tile")
+    job.expected = need.peak(voxels)
+    job.plan = plan
+    return plan
+
+
+def _demand(job: Job) -> memory.Demand:
+    """What the job needs; refused here, before any volume exists, where not even the smallest tile would fit."""
     config = job.net.config
-    align = WINDOW_ALIGN if config.attention else tiles.BRICK
     need = memory.demand(
         job.engine.name,
         held=job.held,
@@ -213,17 +231,10 @@ def _plan(job: Job, y: torch.Tensor) -> tiles.TilePlan:
         samples=job.options.samples,
         steps=job.options.steps,
     )
-    smallest = int(np.prod([min(tiles.smallest_tile(align), tiles.round_up(n)) for n in job.target.shape]))
-    most = need.tile_voxels(job.budget)
-    if most < smallest:
+    smallest = int(np.prod([min(tiles.smallest_tile(job.align), tiles.round_up(n)) for n in job.target.shape]))
+    if need.tile_voxels(job.budget) < smallest:
         memory.refuse(job.budget, need, smallest, "smallest tile")
-    plan = tiles.plan(job.target.shape, foreground, tile=job.options.tile, max_voxels=most, align=align)
-    voxels = int(np.prod(plan.tile))
-    if voxels > most:
-        memory.refuse(job.budget, need, voxels, "tile")
-    job.expected = need.peak(voxels)
-    job.plan = plan
-    return plan
+    return need
 
 
 def _denoiser(job: Job, plan: tiles.TilePlan, y: torch.Tensor, cond: Condition, tick) -> Callable:
@@ -232,6 +243,10 @@ def _denoiser(job: Job, plan: tiles.TilePlan, y: torch.Tensor, cond: Condition, 
     # The network knows slices along its last axis only; everything outside of here is in stored order.
     order, back = job.order, tuple(int(i) for i in np.argsort(job.order))
     denoise = Denoiser(job.engine.prepare(tuple(plan.tile[i] for i in order)), base.sigma_data)
+
+    # In the processed box only: it moves with the head, so that air around it changes nothing.
+    inside = tuple(slice(a, min(b, n)) for a, b, n in zip(*plan.box, plan.shape))
+    band = band_matrices([s.stop - s.start for s in inside], job.target.voxel_size, job.psf)
 
     def shown(volume, start):
         return gather(volume, start, plan.tile).permute(order).contiguous()[None, None]
@@ -244,7 +259,10 @@ def _denoiser(job: Job, plan: tiles.TilePlan, y: torch.Tensor, cond: Condition, 
                 found = denoise(shown(x, start), sigma, shown(y, start), cond)
             return found[0, 0].permute(back).contiguous()
 
-        return tiles.blend(plan, piece, torch.zeros_like(y), tick)
+        residual = tiles.blend(plan, piece, torch.zeros_like(y), tick)
+        processed = residual[inside]
+        processed.copy_(outside_band(processed, band))
+        return residual
 
     return run
 

@@ -74,31 +74,44 @@ def _supergaussian_transfer(f: np.ndarray) -> np.ndarray:
     return (profile @ np.cos(2 * np.pi * np.outer(x, f.ravel()))).reshape(f.shape) / profile.sum()
 
 
-def auto_psf(voxel_size: Sequence[float]) -> tuple[PSF, str]:
-    """What the shape of a voxel says of its acquisition: (psf, the reason in words).
+def auto_psf(voxel_size: Sequence[float], meta: dict | None = None) -> tuple[PSF, str]:
+    """What the metadata and the shape of a voxel say of its acquisition: (psf, the reason in words).
 
     Near-isotropic voxels come from a 3D acquisition, which cuts k-space along all three axes. An axis at least
-    1.8 times as long as the shortest is the slice axis of a 2D acquisition and has a slice profile.
+    1.8 times as long as the shortest is the slice axis of a 2D acquisition and has a slice profile; metadata that say
+    "3D" overrule that, and a stated thickness takes the place of the spacing.
+
+    Args:
+        voxel_size: stored voxel size, mm, 3 values.
+        meta: DICOM keywords where known; MRAcquisitionType ("2D", "3D") and SliceThickness (mm) are used.
     """
-    size = np.asarray(voxel_size, np.float64)
-    slices = size >= THICK_SLICE_RATIO * size.min()
-    psf = tuple(AxisPSF("gaussian" if thick else "kspace", float(w)) for w, thick in zip(size, slices))
+    meta, size = meta or {}, np.asarray(voxel_size, np.float64)
+    slices, source = size >= THICK_SLICE_RATIO * size.min(), "the voxel shape"
+    if meta.get("MRAcquisitionType") == "3D" and slices.any():
+        slices, source = np.zeros(3, bool), "MRAcquisitionType 3D"
+    width, thickness = size.copy(), meta.get("SliceThickness")
+    if slices.any() and isinstance(thickness, int | float) and np.isfinite(thickness) and thickness > 0:
+        width[slices], source = float(thickness), "the voxel shape and SliceThickness"
+    psf = tuple(AxisPSF("gaussian" if thick else "kspace", float(w)) for w, thick in zip(width, slices))
     if slices.any():
         axes = ", ".join(str(i) for i in np.flatnonzero(slices))
-        return psf, f"assumed from the voxel shape: slice profile along axis {axes}, k-space cut elsewhere"
-    return psf, "assumed from the voxel shape: near-isotropic, so a 3D k-space cut"
+        return psf, f"assumed from {source}: slice profile along axis {axes}, k-space cut elsewhere"
+    if source == "the voxel shape":
+        source += ", near-isotropic"
+    return psf, f"assumed from {source}: a k-space cut along all axes"
 
 
-def parse_psf(psf, voxel_size: Sequence[float]) -> tuple[PSF, str, bool]:
+def parse_psf(psf, voxel_size: Sequence[float], meta: dict | None = None) -> tuple[PSF, str, bool]:
     """Turn the `psf` argument of `mrisr.upscale` into (psf, origin in words, certain).
 
     Args:
         psf: "auto"; one kind for all axes; a sequence of three, each a kind, a (kind, width mm) pair, or an
             `AxisPSF`. A kind alone has the stored voxel size as its width.
         voxel_size: stored voxel size, mm, 3 values.
+        meta: as for `auto_psf`.
     """
     if isinstance(psf, str) and psf == "auto":
-        return (*auto_psf(voxel_size), False)
+        return (*auto_psf(voxel_size, meta), False)
     items = [psf] * 3 if isinstance(psf, str | AxisPSF) else list(psf)
     if len(items) != 3:
         raise UsageError(f"psf: expected 'auto', one kind or three entries (one per axis), found {len(items)}")

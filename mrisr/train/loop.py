@@ -155,7 +155,8 @@ class Run:
             "steps": self.step,
             "trained_on": [v.name for v in self.train],
             "held_out": [v.name for v in self.held],
-            "config": json.loads(self.config.to_json()),
+            # Without the paths of the scans: they say nothing to anybody else.
+            "config": {k: v for k, v in json.loads(self.config.to_json()).items() if k != "data"},
         }
 
 

@@ -193,15 +193,15 @@ def test_info_says_what_was_done(scan, mean):
 
 def test_consistency_needs_a_stated_point_spread(scan, model):
     wrong = replace(model, denoiser=Denoiser(model.denoiser.net, 2.0))  # a residual far beyond the noise
-    _, info = run(scan, wrong, psf="kspace")
+    _, info = run(scan, wrong, psf="gaussian")
     note = info.consistency[0]
     assert note.applied and "stated by the caller" in note.why
     assert note.chi2_before > 1 and note.chi2_after < 1.1
-    _, off = run(scan, wrong, psf="kspace", consistency="off")
+    _, off = run(scan, wrong, psf="gaussian", consistency="off")
     assert not off.consistency[0].applied and off.consistency[0].why == "switched off"
     assert not run(scan, wrong)[1].consistency[0].applied
-    _, on = run(scan, wrong, consistency="on")
-    assert on.consistency[0].applied
+    _, on = run(scan, wrong, consistency="on")  # assumed to be a cut of k-space, whose band is left alone anyway
+    assert "asked for; not needed" in on.consistency[0].why
 
 
 def test_a_finer_input_is_warned_about(head, model):
@@ -274,3 +274,12 @@ def test_arguments_are_checked(scan, model):
         with pytest.raises(UsageError), warnings.catch_warnings():
             warnings.simplefilter("error")
             run(scan, model, **wrong)
+
+
+def test_what_a_cut_of_kspace_measured_is_left_as_it_was(scan, model):
+    """Whatever the network says, going back to the coarse grid gives the scan; across slices it may correct."""
+    wild = replace(model, denoiser=Denoiser(model.denoiser.net, 2.0))
+    _, info = run(scan, wild, psf="kspace", consistency="off")
+    assert info.consistency[0].chi2_after < 1e-4
+    _, info = run(scan, wild, psf="gaussian", consistency="off")
+    assert info.consistency[0].chi2_after > 1

@@ -125,6 +125,13 @@ def test_auto_psf_reads_the_voxel_shape():
     assert {p.kind for p in psf} == {"kspace"} and "near-isotropic" in why
 
 
+def test_auto_psf_believes_metadata_more_than_the_voxel_shape():
+    psf, why = auto_psf((0.9, 0.9, 3.3), {"SliceThickness": 3.0, "MRAcquisitionType": "2D"})
+    assert (psf[2].kind, psf[2].width) == ("gaussian", 3.0) and "SliceThickness" in why
+    psf, why = auto_psf((0.9, 0.9, 3.0), {"MRAcquisitionType": "3D"})
+    assert {p.kind for p in psf} == {"kspace"} and "MRAcquisitionType 3D" in why
+
+
 def test_parse_psf():
     psf, origin, certain = parse_psf(["kspace", ("gaussian", 5.0), AxisPSF("kspace", 1.4)], (1, 4, 0.7))
     assert [(p.kind, p.width) for p in psf] == [("kspace", 1.0), ("gaussian", 5.0), ("kspace", 1.4)]
