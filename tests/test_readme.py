@@ -91,9 +91,29 @@ def test_tables_render_every_kind_of_result(tmp_path):
         "machine": {"cpu": "a CPU", "cores": 2, "gpu": None, "load": 0.1},
         "inputs": {"head": {"seconds": 12.34, "first_call_s": 20, "peak_gb": 1.5, "active_fraction": 0.4,
                             "engine": "openvino", "threads": 2}},
-        "rivals": {"ours_times_faster_than": {"eager_contiguous": 4.321}},
+        "rivals": {
+            "ours_times_faster_than": {"eager_contiguous": 4.321},
+            "job_times_faster_than": {"eager_contiguous": 6.5},
+        },
     }  # fmt: skip
     (tmp_path / "end_to_end.json").write_text(json.dumps(speed))
     text = tables.measured(tmp_path)
     assert "| head | 12.3 s | 20.0 s | 1.50 GB | 40% | openvino, 2 threads |" in text
-    assert "4.32x eager contiguous" in text
+    assert "4.32x eager contiguous" in text and "6.50x eager contiguous on the reference job" in text
+    quality = {
+        "cases": {"iso2": ""}, "volumes": {"a": {}}, "date": "2026-01-01T00:00", "commit": "abc",
+        "summary": [
+            {"method": "mrisr", "cases": {"iso2": {"gain": 1.234}}, "mean": {"gain": 1.2}, "worst": {"gain": -0.5}}
+        ],
+    }  # fmt: skip
+    (tmp_path / "evaluation.json").write_text(json.dumps(quality))
+    assert "| mrisr | +1.23 | +1.20 | -0.50 |" in tables.measured(tmp_path)
+
+
+def test_the_model_card_holds_the_measured_table():
+    script = ROOT / "benchmarks" / "readme_tables.py"
+    spec = importlib.util.spec_from_file_location("readme_tables", script)
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    card = tables.CARD.read_text(encoding="utf-8")
+    assert tables.filled(card, tables.quality()) == card, "run: python benchmarks/readme_tables.py"

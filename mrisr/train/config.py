@@ -37,7 +37,7 @@ class TrainConfig:
     thin_weight: float = 0.25
     synthetic: int = 4
     synthetic_weight: float = 0.4
-    steps: int = 6000
+    steps: int = 4600
     batch: int = 8
     patch: int = 48
     lr: float = 1e-3
