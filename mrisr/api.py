@@ -82,7 +82,7 @@ def upscale(
         InputError, GeometryError: a scan that cannot be used.
         MemoryBudgetError: the budget is too small (the message names the smallest that works).
         ModelError: no such model.
-            BackendError: the device or engine cannot run.
+        BackendError: the device or engine cannot run.
     """
     options = Options(
         device=device,
@@ -95,7 +95,7 @@ def upscale(
         psf=psf,
         consistency=_consistency(consistency),
         memory=memory,
-        tile=tile if tile is None or isinstance(tile, int) else tuple(tile),
+        tile=tile,
     )
     with reporting(progress) as report:
         with report.stage("read"), _kept_warnings() as said:

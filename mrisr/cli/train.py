@@ -68,7 +68,6 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "config.json").write_text(config.to_json() + "\n", encoding="utf-8")
     except OSError as error:
         raise OutputError(f"{out}: cannot be written ({error.strerror}); choose another folder") from error
     train(config, out)

@@ -159,7 +159,7 @@ class PatchSampler:
         Half of them are new. The other half are the step before's new ones, mirrored at random: degrading a crop costs
         about as much as learning from it, and a mirrored pair is as good as new.
         """
-        new = max(1, count // 2)
+        new = (count + 1) // 2
 
         def indices(s):
             return range((s * ranks + rank) * new, (s * ranks + rank + 1) * new)

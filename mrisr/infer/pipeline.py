@@ -14,7 +14,7 @@ from mrisr import grid as grids
 from mrisr.diffusion.precond import Denoiser
 from mrisr.diffusion.sampler import dpmpp_2m
 from mrisr.diffusion.schedule import karras_sigmas
-from mrisr.errors import MrisrWarning
+from mrisr.errors import BackendError, MrisrWarning
 from mrisr.grid import Grid
 from mrisr.infer import engines, memory, tiles
 from mrisr.infer.info import (
@@ -205,13 +205,19 @@ def _frame(job: Job, data: np.ndarray, out: np.ndarray, std: np.ndarray | None):
 
 
 def _plan(job: Job, y: torch.Tensor) -> tiles.TilePlan:
-    """Whole box or tiles, by the budget; the first frame decides, so that all frames are treated alike."""
+    """Whole box or tiles, by the budget; every frame has the box of its own foreground."""
     foreground = tiles.foreground_bricks(y)
     need, most = job.need, job.need.tile_voxels(job.budget)
     plan = tiles.plan(job.target.shape, foreground, tile=job.options.tile, max_voxels=most, align=job.align)
     voxels = int(np.prod(plan.tile))
     if voxels > most:
         memory.refuse(job.budget, need, voxels, "tile")
+    if plan.kind == "tiles" and job.net.config.norm == "group":
+        whole = memory.show(need.peak(int(np.prod(plan.extent))), up=True)
+        raise BackendError(
+            f"tiles: {job.model.name} normalises over the whole head, which tiles would each do for themselves; give "
+            f"it memory for one piece ({whole}), or use model='base'"
+        )
     job.expected = need.peak(voxels)
     job.plan = plan
     return plan
@@ -312,11 +318,10 @@ def _consistent(job: Job, result: torch.Tensor, lr: torch.Tensor, noise: float |
         if not done.applied:
             why += "; not needed, the result explains the input to within its noise"
         return done.image, ConsistencyInfo(done.applied, why, done.chi2_before, done.chi2_after, noise)
-    why = (
-        "switched off"
-        if wanted == "off"
-        else (f"off, because the point spread is only {job.psf_from}; state psf= to correct the result")
-    )
+    why = "switched off"
+    if wanted != "off":
+        known = "stated to be unknown" if "stated" in job.psf_from else f"only {job.psf_from}"
+        why = f"off, because the point spread is {known}; state psf= to correct the result"
     chi2 = residual_chi2(result, lr, job.forward, noise)
     return result, ConsistencyInfo(False, why, chi2, chi2, noise)
 

@@ -75,6 +75,11 @@ class TilePlan:
         return tuple(a.size for a in self.axes)
 
     @property
+    def extent(self) -> Triple:
+        """Size of the processed box, voxels."""
+        return tuple(b - a for a, b in zip(*self.box, strict=True))
+
+    @property
     def count(self) -> int:
         """Number of pieces on the grid, the skipped ones included."""
         return int(np.prod([len(a.starts) for a in self.axes]))

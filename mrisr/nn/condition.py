@@ -38,7 +38,7 @@ class Condition:
     Attributes:
         width: float [N, 3], log2(acquired width / target voxel) per axis, >= 0.
         profile: long [N, 3], index into `mrisr.physics.psf.KINDS` (0 = unknown).
-        noise: float [N], noise standard deviation / intensity scale, by `mrisr.physics.noise.estimate_noise`.
+        noise: float [N], noise standard deviation / intensity scale, by `mrisr.physics.intensity.estimate_noise`.
         mode: long [N], MEAN or SAMPLE.
         width_known: float [N, 3], 1 or 0.
         noise_known: float [N], 1 or 0.

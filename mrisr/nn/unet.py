@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from mrisr.errors import UsageError
+from mrisr.nn.active import active_bricks
 from mrisr.nn.blocks import (
     FilmBlock,
     NormBlock,
@@ -99,7 +100,7 @@ class UNet(nn.Module):
         x, y: float [N, 1, D, H, W]; D, H, W multiples of 8. Preconditioned residual, and the normalised start.
         vector: float32 [N, 24] from `Condition.vector`.
         guidance: float [N, 8, D/8, H/8, W/8] from `Condition.guidance_for`.
-        active: uint8 or bool [N, 1, D/8, H/8, W/8], bricks that statistics may see; None: all.
+        active: bool [N, 1, D/8, H/8, W/8], bricks that group-norm may see; None: those of `active_bricks(y)`.
 
     Returns:
         [N, 1, D, H, W]. The last convolution starts at zero, so an untrained network adds nothing.
@@ -148,6 +149,8 @@ class UNet(nn.Module):
         nn.init.zeros_(self.exit.bias)
 
     def forward(self, x, y, vector, guidance, active=None):
+        if active is None and self.config.norm == "group":
+            active = active_bricks(y)
         if any(size % MULTIPLE for size in y.shape[2:]):
             raise UsageError(f"UNet: depth, height and width must be multiples of {MULTIPLE}, found {tuple(y.shape)}")
         return depth_to_space(self.body(space_to_depth(torch.cat([x, y], dim=1)), vector, guidance, active))

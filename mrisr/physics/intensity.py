@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+_ENOUGH = 4_000_000  # voxels, for percentiles
 FOREGROUND = 0.15  # of the intensity scale: above the noise of air, below the darkest tissue that matters
 
 
@@ -18,13 +19,17 @@ def intensity_scale(data: np.ndarray) -> tuple[float, float]:
         data: finite, not constant, [X, Y, Z], any real dtype.
     """
     values = np.asarray(data, np.float32).ravel()
-    if values.size > 4_000_000:
-        # A prime stride visits all three axes evenly; percentiles of four million voxels are exact to 0.1 %.
-        values = values[:: next(p for p in (3, 7, 13, 31, 61, 127, 251, 509, 1021) if values.size // p <= 4_000_000)]
+    if values.size > _ENOUGH:
+        # A fixed random subset: percentiles of four million voxels are exact to 0.1 %, whatever the shape.
+        subset = values[np.random.default_rng(0).integers(values.size, size=_ENOUGH)]
+        # Unless it misses what little there is.
+        values = subset if np.percentile(subset, 99.9) > max(0.0, np.percentile(subset, 0.1)) else values
     offset = min(0.0, float(np.percentile(values, 0.1)))
     shifted = values - offset
     scale = float(np.percentile(shifted, 99.9))
-    if scale <= 0:
+    if scale <= 0:  # fewer than one voxel in a thousand holds anything
+        offset = min(0.0, float(values.min()))
+        shifted = values - offset
         scale = float(shifted.max())
     for _ in range(20):
         following = float(np.percentile(shifted[shifted > FOREGROUND * scale], 99.0))

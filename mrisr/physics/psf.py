@@ -89,9 +89,11 @@ def auto_psf(voxel_size: Sequence[float], meta: dict | None = None) -> tuple[PSF
     slices, source = size >= THICK_SLICE_RATIO * size.min(), "the voxel shape"
     if meta.get("MRAcquisitionType") == "3D" and slices.any():
         slices, source = np.zeros(3, bool), "MRAcquisitionType 3D"
+    elif meta.get("MRAcquisitionType") == "2D" and not slices.any() and size.max() > 1.05 * size.min():
+        slices, source = size > 0.999 * size.max(), "MRAcquisitionType 2D"
     width, thickness = size.copy(), meta.get("SliceThickness")
     if slices.any() and isinstance(thickness, int | float) and np.isfinite(thickness) and thickness > 0:
-        width[slices], source = float(thickness), "the voxel shape and SliceThickness"
+        width[slices], source = float(thickness), f"{source} and SliceThickness"
     psf = tuple(AxisPSF("gaussian" if thick else "kspace", float(w)) for w, thick in zip(width, slices))
     if slices.any():
         axes = ", ".join(str(i) for i in np.flatnonzero(slices))
@@ -99,6 +101,17 @@ def auto_psf(voxel_size: Sequence[float], meta: dict | None = None) -> tuple[PSF
     if source == "the voxel shape":
         source += ", near-isotropic"
     return psf, f"assumed from {source}: a k-space cut along all axes"
+
+
+def _stated(item) -> AxisPSF:
+    """One (kind, width mm) entry of the `psf` argument."""
+    try:
+        kind, width = item
+        return AxisPSF(kind, float(width))
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"psf: expected a kind, a pair (kind, width in mm) or an AxisPSF for each axis, found {item!r}"
+        ) from error
 
 
 def parse_psf(psf, voxel_size: Sequence[float], meta: dict | None = None) -> tuple[PSF, str, bool]:
@@ -112,6 +125,8 @@ def parse_psf(psf, voxel_size: Sequence[float], meta: dict | None = None) -> tup
     """
     if isinstance(psf, str) and psf == "auto":
         return (*auto_psf(voxel_size, meta), False)
+    if not isinstance(psf, str | AxisPSF | list | tuple):
+        raise UsageError(f"psf: expected 'auto', one kind or three entries (one per axis), found {psf!r}")
     items = [psf] * 3 if isinstance(psf, str | AxisPSF) else list(psf)
     if len(items) != 3:
         raise UsageError(f"psf: expected 'auto', one kind or three entries (one per axis), found {len(items)}")
@@ -122,7 +137,6 @@ def parse_psf(psf, voxel_size: Sequence[float], meta: dict | None = None) -> tup
         elif isinstance(item, str):
             axes.append(AxisPSF(item, float(size)))
         else:
-            kind, width = item
-            axes.append(AxisPSF(kind, float(width)))
+            axes.append(_stated(item))
     certain = all(axis.kind != "unknown" for axis in axes)
     return tuple(axes), "stated by the caller", certain

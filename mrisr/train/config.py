@@ -54,8 +54,12 @@ class TrainConfig:
     save_every: int = 100
 
     def __post_init__(self):
+        for name in ("data", "hold_out"):
+            if isinstance(getattr(self, name), str):
+                raise TrainingError(f"config: {name} must be a list of names, found {getattr(self, name)!r}")
         checks = {
-            "steps": self.steps >= 1,
+            "seed": isinstance(self.seed, int) and 0 <= self.seed < 2**31,
+            "steps": isinstance(self.steps, int) and self.steps >= 1,
             "batch": self.batch >= 1,
             "patch": self.patch >= 16 and self.patch % 8 == 0,
             "lr": 0 < self.lr < 1,

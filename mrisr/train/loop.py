@@ -8,6 +8,7 @@ import math
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from mrisr.data.patches import PatchSampler
@@ -15,6 +16,7 @@ from mrisr.data.sources import TrainingVolume, find_scans, load_volumes
 from mrisr.data.synth import synthetic_volume
 from mrisr.diffusion.precond import Denoiser
 from mrisr.errors import TrainingError
+from mrisr.io.atomic import replacing
 from mrisr.nn.condition import MEAN, SAMPLE
 from mrisr.nn.presets import build
 from mrisr.physics.degrade import outside_band
@@ -95,7 +97,8 @@ class Run:
         ranks = self.accelerator.num_processes
         batch = self.sampler.batch(self.step, config.batch, config.patch, rank=rank, ranks=ranks)
         batch = batch.to(self.accelerator.device)
-        generator = torch.Generator().manual_seed((config.seed << 40) + self.step * 1000 + rank)
+        seed = np.random.default_rng([config.seed, 1, self.step, rank]).integers(2**62)
+        generator = torch.Generator().manual_seed(int(seed))
         # Spread evenly rather than drawn, so that short runs have the stated share too.
         share = config.mean_fraction
         mode = MEAN if math.floor((self.step + 1) * share) > math.floor(self.step * share) else SAMPLE
@@ -183,6 +186,9 @@ def train(config: TrainConfig, out: Path, report=print) -> dict:
     out.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(mixed_precision="bf16" if config.precision == "bf16" else "no", cpu=_cpu_only())
     run = Run(config, out, accelerator)
+    if accelerator.is_main_process:
+        with replacing(out / "config.json", force=True) as path:
+            Path(path).write_text(config.to_json() + "\n", encoding="utf-8")
     cases = validation_cases(run.held) if accelerator.is_main_process else []
     board = _board(out) if accelerator.is_main_process else None
     gains, began, losses = {}, time.time(), []

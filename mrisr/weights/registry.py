@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mrisr.errors import ModelError
@@ -59,6 +59,19 @@ def load(name: str | Path | LoadedModel = "base") -> LoadedModel:
     if isinstance(name, LoadedModel):
         return name
     path = locate(name)
+    stat = path.stat()
+    # One module per file, so that what an engine has compiled for it is found again by the next call.
+    key = (str(path.resolve()), stat.st_mtime_ns, stat.st_size)
+    if key not in _loaded:
+        _loaded.clear()
+        _loaded[key] = _load(path, str(name))
+    return replace(_loaded[key], name=str(name))
+
+
+_loaded: dict[tuple, LoadedModel] = {}
+
+
+def _load(path: Path, name: str) -> LoadedModel:
     meta, tensors = _read(path)
     import torch
 
@@ -77,7 +90,7 @@ def load(name: str | Path | LoadedModel = "base") -> LoadedModel:
     net = net.to(memory_format=torch.channels_last_3d).eval().requires_grad_(False)
     card = path.with_suffix(".md")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return LoadedModel(Denoiser(net, meta["sigma_data"]), str(name), meta, digest, card if card.is_file() else None)
+    return LoadedModel(Denoiser(net, meta["sigma_data"]), name, meta, digest, card if card.is_file() else None)
 
 
 def _read(path: Path):

@@ -38,6 +38,11 @@ def test_a_batch_does_not_depend_on_where_a_run_was_resumed(volume):
     assert torch.equal(found.cond.width, expected.cond.width)
 
 
+def test_every_batch_has_its_size(volume):
+    for count in (1, 2, 3):
+        assert len(PatchSampler([volume], seed=1).batch(1, count, 16).kinds) == count
+
+
 def test_ranks_see_different_pairs(volume):
     sampler = PatchSampler([volume], seed=1)
     seen = [sampler.batch(step, 2, 16, rank=rank, ranks=2).y[0] for step in range(2) for rank in range(2)]

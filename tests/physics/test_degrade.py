@@ -130,6 +130,8 @@ def test_auto_psf_believes_metadata_more_than_the_voxel_shape():
     assert (psf[2].kind, psf[2].width) == ("gaussian", 3.0) and "SliceThickness" in why
     psf, why = auto_psf((0.9, 0.9, 3.0), {"MRAcquisitionType": "3D"})
     assert {p.kind for p in psf} == {"kspace"} and "MRAcquisitionType 3D" in why
+    psf, why = auto_psf((1.0, 1.0, 1.5), {"MRAcquisitionType": "2D"})
+    assert [p.kind for p in psf] == ["kspace", "kspace", "gaussian"] and "MRAcquisitionType 2D" in why
 
 
 def test_parse_psf():
@@ -141,6 +143,9 @@ def test_parse_psf():
         parse_psf("sinc", (1, 1, 1))
     with pytest.raises(UsageError, match="three entries"):
         parse_psf(["kspace", "kspace"], (1, 1, 1))
+    for wrong in (None, 4, [("gaussian",)] * 3, ["kspace", "kspace", 4.0], ["kspace", "kspace", ("gaussian", "x")]):
+        with pytest.raises(UsageError, match="psf: expected"):
+            parse_psf(wrong, (1, 1, 1))
     with pytest.raises(UsageError, match="positive number of mm"):
         parse_psf([("kspace", -1.0)] * 3, (1, 1, 1))
 
