@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -27,7 +27,7 @@ class TorchEngine:
 
     def prepare(self, shape: tuple[int, int, int]) -> Network:
         def run(x, y, vector, guidance, active=None):
-            with torch.inference_mode(), limited(self.threads):
+            with torch.inference_mode(), limited(self.threads), self._full_precision():
                 try:
                     return self._net(x, y, vector, guidance, active)
                 except torch.OutOfMemoryError as error:
@@ -37,6 +37,12 @@ class TorchEngine:
                     ) from error
 
         return run
+
+    def _full_precision(self):
+        """cuDNN rounds float32 convolutions to TF32 unless told not to; "float32" here means float32."""
+        if self.device.type == "cuda":
+            return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+        return nullcontext()
 
     def release(self) -> None:
         if self.device.type == "cuda":
