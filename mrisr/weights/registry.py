@@ -90,7 +90,7 @@ def _load(path: Path, name: str) -> LoadedModel:
     net = net.to(memory_format=torch.channels_last_3d).eval().requires_grad_(False)
     card = path.with_suffix(".md")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return LoadedModel(Denoiser(net, meta["sigma_data"]), name, meta, digest, card if card.is_file() else None)
+    return LoadedModel(Denoiser(net, meta["sigma_data"]).eval(), name, meta, digest, card if card.is_file() else None)
 
 
 def _read(path: Path):

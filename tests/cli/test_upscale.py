@@ -104,11 +104,11 @@ def test_each_warning_is_one_line(scan, weights, tmp_path, mrisr_command):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_leaves_no_file(number, scan, weights, tmp_path):
+def test_an_interrupted_run_leaves_no_file(number, scan, tmp_path):
     """Interrupted in the middle, on a grid that takes far longer than the test waits."""
     out = tmp_path / "a.nii.gz"
     command = [
-        sys.executable, "-m", "mrisr.cli.main", "upscale", "-i", scan, "-o", out, "--model", weights,
+        sys.executable, "-m", "mrisr.cli.main", "upscale", "-i", scan, "-o", out, "--model", "base",
         "--voxel-size", "0.2", "--threads", "1", "--engine", "torch", "--tile", "88",
         "--info", tmp_path / "i.json",
     ]  # fmt: skip

@@ -52,21 +52,22 @@ def test_ranks_see_different_pairs(volume):
 def test_the_start_lies_where_the_reference_lies():
     """A misplaced y would show as a residual that follows the gradient: x(p + s) - x(p) = s . grad x.
 
-    Flips would hide a constant shift, so it is measured per pair; a few scanners cannot hold these waves at all.
+    Flips would hide a constant shift, so it is measured per pair; where a wave
+    happens to be flat along one axis, the shift along it is not defined, hence the quantile.
     """
     grid = np.stack(np.meshgrid(*[np.linspace(0, 1, 72)] * 3, indexing="ij"))
     waves = np.sin(14 * grid[0] + 1) * np.cos(11 * grid[1]) + np.sin(13 * grid[2] + 2) * np.cos(9 * grid[0])
     volume = TrainingVolume.from_array((1.0 + 0.2 * waves).astype(np.float32), (1.0, 1.0, 1.0), "waves")
     sampler, shifts = PatchSampler([volume], seed=2, drop=0.0), []
-    for index in range(60):
+    for index in range(90):
         target, y, _, kind, _ = sampler.pair(index, 16)
-        if kind.endswith("n") or not kind.startswith(("iso", "aniso")):
+        if kind not in ("iso1.0", "iso1.5", "iso2.0"):  # clean, and fine enough for these waves
             continue
         inner = (slice(3, -3),) * 3
         gradient = torch.stack([g[inner] for g in torch.gradient(target + y)]).reshape(3, -1).double()
         found = torch.linalg.lstsq(gradient.T, target[inner].reshape(-1, 1).double()).solution
         shifts.append(float(found.abs().max()))
-    assert len(shifts) >= 10 and np.median(shifts) < 0.01 and np.quantile(shifts, 0.9) < 0.05
+    assert len(shifts) >= 10 and np.median(shifts) < 0.01 and np.quantile(shifts, 0.8) < 0.02
 
 
 def test_slices_lie_along_the_last_axis_and_2d_scans_are_left_alone_across():

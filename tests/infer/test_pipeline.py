@@ -13,7 +13,7 @@ import torch
 import mrisr
 from mrisr import grid as grids
 from mrisr.diffusion.precond import Denoiser
-from mrisr.errors import MemoryBudgetError, MrisrWarning, UsageError
+from mrisr.errors import BackendError, MemoryBudgetError, MrisrWarning, UsageError
 from mrisr.infer import memory
 from mrisr.nn.presets import build
 from mrisr.ops.resample3d import apply_axes
@@ -283,3 +283,8 @@ def test_what_a_cut_of_kspace_measured_is_left_as_it_was(scan, model):
     assert info.consistency[0].chi2_after < 1e-4
     _, info = run(scan, wild, psf="gaussian", consistency="off")
     assert info.consistency[0].chi2_after > 1
+
+
+def test_a_network_with_group_norm_is_not_tiled(head, random_model):
+    with pytest.raises(BackendError, match="normalises over the whole head"):
+        run(head((160, 60, 60), air=0.0), random_model("tiny"), engine="torch", tile=128, factor=1.5)

@@ -49,27 +49,23 @@ def test_a_band_limited_signal_is_interpolated_exactly_by_fourier(factor):
     assert np.abs(out - signal(positions)).max() < 1e-9
 
 
-@pytest.mark.parametrize("factor", [1.5, 2.0, 1.3])
-def test_a_band_limited_volume_comes_back_from_the_finer_grid_and_back(factor):
-    rng = np.random.default_rng(0)
-    n = 36
+@pytest.mark.parametrize("factor", [1.5, 2.0, 1.3, 1.7])
+@pytest.mark.parametrize("kind", ["bspline", "fourier"])
+def test_a_band_limited_volume_comes_back_from_a_finer_grid(factor, kind):
+    """To 1e-4 inside; where the finer field of view is a part of a voxel longer, or splines end, borders differ."""
+    n, kept = 36, 12
     m = int(np.floor(n * factor + 0.5 + 1e-4))
-    spectrum = np.zeros((n, n, n))
-    spectrum[:12, :12, :12] = rng.standard_normal((12, 12, 12))
-    basis = np.cos(np.pi * np.outer(np.arange(n) + 0.5, np.arange(n)) / n)
-    x = torch.from_numpy(np.einsum("ia,jb,kc,abc->ijk", basis, basis, basis, spectrum))
-    up = [interpolation_matrix(n, m, 1 / factor, "fourier")] * 3
-    fine = apply_axes(x, up)
-    down = [fourier_matrix(m, grids.axis_positions(m, n, factor), lambda f: (f < 0.5 / factor) * 1.0)] * 3
-    inner = (slice(4, -4),) * 3  # where the two fields of view differ by a part of a voxel, ends may differ
-    scale = float(x.abs().max())
-    exact = abs(m / factor - n) < 1e-9
-    back = apply_axes(fine, down)
-    error = (back - x).abs() if exact else (back - x).abs()[inner]
-    assert float(error.max()) / scale < (1e-9 if exact else 2e-2)
-    # Interpolating down with the same interpolant needs no filter: the signal is band-limited already.
-    plain = [bspline_matrix(m, grids.axis_positions(m, n, factor), 5)] * 3
-    assert float((apply_axes(fine, plain) - x).abs()[inner].max()) / scale < 2e-2
+    generator = torch.Generator().manual_seed(0)
+    spectrum = torch.randn(kept, kept, kept, generator=generator, dtype=torch.float64)
+    basis = np.cos(np.pi * np.outer(np.arange(n) + 0.5, np.arange(kept)) / n)
+    x = apply_axes(spectrum, [basis] * 3)
+    fine = apply_axes(x, [interpolation_matrix(n, m, 1 / factor, "fourier")] * 3)
+    positions = grids.axis_positions(m, n, factor)
+    back = apply_axes(fine, [(bspline_matrix if kind == "bspline" else fourier_matrix)(m, positions)] * 3)
+    error = (back - x).abs() / x.abs().max()
+    if kind == "fourier" and abs(m / factor - n) < 1e-9:
+        assert float(error.max()) < 1e-9
+    assert float(error[8:-8, 8:-8, 8:-8].max()) < 1e-4
 
 
 @pytest.mark.parametrize("order", [1, 3])
