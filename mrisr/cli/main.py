@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 from mrisr import __version__
 from mrisr.cli import bench, demo, doctor, evaluate, train, upscale
@@ -138,5 +139,17 @@ def _one_line_warnings() -> Iterator[None]:
         yield
 
 
+def entry() -> NoReturn:
+    """The ``mrisr`` program: `main`, then leave with its exit code."""
+    code = main()
+    if code == EXIT_INTERRUPTED:
+        # CPython remembers a KeyboardInterrupt that passed through exec() of a string (dataclasses do that while they
+        # are imported), even if it was handled, and ends the process by SIGINT instead of with the code it is given.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

@@ -43,6 +43,9 @@ def add_parser(subparsers) -> None:
     parser.add_argument(
         "--info", metavar="JSON", help="record of the run: grids, model, engine, seconds, versions"
     )
+    parser.add_argument(
+        "--std", metavar="OUT", help="voxel-wise standard deviation of the samples, an image like -o (needs --samples)"
+    )
     parser.add_argument("--force", action="store_true", help="overwrite outputs that exist")
     parser.add_argument(
         "--quiet", action="store_true", help="no progress, no summary; warnings and errors stay"
@@ -73,7 +76,9 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; raises MrisrError, returns 0."""
-    targets = {"--output": args.output, "--preview": args.preview, "--info": args.info}
+    if args.std and args.samples < 2:
+        raise UsageError(f"--std: needs --samples of at least 2, found {args.samples}; one sample has no spread")
+    targets = {"--output": args.output, "--preview": args.preview, "--info": args.info, "--std": args.std}
     voxel_size = _one_or_three("--voxel-size", args.voxel_size)
     factor = _one_or_three("--factor", args.factor)
     psf = _psf(args.psf)
@@ -82,7 +87,8 @@ def run(args: argparse.Namespace) -> int:
         from mrisr.io import nifti
         from mrisr.io.adapters import to_volume
 
-        nifti.check_output(args.output, force=args.force)
+        for image in filter(None, (args.output, args.std)):
+            nifti.check_output(image, force=args.force)
         source, _ = to_volume(args.input)
         use_threads(args.threads)
         import mrisr
@@ -107,6 +113,8 @@ def run(args: argparse.Namespace) -> int:
             return_info=True,
         )
         nifti.write(result, outputs.stage("--output"))
+        if args.std:
+            nifti.write(info.std, outputs.stage("--std"))
         if args.preview:
             from mrisr import preview
 

@@ -130,3 +130,16 @@ def maps(pid: int) -> str:
             return stream.read()
     except OSError:
         return "libtorch: no way to see it here"
+
+
+def test_the_spread_of_samples_is_an_image_of_its_own(scan, tmp_path, mrisr_command):
+    import nibabel as nib
+
+    out, std = tmp_path / "a.nii.gz", tmp_path / "std.nii.gz"
+    common = ("upscale", "-i", scan, "-o", out, "--std", std, "--factor", 1.5)
+    end = mrisr_command(*common)
+    assert end.code == 2 and "needs --samples of at least 2" in end.err and names(tmp_path) == []
+    assert mrisr_command(*common, "--samples", 2, "--steps", 2).code == 0
+    image, spread = nib.load(out), nib.load(std)
+    assert image.shape == spread.shape and spread.get_fdata().min() >= 0 and spread.get_fdata().max() > 0
+    assert (image.affine == spread.affine).all()
