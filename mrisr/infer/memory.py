@@ -49,7 +49,7 @@ PIECE_BYTES = (
     32  # per voxel of a piece around the network: state, start, output, and the preconditioning of them
 )
 # float32 target volumes alive at once: start, residual, and the products that make them and take their band out
-TARGET_COPIES = 5.0
+TARGET_COPIES = 7.0
 SOURCE_COPIES = 6.0
 
 
