@@ -43,7 +43,7 @@ class Cost:
     maps: float
 
 
-# Measured with the student by `benchmarks/end_to_end.py --memory`, rounded up.
+# From the student's resident peak on a CPU, rounded up; tests/infer/test_memory.py holds budgets to it.
 COSTS = {"openvino": Cost(120 * MB, 4.0), "torch": Cost(150 * MB, 9.0)}
 PIECE_BYTES = (
     32  # per voxel of a piece around the network: state, start, output, and the preconditioning of them

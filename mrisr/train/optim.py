@@ -2,8 +2,8 @@
 
 Muon (K. Jordan et al. 2024, "Muon: an optimizer for hidden layers") orthogonalises the momentum of a weight matrix by
 five Newton-Schulz steps. Gradients of a super-resolution network are dominated by a few directions (the mean, the
-coarse edges); orthogonalised, the many weak ones, which are the fine detail, move as fast. On fixed batches of this
-task it reached after 300 steps what Adam alone did not. torch.optim.Muon takes 2D parameters only, hence this one.
+coarse edges); orthogonalised, the many weak ones, which are the fine detail, move as fast.
+torch.optim.Muon takes 2D parameters only, hence this one.
 """
 
 from __future__ import annotations
