@@ -79,12 +79,10 @@ def _load(model: str):
 
 def ours(kind: str, threads: int | None, model: str, repeats: int) -> dict:
     """Our seconds, first call and best of the later ones, without file I/O; and the peak memory."""
-    import resource
-
     import mrisr
+    from mrisr.infer.memory import peak_resident
 
     scan, loaded = cases.reference_scan(kind), _load(model)
-    resource.getrusage(resource.RUSAGE_SELF)
     seconds, stages = [], []
     for _ in range(1 + repeats):
         begun = time.perf_counter()
@@ -100,7 +98,7 @@ def ours(kind: str, threads: int | None, model: str, repeats: int) -> dict:
         "first_call_s": round(seconds[0], 2),
         "seconds": round(min(seconds[1:] or seconds), 2),
         "stages_s": {name: round(min(s[name] for s in stages[1:] or stages), 3) for name in stages[0]},
-        "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2),
+        "peak_gb": round(peak_resident() / 1e9, 2),
         "expected_gb": round(info.memory_expected / 1e9, 2),
         "network_voxels": voxels,
         "active_fraction": round(info.tiles.active_fraction, 3),

@@ -77,10 +77,22 @@ def resident() -> int:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
     except OSError:
-        import resource  # not on Windows, hence not at the top
+        return peak_resident()
 
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
+
+def peak_resident() -> int:
+    """Bytes of memory that this process has held at most since its program started.
+
+    Linux gives it as VmHWM. `getrusage` there would not do: its figure survives exec, so that a process
+    started by a large one reports the peak of its parent.
+    """
+    found = re.search(r"VmHWM:\s+(\d+) kB", _read("/proc/self/status"))
+    if found:
+        return int(found.group(1)) * 1024
+    import resource  # not on Windows, hence not at the top
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def available() -> int:
