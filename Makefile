@@ -30,6 +30,7 @@ test: $(STAMP) ## every test
 
 lint: $(STAMP) ## ruff
 	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
 
 figures: demo ## put the demo's picture and the measured figures into the README
 	$(RUN) benchmarks/readme_tables.py --demo $(OUT)/demo

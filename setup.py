@@ -67,9 +67,7 @@ def cuda_refusal() -> str | None:
 def cuda_archs(nvcc: str) -> list[str]:
     """The wanted architectures that this nvcc knows; an older one lacks the newest."""
     wanted = os.environ.get("MRISR_CUDA_ARCHS", " ".join(CUDA_ARCHS)).replace(",", " ").split()
-    listed = subprocess.run(
-        [nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True
-    ).stdout.split()
+    listed = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout.split()
     return [arch for arch in wanted if f"sm_{arch.rstrip('abcdef')}" in listed]
 
 

@@ -40,8 +40,7 @@ def centred(volume: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 def head(shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
     """Folded tissue, a dark skull and a bright scalp, cut by the lower face of the view; 2 % noise."""
     x, y, z = (
-        np.linspace(-1, 1, n)[tuple(None if a != k else slice(None) for a in range(3))]
-        for k, n in enumerate(shape)
+        np.linspace(-1, 1, n)[tuple(None if a != k else slice(None) for a in range(3))] for k, n in enumerate(shape)
     )
     radius = np.sqrt((x / 0.88) ** 2 + (y / 0.92) ** 2 + (np.maximum(z, -0.3) / 0.9) ** 2)
     folds = 600 + 200 * np.sin(31 * x + 9 * z) * np.sin(27 * y) * np.sin(29 * z + 7 * y)

@@ -144,9 +144,7 @@ def rivals(kind: str, threads: int | None, model: str, repeats: int) -> dict:
     return {
         "shape": shape,
         "ns_per_voxel": {name: round(s / np.prod(shape) * 1e9, 1) for name, s in seconds.items()},
-        "ours_times_faster_than": {
-            n: round(s / seconds["ours"], 2) for n, s in seconds.items() if n != "ours"
-        },
+        "ours_times_faster_than": {n: round(s / seconds["ours"], 2) for n, s in seconds.items() if n != "ours"},
         "whole_grid_s": whole,
     }
 

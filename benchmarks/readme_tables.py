@@ -120,9 +120,7 @@ def filled(page: str, text: str | None = None) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where the README differs")
-    parser.add_argument(
-        "--demo", type=Path, metavar="DIR", help="take demo.png and demo.json from there first"
-    )
+    parser.add_argument("--demo", type=Path, metavar="DIR", help="take demo.png and demo.json from there first")
     args = parser.parse_args()
     if args.demo:
         take_demo(args.demo)

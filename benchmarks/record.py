@@ -31,16 +31,13 @@ def circumstances() -> dict:
         "machine": {"cpu": _cpu(), "cores": len(os.sched_getaffinity(0)), "gpu": _gpu(), "load": _load()},
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "date": now.strftime("%Y-%m-%d %H:%M UTC"),
-        "commit": _git("rev-parse", "--short=12", "HEAD")
-        + ("+" if _git("status", "--porcelain", "-uno") else ""),
+        "commit": _git("rev-parse", "--short=12", "HEAD") + ("+" if _git("status", "--porcelain", "-uno") else ""),
     }
 
 
 def _cpu() -> str:
     names = [
-        line.split(":")[1].strip()
-        for line in _text("/proc/cpuinfo").splitlines()
-        if line.startswith("model name")
+        line.split(":")[1].strip() for line in _text("/proc/cpuinfo").splitlines() if line.startswith("model name")
     ]
     flags = _text("/proc/cpuinfo")
     width = "AVX-512" if "avx512f" in flags else "AVX2" if "avx2" in flags else ""

@@ -153,9 +153,7 @@ def apply(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, m: torch.Tensor, si
         n, c = x.shape[:2]
         grid = (triton.cdiv(x.numel(), BLOCK),)
         voxels = x.numel() // (n * c)
-        apply_kernel[grid](
-            y, x, a, b, m, c, voxels, x.numel(), BLOCK=BLOCK, LAST=not x.is_contiguous(), SILU=silu
-        )
+        apply_kernel[grid](y, x, a, b, m, c, voxels, x.numel(), BLOCK=BLOCK, LAST=not x.is_contiguous(), SILU=silu)
     return y
 
 

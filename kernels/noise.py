@@ -56,11 +56,7 @@ def _cos_half_turns(t):
     v = tl.where(middle, 0.5 - a, tl.where(a < 0.5, a, 1.0 - a)) * 3.14159265358979
     v2 = v * v
     s = v + v * v2 * (-1.6666654611e-1 + v2 * (8.3321608736e-3 + v2 * -1.9515295891e-4))
-    c = (
-        1.0
-        - 0.5 * v2
-        + v2 * v2 * (4.166664568298827e-2 + v2 * (-1.388731625493765e-3 + v2 * 2.443315711809948e-5))
-    )
+    c = 1.0 - 0.5 * v2 + v2 * v2 * (4.166664568298827e-2 + v2 * (-1.388731625493765e-3 + v2 * 2.443315711809948e-5))
     return tl.where(middle, s, tl.where(a < 0.5, c, -c))
 
 
@@ -127,10 +123,7 @@ VARIANTS = [
         "normal_noise",
         normal_noise_kernel,
         {"out_ptr": "*fp32"}
-        | {
-            name: "i32"
-            for name in ("size1", "size2", "total", "origin0", "origin1", "origin2", "grid1", "grid2")
-        }
+        | {name: "i32" for name in ("size1", "size2", "total", "origin0", "origin1", "origin2", "grid1", "grid2")}
         | {name: "i64" for name in ("key_low", "key_high", "sample", "step")},
         {"BLOCK": BLOCK},
     )

@@ -147,7 +147,5 @@ def _consistency(value: str | bool) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     if value not in CONSISTENCY:
-        raise UsageError(
-            f"consistency: expected one of {', '.join(CONSISTENCY)}, True or False, found {value!r}"
-        )
+        raise UsageError(f"consistency: expected one of {', '.join(CONSISTENCY)}, True or False, found {value!r}")
     return value

@@ -74,9 +74,7 @@ def contact_sheet(panels: Sequence[Panel], *, footer: str = "") -> Image.Image:
     # Small volumes are magnified by a whole number, so that every voxel has the same size on the screen.
     step *= max(1.0, widest / _MAX_WIDTH) if widest > _MIN_WIDTH else 1 / math.ceil(_MIN_WIDTH / widest)
     size = [max(1, round((high[axis] - low[axis]) / step)) for axis in range(3)]
-    samples = [
-        low[axis] + (np.arange(size[axis]) + 0.5) * (high[axis] - low[axis]) / size[axis] for axis in range(3)
-    ]
+    samples = [low[axis] + (np.arange(size[axis]) + 0.5) * (high[axis] - low[axis]) / size[axis] for axis in range(3)]
 
     width = max(size[right[0]] for _, right, _ in _PLANES.values())
     height = _TITLE + sum(size[up[0]] + _GAP for _, _, up in _PLANES.values()) + _FOOTER
@@ -116,9 +114,7 @@ def upscale_sheet(
     return contact_sheet(panels, footer="mrisr")
 
 
-def interpolate(
-    data: np.ndarray, affine: np.ndarray, shape: Sequence[int], target_affine: np.ndarray
-) -> np.ndarray:
+def interpolate(data: np.ndarray, affine: np.ndarray, shape: Sequence[int], target_affine: np.ndarray) -> np.ndarray:
     """Cubic convolution (Keys 1981) of `data` [X, Y, Z] onto a grid with parallel axes; float32.
 
     Raises GeometryError where the two grids' axes are not parallel.
@@ -126,15 +122,11 @@ def interpolate(
     between = np.linalg.inv(affine) @ target_affine
     across = between[:3, :3] - np.diag(np.diag(between[:3, :3]))
     if np.abs(across * np.asarray(shape)).max() > 0.5:
-        raise GeometryError(
-            "preview: input and output axes are not parallel; expected the two sides of one upscale"
-        )
+        raise GeometryError("preview: input and output axes are not parallel; expected the two sides of one upscale")
     out = np.asarray(data, dtype=np.float32)
     for axis in range(3):
         positions = between[axis, 3] + between[axis, axis] * np.arange(shape[axis])
-        out = np.moveaxis(
-            np.tensordot(_keys_matrix(data.shape[axis], positions), out, axes=(1, axis)), 0, axis
-        )
+        out = np.moveaxis(np.tensordot(_keys_matrix(data.shape[axis], positions), out, axes=(1, axis)), 0, axis)
     return out
 
 
@@ -236,9 +228,7 @@ def _spacing_text(affine: np.ndarray) -> str:
     return " x ".join(f"{length:.3g}" for length in lengths) + " mm"
 
 
-def _label(
-    sheet: Image.Image, box: tuple[int, int, int, int], right: tuple[int, int], up: tuple[int, int]
-) -> None:
+def _label(sheet: Image.Image, box: tuple[int, int, int, int], right: tuple[int, int], up: tuple[int, int]) -> None:
     left, top, width, height = box
     axis, sign = right
     letters = _LETTERS[axis][::sign]

@@ -57,9 +57,7 @@ def test_the_kind_that_came_in_comes_out(kinds, random_model, kind):
 
 def test_an_array_without_a_place_is_1_mm_and_says_so(kinds, random_model):
     with pytest.warns(MrisrWarning, match="1 mm"):
-        _, info = mrisr.upscale(
-            kinds["array"][0], model=random_model("local"), engine="torch", return_info=True
-        )
+        _, info = mrisr.upscale(kinds["array"][0], model=random_model("local"), engine="torch", return_info=True)
     assert info.input.voxel_size == (1.0, 1.0, 1.0)
     assert any("1 mm" in text for text in info.warnings)
 

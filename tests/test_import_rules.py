@@ -48,8 +48,7 @@ def part_of(module: str) -> str:
 
 def sources() -> dict[Path, str]:
     files = {
-        path: part_of("mrisr." + path.relative_to(PACKAGE).with_suffix("").parts[0])
-        for path in PACKAGE.rglob("*.py")
+        path: part_of("mrisr." + path.relative_to(PACKAGE).with_suffix("").parts[0]) for path in PACKAGE.rglob("*.py")
     }
     return files | dict.fromkeys(KERNELS.rglob("*.py"), "kernels")
 
@@ -62,9 +61,7 @@ def imports(path: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{path}:{node.lineno}: relative import; write it out"
-            names = (
-                [f"mrisr.{alias.name}" for alias in node.names] if node.module == "mrisr" else [node.module]
-            )
+            names = [f"mrisr.{alias.name}" for alias in node.names] if node.module == "mrisr" else [node.module]
             found |= set(names)
     return found
 
@@ -101,9 +98,7 @@ def test_third_parties(part):
     for path, owner in FILES.items():
         if owner == part:
             roots = {name.partition(".")[0] for name in imports(path)}
-            assert roots <= STANDARD | third | {"mrisr"}, (
-                f"{path.relative_to(ROOT)}: {sorted(roots - STANDARD)}"
-            )
+            assert roots <= STANDARD | third | {"mrisr"}, f"{path.relative_to(ROOT)}: {sorted(roots - STANDARD)}"
 
 
 def test_triton_stays_in_the_kernels():
@@ -112,25 +107,17 @@ def test_triton_stays_in_the_kernels():
 
 
 def includes(folder: str) -> list[tuple[Path, str]]:
-    files = [
-        path for path in (ROOT / "csrc" / folder).rglob("*") if path.suffix in {".h", ".cpp", ".cu", ".cuh"}
-    ]
-    return [
-        (path, name) for path in files for name in re.findall(r'#\s*include\s*[<"]([^>"]+)', path.read_text())
-    ]
+    files = [path for path in (ROOT / "csrc" / folder).rglob("*") if path.suffix in {".h", ".cpp", ".cu", ".cuh"}]
+    return [(path, name) for path in files for name in re.findall(r'#\s*include\s*[<"]([^>"]+)', path.read_text())]
 
 
 def test_the_core_knows_neither_torch_nor_python():
     assert includes("core")
     banned = re.compile(r"^(torch|ATen|c10|Python\.h|pybind11|numpy)", re.IGNORECASE)
     assert not [(path.name, name) for path, name in includes("core") if banned.match(name)]
+    assert not [(path.name, name) for path, name in includes("python") if re.match(r"^(torch|ATen|c10)", name)]
     assert not [
-        (path.name, name) for path, name in includes("python") if re.match(r"^(torch|ATen|c10)", name)
-    ]
-    assert not [
-        (path.name, name)
-        for path, name in includes("runtime")
-        if re.match(r"^(Python\.h|pybind11|torch|ATen)", name)
+        (path.name, name) for path, name in includes("runtime") if re.match(r"^(Python\.h|pybind11|torch|ATen)", name)
     ]
 
 

@@ -59,11 +59,7 @@ def test_python_examples_use_real_arguments():
     known = set(inspect.signature(mrisr.upscale).parameters)
     for block in blocks("python"):
         compile(block, "README.md", "exec")
-        used = {
-            name
-            for call in re.findall(r"mrisr\.upscale\((.*)\)", block)
-            for name in re.findall(r"(\w+)=", call)
-        }
+        used = {name for call in re.findall(r"mrisr\.upscale\((.*)\)", block) for name in re.findall(r"(\w+)=", call)}
         assert used <= known
 
 

@@ -21,9 +21,7 @@ def add_parser(subparsers) -> None:
         description="Take nilearn's bundled 1 mm MNI152 template (an average of 152 people, skull-stripped), "
         "cut its k-space to 2 mm, upscale that to 1 mm, and compare with the original. Needs no network.",
     )
-    parser.add_argument(
-        "-o", "--output", default="out", metavar="DIR", help="writes DIR/demo/* (default: out)"
-    )
+    parser.add_argument("-o", "--output", default="out", metavar="DIR", help="writes DIR/demo/* (default: out)")
     parser.add_argument(
         "--model", default="base", metavar="M", help="shipped name or .safetensors file (default: base)"
     )
@@ -111,9 +109,7 @@ def compare(original, coarse, result) -> tuple[dict, dict[str, float]]:
     from mrisr.evaluate.masks import head_mask
     from mrisr.evaluate.metrics import psnr
 
-    rivals = {
-        name: BASELINES[name](coarse.data, coarse.grid, original.grid) for name in ("cubic", "zerofill")
-    }
+    rivals = {name: BASELINES[name](coarse.data, coarse.grid, original.grid) for name in ("cubic", "zerofill")}
     mask = head_mask(original.data, original.voxel_size)
     everyone = {"cubic": rivals["cubic"], "zero-filled": rivals["zerofill"], "mrisr": result.data}
     return rivals, {name: psnr(original.data, data, mask) for name, data in everyone.items()}

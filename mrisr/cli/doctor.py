@@ -135,12 +135,8 @@ def native_core() -> dict[str, str]:
     archs = ", ".join(f"sm_{arch}" for arch in facts["cuda_archs"])
     built = f"built for {archs}" if archs else "not built"
     return {
-        "core": f"loaded, instruction set {facts['isa']}"
-        if facts["native"]
-        else f"absent: {facts['native_reason']}",
-        "CUDA kernels": f"{built}, can run"
-        if facts["cuda"]
-        else f"{built}, cannot run: {facts['cuda_reason']}",
+        "core": f"loaded, instruction set {facts['isa']}" if facts["native"] else f"absent: {facts['native_reason']}",
+        "CUDA kernels": f"{built}, can run" if facts["cuda"] else f"{built}, cannot run: {facts['cuda_reason']}",
     }
 
 

@@ -23,12 +23,8 @@ def add_parser(subparsers) -> None:
         "original.\nWrites evaluation.md, evaluation.json and pictures into the folder given by -o.",
         epilog="A file that cannot be read is named, skipped and counted; exit code 0 if at least one ran.",
     )
-    parser.add_argument(
-        "inputs", nargs="+", metavar="FOLDER_OR_FILE", help="volumes (.nii, .nii.gz, .mgz, .hdr)"
-    )
-    parser.add_argument(
-        "-o", "--output", required=True, metavar="DIR", help="folder for the report (made if missing)"
-    )
+    parser.add_argument("inputs", nargs="+", metavar="FOLDER_OR_FILE", help="volumes (.nii, .nii.gz, .mgz, .hdr)")
+    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder for the report (made if missing)")
     parser.add_argument("--cases", default=CASES, metavar="A,B", help=f"default: {CASES}")
     parser.add_argument(
         "--methods",
@@ -37,28 +33,16 @@ def add_parser(subparsers) -> None:
         help="trilinear, cubic (always there), quintic, zerofill, linear (needs --train-on), mrisr, "
         f"mrisr-stated, mrisr-sample, net:PATH (default: {METHODS})",
     )
-    parser.add_argument(
-        "--model", default="base", metavar="M", help="name or .safetensors path (default: base)"
-    )
-    parser.add_argument(
-        "--train-on", nargs="+", default=[], metavar="F", help="training volumes of method linear"
-    )
-    parser.add_argument(
-        "--crop", type=positive_int, metavar="N", help="only the middle N^3 voxels of each head"
-    )
-    parser.add_argument(
-        "--lesions", action="store_true", help="also insert small lesions and see if they survive"
-    )
+    parser.add_argument("--model", default="base", metavar="M", help="name or .safetensors path (default: base)")
+    parser.add_argument("--train-on", nargs="+", default=[], metavar="F", help="training volumes of method linear")
+    parser.add_argument("--crop", type=positive_int, metavar="N", help="only the middle N^3 voxels of each head")
+    parser.add_argument("--lesions", action="store_true", help="also insert small lesions and see if they survive")
     parser.add_argument("--no-pictures", action="store_true", help="tables only")
     parser.add_argument("--seed", type=int, default=0, help="of noise and bias fields (default: 0)")
     parser.add_argument("--force", action="store_true", help="overwrite an earlier report in DIR")
     group = parser.add_argument_group("how to run")
-    group.add_argument(
-        "--device", default="auto", metavar="D", help="auto, cpu, cuda or cuda:N (default: auto)"
-    )
-    group.add_argument(
-        "--engine", default="auto", choices=("auto", "torch", "openvino"), help="default: by device"
-    )
+    group.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda or cuda:N (default: auto)")
+    group.add_argument("--engine", default="auto", choices=("auto", "torch", "openvino"), help="default: by device")
     group.add_argument("--memory", metavar="SIZE", help="memory budget of the network, such as 4GB")
     add_threads(group)
 

@@ -81,9 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say("error", "interrupted")
         return EXIT_INTERRUPTED
     except MemoryError as error:
-        _say(
-            "error", f"out of memory ({error or 'allocation failed'}): give --memory or a coarser voxel size"
-        )
+        _say("error", f"out of memory ({error or 'allocation failed'}): give --memory or a coarser voxel size")
         return EXIT_MEMORY
     except BrokenPipeError:
         # The reader of our stdout (head, less) went away: not an error, but the interpreter would
@@ -92,9 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except Exception as error:  # noqa: BLE001 - the outermost frame: what reaches it is a bug by definition
         traceback.print_exc()
-        _say(
-            "error", f"{type(error).__name__}: {error} (this is a bug: please report it with the lines above)"
-        )
+        _say("error", f"{type(error).__name__}: {error} (this is a bug: please report it with the lines above)")
         return EXIT_BUG
 
 

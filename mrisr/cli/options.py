@@ -48,9 +48,7 @@ def use_threads(count: int | None) -> None:
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Add how to run (not what to compute): device, engine, memory, tile, threads."""
     group = parser.add_argument_group("how to run")
-    group.add_argument(
-        "--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:N (default: auto)"
-    )
+    group.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda, cuda:N (default: auto)")
     group.add_argument(
         "--engine",
         default="auto",

@@ -28,9 +28,7 @@ def add_parser(subparsers) -> None:
         "--hold-out", nargs="+", metavar="NAME", help="file name prefixes kept for validation (whole people)"
     )
     parser.add_argument("--out", metavar="OUT", help="folder of the run (made if missing)")
-    parser.add_argument(
-        "--steps", type=positive_int, metavar="N", help="optimiser steps; overrides the config"
-    )
+    parser.add_argument("--steps", type=positive_int, metavar="N", help="optimiser steps; overrides the config")
     parser.add_argument("--seed", type=int, metavar="S", help="overrides the config")
     parser.add_argument("--dry-run", action="store_true", help="print what would be done as JSON, then stop")
     parser.add_argument("--list", action="store_true", help="print the presets as JSON, then stop")
@@ -62,9 +60,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         import accelerate  # noqa: F401 - asked for here, so that a missing extra costs one line
     except ImportError as error:
-        raise InputError(
-            f"train: needs accelerate ({error}); install it: pip install 'mrisr[train]'"
-        ) from error
+        raise InputError(f"train: needs accelerate ({error}); install it: pip install 'mrisr[train]'") from error
     out = Path(args.out)
     try:
         out.mkdir(parents=True, exist_ok=True)

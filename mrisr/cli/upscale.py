@@ -24,9 +24,7 @@ def add_parser(subparsers) -> None:
         help="write a sharper scan on a finer grid",
         description="Read a brain MRI scan, write it on a finer grid. Outputs appear together or not at all.",
     )
-    parser.add_argument(
-        "-i", "--input", required=True, metavar="IN", help="NIfTI, MGZ or DICOM folder; 3D or 4D"
-    )
+    parser.add_argument("-i", "--input", required=True, metavar="IN", help="NIfTI, MGZ or DICOM folder; 3D or 4D")
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help=".nii, .nii.gz, .mgh or .mgz")
     grid = parser.add_mutually_exclusive_group()
     grid.add_argument(
@@ -37,19 +35,13 @@ def add_parser(subparsers) -> None:
         help="output voxel size in mm, one number or three (default: 0.7)",
     )
     grid.add_argument("--factor", type=positive_float, nargs="+", metavar="F", help="or: times finer")
-    parser.add_argument(
-        "--preview", metavar="PNG", help="picture of input, output and difference in three planes"
-    )
-    parser.add_argument(
-        "--info", metavar="JSON", help="record of the run: grids, model, engine, seconds, versions"
-    )
+    parser.add_argument("--preview", metavar="PNG", help="picture of input, output and difference in three planes")
+    parser.add_argument("--info", metavar="JSON", help="record of the run: grids, model, engine, seconds, versions")
     parser.add_argument(
         "--std", metavar="OUT", help="voxel-wise standard deviation of the samples, an image like -o (needs --samples)"
     )
     parser.add_argument("--force", action="store_true", help="overwrite outputs that exist")
-    parser.add_argument(
-        "--quiet", action="store_true", help="no progress, no summary; warnings and errors stay"
-    )
+    parser.add_argument("--quiet", action="store_true", help="no progress, no summary; warnings and errors stay")
 
     model = parser.add_argument_group("what to compute")
     model.add_argument("--model", default="base", metavar="M", help="name or .safetensors (default: base)")
@@ -60,9 +52,7 @@ def add_parser(subparsers) -> None:
         "sample where --steps or --samples is above 1)",
     )
     model.add_argument("--steps", type=positive_int, default=1, metavar="N", help="solver steps (default: 1)")
-    model.add_argument(
-        "--samples", type=positive_int, default=1, metavar="K", help="mean of K samples (default: 1)"
-    )
+    model.add_argument("--samples", type=positive_int, default=1, metavar="K", help="mean of K samples (default: 1)")
     model.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the samples (default: 0)")
     model.add_argument("--psf", nargs="+", default=["auto"], metavar="PSF", help=_PSF_HELP)
     model.add_argument(

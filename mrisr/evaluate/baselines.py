@@ -136,9 +136,7 @@ class LinearRegression:
         if self._ratios is None:
             self._ratios = ratios
         elif ratios != self._ratios:
-            raise UsageError(
-                f"LinearRegression: trained for new/old spacing {self._ratios}, asked for {ratios}"
-            )
+            raise UsageError(f"LinearRegression: trained for new/old spacing {self._ratios}, asked for {ratios}")
 
     def _padded(self, quint, coarse, source: Grid, target: Grid) -> np.ndarray:
         """The neighbourhood volume: coarse samples along integer axes, quintic samples along the others."""
@@ -167,9 +165,7 @@ class LinearRegression:
             factor = round(1 / self._ratios[axis])
             position = grids.axis_positions(n, m, float(grids.ratios(source, target)[axis]))
             nearest = np.floor(position + 0.5 + 1e-9).astype(int)
-            phase = np.round((position - nearest) * 2 * factor).astype(
-                int
-            )  # half steps: even factors sit between
+            phase = np.round((position - nearest) * 2 * factor).astype(int)  # half steps: even factors sit between
             nearest = np.clip(nearest, 0, n - 1)
             per_axis.append([(int(p), nearest[phase == p], fine[phase == p]) for p in np.unique(phase)])
         for a in per_axis[0]:

@@ -126,13 +126,9 @@ def make_trial(subject: Subject, case: Case, seed: int = 0) -> Trial:
     sigma = case.noise * float(reference[torch.as_tensor(subject.mask)].median())
     coarse = coarse_grid(subject.grid, case.factor)
     psf = tuple(AxisPSF(kind, float(v)) for kind, v in zip(case.profile, coarse.voxel_size, strict=True))
-    model = ForwardModel.between(
-        subject.grid.shape, subject.grid.voxel_size, coarse.shape, coarse.voxel_size, psf
-    )
+    model = ForwardModel.between(subject.grid.shape, subject.grid.voxel_size, coarse.shape, coarse.voxel_size, psf)
     scan = degrade(reference, model, noise_sigma=sigma, generator=generator).numpy()
-    return Trial(
-        subject.name, case, reference.numpy(), subject.mask, subject.grid, scan, coarse, psf, model, sigma
-    )
+    return Trial(subject.name, case, reference.numpy(), subject.mask, subject.grid, scan, coarse, psf, model, sigma)
 
 
 def _trimmed(subject: Subject, case: Case) -> Subject:

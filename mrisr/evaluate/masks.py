@@ -33,9 +33,7 @@ def otsu_threshold(volume: np.ndarray, bins: int = 256) -> float:
     histogram from the 0.1st to the 99.9th percentile."""
     low, high = np.percentile(volume, [0.1, 99.9])
     if not high > low:
-        raise InputError(
-            f"otsu_threshold: the volume is constant (0.1st and 99.9th percentile are both {low})"
-        )
+        raise InputError(f"otsu_threshold: the volume is constant (0.1st and 99.9th percentile are both {low})")
     count, edges = np.histogram(volume, bins=bins, range=(low, high))
     middle = 0.5 * (edges[1:] + edges[:-1])
     below = np.cumsum(count)

@@ -99,9 +99,7 @@ def hfen(reference, image, mask=None) -> float:
     below = norm_of_log(truth)
     if below == 0:
         raise InputError("hfen: the reference has no detail inside the mask (its LoG is zero everywhere)")
-    return (
-        norm_of_log(error) / below
-    )  # LoG is linear: the difference of the filtered is the filtered difference
+    return norm_of_log(error) / below  # LoG is linear: the difference of the filtered is the filtered difference
 
 
 def nmi(reference, image, mask=None, data_range: float | None = None, bins: int = NMI_BINS) -> float:
@@ -146,15 +144,11 @@ def fsc(reference, image, mask=None, voxel_size=(1.0, 1.0, 1.0), band=None, shel
     box = _bounding_box(mask, margin=12)
     window = _soft_window(mask[box])
     centre = float(np.mean(reference[mask], dtype=np.float64))
-    spectra = [
-        torch.fft.rfftn((torch.as_tensor(v[box]).float() - centre) * window) for v in (reference, image)
-    ]
+    spectra = [torch.fft.rfftn((torch.as_tensor(v[box]).float() - centre) * window) for v in (reference, image)]
     shell, weight = _shell_index(window.shape, voxel_size, band, shells)
 
     def per_shell(values: torch.Tensor) -> np.ndarray:
-        return torch.bincount(shell, (values.double() * weight).flatten(), minlength=shells + 1)[
-            :shells
-        ].numpy()
+        return torch.bincount(shell, (values.double() * weight).flatten(), minlength=shells + 1)[:shells].numpy()
 
     a, b = spectra
     cross = per_shell(a.real * b.real + a.imag * b.imag)
@@ -167,9 +161,7 @@ def fsc(reference, image, mask=None, voxel_size=(1.0, 1.0, 1.0), band=None, shel
     return FSC((np.arange(shells) + 0.5) / shells, correlation, count, area)
 
 
-def fsc_gain(
-    reference, image, baseline, mask=None, voxel_size=(1.0, 1.0, 1.0), *, band, shells: int = 40
-) -> float:
+def fsc_gain(reference, image, baseline, mask=None, voxel_size=(1.0, 1.0, 1.0), *, band, shells: int = 40) -> float:
     """How much more than `baseline` the image knows beyond the acquired `band`: difference of the FSC areas
     there.
 
@@ -239,19 +231,14 @@ def _prepare(reference, image, mask, span):
     reference, image = _to_numpy(reference), _to_numpy(image)
     if reference.ndim != 3 or reference.shape != image.shape:
         raise InputError(
-            "metrics: reference and image must be 3D and on the same grid, "
-            f"found {reference.shape} and {image.shape}"
+            f"metrics: reference and image must be 3D and on the same grid, found {reference.shape} and {image.shape}"
         )
     for name, volume in (("reference", reference), ("image", image)):
         if not np.isfinite(volume).all():
-            raise InputError(
-                f"metrics: the {name} holds {np.count_nonzero(~np.isfinite(volume))} NaN or Inf voxels"
-            )
+            raise InputError(f"metrics: the {name} holds {np.count_nonzero(~np.isfinite(volume))} NaN or Inf voxels")
     mask = np.ones(reference.shape, bool) if mask is None else _to_numpy(mask).astype(bool)
     if mask.shape != reference.shape or not mask.any():
-        raise InputError(
-            f"metrics: the mask must be non-empty and of shape {reference.shape}, found {mask.shape}"
-        )
+        raise InputError(f"metrics: the mask must be non-empty and of shape {reference.shape}, found {mask.shape}")
     return reference, image, mask, data_range(reference) if span is None else float(span)
 
 

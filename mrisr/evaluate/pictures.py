@@ -31,8 +31,7 @@ def save_comparison(
     panels += [Panel(f"{name} {psnr[name]:.2f} dB", image, affine, window) for name, image in images.items()]
     panels += [Panel("reference", trial.reference, affine, window)]
     panels += [
-        Panel(f"{name} - reference", image - trial.reference, affine, (-span, span))
-        for name, image in images.items()
+        Panel(f"{name} - reference", image - trial.reference, affine, (-span, span)) for name, image in images.items()
     ]
     footer = f"{trial.subject} {trial.case} | errors: black/white at {100 * ERROR_SPAN:g} % of the range"
     sheet = contact_sheet(panels, footer=footer)

@@ -69,9 +69,7 @@ def find_volumes(inputs: Sequence[str | Path]) -> list[Path]:
         if item.is_dir():
             inside = sorted(p for p in item.rglob("*") if p.is_file() and p.name.lower().endswith(ENDINGS))
             if not inside:
-                raise InputError(
-                    f"{item}: no volume in this folder; expected files ending in {', '.join(ENDINGS)}"
-                )
+                raise InputError(f"{item}: no volume in this folder; expected files ending in {', '.join(ENDINGS)}")
             found += inside
         elif item.exists():
             found.append(item)
@@ -154,9 +152,7 @@ def evaluate_trial(
                 tissue_change=safety.tissue_change(trial, image),
                 seconds=seconds,
                 fsc_curve=[float(v) for v in curve.correlation],
-                lesions=safety.lesion_test(subject, trial.case, methods[name], seed).as_dict()
-                if lesions
-                else None,
+                lesions=safety.lesion_test(subject, trial.case, methods[name], seed).as_dict() if lesions else None,
             )
         )
         if show is not None:

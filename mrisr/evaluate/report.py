@@ -80,9 +80,7 @@ def check_folder(folder: str | os.PathLike, force: bool) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(
-            f"{folder}: cannot be made ({error.strerror or error}); choose another folder"
-        ) from error
+        raise OutputError(f"{folder}: cannot be made ({error.strerror or error}); choose another folder") from error
     for name in (JSON_NAME, MARKDOWN_NAME):
         check_target(folder / name, force=force)
     return folder
@@ -238,21 +236,15 @@ def alarms(row: dict) -> list[str]:
     if row["chi2"] is not None and not CHI2_RANGE[0] <= row["chi2"] <= CHI2_RANGE[1]:
         found.append(f"{where}: chi2 {row['chi2']:.2f} (target {CHI2_RANGE[0]} to {CHI2_RANGE[1]})")
     if row["tissue_change"] > TISSUE_LIMIT:
-        found.append(
-            f"{where}: tissue volume changes by {row['tissue_change']:.1%} (target < {TISSUE_LIMIT:.0%})"
-        )
+        found.append(f"{where}: tissue volume changes by {row['tissue_change']:.1%} (target < {TISSUE_LIMIT:.0%})")
     lesions = row.get("lesions")
     if lesions and lesions["inserted"]:
         if lesions["survived"] < SURVIVAL * lesions["inserted"]:
             found.append(f"{where}: {lesions['survived']} of {lesions['inserted']} lesions survive")
         if lesions["recovered"] < lesions["visible"]:
-            found.append(
-                f"{where}: {lesions['recovered']} of {lesions['visible']} visible lesions keep 80 % contrast"
-            )
+            found.append(f"{where}: {lesions['recovered']} of {lesions['visible']} visible lesions keep 80 % contrast")
         if lesions["ghosts"] or lesions["phantoms"]:
-            found.append(
-                f"{where}: {lesions['ghosts']} ghosts and {lesions['phantoms']} phantoms where no lesion was"
-            )
+            found.append(f"{where}: {lesions['ghosts']} ghosts and {lesions['phantoms']} phantoms where no lesion was")
     return found
 
 

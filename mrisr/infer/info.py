@@ -153,9 +153,7 @@ def resolution(psf, source_mm: Sequence[float], target_mm: Sequence[float]) -> t
         nyquist = 0.5 / target
         measured = min(0.5 / axis.width, 0.5 / stored, nyquist)
         axes.append(
-            AxisResolution(
-                axis.kind, float(axis.width), float(stored), float(target), float(measured), float(nyquist)
-            )
+            AxisResolution(axis.kind, float(axis.width), float(stored), float(target), float(measured), float(nyquist))
         )
     return tuple(axes)
 

@@ -45,9 +45,7 @@ class Cost:
 
 # From the student's resident peak on a CPU, rounded up; tests/infer/test_memory.py holds budgets to it.
 COSTS = {"openvino": Cost(120 * MB, 4.0), "torch": Cost(150 * MB, 9.0)}
-PIECE_BYTES = (
-    32  # per voxel of a piece around the network: state, start, output, and the preconditioning of them
-)
+PIECE_BYTES = 32  # per voxel of a piece around the network: state, start, output, and the preconditioning of them
 # float32 target volumes alive at once: start, residual, and the products that make them and take their band out
 TARGET_COPIES = 7.0
 SOURCE_COPIES = 6.0
@@ -65,9 +63,7 @@ def parse_budget(memory: str | int | float | None) -> int | None:
     elif isinstance(memory, (int, float)) and not isinstance(memory, bool) and np.isfinite(memory):
         size = memory
     if size < 1:
-        raise UsageError(
-            f'memory: expected a size such as "2GB", "512MB" or a number of bytes, found {memory!r}'
-        )
+        raise UsageError(f'memory: expected a size such as "2GB", "512MB" or a number of bytes, found {memory!r}')
     return int(size)
 
 

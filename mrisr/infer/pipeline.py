@@ -94,9 +94,7 @@ class Job:
         return WINDOW_ALIGN if self.net.config.attention else tiles.BRICK
 
 
-def upscale_volume(
-    volume: Volume, target: Grid, model: Any, options: Options, report: Report
-) -> tuple[Volume, Info]:
+def upscale_volume(volume: Volume, target: Grid, model: Any, options: Options, report: Report) -> tuple[Volume, Info]:
     """Bring `volume` onto `target`: (result in the input's intensity units, the account).
 
     Args:
@@ -137,9 +135,7 @@ def _prepare(volume: Volume, target: Grid, model: Any, options: Options, report:
         budget = memory.default_budget(engine.device)
     held = memory.resident() if engine.device.type == "cpu" else 0
     frames = volume.data.shape[3] if volume.data.ndim == 4 else 1
-    job = Job(
-        source, target, model, options, engine, why, psf, psf_from, certain, budget, held, frames, report
-    )
+    job = Job(source, target, model, options, engine, why, psf, psf_from, certain, budget, held, frames, report)
     job.need = _demand(job)
     job.order = canonical_order(psf, target.voxel_size)
     job.start = start_matrices(source.shape, source.voxel_size, target.shape, target.voxel_size, psf)

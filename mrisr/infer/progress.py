@@ -48,9 +48,7 @@ def reporting(progress: bool | Callback | None) -> Iterator[Report]:
         yield Report(progress)
         return
     if progress not in (None, False, True):
-        raise UsageError(
-            f"progress: expected None, True, False or a callable (stage, fraction), got {progress!r}."
-        )
+        raise UsageError(f"progress: expected None, True, False or a callable (stage, fraction), got {progress!r}.")
     if not progress or not sys.stderr.isatty():
         yield Report()
         return

@@ -171,13 +171,9 @@ def plan(
 def _given_tile(tile: int | Triple, extent: Triple, align: int) -> Triple:
     least = smallest_tile(align)
     sizes = (tile,) * 3 if isinstance(tile, (int, np.integer)) and not isinstance(tile, bool) else tile
-    whole = isinstance(sizes, (tuple, list, np.ndarray)) and all(
-        isinstance(s, (int, np.integer)) for s in sizes
-    )
+    whole = isinstance(sizes, (tuple, list, np.ndarray)) and all(isinstance(s, (int, np.integer)) for s in sizes)
     if not whole or len(sizes) != 3 or min(sizes) < least:
-        raise UsageError(
-            f"tile: expected None or at least {least} voxels (one whole number or three), found {tile!r}"
-        )
+        raise UsageError(f"tile: expected None or at least {least} voxels (one whole number or three), found {tile!r}")
     return tuple(min(round_up(s), n) for s, n in zip(sizes, extent, strict=True))
 
 

@@ -87,9 +87,7 @@ def _place(name: str, affine: np.ndarray | None, voxel_size: Any) -> np.ndarray:
 
 def _check_agreement(volume: Volume, affine: np.ndarray | None, voxel_size: Any) -> None:
     if affine is not None and np.abs(check_affine(affine, "affine") - volume.affine).max() > 1e-3:
-        raise UsageError(
-            f"affine: {volume.name} has another affine of its own; leave it out, or pass the array"
-        )
+        raise UsageError(f"affine: {volume.name} has another affine of its own; leave it out, or pass the array")
     if voxel_size is not None:
         _check_sizes(volume.name, volume.voxel_size, voxel_size)
 
@@ -97,9 +95,7 @@ def _check_agreement(volume: Volume, affine: np.ndarray | None, voxel_size: Any)
 def _check_sizes(owner: str, own: Any, stated: Any) -> None:
     if not np.allclose(own, triple(stated, "input_voxel_size"), rtol=1e-3):
         sizes = " x ".join(f"{s:.4g}" for s in own)
-        raise UsageError(
-            f"input_voxel_size: {owner} says {sizes} mm, found {stated}; leave one of the two out"
-        )
+        raise UsageError(f"input_voxel_size: {owner} says {sizes} mm, found {stated}; leave one of the two out")
 
 
 def _from_path(path: str | os.PathLike) -> tuple[Volume, Restore]:
@@ -130,9 +126,7 @@ def _from_simpleitk(image: Any) -> tuple[Volume, Restore]:
     n = image.GetDimension()
     direction = np.array(image.GetDirection()).reshape(n, n)
     if n == 4 and not np.allclose([*direction[:3, 3], *direction[3, :3]], 0):
-        raise GeometryError(
-            f"{name}: its direction mixes time and space; expected a block of 3 x 3 for space"
-        )
+        raise GeometryError(f"{name}: its direction mixes time and space; expected a block of 3 x 3 for space")
     affine = np.eye(4)
     affine[:3, :3] = direction[:3, :3] * np.array(image.GetSpacing())[:3]
     affine[:3, 3] = image.GetOrigin()[:3]

@@ -25,9 +25,7 @@ def check_target(path: str | os.PathLike, *, force: bool = False) -> Path:
         if target.exists() and not target.is_file():
             raise OutputError(f"{path}: is a device or pipe; give the name of a regular file")
         if target.exists() and not force:
-            raise OutputError(
-                f"{path}: exists already; choose another name, or overwrite it with force (--force)"
-            )
+            raise OutputError(f"{path}: exists already; choose another name, or overwrite it with force (--force)")
         if not target.parent.is_dir():
             raise OutputError(f"{path}: there is no directory {target.parent}; create it first")
         if not os.access(target.parent, os.W_OK | os.X_OK):

@@ -83,17 +83,13 @@ def _headers(paths: list[Path], name: str) -> list[Any]:
     try:
         import pydicom
     except ImportError as error:
-        raise InputError(
-            f"{name}: DICOM needs pydicom; install it with: pip install 'mrisr[dicom]'"
-        ) from error
+        raise InputError(f"{name}: DICOM needs pydicom; install it with: pip install 'mrisr[dicom]'") from error
     headers = []
     for path in paths:
         try:
             header = pydicom.dcmread(path)
         except (pydicom.errors.InvalidDicomError, OSError, EOFError, ValueError) as error:
-            raise InputError(
-                f"{path}: cannot be read as DICOM ({error}); copy it again or leave it out"
-            ) from error
+            raise InputError(f"{path}: cannot be read as DICOM ({error}); copy it again or leave it out") from error
         if "Rows" in header:  # DICOMDIR, reports and the like have no picture
             headers.append(header)
     if not headers:
@@ -107,9 +103,7 @@ def _one_series(headers: list[Any], series: str | None, name: str) -> list[Any]:
         by_series.setdefault(str(header.get("SeriesInstanceUID", "")), []).append(header)
     if series is None and len(by_series) == 1:
         return headers
-    found = "; ".join(
-        f"{uid} ({h[0].get('SeriesDescription', '?')}, {len(h)})" for uid, h in by_series.items()
-    )
+    found = "; ".join(f"{uid} ({h[0].get('SeriesDescription', '?')}, {len(h)})" for uid, h in by_series.items())
     if series is None:
         raise InputError(f"{name}: {len(by_series)} series; pick one with series= or keep one: {found}")
     if series not in by_series:
@@ -129,9 +123,7 @@ def _geometry(slices: list[Any], name: str) -> tuple[list[Any], np.ndarray]:
     steps = np.diff(positions @ normal)
     if steps.min() < 1e-3:
         where = int(np.argmin(steps))
-        raise GeometryError(
-            f"{name}: two slices at one position ({where}); give one echo, phase or time point"
-        )
+        raise GeometryError(f"{name}: two slices at one position ({where}); give one echo, phase or time point")
     mean = (positions[-1] - positions[0]) / len(steps)
     apart = np.linalg.norm(np.diff(positions, axis=0) - mean, axis=1)
     worst = int(apart.argmax())
@@ -164,13 +156,9 @@ def _pixels(header: Any, name: str) -> np.ndarray:
         stored = header.pixel_array
     except (AttributeError, ValueError, RuntimeError, NotImplementedError, ImportError) as error:
         found = " ".join(str(error).split())
-        raise InputError(
-            f"{name}: pixels cannot be decoded ({found}); convert with dcm2niix first"
-        ) from error
+        raise InputError(f"{name}: pixels cannot be decoded ({found}); convert with dcm2niix first") from error
     if stored.ndim != 2:
-        raise InputError(
-            f"{name}: colour or multi-frame slices, shape {stored.shape}; expected one plane each"
-        )
+        raise InputError(f"{name}: colour or multi-frame slices, shape {stored.shape}; expected one plane each")
     return stored * float(header.get("RescaleSlope", 1)) + float(header.get("RescaleIntercept", 0))
 
 

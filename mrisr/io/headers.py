@@ -61,9 +61,7 @@ def nifti_header(volume: Volume) -> Nifti1Header:
         header.set_data_shape(volume.data.shape)  # would reset the spacing of axes not in use
         header["pixdim"] = pixdim
     except HeaderDataError as error:
-        raise OutputError(
-            f"{volume.name}: shape {volume.data.shape} does not fit NIfTI-1 ({error})"
-        ) from error
+        raise OutputError(f"{volume.name}: shape {volume.data.shape} does not fit NIfTI-1 ({error})") from error
     if isinstance(volume.header, MGHHeader) and volume.data.ndim == 4:
         header["pixdim"][4] = volume.header["tr"]
     header.set_data_dtype(np.float32)

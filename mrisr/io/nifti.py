@@ -56,9 +56,7 @@ def read(path: str | os.PathLike) -> Volume:
     with _reading(name):
         image = nib.load(path, mmap=False)
     if not isinstance(image, (Nifti1Pair, MGHImage)) or isinstance(image, nib.Cifti2Image):
-        raise InputError(
-            f"{name}: found {type(image).__name__}, expected NIfTI or MGH; convert it to NIfTI first"
-        )
+        raise InputError(f"{name}: found {type(image).__name__}, expected NIfTI or MGH; convert it to NIfTI first")
     if isinstance(image, Nifti1Pair):
         _check_raw_voxel_size(image, name)
     _check_length(image, path, name, length)
@@ -99,9 +97,7 @@ def check_output(path: str | os.PathLike, *, force: bool = False) -> str:
     """Whether `write` could write there: the ending it has. OutputError otherwise."""
     ending = _ending(Path(path), WRITE_ENDINGS)
     if ending is None:
-        raise OutputError(
-            f"{path}: the output format is not known; end the name in {', '.join(WRITE_ENDINGS)}"
-        )
+        raise OutputError(f"{path}: the output format is not known; end the name in {', '.join(WRITE_ENDINGS)}")
     check_target(path, force=force)
     return ending
 
@@ -163,14 +159,10 @@ def _check_signature(path: Path, name: str, ending: str, start: bytes) -> None:
     if ending.startswith(".nii"):
         found = start[4:8] if start[4:7] == b"n+2" else start[344:348]
         if found[:3] not in (b"n+1", b"n+2"):
-            raise InputError(
-                f"{name}: not a NIfTI file: expected the magic b'n+1' or b'n+2', found {found!r}"
-            )
+            raise InputError(f"{name}: not a NIfTI file: expected the magic b'n+1' or b'n+2', found {found!r}")
     elif ending.startswith(".mg"):
         if start[:4] != MGH_VERSION:
-            raise InputError(
-                f"{name}: not an MGH file: expected the start {MGH_VERSION!r}, found {start[:4]!r}"
-            )
+            raise InputError(f"{name}: not an MGH file: expected the start {MGH_VERSION!r}, found {start[:4]!r}")
     else:
         other = ending.replace("hdr", "img") if "hdr" in ending else ending.replace("img", "hdr")
         partner = path.name[: -len(ending)] + other
@@ -209,9 +201,7 @@ def _reading(name: str) -> Iterator[None]:
     try:
         yield
     except MemoryError as error:
-        raise MemoryBudgetError(
-            f"{name}: does not fit in memory; use a machine with more, or crop it"
-        ) from error
+        raise MemoryBudgetError(f"{name}: does not fit in memory; use a machine with more, or crop it") from error
     except UNREADABLE as error:
         found = " ".join(str(error).split())
         if isinstance(error, DAMAGED):
@@ -247,9 +237,7 @@ def _warn_where_header_disagrees(volume: Volume) -> None:
         apart = corners @ (volume.affine - affine_in_mm(other, header)).T
         farthest = np.linalg.norm(apart[:, :3], axis=1).max()
         if farthest > DIFFERENT_MM:
-            _warn(
-                f"{name}: sform and qform differ by {farthest:.4g} mm at the farthest corner; sform is used"
-            )
+            _warn(f"{name}: sform and qform differ by {farthest:.4g} mm at the farthest corner; sform is used")
         return
     sizes, sform_sizes = header.get_zooms()[:3], np.linalg.norm(header.get_sform()[:3, :3], axis=0)
     if not np.allclose(sizes, sform_sizes, rtol=1e-3):

@@ -130,9 +130,7 @@ class Condition:
         if self.guidance is None:
             return torch.zeros(len(self.noise), GUIDANCE_CHANNELS, *size, device=self.noise.device)
         if tuple(self.guidance.shape[1:]) != (GUIDANCE_CHANNELS, *size):
-            raise UsageError(
-                f"guidance: expected [N, {GUIDANCE_CHANNELS}, {size}], found {tuple(self.guidance.shape)}"
-            )
+            raise UsageError(f"guidance: expected [N, {GUIDANCE_CHANNELS}, {size}], found {tuple(self.guidance.shape)}")
         return self.guidance
 
 

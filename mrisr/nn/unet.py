@@ -159,9 +159,7 @@ class UNet(nn.Module):
         """The network between space-to-depth and depth-to-space: [N, 16, D/2, ...] -> [N, 8, D/2, ...]."""
         active0 = active1 = None
         if active is not None:
-            active0, active1 = (
-                torch.nn.functional.interpolate(active.float(), scale_factor=s) > 0 for s in (4, 2)
-            )
+            active0, active1 = (torch.nn.functional.interpolate(active.float(), scale_factor=s) > 0 for s in (4, 2))
             active = active > 0
         e = self.embed(vector)
         h0 = self.encode0(mask_out(self.entrance(packed), active0), e, active0)

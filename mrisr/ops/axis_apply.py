@@ -105,9 +105,7 @@ def _run_native(x: torch.Tensor, matrix: torch.Tensor, axis: int) -> torch.Tenso
     inner = int(np.prod(x.shape[x.ndim + axis - 2 :], dtype=np.int64))
     outer = int(np.prod(x.shape[: x.ndim + axis - 3], dtype=np.int64))
     n_out, n_in = matrix.shape
-    native.module().axis_apply(
-        address(out), address(x), address(matrix), outer, n_in, n_out, inner, DROP, threads()
-    )
+    native.module().axis_apply(address(out), address(x), address(matrix), outer, n_in, n_out, inner, DROP, threads())
     return out
 
 

@@ -41,9 +41,7 @@ def blend_add_(volume, tile, origin: Sequence[int], weights, *, backend: str | N
             f"{tile.device} and {volume.dtype} on {volume.device}"
         )
     if any(not 0 <= o <= n for o, n in zip(origin, volume.shape)):
-        raise UsageError(
-            f"blend_add_: origin must lie in the volume {tuple(volume.shape)}; it is {tuple(origin)}"
-        )
+        raise UsageError(f"blend_add_: origin must lie in the volume {tuple(volume.shape)}; it is {tuple(origin)}")
     _blend_add(volume, tile, origin, *weights, backend or "")
     return volume
 
@@ -56,9 +54,7 @@ def gather(volume: torch.Tensor, origin: Sequence[int], shape: Sequence[int], *,
     """
     origin, shape = _triple(origin, "gather", "origin"), _triple(shape, "gather", "shape")
     if volume.ndim != 3 or 0 in volume.shape:
-        raise UsageError(
-            f"gather: expected a volume [D, H, W] with voxels in it; found {tuple(volume.shape)}"
-        )
+        raise UsageError(f"gather: expected a volume [D, H, W] with voxels in it; found {tuple(volume.shape)}")
     if min(shape) < 0:
         raise UsageError(f"gather: shape must not be negative; it is {tuple(shape)}")
     return _gather(volume, origin, shape, backend or "")

@@ -102,9 +102,7 @@ def apply(
     return run.apply(x, folded, act or "none")
 
 
-def fold(
-    mean, rstd, weight, bias, scale, shift, channels: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def fold(mean, rstd, weight, bias, scale, shift, channels: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(a, b, m), float64 [N, C]: y = act(a (x - m) + b); m is the mean rounded to float32, b holds the
     rest."""
     per_group = channels // mean.shape[1]
@@ -112,11 +110,7 @@ def fold(
     gain = 1.0 if scale is None else 1.0 + scale.double()
     a = rstd * gain * (1.0 if weight is None else weight.double())
     m = mean.float().double()
-    b = (
-        (0.0 if bias is None else bias.double()) * gain
-        + (0.0 if shift is None else shift.double())
-        - (mean - m) * a
-    )
+    b = (0.0 if bias is None else bias.double()) * gain + (0.0 if shift is None else shift.double()) - (mean - m) * a
     return a, b, m
 
 
@@ -126,9 +120,7 @@ def _check(x, groups, weight, bias, scale, shift, mask, act, eps) -> None:
         raise UsageError(f"group_norm: x must be floating point [N, C, D, H, W]; it is {x.dtype} {shape}")
     n, c = shape[:2]
     if groups < 1 or c % groups:
-        raise UsageError(
-            f"group_norm: channels ({c}) must be divisible by groups ({groups}); x.shape={shape}"
-        )
+        raise UsageError(f"group_norm: channels ({c}) must be divisible by groups ({groups}); x.shape={shape}")
     if act not in (None, *_ACTS):
         raise UsageError(f"group_norm: act must be 'silu' or None; it is {act!r}")
     if not eps > 0:
@@ -140,13 +132,10 @@ def _check(x, groups, weight, bias, scale, shift, mask, act, eps) -> None:
             continue
         if tuple(tensor.shape) != expected[name]:
             raise UsageError(
-                f"group_norm: {name} must be {list(expected[name])}; it is {list(tensor.shape)}, "
-                f"x.shape={shape}"
+                f"group_norm: {name} must be {list(expected[name])}; it is {list(tensor.shape)}, x.shape={shape}"
             )
         if tensor.device != x.device:
-            raise UsageError(
-                f"group_norm: {name} is on {tensor.device}, x on {x.device}; move one to the other"
-            )
+            raise UsageError(f"group_norm: {name} is on {tensor.device}, x on {x.device}; move one to the other")
     if mask is not None and mask.dtype not in (torch.bool, torch.uint8):
         raise UsageError(f"group_norm: mask must be bool or uint8; it is {mask.dtype}")
 
@@ -193,9 +182,7 @@ def _save(ctx, inputs, output) -> None:
 
 def _backward(ctx, grad, _mean, _rstd):
     x, mean, rstd, weight, bias, scale, shift, mask = ctx.saved_tensors
-    dx, d_gain, d_offset = _group_norm_backward(
-        grad, x, mean, rstd, weight, bias, scale, shift, mask, ctx.act
-    )
+    dx, d_gain, d_offset = _group_norm_backward(grad, x, mean, rstd, weight, bias, scale, shift, mask, ctx.act)
     # z = gain * xhat + offset with gain = weight (1 + scale), offset = bias (1 + scale) + shift, all [N, C].
     one = 1.0 if scale is None else 1.0 + scale
     d_weight = None if weight is None else (d_gain * one).sum(0).to(weight.dtype)
@@ -256,9 +243,7 @@ def _group_norm_backward(
     def over_group(t: torch.Tensor) -> torch.Tensor:
         return ((gain * t).reshape(n, groups, -1).sum(-1) / count).repeat_interleave(c // groups, dim=1)
 
-    through_statistics = per_channel(over_group(d_offset) * rstd_c) + xhat * per_channel(
-        over_group(d_gain) * rstd_c
-    )
+    through_statistics = per_channel(over_group(d_offset) * rstd_c) + xhat * per_channel(over_group(d_gain) * rstd_c)
     if mask is not None:
         through_statistics = torch.where(mask != 0, through_statistics, 0.0)
     dx = (dz * per_channel(gain * rstd_c) - through_statistics).to(x.dtype)

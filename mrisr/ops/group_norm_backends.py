@@ -39,9 +39,7 @@ class Reference:
         work = torch.float64 if x.dtype == torch.float64 else torch.float32
         x = x.reshape(n, groups, c // groups, voxels).to(work)
         if mask is None:
-            count = torch.full(
-                (n, groups), float(voxels * (c // groups)), dtype=torch.float64, device=x.device
-            )
+            count = torch.full((n, groups), float(voxels * (c // groups)), dtype=torch.float64, device=x.device)
         else:
             active = (mask != 0).reshape(n, 1, 1, voxels)
             count = (active.sum((2, 3)) * (c // groups)).double().expand(n, groups)
@@ -75,12 +73,8 @@ class Native:
         mean, rstd = (x.new_empty((n, groups), dtype=torch.float64) for _ in range(2))
         folded = x.new_empty((3, n, c)).unbind(0)
         film = [_f32(t) for t in (weight, bias, scale, shift)]
-        core.group_norm_merge(
-            address(mean), address(rstd), address(partials), n, partials.shape[1], groups, eps
-        )
-        core.group_norm_fold(
-            *map(address, folded), address(mean), address(rstd), *map(address, film), n, c, groups
-        )
+        core.group_norm_merge(address(mean), address(rstd), address(partials), n, partials.shape[1], groups, eps)
+        core.group_norm_fold(*map(address, folded), address(mean), address(rstd), *map(address, film), n, c, groups)
         return self.apply(x, folded, act), mean, rstd
 
     def stats(self, x: torch.Tensor, groups: int, mask: torch.Tensor | None) -> torch.Tensor:
@@ -138,9 +132,7 @@ class Cuda:
 
     def stats(self, x: torch.Tensor, groups: int, mask: torch.Tensor | None) -> torch.Tensor:
         core, (n, c, voxels) = native.module(), _flat(x)
-        partials = torch.empty(
-            (n, core.group_norm_slabs(voxels), groups, 3), dtype=torch.float64, device=x.device
-        )
+        partials = torch.empty((n, core.group_norm_slabs(voxels), groups, 3), dtype=torch.float64, device=x.device)
         with torch.cuda.device(x.device):
             stream, code = torch.cuda.current_stream().cuda_stream, _DTYPE_CODES[x.dtype]
             sizes = (n, c, voxels, groups, _is_last(x), code, stream)

@@ -56,14 +56,10 @@ def normal_noise(
     return _normal_noise(*box, signed, sample, step, torch.device(device), backend or "")
 
 
-def _box(
-    shape: Sequence[int], origin: Sequence[int], grid: Sequence[int]
-) -> tuple[list[int], list[int], list[int]]:
+def _box(shape: Sequence[int], origin: Sequence[int], grid: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
     box = [int(v) for v in shape], [int(v) for v in origin], [int(v) for v in grid]
     if any(len(part) != 3 for part in box):
-        raise UsageError(
-            f"normal_noise: shape, origin and grid_shape have three entries each; they are {box}"
-        )
+        raise UsageError(f"normal_noise: shape, origin and grid_shape have three entries each; they are {box}")
     for d, (n, o, g) in enumerate(zip(*box)):
         if n < 0 or o < 0 or o + n > g:
             raise UsageError(
@@ -105,9 +101,7 @@ def philox(counter: Sequence[torch.Tensor], key: tuple[int, int]) -> list[torch.
     return [c0, c1, c2, c3]
 
 
-def words(
-    shape, *, seed: int, origin=(0, 0, 0), grid_shape=None, sample: int = 0, step: int = 0, device="cpu"
-):
+def words(shape, *, seed: int, origin=(0, 0, 0), grid_shape=None, sample: int = 0, step: int = 0, device="cpu"):
     """The four Philox words of every voxel of a box: int64 [D, H, W, 4], values 0 to 2**32 - 1
     (reference)."""
     shape, origin, grid = _box(shape, origin, grid_shape if grid_shape is not None else shape)
@@ -127,9 +121,7 @@ def reference(shape, origin, grid, seed, sample, step, device, dtype=torch.float
 
 def _run_native(shape, origin, grid, seed, sample, step, device) -> torch.Tensor:
     out = torch.empty(shape, dtype=torch.float32)
-    native.module().normal_noise(
-        address(out), shape, origin, grid, seed & (2**64 - 1), sample, step, threads()
-    )
+    native.module().normal_noise(address(out), shape, origin, grid, seed & (2**64 - 1), sample, step, threads())
     return out
 
 
@@ -137,9 +129,7 @@ def _run_cuda(shape, origin, grid, seed, sample, step, device) -> torch.Tensor:
     out = torch.empty(shape, dtype=torch.float32, device=device)
     with torch.cuda.device(out.device):
         stream = torch.cuda.current_stream().cuda_stream
-        native.module().cuda_normal_noise(
-            address(out), shape, origin, grid, seed & (2**64 - 1), sample, step, stream
-        )
+        native.module().cuda_normal_noise(address(out), shape, origin, grid, seed & (2**64 - 1), sample, step, stream)
     return out
 
 

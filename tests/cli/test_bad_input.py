@@ -74,9 +74,7 @@ INPUTS = {
     "constant": (lambda d: save(d / "a.nii", np.ones(SHAPE, np.float32)), "constant"),
     "zero voxel size": (lambda d: with_pixdim(d / "a.nii", (1, 0, 1)), "voxel size"),
     "no inverse": (
-        lambda d: save(
-            d / "a.nii", ramp(*SHAPE), np.array([[1.0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
-        ),
+        lambda d: save(d / "a.nii", ramp(*SHAPE), np.array([[1.0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])),
         "",
     ),
     "complex": (lambda d: save(d / "a.nii", ramp(*SHAPE).astype(np.complex64)), "complex"),
@@ -105,9 +103,7 @@ def test_unusable_input(what, folders, weights, mrisr_command):
     make, words = INPUTS[what]
     source, out = folders
     path = make(source)
-    end = mrisr_command(
-        "upscale", "-i", path, "-o", out / "a.nii.gz", "--preview", out / "p.png", "--model", weights
-    )
+    end = mrisr_command("upscale", "-i", path, "-o", out / "a.nii.gz", "--preview", out / "p.png", "--model", weights)
     one_line(end, 3, words, out)
     assert str(path) in end.errors[0]
 

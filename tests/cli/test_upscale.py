@@ -38,9 +38,7 @@ def test_image_preview_and_info(scan, weights, tmp_path, mrisr_command):
 
 def test_the_command_is_the_python_call(scan, weights, tmp_path, mrisr_command):
     options = ("--voxel-size", 1.5, 1, 2, "--psf", "kspace", "kspace", "gaussian:2.5", "--engine", "torch")
-    end = mrisr_command(
-        "upscale", "-i", scan, "-o", tmp_path / "a.nii", "--model", weights, *options, "--quiet"
-    )
+    end = mrisr_command("upscale", "-i", scan, "-o", tmp_path / "a.nii", "--model", weights, *options, "--quiet")
     assert (end.code, end.err) == (0, "")
     expected = mrisr.upscale(
         str(scan),
@@ -56,9 +54,7 @@ def test_the_command_is_the_python_call(scan, weights, tmp_path, mrisr_command):
 
 @pytest.mark.parametrize("ending", [".nii", ".mgz"])
 def test_the_extension_chooses_the_format(ending, scan, weights, tmp_path, mrisr_command):
-    end = mrisr_command(
-        "upscale", "-i", scan, "-o", tmp_path / f"a{ending}", "--factor", 1.5, "--model", weights
-    )
+    end = mrisr_command("upscale", "-i", scan, "-o", tmp_path / f"a{ending}", "--factor", 1.5, "--model", weights)
     assert end.code == 0
     assert nib.load(tmp_path / f"a{ending}").shape == (36, 39, 33)
 
@@ -74,9 +70,7 @@ def test_an_existing_output_needs_force(scan, weights, tmp_path, mrisr_command):
 
 
 def test_new_files_have_the_permissions_of_any_new_file(scan, weights, tmp_path, mrisr_command):
-    mrisr_command(
-        "upscale", "-i", scan, "-o", tmp_path / "a.nii", "--model", weights, "--info", tmp_path / "i.json"
-    )
+    mrisr_command("upscale", "-i", scan, "-o", tmp_path / "a.nii", "--model", weights, "--info", tmp_path / "i.json")
     (tmp_path / "plain").touch()
     assert {path.stat().st_mode for path in tmp_path.iterdir()} == {(tmp_path / "plain").stat().st_mode}
 
@@ -97,9 +91,7 @@ def test_a_failure_while_writing_leaves_nothing(scan, weights, tmp_path, mrisr_c
 
 
 def test_each_warning_is_one_line(scan, weights, tmp_path, mrisr_command):
-    end = mrisr_command(
-        "upscale", "-i", scan, "-o", tmp_path / "a.nii", "--voxel-size", 3, "--model", weights
-    )
+    end = mrisr_command("upscale", "-i", scan, "-o", tmp_path / "a.nii", "--voxel-size", 3, "--model", weights)
     assert end.code == 0 and len(end.warnings) == 1 and "already finer" in end.warnings[0]
 
 

@@ -19,9 +19,7 @@ def plain_map_coordinates(volume, source, target, order):
     index = np.indices(target.shape).reshape(3, -1)
     index = np.vstack([index, np.ones(index.shape[1])])
     where = (np.linalg.inv(source.affine) @ target.affine @ index)[:3]
-    return map_coordinates(volume.astype(np.float64), where, order=order, mode="nearest").reshape(
-        target.shape
-    )
+    return map_coordinates(volume.astype(np.float64), where, order=order, mode="nearest").reshape(target.shape)
 
 
 def oblique(shape, voxel):
@@ -64,10 +62,7 @@ def smooth_texture(shape, seed):
     spectrum = np.fft.rfftn(rng.standard_normal(shape))
     f = np.sqrt(
         sum(
-            g**2
-            for g in np.meshgrid(
-                *[np.fft.fftfreq(n) for n in shape[:2]], np.fft.rfftfreq(shape[2]), indexing="ij"
-            )
+            g**2 for g in np.meshgrid(*[np.fft.fftfreq(n) for n in shape[:2]], np.fft.rfftfreq(shape[2]), indexing="ij")
         )
     )
     volume = np.fft.irfftn(spectrum / (0.05 + f) ** 2.5, s=shape, axes=(0, 1, 2))
@@ -75,9 +70,7 @@ def smooth_texture(shape, seed):
 
 
 def subject(seed, shape=(36, 36, 36)):
-    return Subject(
-        f"texture{seed}", smooth_texture(shape, seed), Grid(shape, np.eye(4)), np.ones(shape, bool)
-    )
+    return Subject(f"texture{seed}", smooth_texture(shape, seed), Grid(shape, np.eye(4)), np.ones(shape, bool))
 
 
 def error(trial, method):

@@ -54,15 +54,11 @@ def hfen_by_definition(x, y, mask):
     g = gaussian(sigma, radius)
     d = g * (t**2 / sigma**4 - 1 / sigma**2)
     d -= d.mean()
-    kernel = sum(
-        np.einsum("i,j,k->ijk", *(d if axis == other else g for other in range(3))) for axis in range(3)
-    )
+    kernel = sum(np.einsum("i,j,k->ijk", *(d if axis == other else g for other in range(3))) for axis in range(3))
 
     def log(volume):
         padded = mirrored(volume, radius)
-        return np.array(
-            [(kernel * padded[i : i + 15, j : j + 15, k : k + 15]).sum() for i, j, k in np.argwhere(mask)]
-        )
+        return np.array([(kernel * padded[i : i + 15, j : j + 15, k : k + 15]).sum() for i, j, k in np.argwhere(mask)])
 
     return np.linalg.norm(log(y) - log(x)) / np.linalg.norm(log(x))
 
@@ -100,9 +96,7 @@ def test_ssim_in_a_bounding_box_equals_the_whole(pair):
 
 def test_hfen_matches_the_definition(pair):
     reference, image, mask = pair
-    assert metrics.hfen(reference, image, mask) == pytest.approx(
-        hfen_by_definition(reference, image, mask), rel=1e-5
-    )
+    assert metrics.hfen(reference, image, mask) == pytest.approx(hfen_by_definition(reference, image, mask), rel=1e-5)
 
 
 def test_nmi_matches_histogram_entropies(pair):
@@ -139,9 +133,7 @@ def test_brightness_is_not_forgiven(pair):
 def test_scale_of_the_units_does_not_matter(pair):
     reference, image, mask = pair
     for metric in (metrics.psnr, metrics.ssim3d, metrics.hfen, metrics.nmi):
-        assert metric(reference / 512, image / 512, mask) == pytest.approx(
-            metric(reference, image, mask), rel=1e-4
-        )
+        assert metric(reference / 512, image / 512, mask) == pytest.approx(metric(reference, image, mask), rel=1e-4)
 
 
 def test_fsc_falls_where_an_image_holds_nothing():

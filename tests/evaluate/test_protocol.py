@@ -80,9 +80,7 @@ def test_run_over_a_folder_names_and_counts_what_it_skipped(scans):
     (scans / "broken.nii.gz").write_bytes(b"not a scan")
     (scans / "notes.txt").write_text("not a volume at all")
     with pytest.warns(MrisrWarning, match="skipped broken.nii.gz"):
-        outcome = run_protocol(
-            find_volumes([scans]), pick_cases(["iso2", "thick4"]), build_methods(["zerofill"])
-        )
+        outcome = run_protocol(find_volumes([scans]), pick_cases(["iso2", "thick4"]), build_methods(["zerofill"]))
     assert outcome.volumes == ["one", "two"]
     assert [s["file"] for s in outcome.skipped] == ["broken.nii.gz"]
     assert len(outcome.rows) == 2 * 2 * 2
@@ -172,9 +170,7 @@ def test_untrained_weights_are_plain_interpolation(head, tmp_path):
 def test_four_dimensional_files_give_one_subject_per_frame(tmp_path, head):
     import nibabel as nib
 
-    nib.save(
-        nib.Nifti1Image(np.stack([head.data, 2 * head.data], -1), np.eye(4)), tmp_path / "two.frames.nii.gz"
-    )
+    nib.save(nib.Nifti1Image(np.stack([head.data, 2 * head.data], -1), np.eye(4)), tmp_path / "two.frames.nii.gz")
     assert [s.name for s in load_subjects(tmp_path / "two.frames.nii.gz")] == [
         "two.frames[0]",
         "two.frames[1]",

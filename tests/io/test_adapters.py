@@ -43,9 +43,7 @@ def test_arrays(data, dtype):
     assert np.array_equal(back[::2, ::2, ::2], given.astype("f4"))
 
 
-@pytest.mark.parametrize(
-    "dtype", [torch.bool, torch.uint8, torch.int16, torch.float16, torch.bfloat16, torch.float64]
-)
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int16, torch.float16, torch.bfloat16, torch.float64])
 def test_tensors(dtype):
     given = (torch.from_numpy(FRAMES) / 128).to(dtype).requires_grad_(dtype.is_floating_point)
     if not dtype.is_floating_point:
@@ -80,9 +78,7 @@ def test_an_array_without_a_place_is_taken_as_1_mm_with_a_warning():
 def test_affine_and_voxel_size_must_agree():
     volume, _ = to_volume(RAMP, AFFINE, (1.1, 0.9, 2.3))
     assert np.array_equal(volume.affine, AFFINE)
-    with pytest.raises(
-        UsageError, match="input_voxel_size: affine says 1.1 x 0.9 x 2.3 mm, found 1; leave one"
-    ):
+    with pytest.raises(UsageError, match="input_voxel_size: affine says 1.1 x 0.9 x 2.3 mm, found 1; leave one"):
         to_volume(RAMP, AFFINE, 1)
     with pytest.raises(UsageError, match="input_voxel_size: expected one positive number or three, found -1"):
         to_volume(RAMP, input_voxel_size=-1)

@@ -316,9 +316,7 @@ def test_the_warning_gives_the_distance_at_the_farthest_corner(tmp_path):
     moved = STRAIGHT.copy()
     moved[:3, 3] += [3, 4, 0]
     path = Kind(sform=(moved, 1), qform=(STRAIGHT, 1)).save(tmp_path)
-    with pytest.warns(
-        MrisrWarning, match=r"sform and qform differ by 5 mm at the farthest corner; sform is used"
-    ):
+    with pytest.warns(MrisrWarning, match=r"sform and qform differ by 5 mm at the farthest corner; sform is used"):
         volume = nifti.read(path)
     assert np.allclose(volume.affine, moved, atol=1e-5)
 

@@ -106,9 +106,7 @@ def test_a_folder_goes_in_and_a_nibabel_image_comes_out(tmp_path):
 def test_one_of_several_series(tmp_path):
     series(tmp_path)
     series(tmp_path, SeriesInstanceUID="1.2.4", SeriesDescription="scout")
-    with pytest.raises(
-        InputError, match=r"2 series; pick one with series= .*1\.2\.3 \(T2w, 4\).*1\.2\.4 \(scout, 4\)"
-    ):
+    with pytest.raises(InputError, match=r"2 series; pick one with series= .*1\.2\.3 \(T2w, 4\).*1\.2\.4 \(scout, 4\)"):
         dicom.read(tmp_path)
     assert dicom.read(tmp_path, series="1.2.4").data.shape == (COLUMNS, ROWS, SLICES)
     with pytest.raises(InputError, match="no series 9; found"):
@@ -187,7 +185,5 @@ def test_what_is_no_dicom(tmp_path):
 def test_without_pydicom_one_line_says_what_to_install(tmp_path, monkeypatch):
     series(tmp_path)
     monkeypatch.setitem(sys.modules, "pydicom", None)
-    with pytest.raises(
-        InputError, match=r"DICOM needs pydicom; install it with: pip install 'mrisr\[dicom\]'"
-    ):
+    with pytest.raises(InputError, match=r"DICOM needs pydicom; install it with: pip install 'mrisr\[dicom\]'"):
         to_volume(tmp_path)

@@ -19,9 +19,7 @@ RAMP = np.arange(6 * 5 * 4, dtype=np.float32).reshape(6, 5, 4)
 VOLUME = Volume(RAMP, np.diag([1, 2, 3, 1]))
 
 
-@pytest.mark.parametrize(
-    "name", ["a.nii", "a.nii.gz", "a.mgh", "a.mgz", "sub-01.v2.nii.gz", "A.NII.GZ", "ü b.nii"]
-)
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.mgh", "a.mgz", "sub-01.v2.nii.gz", "A.NII.GZ", "ü b.nii"])
 def test_written_files_read_back(name, tmp_path):
     nifti.write(VOLUME, tmp_path / name)
     back = nifti.read(tmp_path / name)
@@ -53,9 +51,7 @@ def test_files_get_the_usual_permissions(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.png", "a", "a.nii.bz2", "a.img", ".gz"])
 def test_an_unknown_ending(name, tmp_path):
-    with pytest.raises(
-        OutputError, match="the output format is not known; end the name in .nii, .nii.gz, .mgh, .mgz"
-    ):
+    with pytest.raises(OutputError, match="the output format is not known; end the name in .nii, .nii.gz, .mgh, .mgz"):
         nifti.write(VOLUME, tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
@@ -63,9 +59,7 @@ def test_an_unknown_ending(name, tmp_path):
 def test_an_existing_file_is_kept_unless_forced(tmp_path):
     path = tmp_path / "a.nii"
     path.write_text("precious")
-    with pytest.raises(
-        OutputError, match="a.nii: exists already; choose another name, or overwrite it with force"
-    ):
+    with pytest.raises(OutputError, match="a.nii: exists already; choose another name, or overwrite it with force"):
         nifti.write(VOLUME, path)
     assert path.read_text() == "precious" and len(list(tmp_path.iterdir())) == 1
     nifti.write(VOLUME, path, force=True)

@@ -139,9 +139,7 @@ def test_nothing_is_touched_past_the_end(count):
     for outer, inner in ((1, count // n), (count // n, 1)):
         core.axis_apply(y.address, x.address, pointer(identity), outer, n, n, inner, 0.0, 1)
         assert np.array_equal(y.array, x.array)
-    core.gather(
-        y.address, (1, 1, count), (count, count, 1), x.address, (1, 1, count), (count, count, 1), (0, 0, 0), 1
-    )
+    core.gather(y.address, (1, 1, count), (count, count, 1), x.address, (1, 1, count), (count, count, 1), (0, 0, 0), 1)
     assert np.array_equal(y.array, x.array)
     core.blend_add(
         y.address,

@@ -37,9 +37,7 @@ def test_group_norm_opcheck(layout, masked):
 def test_other_opchecks():
     x = draw(3, 4, 5).requires_grad_()
     torch.library.opcheck(axis_module._axis_apply, (x, draw(6, 4, dtype=torch.float64), 1, ""))
-    torch.library.opcheck(
-        noise_module._normal_noise, ([2, 3, 4], [0] * 3, [2, 3, 4], 1, 0, 0, torch.device("cpu"), "")
-    )
+    torch.library.opcheck(noise_module._normal_noise, ([2, 3, 4], [0] * 3, [2, 3, 4], 1, 0, 0, torch.device("cpu"), ""))
     torch.library.opcheck(blend_module._gather, (x, [-1, 2, 3], [4, 4, 4], ""))
     args = (draw(4, 4, 4), draw(2, 2, 2), [1, 1, 3], draw(2), draw(2), draw(2), "")
     torch.library.opcheck(blend_module._blend_add, args)
@@ -116,9 +114,7 @@ def test_nan_stays_in_its_group(backend, layout):
     assert y[1, 4:].isnan().all() and not y[0].isnan().any() and not y[1, :4].isnan().any()
 
 
-@pytest.mark.parametrize(
-    "change", [dict(groups=3), dict(weight=torch.ones(3)), dict(act="relu"), dict(eps=0.0)]
-)
+@pytest.mark.parametrize("change", [dict(groups=3), dict(weight=torch.ones(3)), dict(act="relu"), dict(eps=0.0)])
 def test_group_norm_says_what_does_not_fit(change):
     words_of = {
         "groups": r"channels \(8\) must be divisible by groups \(3\); x.shape=\(1, 8, 2, 2, 2\)",
@@ -199,9 +195,7 @@ def test_axis_apply_takes_numpy_and_is_its_own_adjoint():
     x, matrix = draw(5, 6, 7).numpy(), np.random.default_rng(0).standard_normal((9, 6))
     out = axis_apply(x, matrix, 1)
     assert isinstance(out, np.ndarray) and out.dtype == np.float32
-    np.testing.assert_allclose(
-        out, np.einsum("oi,xiz->xoz", matrix, x.astype(np.float64)), rtol=1e-5, atol=1e-5
-    )
+    np.testing.assert_allclose(out, np.einsum("oi,xiz->xoz", matrix, x.astype(np.float64)), rtol=1e-5, atol=1e-5)
     y = draw(5, 9, 7).numpy()
     assert np.vdot(out, y) == pytest.approx(np.vdot(x, axis_apply(y, matrix.T, 1)), rel=1e-5)
 

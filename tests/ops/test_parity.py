@@ -68,9 +68,7 @@ def _call(spec, backend: _dispatch.Backend, args: dict) -> torch.Tensor:
 def test_values(spec, backend, dtype, case):
     args = _cast(_arguments(spec, case), dtype)
     got = _call(spec, backend, args)
-    _assert_close(
-        got, _oracle(spec, args), spec.tolerance[dtype], f"{spec.family.name} {backend.name} {case}"
-    )
+    _assert_close(got, _oracle(spec, args), spec.tolerance[dtype], f"{spec.family.name} {backend.name} {case}")
 
 
 def _gradient_combinations() -> Iterator:

@@ -57,9 +57,7 @@ def environment(folder: Path) -> str:
     python = folder / "bin" / "python"
     ours = Path(sysconfig.get_paths()["purelib"])
     theirs = Path(
-        run(
-            str(python), "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])", cwd=folder
-        ).strip()
+        run(str(python), "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])", cwd=folder).strip()
     )
     # Names added to sys.path come after the fresh environment's own; .pth files of ours are not read: no
     # editable mrisr.
@@ -130,9 +128,7 @@ def test_wheel(source, elsewhere, tmp_path):
     assert found["facts"]["native"] is True and "MRISR_CUDA=0" in found["facts"]["cuda_reason"]
     assert {"group_norm.py", "noise.py"} <= set(found["kernels"])
     in_source = {
-        p.name
-        for p in (source / "mrisr" / "weights").iterdir()
-        if p.suffix in {".safetensors", ".md", ".json"}
+        p.name for p in (source / "mrisr" / "weights").iterdir() if p.suffix in {".safetensors", ".md", ".json"}
     }
     assert in_source <= set(found["weights"])
     assert "usage: mrisr" in run(str(tmp_path / "env" / "bin" / "mrisr"), "--help", cwd=elsewhere)

@@ -25,8 +25,7 @@ def test_a_ramp_in_world_coordinates_stays_the_same_ramp_to_the_border(order, fa
 
     ratios = grids.ratios(source, target)
     matrices = [
-        bspline_matrix(n, grids.axis_positions(n, m, r), order)
-        for n, m, r in zip(source.shape, target.shape, ratios)
+        bspline_matrix(n, grids.axis_positions(n, m, r), order) for n, m, r in zip(source.shape, target.shape, ratios)
     ]
     out = apply_axes(torch.from_numpy(ramp(source)), matrices).numpy()
     assert np.abs(out - ramp(target)).max() < 1e-4

@@ -157,9 +157,7 @@ def _convert(net: torch.nn.Module) -> ov.Model:
             warnings.simplefilter("ignore", torch.jit.TracerWarning)
             return ov.convert_model(_FourInputs(net), example_input=example)
     except Exception as error:
-        raise BackendError(
-            f'openvino: cannot convert {type(net).__name__} ({error}); use engine="torch"'
-        ) from error
+        raise BackendError(f'openvino: cannot convert {type(net).__name__} ({error}); use engine="torch"') from error
     finally:
         net.train(training)
         _return_freed_memory()

@@ -70,9 +70,7 @@ def pick_device(device: str | torch.device) -> torch.device:
         raise BackendError(f"device: {device} was asked for, but {built}; use cpu, or auto")
     index, count = int(number or 0), torch.cuda.device_count()
     if index >= count:
-        raise BackendError(
-            f"device: {device} was asked for, but there are {count} CUDA devices, numbered from 0"
-        )
+        raise BackendError(f"device: {device} was asked for, but there are {count} CUDA devices, numbered from 0")
     return torch.device("cuda", index)
 
 
@@ -92,9 +90,7 @@ def missing(name: str, device: torch.device, net: torch.nn.Module) -> str | None
     return "this version has no TensorRT engine yet"
 
 
-def choose(
-    engine: str, device: str | torch.device, net: torch.nn.Module, threads: int | None
-) -> tuple[Engine, str]:
+def choose(engine: str, device: str | torch.device, net: torch.nn.Module, threads: int | None) -> tuple[Engine, str]:
     """(engine, why). Raises UsageError for an unknown name, BackendError where a named engine cannot run."""
     if engine not in ("auto", *NAMES):
         raise UsageError(f"engine: expected one of auto, {', '.join(NAMES)}, found {engine!r}")
@@ -105,9 +101,7 @@ def choose(
         reason = missing(engine, where, net)
         if reason:
             others = [n for n in NAMES if missing(n, where, net) is None]
-            raise BackendError(
-                f"engine: {engine} was asked for, but {reason}; use {' or '.join(others)}, or auto"
-            )
+            raise BackendError(f"engine: {engine} was asked for, but {reason}; use {' or '.join(others)}, or auto")
         return _make(engine, where, net, count), "asked for"
     reason = missing("openvino", where, net)
     if reason is None:
