@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,25 +15,21 @@ TESTS = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
 
-def test_values_by_the_interpreter():
-    """In a process of its own: Triton reads TRITON_INTERPRET when a kernel is defined."""
-    run = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-rs",
-            "-k",
-            "test_values and triton",
-            str(TESTS / "ops" / "test_parity.py"),
-        ],
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
+def test_parity_by_the_interpreter():
+    """Values and gradients of every family with a Triton backend, in a process of its own: Triton reads
+    TRITON_INTERPRET when a kernel is defined."""
+    from mrisr import ops
+
+    families = {name for name, spec in ops.specs().items() if "triton" in [b.name for b in spec.family.backends]}
+    command = [sys.executable, "-m", "pytest", "-v", "-k", "triton", str(TESTS / "ops" / "test_parity.py")]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-3000:]
-    assert " passed" in run.stdout and "cannot run: no CUDA" not in run.stdout, run.stdout[-3000:]
+    ran = set(re.findall(r"test_no_backend_was_skipped_everywhere\[(\w+)-triton\] PASSED", run.stdout))
+    assert ran == families, f"Triton ran in {sorted(ran)} only"
+    differentiated = set(re.findall(r"test_gradients\[(\w+)-triton-\w+\] PASSED", run.stdout))
+    assert differentiated == {name for name in families if ops.specs()[name].gradients}
+    assert "no CUDA" not in run.stdout
 
 
 def test_machine_code_for_hopper():
