@@ -1,8 +1,7 @@
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include "chan.h"
+#include "element.cuh"
 #include "group_norm.h"
 #include "launch.cuh"
 
@@ -11,13 +10,6 @@ namespace cuda {
 namespace {
 
 constexpr int kThreads = 256;
-
-__device__ __forceinline__ float load(const float* p, Index i) { return p[i]; }
-__device__ __forceinline__ float load(const __half* p, Index i) { return __half2float(p[i]); }
-__device__ __forceinline__ float load(const __nv_bfloat16* p, Index i) { return __bfloat162float(p[i]); }
-__device__ __forceinline__ void store(float* p, Index i, float v) { p[i] = v; }
-__device__ __forceinline__ void store(__half* p, Index i, float v) { p[i] = __float2half_rn(v); }
-__device__ __forceinline__ void store(__nv_bfloat16* p, Index i, float v) { p[i] = __float2bfloat16_rn(v); }
 
 // Sum over the block in a fixed order: shuffles inside a warp, then the warps one after another. All threads get it.
 __device__ double block_sum(double value) {
@@ -134,19 +126,6 @@ __global__ void __launch_bounds__(kThreads) apply_kernel(T* y, const T* x, const
   }
 }
 
-template <class Launch>
-void with_type(Dtype dtype, const Launch& launch) {
-  switch (dtype) {
-    case Dtype::f32:
-      return launch(static_cast<float*>(nullptr));
-    case Dtype::f16:
-      return launch(static_cast<__half*>(nullptr));
-    case Dtype::bf16:
-      return launch(static_cast<__nv_bfloat16*>(nullptr));
-  }
-  MRISR_CHECK(false, "group_norm: dtype code must be 0, 1 or 2; it is " << static_cast<int>(dtype));
-}
-
 }  // namespace
 
 void group_norm_stats(double* partials, const void* x, const std::uint8_t* mask, const NormShape& shape, Dtype dtype,
@@ -155,7 +134,7 @@ void group_norm_stats(double* partials, const void* x, const std::uint8_t* mask,
   const Index units = shape.n * shape.slabs() * shape.groups;
   if (units == 0) return;
   MRISR_CHECK(x != nullptr && partials != nullptr, "group_norm_stats: null pointer");
-  with_type(dtype, [&](auto* tag) {
+  with_type(dtype, "group_norm", [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
     stats_kernel<T><<<blocks_for(units, 1), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
         partials, static_cast<const T*>(x), mask, shape);
@@ -179,7 +158,7 @@ void group_norm_apply(void* y, const void* x, const Folded& folded, Act act, con
   const Index total = shape.n * shape.channels * shape.voxels;
   if (total == 0) return;
   MRISR_CHECK(y && x && folded.a && folded.b && folded.m, "group_norm_apply: null pointer");
-  with_type(dtype, [&](auto* tag) {
+  with_type(dtype, "group_norm", [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
     apply_kernel<T><<<blocks_for(total, kThreads), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
         static_cast<T*>(y), static_cast<const T*>(x), folded, act == Act::silu, shape);

@@ -9,6 +9,7 @@
 // mean is large (mean 1e4, std 1 in float32).
 #pragma once
 
+#include "dtype.h"
 #include "tensor.h"
 
 namespace mrisr {
@@ -58,7 +59,6 @@ void group_norm_apply(float* y, const float* x, const Folded& folded, Act act, c
 
 #ifdef MRISR_WITH_CUDA
 namespace cuda {
-enum class Dtype { f32 = 0, f16 = 1, bf16 = 2 };
 // The same three pieces on device memory; x and y in dtype, everything else as above. They return without waiting.
 void group_norm_stats(double* partials, const void* x, const std::uint8_t* mask, const NormShape& shape, Dtype dtype,
                       void* stream);

@@ -170,7 +170,7 @@ void bind_cuda(py::module_& m) {
          bool channels_last, int dtype, Address stream) {
         cuda::group_norm_stats(at<double>(partials, "partials"), at<const char>(x, "x"),
                                at<const std::uint8_t>(mask, "mask"), norm_shape(n, channels, voxels, groups, channels_last),
-                               static_cast<cuda::Dtype>(dtype), reinterpret_cast<void*>(stream));
+                               static_cast<Dtype>(dtype), reinterpret_cast<void*>(stream));
       },
       release());
   m.def(
@@ -189,7 +189,7 @@ void bind_cuda(py::module_& m) {
          bool channels_last, int dtype, Address stream) {
         cuda::group_norm_apply(at<char>(y, "y"), at<const char>(x, "x"), folded_of(a, b, shift_point),
                                silu ? Act::silu : Act::none, norm_shape(n, channels, voxels, 1, channels_last),
-                               static_cast<cuda::Dtype>(dtype), reinterpret_cast<void*>(stream));
+                               static_cast<Dtype>(dtype), reinterpret_cast<void*>(stream));
       },
       release());
 }
