@@ -15,10 +15,10 @@ STAMP  := $(VENV)/.mrisr-installed
 NATIVE := $(shell find csrc -type f 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint figures compile-only check-all clean
+.PHONY: help setup demo test lint figures compile-only native-test sanitize sanitize-thread check-all clean
 
 help: ## this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP) ## environment with mrisr installed in place, native core built
 
@@ -38,7 +38,16 @@ figures: demo ## put the demo's picture and the measured figures into the README
 compile-only: $(STAMP) ## compile the GPU kernels for sm_80, sm_90 and sm_100 without a GPU
 	$(RUN) tests/native/compile_only.py
 
-check-all: lint test compile-only demo ## what has to pass before a release
+native-test: $(STAMP) ## the C++ core from C++ alone: ctest over goldens written from the SPECs
+	$(RUN) tests/native/ctest.py
+
+sanitize: $(STAMP) ## the same tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(RUN) tests/native/ctest.py --sanitize address,undefined
+
+sanitize-thread: $(STAMP) ## the same tests under ThreadSanitizer
+	$(RUN) tests/native/ctest.py --sanitize thread
+
+check-all: lint test sanitize sanitize-thread compile-only demo ## what has to pass before a release
 
 clean: ## remove build products and outputs; keeps the environment
 	rm -rf build dist _skbuild out .pytest_cache .ruff_cache .benchmarks *.egg-info mrisr/_native*.so mrisr/_build_info.py

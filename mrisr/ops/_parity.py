@@ -102,8 +102,13 @@ def derivatives(function: Callable, spec: Spec, args: dict) -> dict[str, torch.T
     """Gradients of sum(out * cos(0, 1, 2, ...)) by the SPEC's arguments."""
     leaves = {k: args[k].detach().clone().requires_grad_() for k in spec.gradients if args.get(k) is not None}
     out = function(**{**args, **leaves})
-    upstream = torch.cos(torch.arange(out.numel(), dtype=torch.float64)).reshape(out.shape)
-    return dict(zip(leaves, torch.autograd.grad(out, list(leaves.values()), upstream.to(out))))
+    return dict(zip(leaves, torch.autograd.grad(out, list(leaves.values()), upstream(out).to(out))))
+
+
+def upstream(out: torch.Tensor) -> torch.Tensor:
+    """The gradient that `derivatives` gives to a result of this shape: float64, contiguous, rounded to float32."""
+    flat = torch.cos(torch.arange(out.numel(), dtype=torch.float64)).float()
+    return flat.double().reshape(out.shape)
 
 
 def _outcome(backend: Backend, compute: Callable, tolerance: float) -> Outcome:
