@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 RESULTS = Path(__file__).resolve().parent / "results"
-PACKAGES = ("mrisr", "torch", "openvino", "numpy")
+PACKAGES = ("mrisr", "torch", "triton", "openvino", "numpy")
 
 
 def write(name: str, content: dict, folder: Path = RESULTS) -> Path:

@@ -130,9 +130,11 @@ def interpreted() -> bool:
 
 
 def backend_table() -> list[tuple[str, str, str | None]]:
-    """(family, backend, None or the reason why it cannot run on this machine), every family x backend."""
-    return [
-        (family.name, backend.name, backend.available())
-        for family in sorted(FAMILIES.values(), key=lambda f: f.name)
-        for backend in family.backends
-    ]
+    """(family, backend, None or the reason why it cannot run on this machine), every family x backend: first those
+    that the family has, best first, then those that nobody wrote for it."""
+    rows = []
+    for family in sorted(FAMILIES.values(), key=lambda f: f.name):
+        rows += [(family.name, backend.name, backend.available()) for backend in family.backends]
+        own = {backend.name for backend in family.backends}
+        rows += [(family.name, name, f"not written: it has {family.names()}") for name in NAMES if name not in own]
+    return rows

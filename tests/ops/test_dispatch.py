@@ -92,6 +92,7 @@ def test_a_real_operator_refuses_to_fall_back():
 def test_table_has_a_reason_for_every_no():
     rows = ops.backend_table()
     assert {family for family, _, _ in rows} >= {"axis_apply", "blend", "gather", "group_norm", "noise"}
+    assert {(family, name) for family, name, _ in rows} >= {(f, n) for f, _, _ in rows for n in _dispatch.NAMES}
     assert all(why is None or (isinstance(why, str) and why) for _, _, why in rows)
     assert all(why is None for _, backend, why in rows if backend == "reference")
     if not torch.cuda.is_available():

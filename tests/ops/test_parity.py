@@ -16,7 +16,6 @@ from mrisr import native, ops
 from mrisr.ops import _dispatch, _parity
 
 SPECS = ops.specs()
-INTERPRETED_ELEMENTS = 200_000  # the interpreter takes tens of seconds for more
 pytestmark = pytest.mark.usefixtures("nan_filled_empty")
 
 
@@ -24,13 +23,6 @@ def _assert_passed(outcome: _parity.Outcome, what: str) -> None:
     if outcome.status == "skipped":
         pytest.skip(f"{what}: {outcome.reason}")
     assert outcome.status == "passed", f"{what}: {outcome.reason}"
-
-
-def _leave_to_a_gpu(spec, backend: _dispatch.Backend, case: str) -> None:
-    if backend.name == "triton" and _dispatch.interpreted():
-        tensors = [v for v in _parity.arguments(spec, case).values() if isinstance(v, torch.Tensor)]
-        if sum(t.numel() for t in tensors) > INTERPRETED_ELEMENTS:
-            pytest.skip(f"more than {INTERPRETED_ELEMENTS} elements: too many for the interpreter")
 
 
 def _combinations() -> Iterator:
@@ -44,7 +36,6 @@ def _combinations() -> Iterator:
 
 @pytest.mark.parametrize(("spec", "backend", "dtype", "case"), list(_combinations()))
 def test_values(spec, backend, dtype, case):
-    _leave_to_a_gpu(spec, backend, case)
     _assert_passed(_parity.values(spec, backend, dtype, case), f"{spec.family.name} {backend.name} {case}")
 
 
@@ -57,7 +48,6 @@ def _gradient_combinations() -> Iterator:
 
 @pytest.mark.parametrize(("spec", "backend", "case"), list(_gradient_combinations()))
 def test_gradients(spec, backend, case):
-    _leave_to_a_gpu(spec, backend, case)
     _assert_passed(_parity.gradients(spec, backend, case), f"{spec.family.name} {backend.name} {case}")
 
 
