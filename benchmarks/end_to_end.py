@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import cases
 import record
+import rivals as others
 
 TOLERANCE = 1e-4  # largest difference to eager PyTorch, as a share of the network's largest output
 
@@ -44,6 +45,7 @@ def run(
         found = content["rivals"] = _apart("rivals", inputs[0], threads, model, repeats)
         slowest = max(r["stages_s"]["network"] for r in content["inputs"].values())
         found["job_times_faster_than"] = {n: round(s / slowest, 2) for n, s in found["whole_grid_s"].items()}
+        found["paper_released_sampler"] = others.paper(_target())
     record.write("end_to_end", content, folder)
     return content
 
@@ -61,7 +63,7 @@ def _apart(part: str, kind: str, threads: int | None, model: str, repeats: int) 
         return json.loads(answer.read_text())
 
 
-def _load(model: str):
+def load(model: str):
     """A shipped model, or for "random" the student with random weights (the time does not depend on them)."""
     import torch
 
@@ -82,7 +84,7 @@ def ours(kind: str, threads: int | None, model: str, repeats: int) -> dict:
     import mrisr
     from mrisr.infer.memory import peak_resident
 
-    scan, loaded = cases.reference_scan(kind), _load(model)
+    scan, loaded = cases.reference_scan(kind), load(model)
     seconds, stages = [], []
     for _ in range(1 + repeats):
         begun = time.perf_counter()
@@ -117,7 +119,7 @@ def rivals(kind: str, threads: int | None, model: str, repeats: int) -> dict:
     from mrisr.infer import engines
     from mrisr.infer.engines.select import thread_count
 
-    net = _load(model).denoiser.net
+    net = load(model).denoiser.net
     torch.set_num_threads(thread_count(threads))
     shape = (128, 160, 128)  # a piece large enough that the time per voxel no longer depends on it
     generator = torch.Generator().manual_seed(0)
@@ -132,7 +134,10 @@ def rivals(kind: str, threads: int | None, model: str, repeats: int) -> dict:
     results = {name: _timed(f, (x, y, vector, guidance), repeats) for name, f in contenders.items()}
     contiguous = net.to(memory_format=torch.contiguous_format)
     results["eager_contiguous"] = _timed(contiguous, (x, y, vector, guidance), repeats)
+    windows = others.monai(net, vector, _target())
     whole = _eager_on_the_whole_grid(net, vector)
+    if "seconds" in windows:
+        whole["eager_in_monai_windows"] = windows["seconds"]
     reference = results["eager_contiguous"][1]
     for name, (_, output) in results.items():
         difference = float((output - reference).abs().max() / reference.abs().max())
@@ -146,14 +151,20 @@ def rivals(kind: str, threads: int | None, model: str, repeats: int) -> dict:
         "ns_per_voxel": {name: round(s / np.prod(shape) * 1e9, 1) for name, s in seconds.items()},
         "ours_times_faster_than": {n: round(s / seconds["ours"], 2) for n, s in seconds.items() if n != "ours"},
         "whole_grid_s": whole,
+        "monai": windows,
     }
+
+
+def _target() -> tuple[int, ...]:
+    """Voxels of the job's target grid."""
+    return tuple(round(n / cases.REFERENCE_TARGET) for n in cases.REFERENCE_SHAPE)
 
 
 def _eager_on_the_whole_grid(net, vector) -> dict[str, float]:
     """Seconds of the plain way to do the reference job: eager PyTorch on every voxel of the target grid, air too."""
     import torch
 
-    shape = tuple(-(-round(n / cases.REFERENCE_TARGET) // 8) * 8 for n in cases.REFERENCE_SHAPE)
+    shape = tuple(-(-n // 8) * 8 for n in _target())
     y, guidance = torch.zeros(1, 1, *shape).normal_(), torch.zeros(1, 8, *(n // 8 for n in shape))
     layouts = {"eager_channels_last": torch.channels_last_3d, "eager_contiguous": torch.contiguous_format}
     seconds = {}
@@ -189,6 +200,13 @@ def table(content: dict) -> str:
     if "rivals" in content:
         for name, ratio in content["rivals"]["ours_times_faster_than"].items():
             lines.append(f"  network: {ratio:.2f}x faster than {name.replace('_', ' ')} PyTorch")
+        for name, ratio in content["rivals"]["job_times_faster_than"].items():
+            lines.append(f"  the job's network stage: {ratio:.2f}x faster than {name.replace('_', ' ')}")
+        lines += [f"  MONAI was not timed: {content['rivals']['monai'].get('absent')}"] * (
+            "absent" in content["rivals"]["monai"]
+        )
+        paper = content["rivals"]["paper_released_sampler"]
+        lines.append(f"  the paper's released sampler: {paper['as_released_s'] / 86400:.1f} days ({paper['how']})")
     return "\n".join(lines)
 
 

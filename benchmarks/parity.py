@@ -84,11 +84,11 @@ def _interpreted(families: list[str] | None) -> list[dict]:
 
 def table(content: dict) -> str:
     """The matrix as Markdown."""
-    machine, versions = content["machine"], content["versions"]
+    machine, torch = content["machine"], f"torch {content['versions']['torch']}"
     lines = [
         "# Parity with the float64 reference",
         "",
-        f"By `python benchmarks/parity.py` on {machine['cpu']}, {machine['gpu'] or 'no GPU'}; torch {versions['torch']}; "
+        f"By `python benchmarks/parity.py` on {machine['cpu']}, {machine['gpu'] or 'no GPU'}; {torch}; "
         f"{content['date']}, commit {content['commit']}. Error: largest |result - reference| / max(1, |reference|).",
         "",
         "| family | backend | dtype | passed | failed | skipped | max error | tolerance | why skipped |",
