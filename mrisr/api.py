@@ -33,7 +33,7 @@ def upscale(
     psf: Any = "auto",
     consistency: str | bool = "auto",
     memory: str | int | None = None,
-    tile: int | Sequence[int] | None = None,
+    tile: int | Sequence[int] | str | None = None,
     engine: str = "auto",
     threads: int | None = None,
     progress: bool | Callable[[str, float], None] | None = None,
@@ -66,8 +66,9 @@ def upscale(
             "off" (or False) does not, "auto" does where the point spread is stated.
         memory: a budget that is kept: "2GB", "512MB" or bytes. On a CPU it is the process's resident memory,
             what it holds already included; on a GPU it is device memory. None: 4 GB or 60 % of what is free.
-        tile: None (the whole head in one piece where the budget allows, else tiles) or a size in output
-            voxels.
+        tile: None (the whole head in one piece where the budget allows, else overlapping blended tiles), a size in
+            output voxels, or "exact": the same result as in one piece at any budget, by the PyTorch engine layer
+            by layer, with the largest maps in a file of the temporary folder where the budget is too small for them.
         engine: "auto", "torch", "openvino". One asked for by name never falls back to another.
         threads: CPU threads (None: every core this process may use).
         progress: a callback(stage, fraction), or True for a bar when stderr is a terminal.

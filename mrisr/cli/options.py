@@ -45,6 +45,10 @@ def use_threads(count: int | None) -> None:
     torch.set_num_threads(count)
 
 
+def _tile(text: str) -> int | str:
+    return text if text == "exact" else positive_int(text)
+
+
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Add how to run (not what to compute): device, engine, memory, tile, threads."""
     group = parser.add_argument_group("how to run")
@@ -58,8 +62,9 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--memory", metavar="SIZE", help="memory budget that is kept, such as 4GB or 512MB")
     group.add_argument(
         "--tile",
-        type=positive_int,
+        type=_tile,
         metavar="N",
-        help="tile size in output voxels (default: the whole volume if the budget allows)",
+        help="tile size in output voxels, or exact: layer by layer, equal to one piece at any budget (default: the "
+        "whole volume if the budget allows, else blended tiles)",
     )
     add_threads(group)

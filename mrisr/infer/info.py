@@ -63,9 +63,12 @@ class EngineInfo:
 
 @dataclass(frozen=True)
 class TileInfo:
-    """kind: "whole" (one piece) or "tiles". computed: pieces that ran; the others of `count` held only air.
+    """kind: "whole" (one piece), "exact" (one piece, layer by layer) or "tiles".
 
-    active_fraction: network voxels computed / voxels of the output. `seam` says what bounds the tiling error.
+    computed: pieces that ran; the others of `count` held only air. active_fraction: network voxels computed / voxels
+    of the output. spilled: bytes of maps that were kept in a file. seam_error: largest difference between
+    neighbouring tiles where they share the weight equally, as a share of the output's range (p99.9 - p0.1); the seam
+    that is left in the blend is at most half of it. `seam` says in words what bounds the tiling error.
     """
 
     kind: str
@@ -75,6 +78,8 @@ class TileInfo:
     active_fraction: float
     box: tuple[tuple[int, ...], tuple[int, ...]]
     seam: str
+    spilled: int = 0
+    seam_error: float | None = None
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from mrisr.ops.noise import normal_noise
 from mrisr.ops.resample3d import apply_axes
 from mrisr.physics.consistency import correct, residual_chi2
 from mrisr.physics.degrade import SLICE_KINDS, ForwardModel, band_matrices, outside_band, start_matrices
-from mrisr.physics.intensity import estimate_noise, intensity_scale
+from mrisr.physics.intensity import estimate_noise, intensity_scale, robust_range
 from mrisr.physics.psf import PSF, parse_psf
 from mrisr.volume import Volume
 
@@ -56,7 +56,7 @@ class Options:
     psf: Any = "auto"
     consistency: str = "auto"
     memory: str | int | None = None
-    tile: int | tuple[int, int, int] | None = None
+    tile: int | tuple[int, int, int] | str | None = None
 
 
 @dataclass
@@ -82,6 +82,8 @@ class Job:
     need: memory.Demand | None = None
     expected: int = 0
     plan: tiles.TilePlan | None = None
+    spill: bool = False
+    seam: float | None = None
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -130,7 +132,7 @@ def _prepare(volume: Volume, target: Grid, model: Any, options: Options, report:
     source = volume.grid
     psf, psf_from, certain = parse_psf(options.psf, source.voxel_size, volume.meta)
     budget = memory.parse_budget(options.memory)
-    engine, why = engines.choose(options.engine, options.device, model.denoiser.net, options.threads)
+    engine, why = _engine(options, model.denoiser.net)
     if budget is None:
         budget = memory.default_budget(engine.device)
     held = memory.resident() if engine.device.type == "cpu" else 0
@@ -142,6 +144,19 @@ def _prepare(volume: Volume, target: Grid, model: Any, options: Options, report:
     job.forward = ForwardModel.between(target.shape, target.voxel_size, source.shape, source.voxel_size, psf)
     _warn_about_range(job)
     return job
+
+
+def _engine(options: Options, net: torch.nn.Module) -> tuple[engines.Engine, str]:
+    """The engine and why it; exact tiling goes layer by layer, which only one engine can."""
+    if options.tile != tiles.EXACT:
+        return engines.choose(options.engine, options.device, net, options.threads)
+    if options.engine not in ("auto", "torch"):
+        raise BackendError(
+            f"tile: 'exact' runs the network layer by layer, which engine {options.engine!r} cannot; use "
+            "engine='torch' or 'auto', or another tile"
+        )
+    engine, why = engines.choose("torch", options.device, net, options.threads)
+    return engine, why if options.engine == "torch" else "auto: tile='exact' runs layer by layer"
 
 
 def _warn_about_range(job: Job) -> None:
@@ -194,6 +209,8 @@ def _frame(job: Job, data: np.ndarray, out: np.ndarray, std: np.ndarray | None):
         del residual, y
         result, note = _consistent(job, result, lr, noise)
     with report.stage("finish"):
+        if job.seam is not None:
+            job.seam /= robust_range(result)
         out[...] = result.mul_(scale).add_(offset).cpu().numpy()
         if std is not None:
             std[...] = spread.mul_(scale).cpu().numpy()
@@ -204,22 +221,28 @@ def _plan(job: Job, y: torch.Tensor) -> tiles.TilePlan:
     """Whole box or tiles, by the budget; every frame has the box of its own foreground."""
     foreground = tiles.foreground_bricks(y)
     need, most = job.need, job.need.tile_voxels(job.budget)
-    plan = tiles.plan(job.target.shape, foreground, tile=job.options.tile, max_voxels=most, align=job.align)
-    voxels = int(np.prod(plan.tile))
-    if voxels > most:
-        memory.refuse(job.budget, need, voxels, "tile")
+    given = job.options.tile
+    plan = tiles.plan(job.target.shape, foreground, tile=given, max_voxels=most, align=job.align)
     if plan.kind == "tiles" and job.net.config.norm == "group":
-        whole = memory.show(need.peak(int(np.prod(plan.extent))), up=True)
-        raise BackendError(
-            f"tiles: {job.model.name} normalises over the whole head, which tiles would each do for themselves; give "
-            f"it memory for one piece ({whole}), or use model='base'"
-        )
+        if given is not None:
+            raise BackendError(
+                f"tile: {job.model.name} normalises over the whole head, which tiles would each do for themselves; "
+                "use tile='exact' or None"
+            )
+        plan = tiles.plan(job.target.shape, foreground, tile=tiles.EXACT, align=job.align)
+    voxels = int(np.prod(plan.tile))
+    job.spill = plan.kind == tiles.EXACT and voxels > most
+    if job.spill:
+        need = _demand(job, spill=True)
+        most = need.tile_voxels(job.budget)
+    if voxels > most:
+        memory.refuse(job.budget, need, voxels, "head" if plan.kind == tiles.EXACT else "tile")
     job.expected = need.peak(voxels)
     job.plan = plan
     return plan
 
 
-def _demand(job: Job) -> memory.Demand:
+def _demand(job: Job, spill: bool = False) -> memory.Demand:
     """What the job needs; refused here, before any volume exists, where not even the smallest tile would fit."""
     config = job.net.config
     need = memory.demand(
@@ -232,7 +255,11 @@ def _demand(job: Job) -> memory.Demand:
         frames=job.frames,
         samples=job.options.samples,
         steps=job.options.steps,
+        maps=job.engine.map_bytes(job.target.shape, spill) if job.engine.name == "torch" else None,
     )
+    if not spill and (job.options.tile == tiles.EXACT or config.norm == "group"):
+        _demand(job, spill=True)  # what does not fit into memory goes into a file
+        return need
     smallest = int(np.prod([min(tiles.smallest_tile(job.align), tiles.round_up(n)) for n in job.target.shape]))
     if need.tile_voxels(job.budget) < smallest:
         memory.refuse(job.budget, need, smallest, "smallest tile")
@@ -244,7 +271,10 @@ def _denoiser(job: Job, plan: tiles.TilePlan, y: torch.Tensor, cond: Condition, 
     base = job.model.denoiser
     # The network knows slices along its last axis only; everything outside of here is in stored order.
     order, back = job.order, tuple(int(i) for i in np.argsort(job.order))
-    denoise = Denoiser(job.engine.prepare(tuple(plan.tile[i] for i in order)), base.sigma_data)
+    how = {}
+    if job.engine.name == "torch" and plan.kind != "tiles":
+        how = {"exact": plan.kind == tiles.EXACT, "spill": job.spill, "tick": tick}
+    denoise = Denoiser(job.engine.prepare(tuple(plan.tile[i] for i in order), **how), base.sigma_data)
 
     # In the processed box only: it moves with the head, so that air around it changes nothing.
     inside = tuple(slice(a, min(b, n)) for a, b, n in zip(*plan.box, plan.shape))
@@ -261,7 +291,9 @@ def _denoiser(job: Job, plan: tiles.TilePlan, y: torch.Tensor, cond: Condition, 
                 found = denoise(shown(x, start), sigma, shown(y, start), cond)
             return found[0, 0].permute(back).contiguous()
 
-        residual = tiles.blend(plan, piece, torch.zeros_like(y), tick)
+        seams = tiles.Seams(plan)
+        residual = tiles.blend(plan, piece, torch.zeros_like(y), tick, seams)
+        job.seam = seams.largest
         processed = residual[inside]
         processed.copy_(outside_band(processed, band))
         return residual
@@ -346,6 +378,8 @@ def _info(job: Job, notes: list[ConsistencyInfo], scales: list[tuple[float, floa
             plan.active_fraction,
             plan.box,
             _seam_note(plan),
+            engine.spilled(plan.tile) if job.spill else 0,
+            job.seam,
         ),
         consistency=tuple(notes),
         intensity=tuple(scales),
@@ -360,6 +394,8 @@ def _info(job: Job, notes: list[ConsistencyInfo], scales: list[tuple[float, floa
 def _seam_note(plan: tiles.TilePlan) -> str:
     if plan.kind == "whole":
         return "one piece: no seams; outside of the box (air) the result is plain interpolation"
+    if plan.kind == tiles.EXACT:
+        return "layer by layer: the result of one piece, no seams; outside of the box (air) plain interpolation"
     return (
         f"tiles share {tiles.OVERLAP} voxels, of which the outer {tiles.TRIM} are dropped and the rest "
         f"blended; the difference from one piece is what the network sees beyond that"

@@ -33,6 +33,8 @@ SMALLEST_TILE = 2 * OVERLAP
 # Normalised intensity: a brick is air where its mean is below this and its largest voxel below 4 times this.
 AIR = 0.075
 
+EXACT = "exact"
+
 Triple = tuple[int, int, int]
 
 
@@ -60,7 +62,7 @@ class TilePlan:
             padding).
         axes: the tile grid per axis.
         active: index triples of the tiles that hold foreground.
-        kind: "whole" (one piece) or "tiles".
+        kind: "whole" (one piece), "exact" (one piece, layer by layer) or "tiles".
     """
 
     shape: Triple
@@ -136,7 +138,7 @@ def plan(
     shape: Triple,
     foreground: np.ndarray | None = None,
     *,
-    tile: int | Triple | None = None,
+    tile: int | Triple | str | None = None,
     max_voxels: int | None = None,
     align: int = BRICK,
 ) -> TilePlan:
@@ -145,7 +147,8 @@ def plan(
     Args:
         foreground: bool mask of bricks of 8^3 voxels (`foreground_bricks`); None: everything is foreground.
         tile: a size in voxels, one or three (rounded up to a multiple of 8); None takes the whole box where
-            that has at most `max_voxels` voxels, else the cheapest tile that has.
+            that has at most `max_voxels` voxels, else the cheapest tile that has; "exact" takes the whole box
+            whatever its size, for an engine that runs it layer by layer.
         align: piece starts are multiples of this, counted from the volume's origin.
 
     Raises:
@@ -153,9 +156,10 @@ def plan(
     """
     start, stop = foreground_box(shape, foreground, align)
     extent = tuple(b - a for a, b in zip(start, stop, strict=True))
-    if tile is not None:
+    exact = isinstance(tile, str) and tile == EXACT
+    if tile is not None and not exact:
         sizes = _given_tile(tile, extent, align)
-    elif max_voxels is None or np.prod(extent) <= max_voxels:
+    elif exact or max_voxels is None or np.prod(extent) <= max_voxels:
         sizes = extent
     else:
         sizes = cheapest_tile(extent, max_voxels, align)
@@ -165,7 +169,8 @@ def plan(
     )
     everything = tuple(itertools.product(*(range(len(a.starts)) for a in axes)))
     active = tuple(i for i in everything if _holds_foreground(i, axes, foreground))
-    return TilePlan(tuple(shape), (start, stop), axes, active, "whole" if len(everything) == 1 else "tiles")
+    kind = EXACT if exact else "whole" if len(everything) == 1 else "tiles"
+    return TilePlan(tuple(shape), (start, stop), axes, active, kind)
 
 
 def _given_tile(tile: int | Triple, extent: Triple, align: int) -> Triple:
@@ -173,7 +178,9 @@ def _given_tile(tile: int | Triple, extent: Triple, align: int) -> Triple:
     sizes = (tile,) * 3 if isinstance(tile, (int, np.integer)) and not isinstance(tile, bool) else tile
     whole = isinstance(sizes, (tuple, list, np.ndarray)) and all(isinstance(s, (int, np.integer)) for s in sizes)
     if not whole or len(sizes) != 3 or min(sizes) < least:
-        raise UsageError(f"tile: expected None or at least {least} voxels (one whole number or three), found {tile!r}")
+        raise UsageError(
+            f'tile: expected None, "exact", or at least {least} voxels (one whole number or three), found {tile!r}'
+        )
     return tuple(min(round_up(s), n) for s, n in zip(sizes, extent, strict=True))
 
 
@@ -258,20 +265,65 @@ def _holds_foreground(index: Triple, axes: tuple[Axis, ...], foreground: np.ndar
     return bool(foreground[tuple(window)].any())
 
 
+class Seams:
+    """Measures how much neighbouring tiles disagree where they share the weight equally.
+
+    Attributes:
+        largest: absolute difference, in the units of the values; None where no two tiles met.
+    """
+
+    def __init__(self, plan: TilePlan) -> None:
+        self.plan, self.largest = plan, None
+        self._done: set[Triple] = set()
+
+    def add(self, index: Triple, piece: torch.Tensor, so_far: torch.Tensor) -> None:
+        """Compare piece `index` with its finished neighbours; `so_far` is the blend without it."""
+        for axis in range(3):
+            before = tuple(i - (a == axis) for a, i in enumerate(index))
+            if before in self._done:
+                self._face(index, axis, piece, so_far)
+        self._done.add(index)
+
+    def _face(self, index: Triple, axis: int, piece: torch.Tensor, so_far: torch.Tensor) -> None:
+        rows, here, there = [], [], []
+        for a, (k, cut) in enumerate(zip(index, self.plan.axes, strict=True)):
+            weights, start = cut.weights[k], cut.starts[k]
+            inside = start + np.arange(cut.size) < self.plan.shape[a]
+            if a == axis:  # the plane next to half weight
+                near = np.where(inside & (weights < 0.5), weights, -1.0)
+                rows = np.array([int(near[: cut.size // 2 + 1].argmax())])
+                share = 1.0 - float(weights[rows[0]])
+            else:  # only where no third tile has a say
+                rows = np.flatnonzero(inside & (weights > 1 - 1e-6))
+            if len(rows) == 0:
+                return
+            here.append(torch.from_numpy(rows))
+            there.append(torch.from_numpy(rows + start))
+        own = piece[torch.meshgrid(*here, indexing="ij")]
+        neighbour = so_far[torch.meshgrid(*there, indexing="ij")] / share
+        found = float((own - neighbour).abs().max())
+        self.largest = found if self.largest is None else max(self.largest, found)
+
+
 def blend(
     plan: TilePlan,
     run: Callable[[Triple], torch.Tensor],
     out: torch.Tensor,
     tick: Callable[[float], None] | None = None,
+    seams: Seams | None = None,
 ) -> torch.Tensor:
     """Add every active piece, weighted, into `out` [X, Y, Z] (handed over as zeros), and return it.
 
     Args:
         run: start of a piece -> its values, [x, y, z] of size `plan.tile`.
         tick: called with the fraction done after each piece.
+        seams: told of every piece before it is added.
     """
     for done, (start, weights) in enumerate(plan, 1):
-        blend_add_(out, run(start), start, weights)
+        piece = run(start)
+        if seams is not None:
+            seams.add(plan.active[done - 1], piece, out)
+        blend_add_(out, piece, start, weights)
         if tick is not None:
             tick(done / len(plan.active))
     return out

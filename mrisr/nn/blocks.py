@@ -67,8 +67,12 @@ class FilmBlock(nn.Module):
 
     def forward(self, x: torch.Tensor, embedding: torch.Tensor, active: torch.Tensor | None) -> torch.Tensor:
         scale, shift = self.film(embedding).chunk(2, dim=1)
-        h = F.silu(channel_norm(self.conv1(x)) * _per_channel(1 + scale) + _per_channel(shift))
-        return x + self.conv2(h)
+        return x + self.conv2(self.activate(self.conv1(x), scale, shift))
+
+    def activate(self, h: torch.Tensor, scale, shift, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Norm, FiLM and SiLU between the two convolutions, into `out` where that is given."""
+        h = F.silu(channel_norm(h) * _per_channel(1 + scale) + _per_channel(shift))
+        return h if out is None else out.copy_(h)
 
 
 class NormBlock(nn.Module):

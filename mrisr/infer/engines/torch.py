@@ -1,15 +1,25 @@
-"""PyTorch eager, channels-last, float32: runs wherever PyTorch does, and is the yardstick of the others."""
+"""PyTorch, channels-last, float32: runs wherever PyTorch does.
+
+On a CPU the network runs as a program over slabs (`mrisr.infer.program`): the same result as the module's own
+forward, in less memory and, because slabs stay in the cache, less time. On a GPU it does where that is asked for.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import math
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import torch
 
 from mrisr.errors import BackendError
 from mrisr.infer.engines.select import Network
+from mrisr.infer.program import compile_network
+from mrisr.infer.slabs import SlabRunner
+from mrisr.nn.unet import MULTIPLE, UNet
 
 
 class TorchEngine:
@@ -25,11 +35,30 @@ class TorchEngine:
         self._net = copy.deepcopy(net).eval().requires_grad_(False)
         self._net.to(device=device, dtype=torch.float32, memory_format=torch.channels_last_3d)
 
-    def prepare(self, shape: tuple[int, int, int]) -> Network:
+    def prepare(
+        self,
+        shape: tuple[int, int, int],
+        *,
+        exact: bool = False,
+        spill: bool = False,
+        tick: Callable[[float], None] | None = None,
+    ) -> Network:
+        """See `Engine.prepare`.
+
+        Args:
+            exact: run in slabs (a CPU always does).
+            spill: keep the largest maps in a file of the system's temporary folder.
+            tick: called with the fraction done.
+        """
+        network = self._net
+        if isinstance(network, UNet) and (exact or spill or self.device.type == "cpu"):
+            folder = Path(tempfile.gettempdir()) if spill else None
+            network = SlabRunner(network, compile_network(network), spill=folder, tick=tick)
+
         def run(x, y, vector, guidance, active=None):
             with torch.inference_mode(), limited(self.threads), self._full_precision():
                 try:
-                    return self._net(x, y, vector, guidance, active)
+                    return network(x, y, vector, guidance, active)
                 except torch.OutOfMemoryError as error:
                     raise BackendError(
                         f"torch: {self.device} ran out of memory on a piece of {shape} voxels; state a "
@@ -37,6 +66,18 @@ class TorchEngine:
                     ) from error
 
         return run
+
+    def map_bytes(self, shape: tuple[int, int, int], spill: bool = False) -> float | None:
+        """Bytes of feature maps per network voxel of a target of `shape`; None where the module runs as it is."""
+        if not isinstance(self._net, UNet) or (self.device.type != "cpu" and not spill):
+            return None
+        size = tuple(-(-n // MULTIPLE) * MULTIPLE for n in shape)
+        program = compile_network(self._net)
+        return program.peak(size, self.device.type, spill) / math.prod(size)
+
+    def spilled(self, shape: tuple[int, int, int]) -> int:
+        """Bytes of the file that `prepare(shape, spill=True)` keeps maps in."""
+        return compile_network(self._net).spilled(shape)
 
     def _full_precision(self):
         """cuDNN rounds float32 convolutions to TF32 unless told not to; "float32" here means float32."""
