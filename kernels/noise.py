@@ -60,6 +60,32 @@ def _cos_half_turns(t):
     return tl.where(middle, s, tl.where(a < 0.5, c, -c))
 
 
+@triton.jit
+def normal_at(voxel, key_low, key_high, sample, step):
+    """The normal number of each voxel (int64, linear in the whole grid); the keys are integers of any width."""
+    zero = tl.zeros(voxel.shape, tl.uint32)
+    w0, w1 = _philox(
+        (voxel & 0xFFFFFFFF).to(tl.uint32),
+        (voxel >> 32).to(tl.uint32),
+        zero + sample.to(tl.uint32),
+        zero + step.to(tl.uint32),
+        zero + key_low.to(tl.uint32),
+        zero + key_high.to(tl.uint32),
+    )
+    u = ((w0 >> 9).to(tl.int32).to(tl.float32) + 0.5) * 1.1920928955078125e-7
+    half_turns = (w1 >> 8).to(tl.int32).to(tl.float32) * 1.1920928955078125e-7 - 1.0
+    return tl.sqrt(-2.0 * _log_unit(u)) * _cos_half_turns(half_turns)
+
+
+@triton.jit
+def voxel_of(index, size1, size2, origin0, origin1, origin2, grid1, grid2):
+    """Linear index in the whole grid of element `index` (int64) of a box [., size1, size2] at `origin`."""
+    row = index // size2
+    x = origin0 + row // size1
+    y = origin1 + row % size1
+    return (x * grid1 + y) * grid2 + origin2 + index % size2
+
+
 @triton.jit(do_not_specialize=["key_low", "key_high", "sample", "step"])
 def normal_noise_kernel(
     out_ptr,  # float32 [D, H, W]
@@ -78,22 +104,8 @@ def normal_noise_kernel(
     BLOCK: tl.constexpr,
 ):
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    row = index // size2
-    x = origin0 + row // size1
-    y = origin1 + row % size1
-    voxel = (x * grid1 + y) * grid2 + origin2 + index % size2
-    zero = tl.zeros((BLOCK,), tl.uint32)
-    w0, w1 = _philox(
-        (voxel & 0xFFFFFFFF).to(tl.uint32),
-        (voxel >> 32).to(tl.uint32),
-        zero + sample.to(tl.uint32),
-        zero + step.to(tl.uint32),
-        zero + key_low.to(tl.uint32),
-        zero + key_high.to(tl.uint32),
-    )
-    u = ((w0 >> 9).to(tl.int32).to(tl.float32) + 0.5) * 1.1920928955078125e-7
-    half_turns = (w1 >> 8).to(tl.int32).to(tl.float32) * 1.1920928955078125e-7 - 1.0
-    normal = tl.sqrt(-2.0 * _log_unit(u)) * _cos_half_turns(half_turns)
+    voxel = voxel_of(index, size1, size2, origin0, origin1, origin2, grid1, grid2)
+    normal = normal_at(voxel, key_low, key_high, sample, step)
     tl.store(out_ptr + index, normal, mask=index < total)
 
 

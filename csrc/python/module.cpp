@@ -10,6 +10,7 @@
 #include "group_norm.h"
 #include "isa.h"
 #include "noise.h"
+#include "sampler_step.h"
 
 #ifdef MRISR_WITH_CUDA
 #include <cuda_runtime_api.h>
@@ -59,6 +60,32 @@ FilmParams film_of(Address weight, Address bias, Address scale, Address shift) {
 }
 
 Folded folded_of(Address a, Address b, Address m) { return {at<float>(a, "a"), at<float>(b, "b"), at<float>(m, "m")}; }
+
+// The arguments of sampler_step, in the order of both doorways: volumes, table, clock, what to do, where in the grid.
+SamplerStep step_of(const std::array<Address, 5>& volumes, Address table, Index rows, Address clock, bool raw, bool noise,
+                    float low, float high, const Triple& shape, const Triple& origin, const Triple& grid) {
+  SamplerStep s{at<float>(volumes[0], "next"),
+                at<float>(volumes[1], "x0"),
+                at<const float>(volumes[2], "x"),
+                at<const char>(volumes[3], "f"),
+                at<const float>(volumes[4], "before"),
+                at<const float>(table, "table"),
+                rows,
+                at<const std::int64_t>(clock, "clock"),
+                raw,
+                noise,
+                low,
+                high,
+                {},
+                {},
+                {}};
+  for (int d = 0; d < 3; ++d) {
+    s.shape[d] = shape[d];
+    s.origin[d] = origin[d];
+    s.grid[d] = grid[d];
+  }
+  return s;
+}
 
 // The number of CUDA devices, or why there is none. Asks the driver, allocates nothing.
 std::pair<int, std::string> cuda_devices() {
@@ -118,6 +145,13 @@ void bind_cpu(py::module_& m) {
                     view<const float>(volume, volume_size, volume_stride, "volume"), origin.data(), threads);
       },
       release());
+  m.def(
+      "sampler_step",
+      [](std::array<Address, 5> volumes, Address table, Index rows, Address clock, bool raw, bool noise, float low,
+         float high, Triple shape, Triple origin, Triple grid, int threads) {
+        cpu::sampler_step(step_of(volumes, table, rows, clock, raw, noise, low, high, shape, origin, grid), threads);
+      },
+      release());
   m.def("group_norm_slabs", [](Index voxels) { return NormShape{1, 1, voxels, 1, false}.slabs(); });
   m.def(
       "group_norm_stats",
@@ -162,6 +196,14 @@ void bind_cuda(py::module_& m) {
          std::uint32_t step, Address stream) {
         cuda::normal_noise(at<float>(out, "out"), box_of(shape, origin, grid, seed, sample, step),
                            reinterpret_cast<void*>(stream));
+      },
+      release());
+  m.def(
+      "cuda_sampler_step",
+      [](std::array<Address, 5> volumes, Address table, Index rows, Address clock, bool raw, bool noise, float low,
+         float high, Triple shape, Triple origin, Triple grid, int dtype, Address stream) {
+        cuda::sampler_step(step_of(volumes, table, rows, clock, raw, noise, low, high, shape, origin, grid),
+                           static_cast<Dtype>(dtype), reinterpret_cast<void*>(stream));
       },
       release());
   m.def(

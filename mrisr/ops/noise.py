@@ -48,23 +48,30 @@ def normal_noise(
         UsageError: the box does not lie inside the grid, or a number is out of range.
         BackendError: `backend` was asked for and cannot run.
     """
-    box = _box(shape, origin, grid_shape if grid_shape is not None else shape)
+    box = check_box(shape, origin, grid_shape if grid_shape is not None else shape, "normal_noise")
     for name, value in (("sample", sample), ("step", step)):
         if not 0 <= value <= _LOW:
             raise UsageError(f"normal_noise: {name} must lie in [0, 2**32); it is {value}")
-    signed = (int(seed) & (2**64 - 1)) - (2**64 if (int(seed) >> 63) & 1 else 0)  # operators take int64
-    return _normal_noise(*box, signed, sample, step, torch.device(device), backend or "")
+    return _normal_noise(*box, signed_seed(seed), sample, step, torch.device(device), backend or "")
 
 
-def _box(shape: Sequence[int], origin: Sequence[int], grid: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
+def signed_seed(seed: int) -> int:
+    """The low 64 bits of a seed as the int64 that operators take."""
+    return (int(seed) & (2**64 - 1)) - (2**64 if (int(seed) >> 63) & 1 else 0)
+
+
+def check_box(
+    shape: Sequence[int], origin: Sequence[int], grid: Sequence[int], op: str
+) -> tuple[list[int], list[int], list[int]]:
+    """The three as lists of integers; UsageError where the box does not lie inside the grid."""
     box = [int(v) for v in shape], [int(v) for v in origin], [int(v) for v in grid]
     if any(len(part) != 3 for part in box):
-        raise UsageError(f"normal_noise: shape, origin and grid_shape have three entries each; they are {box}")
+        raise UsageError(f"{op}: shape, origin and grid_shape have three entries each; they are {box}")
     for d, (n, o, g) in enumerate(zip(*box)):
         if n < 0 or o < 0 or o + n > g:
             raise UsageError(
-                f"normal_noise: the box must lie inside the grid; on axis {d} it starts at {o} with {n} "
-                f"voxels, and the grid has {g}"
+                f"{op}: the box must lie inside the grid; on axis {d} it starts at {o} with {n} voxels, and the grid "
+                f"has {g}"
             )
     return box
 
@@ -104,7 +111,7 @@ def philox(counter: Sequence[torch.Tensor], key: tuple[int, int]) -> list[torch.
 def words(shape, *, seed: int, origin=(0, 0, 0), grid_shape=None, sample: int = 0, step: int = 0, device="cpu"):
     """The four Philox words of every voxel of a box: int64 [D, H, W, 4], values 0 to 2**32 - 1
     (reference)."""
-    shape, origin, grid = _box(shape, origin, grid_shape if grid_shape is not None else shape)
+    shape, origin, grid = check_box(shape, origin, grid_shape if grid_shape is not None else shape, "words")
     x, y, z = (torch.arange(o, o + n, dtype=torch.int64, device=device) for o, n in zip(origin, shape))
     voxel = (x[:, None, None] * grid[1] + y[:, None]) * grid[2] + z
     counter = voxel & _LOW, (voxel >> 32) & _LOW, torch.full_like(voxel, sample), torch.full_like(voxel, step)

@@ -11,6 +11,7 @@ from mrisr.diffusion.sampler import dpmpp_2m, heun
 from mrisr.diffusion.schedule import karras_sigmas
 from mrisr.errors import UsageError
 from mrisr.nn.condition import Condition
+from mrisr.ops.noise import normal_noise
 from mrisr.physics.psf import AxisPSF
 
 COND = Condition.of_acquisition((AxisPSF("kspace", 2.0),) * 3, (1, 1, 1), 0.01)
@@ -96,3 +97,61 @@ def test_evaluations_per_step():
         calls = []
         sampler(lambda x, sigma, calls=calls: calls.append(sigma) or 0.9 * x, torch.ones(2), karras_sigmas(6, 0.1, 2.0))
         assert len(calls) == expected
+
+
+def textbook_2m(denoise, x, sigmas):
+    """Lu et al. 2022, algorithm 2, as written there: in the half log-SNR lambda = -log sigma."""
+    before, step_before = None, None
+    for sigma, following in zip(sigmas[:-1].tolist(), sigmas[1:].tolist()):
+        x0 = denoise(x, sigma)
+        if following == 0:
+            return x0
+        step = math.log(sigma / following)
+        ratio = None if before is None else step_before / step
+        corrected = x0 if before is None else (1 + 1 / (2 * ratio)) * x0 - 1 / (2 * ratio) * before
+        x = following / sigma * x - math.expm1(-step) * corrected
+        before, step_before = x0, step
+    return x
+
+
+def textbook_heun(denoise, x, sigmas):
+    for sigma, following in zip(sigmas[:-1].tolist(), sigmas[1:].tolist()):
+        slope = (x - denoise(x, sigma)) / sigma
+        euler = x + (following - sigma) * slope
+        if following > 0:
+            other = (euler - denoise(euler, following)) / following
+            euler = x + (following - sigma) * (slope + other) / 2
+        x = euler
+    return x
+
+
+@pytest.mark.parametrize(("sampler", "textbook"), [(dpmpp_2m, textbook_2m), (heun, textbook_heun)])
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_tables_are_the_textbook(sampler, textbook, steps):
+    x = 2.0 * torch.randn(9, 10, 11, generator=torch.Generator().manual_seed(0))
+
+    def denoise(x, sigma):
+        return torch.tanh(x / (1 + sigma))
+
+    for low, dtype, tolerance in ((0.001, torch.float64, 1e-12), (0.05, torch.float32, 1e-6)):
+        whole = karras_sigmas(steps, low, 2.0)
+        for sigmas in (whole, whole[:-1]):  # to zero, and stopped before
+            found, expected = sampler(denoise, x.to(dtype), sigmas), textbook(denoise, x.to(dtype), sigmas)
+            # Rounding is that of numbers as large as the start.
+            assert found.dtype == dtype and float((found - expected).abs().max() / x.abs().max()) < tolerance
+
+
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_the_sde_has_the_marginals_of_the_data(eta):
+    mu, s, shape = 0.3, 0.5, (40, 40, 40)
+
+    def denoise(x, sigma):
+        return mu + s**2 / (s**2 + sigma**2) * (x - mu)
+
+    sigmas = karras_sigmas(30, 0.02, 10.0)
+    start = mu + math.hypot(10.0, s) * normal_noise(shape, seed=1)
+    found = dpmpp_2m(denoise, start, sigmas, eta=eta, seed=1).double()
+    assert float(found.mean()) == pytest.approx(mu, abs=0.01) and float(found.std()) == pytest.approx(s, abs=0.01)
+    again = dpmpp_2m(denoise, start, sigmas, eta=eta, seed=1).double()
+    other = dpmpp_2m(denoise, start, sigmas, eta=eta, seed=1, sample=1).double()
+    assert torch.equal(found, again) and float((found - other).abs().mean()) > 0.1
