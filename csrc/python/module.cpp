@@ -2,14 +2,18 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <optional>
+#include <string>
 
 #include "axis_apply.h"
 #include "blend.h"
 #include "group_norm.h"
 #include "isa.h"
 #include "noise.h"
+#include "prefilter.h"
+#include "resample3d.h"
 #include "sampler_step.h"
 
 #ifdef MRISR_WITH_CUDA
@@ -101,6 +105,53 @@ std::pair<int, std::string> cuda_devices() {
 #else
   return {0, "built without CUDA"};
 #endif
+}
+
+// float and double by one name each: "prefilter_f32", "prefilter_f64".
+template <class T>
+void bind_splines(py::module_& m, const std::string& type) {
+  using release = py::call_guard<py::gil_scoped_release>;
+  using Matrix = std::array<double, 12>;
+  const auto sampling = [](Index batch, Index channels, Triple source, Triple target, Matrix matrix, bool one,
+                           int order, int boundary) {
+    Sampling s{batch, channels, {source[0], source[1], source[2]}, {target[0], target[1], target[2]}, {}, one, order,
+               static_cast<Boundary>(boundary)};
+    std::copy(matrix.begin(), matrix.end(), s.matrix);
+    return s;
+  };
+  m.def(
+      ("prefilter_" + type).c_str(),
+      [](Address out, Address x, Index outer, Index n, Index inner, int order, int boundary, bool adjoint, int threads) {
+        const auto run = adjoint ? cpu::prefilter_adjoint<T> : cpu::prefilter<T>;
+        run(at<T>(out, "out"), at<const T>(x, "x"), outer, n, inner, order, static_cast<Boundary>(boundary), threads);
+      },
+      release());
+  m.def(
+      ("resample3d_" + type).c_str(),
+      [sampling](Address out, Address coefficients, Address displacement, Index batch, Index channels, Triple source,
+                 Triple target, Matrix matrix, bool one, int order, int boundary, int threads) {
+        cpu::resample3d(at<T>(out, "out"), at<const T>(coefficients, "coefficients"),
+                        at<const T>(displacement, "displacement"),
+                        sampling(batch, channels, source, target, matrix, one, order, boundary), threads);
+      },
+      release());
+  m.def(
+      ("resample3d_slope_" + type).c_str(),
+      [sampling](Address out, Address coefficients, Address displacement, Address grad, Index batch, Index channels,
+                 Triple source, Triple target, Matrix matrix, bool one, int order, int boundary, int threads) {
+        cpu::resample3d_slope(at<T>(out, "out"), at<const T>(coefficients, "coefficients"),
+                              at<const T>(displacement, "displacement"), at<const T>(grad, "grad"),
+                              sampling(batch, channels, source, target, matrix, one, order, boundary), threads);
+      },
+      release());
+  m.def(
+      ("resample3d_adjoint_" + type).c_str(),
+      [sampling](Address out, Address displacement, Address grad, Index batch, Index channels, Triple source,
+                 Triple target, Matrix matrix, bool one, int order, int boundary, int threads) {
+        cpu::resample3d_adjoint(at<T>(out, "out"), at<const T>(displacement, "displacement"), at<const T>(grad, "grad"),
+                                sampling(batch, channels, source, target, matrix, one, order, boundary), threads);
+      },
+      release());
 }
 
 void bind_cpu(py::module_& m) {
@@ -251,4 +302,6 @@ PYBIND11_MODULE(_native, m) {
   m.attr("with_cuda") = false;
 #endif
   bind_cpu(m);
+  bind_splines<float>(m, "f32");
+  bind_splines<double>(m, "f64");
 }

@@ -1,127 +1,45 @@
-"""Separable, centre-aligned resampling of 3D volumes.
+"""Resampling of 3D volumes in one interpolation: between grids, and along a displacement field.
 
-Every linear step mrisr takes between two grids with parallel axes -- B-spline or Fourier interpolation, a k-space
-cut, a slice profile, and the adjoint of each -- is one small matrix per axis. A matrix is built once in float64
-([n_out, n_in], numpy) and applied by three matrix products, so every backend computes the same function and the
-adjoint is the transpose by construction.
-
-Positions are in input index units: sample 0 is the *centre* of the first voxel. `mrisr.grid.axis_positions` gives the
-positions of a planned grid.
-
-B-spline interpolation with prefilter follows Unser, Aldroubi and Eden (IEEE TSP 41, 1993); Fourier interpolation
-evaluates the trigonometric polynomial of the half-sample-symmetric (DCT-II) extension, which, unlike the periodic
-one, has no jump where the two ends of the field of view meet.
+`resample3d` evaluates the B-spline through a volume's samples at any positions. Where the positions are those of a grid
+with parallel axes and nothing is displaced, it is one small matrix per axis (mrisr/ops/axis_matrices.py), which is
+quicker and computes the same; `apply_axes` is that path by itself, for every linear step mrisr takes between two such
+grids: B-spline or Fourier interpolation, a k-space cut, a slice profile, and the adjoint of each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
+from math import isfinite, prod
 
 import numpy as np
 import torch
 
 from mrisr.errors import UsageError
+from mrisr.ops._dispatch import Family, asked_for, choose
+from mrisr.ops._spec import Spec
 from mrisr.ops.axis_apply import axis_apply
+from mrisr.ops.axis_matrices import (
+    Matrix,
+    bspline_matrix,
+    check_spline,
+    fourier_matrix,
+    interpolation_matrix,
+)
+from mrisr.ops.prefilter import prefilter
+from mrisr.ops.prefilter import reference as prefilter_reference
+from mrisr.ops.resample3d_backends import BACKENDS, Reference, Sampling
 
-Transfer = Callable[[np.ndarray], np.ndarray]
-Matrix = np.ndarray
+__all__ = [
+    "apply_axes",
+    "bspline_matrix",
+    "centred_matrix",
+    "fourier_matrix",
+    "interpolation_matrix",
+    "resample3d",
+    "transposed",
+]
 
-_SPLINE_ORDERS = (1, 3, 5)
-
-
-def _bspline(order: int, x: np.ndarray) -> np.ndarray:
-    """Centred cardinal B-spline of odd `order`, by the truncated-power formula."""
-    x = np.abs(x)
-    half = (order + 1) / 2
-    total = np.zeros_like(x)
-    binomial = 1.0
-    factorial = float(np.prod(np.arange(1, order + 1)))
-    for k in range(order + 2):
-        total += (-1) ** k * binomial * np.maximum(half - k - x, 0.0) ** order
-        binomial *= (order + 1 - k) / (k + 1)
-    # The one-sided sum is exact only where it is not cancelled to zero: outside the support it must be 0.
-    return np.where(x < half, total / factorial, 0.0)
-
-
-def _odd_extension(index: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Write sample `index` of the odd extension as c[i] = sign * c[inside] + 2 * end, per index.
-
-    The odd extension c(-k) = 2 c(0) - c(k) continues a straight line straight, so ramps stay ramps at the border.
-    Returns (inside, sign, ends) where ends[:, 0] counts c(0) and ends[:, 1] counts c(n - 1).
-    """
-    inside = index.astype(np.int64).copy()
-    sign = np.ones(len(index))
-    ends = np.zeros((len(index), 2))
-    while True:
-        low, high = inside < 0, inside > n - 1
-        if not (low.any() or high.any()):
-            return inside, sign, ends
-        ends[low, 0] += 2 * sign[low]
-        inside[low] = -inside[low]
-        sign[low] = -sign[low]
-        high = inside > n - 1
-        ends[high, 1] += 2 * sign[high]
-        inside[high] = 2 * (n - 1) - inside[high]
-        sign[high] = -sign[high]
-
-
-def _spline_rows(n: int, positions: np.ndarray, order: int) -> Matrix:
-    """Sum of B-splines of coefficients c (odd extension) at `positions`: [len(positions), n]."""
-    rows = np.zeros((len(positions), n))
-    first = np.floor(positions).astype(np.int64) - order // 2
-    row = np.arange(len(positions))
-    for tap in range(order + 1):
-        index = first + tap
-        weight = _bspline(order, positions - index)
-        inside, sign, ends = _odd_extension(index, n)
-        np.add.at(rows, (row, inside), weight * sign)
-        rows[:, 0] += weight * ends[:, 0]
-        rows[:, n - 1] += weight * ends[:, 1]
-    return rows
-
-
-def bspline_matrix(n_in: int, positions: np.ndarray, order: int = 5) -> Matrix:
-    """B-spline interpolation of `n_in` samples at `positions`, prefilter included.
-
-    Args:
-        n_in: samples along the axis.
-        positions: [n_out] float, input index units; up to half a voxel outside is extrapolated linearly.
-        order: 1 (linear), 3 (cubic) or 5 (quintic).
-
-    Returns:
-        float64 [n_out, n_in]; rows sum to 1, and a linear ramp is reproduced everywhere.
-    """
-    if order not in _SPLINE_ORDERS:
-        raise UsageError(f"bspline_matrix: order must be one of {_SPLINE_ORDERS}, found {order}")
-    positions = np.asarray(positions, np.float64)
-    if n_in == 1:
-        return np.ones((len(positions), 1))
-    at_samples = _spline_rows(n_in, np.arange(n_in, dtype=np.float64), order)
-    rows = torch.from_numpy(_spline_rows(n_in, positions, order).T)
-    return torch.linalg.solve(torch.from_numpy(at_samples.T), rows).numpy().T
-
-
-def fourier_matrix(n_in: int, positions: np.ndarray, transfer: Transfer | None = None) -> Matrix:
-    """Filter `n_in` samples by `transfer` and evaluate the result at `positions`, both in the Fourier domain.
-
-    Args:
-        n_in: samples along the axis.
-        positions: [n_out] float, input index units.
-        transfer: gain as a function of frequency in cycles per input sample (0 to 0.5); None: 1 everywhere, which is
-            interpolation (zero-filling). A box gives a k-space cut, exp(-2 (pi sigma f)^2) a Gaussian profile.
-
-    Returns:
-        float64 [n_out, n_in].
-    """
-    k = np.arange(n_in)
-    gain = np.where(k == 0, 1.0, 2.0) / n_in
-    if transfer is not None:
-        gain = gain * transfer(k / (2.0 * n_in))
-    analysis = np.cos(np.pi * np.outer(k, np.arange(n_in) + 0.5) / n_in)
-    synthesis = np.cos(np.pi * np.outer(np.asarray(positions, np.float64) + 0.5, k) / n_in)
-    # By torch, whose threads the rest of the program uses: numpy's would be a second pool that spins beside it.
-    return (torch.from_numpy(synthesis * gain) @ torch.from_numpy(analysis)).numpy()
+PARALLEL = 1e-9  # voxels that an entry off the diagonal may move a position by, for the axes to count as parallel
 
 
 def apply_axes(x: torch.Tensor, matrices: Sequence[Matrix | torch.Tensor | None]) -> torch.Tensor:
@@ -153,24 +71,274 @@ def transposed(matrices: Sequence[Matrix | None]) -> tuple[Matrix | None, ...]:
     return tuple(None if m is None else m.T for m in matrices)
 
 
-@lru_cache(maxsize=64)
-def _cached_interpolation(kind: str, n_in: int, n_out: int, ratio: float, order: int) -> Matrix:
-    positions = 0.5 * ((n_in - 1) - (n_out - 1) * ratio) + ratio * np.arange(n_out)
-    if kind == "fourier":
-        # Going to a coarser grid, what that grid cannot hold is removed rather than aliased.
-        cut = (lambda f: (f < 0.5 / ratio).astype(np.float64)) if ratio > 1 else None
-        return fourier_matrix(n_in, positions, cut)
-    return bspline_matrix(n_in, positions, order)
+def centred_matrix(n_in: Sequence[int], n_out: Sequence[int], ratio: Sequence[float]) -> np.ndarray:
+    """Target index -> source index between two grids with parallel axes and one centre: float64 [3, 4].
+
+    ratio: new / old spacing per axis. The positions are those of `mrisr.grid.axis_positions`.
+
+    >>> centred_matrix((2, 2, 2), (4, 4, 4), (0.5, 0.5, 0.5))[0].tolist()
+    [0.5, 0.0, 0.0, -0.25]
+    """
+    n_in, n_out, ratio = (np.asarray(v, np.float64) for v in (n_in, n_out, ratio))
+    return np.concatenate([np.diag(ratio), 0.5 * ((n_in - 1) - (n_out - 1) * ratio)[:, None]], axis=1)
 
 
-def interpolation_matrix(n_in: int, n_out: int, ratio: float, kind: str = "bspline", order: int = 5) -> Matrix:
-    """Centre-aligned interpolation between two grids of one field of view (cached; do not write into it).
+def resample3d(
+    x: torch.Tensor,
+    shape: Sequence[int],
+    matrix,
+    *,
+    displacement: torch.Tensor | None = None,
+    order: int = 5,
+    boundary: str = "linear",
+    backend: str | None = None,
+) -> torch.Tensor:
+    """Sample `x` at  matrix (i, j, k, 1) + displacement(i, j, k)  for every voxel (i, j, k) of a target grid.
 
     Args:
-        n_in, n_out: samples of the two grids.
-        ratio: new spacing / old spacing.
-        kind: "bspline" (of `order`) or "fourier".
+        x: [..., X, Y, Z], floating point.
+        shape: (X', Y', Z') of the target grid.
+        matrix: [3, 4] or [4, 4], target voxel index -> source voxel index, used in float64: `centred_matrix` for two
+            grids of one field of view, `inv(source.affine) @ target.affine` for any two `mrisr.grid.Grid`.
+        displacement: [3, X', Y', Z'] or, where x is [N, C, X, Y, Z], [N, 3, X', Y', Z']; added to the positions, in
+            source voxels along the source axes; in the dtype of the sampling (float64 for a float64 x, else float32).
+        order: B-spline of order 1, 3 or 5, with prefilter.
+        boundary: "linear": straight lines go on straight up to the edge of the field of view, half a voxel outside
+            the last centre, and what lies further out has the value at that edge. "mirror": x is reflected at its
+            outermost centres, over and over (`scipy.ndimage`'s "mirror").
+        backend: who samples. The prefilter runs there too, except that beside "triton" it is PyTorch's product with
+            one matrix per axis; so is, beside "triton", the gradient with respect to x.
+
+    Returns:
+        [..., X', Y', Z'], dtype of `x`; half precision is sampled in float32. Differentiable in `x` (the adjoint, the
+        prefilter's included) and `displacement` (the spline's own derivative; zero where a position is held at the
+        edge; in float32 it is as uncertain as the samples, 1e-7 of the largest). A displacement that is NaN gives NaN
+        in its voxel; NaN in x goes as far as `prefilter` carries it.
+
+    Raises:
+        UsageError: sizes, dtypes or devices do not fit. BackendError: `backend` was asked for and cannot run.
+
+    Source: Unser, IEEE Signal Processing Magazine 16(6), 1999. Displacement and change of grid in one interpolation:
+    Glasser et al., NeuroImage 80, 2013 (section on gradient-nonlinearity correction).
     """
-    if kind not in ("bspline", "fourier"):
-        raise UsageError(f"interpolation_matrix: kind must be 'bspline' or 'fourier', found {kind!r}")
-    return _cached_interpolation(kind, int(n_in), int(n_out), float(ratio), int(order))
+    s = _sampling(x, shape, matrix, order, boundary)
+    work = torch.float64 if x.dtype == torch.float64 else torch.float32
+    displacement = None if displacement is None else _checked_displacement(x, displacement, s).to(work)
+    axes = _parallel_axes(s) if displacement is None and _separable(backend) and x.numel() else None
+    if axes is not None:
+        for axis, axis_matrix in enumerate(axes):
+            x = axis_apply(x, axis_matrix, axis, backend=backend)
+        return x
+    coefficients = prefilter(x.to(work), order, boundary, backend=None if backend == "triton" else backend)
+    per_displacement = x.shape[0] if displacement is not None and x.ndim == 5 else 1
+    volumes = coefficients.reshape(per_displacement, _channels(x, per_displacement), *s.padded)
+    out = _resample3d(volumes, displacement, *_plain(s), backend or "")
+    return out.reshape(*x.shape[:-3], *s.target).to(x.dtype)
+
+
+def _channels(x: torch.Tensor, batch: int) -> int:
+    return prod(x.shape[:-3]) // max(1, batch)
+
+
+def _sampling(x, shape, matrix, order: int, boundary: str) -> Sampling:
+    check_spline(order, boundary, "resample3d")
+    if x.ndim < 3 or not x.is_floating_point() or 0 in x.shape[-3:]:
+        raise UsageError(
+            f"resample3d: x must be floating point [..., X, Y, Z] with voxels in it; it is {x.dtype} {tuple(x.shape)}"
+        )
+    target = tuple(int(n) for n in shape)
+    if len(target) != 3 or min(target) < 0:
+        raise UsageError(f"resample3d: shape must be three voxel counts; it is {tuple(shape)}")
+    rows = [list(map(float, row)) for row in (matrix.tolist() if hasattr(matrix, "tolist") else matrix)]
+    if len(rows) not in (3, 4) or any(len(row) != 4 or not all(map(isfinite, row)) for row in rows):
+        raise UsageError(f"resample3d: matrix must be [3, 4] or [4, 4] and finite; it is {rows}")
+    if rows[3:] not in ([], [[0.0, 0.0, 0.0, 1.0]]):
+        raise UsageError(f"resample3d: the last row of a [4, 4] matrix must be 0 0 0 1; it is {rows[3]}")
+    return Sampling((*rows[0], *rows[1], *rows[2]), tuple(x.shape[-3:]), target, order, boundary)
+
+
+def _checked_displacement(x, displacement, s: Sampling) -> torch.Tensor:
+    """[N or 1, 3, X', Y', Z']"""
+    fits = displacement.ndim == 4 or (displacement.ndim == 5 and x.ndim == 5)
+    if displacement.ndim == 5 and x.ndim == 5:
+        fits = displacement.shape[0] in (1, x.shape[0])
+    if not fits or tuple(displacement.shape[-4:]) != (3, *s.target):
+        raise UsageError(
+            f"resample3d: displacement must be {[3, *s.target]}, or one of these per volume of x [N, C, X, Y, Z]; "
+            f"it is {list(displacement.shape)} and x.shape={tuple(x.shape)}"
+        )
+    if displacement.device != x.device or not displacement.is_floating_point():
+        raise UsageError(
+            f"resample3d: displacement must be floating point on the device of x ({x.device}); "
+            f"it is {displacement.dtype} on {displacement.device}"
+        )
+    return displacement if displacement.ndim == 5 else displacement[None]
+
+
+def _separable(backend: str | None) -> bool:
+    """Whether whoever was asked for can apply matrices, too."""
+    wanted = asked_for(FAMILY.name, backend)
+    return wanted is None or wanted[0] in ("native", "reference")
+
+
+def _parallel_axes(s: Sampling) -> list[Matrix] | None:
+    """One matrix per axis, or None where the grids are not parallel or the target is empty."""
+    m = np.reshape(s.matrix, (3, 4))
+    drift = np.abs(m[:, :3] - np.diag(np.diag(m))) @ np.array(s.target)
+    if min(s.target) == 0 or drift.max() > PARALLEL:
+        return None
+    matrices = []
+    for axis, (n, count) in enumerate(zip(s.source, s.target)):
+        positions = m[axis, 3] + m[axis, axis] * np.arange(count)
+        held = np.clip(positions, -0.5, n - 0.5) if s.boundary == "linear" else positions
+        matrices.append(bspline_matrix(n, held, s.order, s.boundary))
+    return matrices
+
+
+def _plain(s: Sampling) -> tuple:
+    return list(s.matrix), list(s.source), list(s.target), s.order, s.boundary
+
+
+def _restored(matrix, source, target, order, boundary) -> Sampling:
+    return Sampling(tuple(matrix), tuple(source), tuple(target), order, boundary)
+
+
+@torch.library.custom_op("mrisr::resample3d", mutates_args=())
+def _resample3d(
+    coefficients: torch.Tensor,
+    displacement: torch.Tensor | None,
+    matrix: list[float],
+    source: list[int],
+    target: list[int],
+    order: int,
+    boundary: str,
+    backend: str,
+) -> torch.Tensor:
+    args = (coefficients, displacement, _restored(matrix, source, target, order, boundary))
+    return choose(FAMILY, backend, *args).run(*args)
+
+
+@torch.library.custom_op("mrisr::resample3d_slope", mutates_args=())
+def _slope(
+    coefficients: torch.Tensor,
+    displacement: torch.Tensor,
+    grad: torch.Tensor,
+    matrix: list[float],
+    source: list[int],
+    target: list[int],
+    order: int,
+    boundary: str,
+    backend: str,
+) -> torch.Tensor:
+    args = (coefficients, displacement, grad, _restored(matrix, source, target, order, boundary))
+    return choose(FAMILY, backend, *args).run.slope(*args)
+
+
+@torch.library.custom_op("mrisr::resample3d_adjoint", mutates_args=())
+def _adjoint(
+    displacement: torch.Tensor | None,
+    grad: torch.Tensor,
+    matrix: list[float],
+    source: list[int],
+    target: list[int],
+    order: int,
+    boundary: str,
+    backend: str,
+) -> torch.Tensor:
+    s = _restored(matrix, source, target, order, boundary)
+    return choose(FAMILY, backend, grad).run.adjoint(displacement, grad, s)
+
+
+@_resample3d.register_fake
+def _(coefficients, displacement, matrix, source, target, order, boundary, backend):
+    return coefficients.new_empty((*coefficients.shape[:2], *target))
+
+
+@_slope.register_fake
+def _(coefficients, displacement, grad, matrix, source, target, order, boundary, backend):
+    return coefficients.new_empty((coefficients.shape[0], 3, *target))
+
+
+@_adjoint.register_fake
+def _(displacement, grad, matrix, source, target, order, boundary, backend):
+    return grad.new_empty((*grad.shape[:2], *(n + order + 1 for n in source)))
+
+
+def _save(ctx, inputs, output) -> None:
+    coefficients, displacement, *ctx.options = inputs
+    ctx.save_for_backward(coefficients if ctx.needs_input_grad[1] else None, displacement)
+
+
+def _backward(ctx, grad):
+    coefficients, displacement = ctx.saved_tensors
+    to_x = _adjoint(displacement, grad, *ctx.options) if ctx.needs_input_grad[0] else None
+    to_displacement = None
+    if displacement is not None and ctx.needs_input_grad[1]:
+        to_displacement = _slope(coefficients, displacement, grad, *ctx.options)
+        if displacement.shape[0] < to_displacement.shape[0]:
+            to_displacement = to_displacement.sum(0, keepdim=True)
+    return to_x, to_displacement, *(None for _ in ctx.options)
+
+
+_resample3d.register_autograd(_backward, setup_context=_save)
+
+FAMILY = Family("resample3d", BACKENDS)
+
+
+def reference(x, shape, matrix, displacement=None, order: int = 5, boundary: str = "linear") -> torch.Tensor:
+    """The whole operator in plain PyTorch, with its derivatives left to autograd."""
+    s = _sampling(x, shape, matrix, order, boundary)
+    work = torch.float64 if x.dtype == torch.float64 else torch.float32
+    displacement = None if displacement is None else _checked_displacement(x, displacement, s).to(work)
+    batch = x.shape[0] if x.ndim == 5 else 1
+    volumes = x.to(work).reshape(batch, _channels(x, batch), *s.source)
+    out = Reference()(prefilter_reference(volumes, order, boundary), displacement, s)
+    return out.reshape(*x.shape[:-3], *s.target).to(x.dtype)
+
+
+def _case(size, target, ratio=None, order=5, boundary="linear", move=1.0, offset=0.0, turn=0.0, fields=None):
+    """ratio: new / old spacing; move: size of the displacement, voxels (None: no field); turn: off-diagonal entries."""
+
+    def build(generator: torch.Generator) -> dict:
+        def draw(*shape):
+            return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+        matrix = centred_matrix(size[-3:], target, ratio or [a / max(1, b) for a, b in zip(size[-3:], target)])
+        matrix[:, :3] += turn * draw(3, 3).numpy()
+        field = None if move is None else move * draw(*(fields or ()), 3, *target)
+        return dict(
+            x=draw(*size) + offset,
+            shape=list(target),
+            matrix=torch.from_numpy(matrix),
+            displacement=field,
+            order=order,
+            boundary=boundary,
+        )
+
+    return build
+
+
+SPEC = Spec(
+    family=FAMILY,
+    call=resample3d,
+    reference=reference,
+    cases={
+        "quintic": _case((6, 7, 9), (5, 6, 11)),
+        "cubic": _case((6, 7, 9), (7, 5, 8), order=3),
+        "linear": _case((6, 7, 9), (7, 5, 8), order=1),
+        "quintic_mirror": _case((6, 5, 9), (4, 5, 7), boundary="mirror", move=4.0),
+        "cubic_mirror": _case((4, 5, 6), (4, 5, 70), order=3, boundary="mirror", move=3.0),
+        "far_outside": _case((4, 5, 6), (5, 4, 6), move=20.0),
+        "turned": _case((6, 7, 8), (5, 6, 7), turn=0.2, move=None),
+        "separable": _case((6, 7, 8), (9, 10, 5), ratio=(1 / 1.5, 0.7, 1.6), move=None),
+        "one_displacement": _case((2, 3, 5, 4, 6), (4, 5, 6), order=3),
+        "displacement_each": _case((2, 2, 4, 5, 3), (3, 4, 5), order=3, fields=(2,)),
+        "one_voxel": _case((1, 1, 1), (1, 1, 1)),
+        "one_voxel_axes": _case((1, 6, 1), (2, 5, 3), boundary="mirror"),
+        "empty": _case((4, 4, 4), (0, 3, 4)),
+        "no_volumes": _case((0, 4, 4, 4), (2, 3, 4)),
+        "large_offset": _case((6, 5, 8), (5, 5, 7), move=None, turn=0.1, offset=1e4),
+    },
+    tolerance={torch.float32: 1e-5, torch.float64: 1e-11, torch.bfloat16: 1e-2, torch.float16: 2e-3},
+    gradients=("x", "displacement"),
+)

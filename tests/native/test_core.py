@@ -34,6 +34,12 @@ def norm_stats(x: np.ndarray, groups: int, threads: int, last: bool) -> np.ndarr
 
 
 BOX = ((2, 2, 2), (0, 0, 0), (2, 2, 2))
+MATRIX = [1.0, 0, 0, 0, 0, 1.0, 0, 0, 0, 0, 1.0, 0]
+
+
+def sampling(source, target, order=1, boundary=0, matrix=MATRIX, threads=1):
+    """What follows the addresses in resample3d and its derivatives."""
+    return 1, 1, source, target, matrix, False, order, boundary, threads
 
 
 @pytest.mark.parametrize(
@@ -53,6 +59,17 @@ BOX = ((2, 2, 2), (0, 0, 0), (2, 2, 2))
         (lambda a: core.group_norm_merge(a, a, a, 1, 1, 1, 0.0), "eps must be positive; it is 0"),
         (lambda a: core.gather(a, (1, 1, 1), (1, 1, 1), a, (0, 1, 1), (1, 1, 1), (0, 0, 0), 1), r"volume.size\[0\] must be positive"),
         (lambda a: core.gather(a, (1, 1, 2), (1, 1, 2), a, (1, 1, 1), (1, 1, 1), (0, 0, 0), 1), "last axis of volume and tile must be contiguous"),
+        (lambda a: core.prefilter_f32(a, a, 1, 4, 1, 2, 0, False, 1), "prefilter: order must be 1, 3 or 5; it is 2"),
+        (lambda a: core.prefilter_f32(a, a, 1, 4, 1, 3, 2, False, 1), r"prefilter: boundary must be 0 \(linear\) or 1 \(mirror\); it is 2"),
+        (lambda a: core.prefilter_f64(a, a, 1, 0, 1, 3, 0, True, 1), "prefilter: an axis needs at least one sample; it has 0"),
+        (lambda a: core.prefilter_f32(0, a, 1, 4, 1, 3, 0, False, 1), "prefilter: out is a null pointer"),
+        (lambda a: core.resample3d_f32(a, a, 0, *sampling((0, 1, 1), (1, 1, 1))), r"resample3d: source\[0\] must lie in \[1, 2\^30\); it is 0"),
+        (lambda a: core.resample3d_f32(a, a, 0, *sampling((1, 1, 1), (1, -1, 1))), r"resample3d: target\[1\] must not be negative; it is -1"),
+        (lambda a: core.resample3d_f32(a, 0, 0, *sampling((1, 1, 1), (1, 1, 1))), "resample3d: coefficients is a null pointer"),
+        (lambda a: core.resample3d_f64(0, a, 0, *sampling((1, 1, 1), (1, 1, 1))), "resample3d: target is a null pointer"),
+        (lambda a: core.resample3d_f32(a, a, 0, *sampling((1, 1, 1), (1, 1, 1), matrix=[np.inf] * 12)), "resample3d: matrix must be finite; it has inf"),
+        (lambda a: core.resample3d_slope_f32(0, a, a, a, *sampling((1, 1, 1), (1, 1, 1))), "resample3d_slope: out is a null pointer"),
+        (lambda a: core.resample3d_adjoint_f32(a, a, a, *sampling((1, 1, 1), (1, 1, 1), threads=0)), "threads must be at least 1; it is 0"),
         (lambda a: core.blend_add(a, *[(1, 1, 1)] * 2, a, *[(1, 1, 1)] * 2, (2, 0, 0), (a, a, a), 1), r"origin\[0\] must lie in \[0, 1\]; it is 2"),
     ],
 )  # fmt: skip
@@ -153,6 +170,29 @@ def test_nothing_is_touched_past_the_end(count):
         1,
     )
     assert np.array_equal(y.array, 2 * x.array)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mprotect through libc")
+@pytest.mark.parametrize("boundary", [0, 1])
+@pytest.mark.parametrize("order", [1, 3, 5])
+@pytest.mark.parametrize("size", [(1, 1, 1), (2, 1, 3), (3, 4, 5), (1, 2, 67)])
+def test_splines_touch_nothing_past_the_end(size, order, boundary):
+    """Coefficients, displacement and result all end at a page that cannot be read, and every position is far outside."""
+    padded = tuple(n + order + 1 for n in size)
+    count, whole = int(np.prod(size)), int(np.prod(padded))
+    c, d, y, slope = Guarded(whole), Guarded(3 * count), Guarded(count), Guarded(3 * count)
+    x, line = Guarded(size[2]), Guarded(padded[2])
+    x.array[:] = line.array[:] = c.array[:] = d.array[:] = 1e6
+    core.prefilter_f32(line.address, x.address, 1, size[2], 1, order, boundary, False, 1)
+    core.prefilter_f32(x.address, line.address, 1, size[2], 1, order, boundary, True, 1)
+    c.array[:] = 1.0
+    call = sampling(size, size, order, boundary)
+    core.resample3d_f32(y.address, c.address, d.address, *call)
+    assert np.allclose(y.array, 1.0)
+    core.resample3d_slope_f32(slope.address, c.address, d.address, y.address, *call)
+    assert np.allclose(slope.array, 0.0, atol=1e-5)
+    core.resample3d_adjoint_f32(c.address, d.address, y.address, *call)
+    assert np.isclose(c.array.sum(), count, rtol=1e-5)
 
 
 def test_the_module_links_neither_torch_nor_cuda():
