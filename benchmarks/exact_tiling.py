@@ -87,7 +87,8 @@ def measure(part: str, name: str, threads: int | None, repeats: int, scratch: Pa
     for _ in range(repeats):
         begun = time.perf_counter()
         out, info = mrisr.upscale(
-            scan, input_voxel_size=1.0, voxel_size=TARGETS[part], threads=threads, device="cpu", return_info=True, **options
+            scan, input_voxel_size=1.0, voxel_size=TARGETS[part], threads=threads, device="cpu", return_info=True,
+            **options,
         )  # fmt: skip
         seconds.append(time.perf_counter() - begun)
         network.append(info.seconds["network"])

@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
-import platform
 import sys
-from importlib import metadata
-from pathlib import Path
+
+from mrisr import environment
 
 LIBRARIES = (
     "numpy",
@@ -49,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
 def examine() -> dict[str, dict]:
     """Everything the command prints, as plain JSON-ready dictionaries: section -> name -> finding."""
     return {
-        "versions": versions(),
+        "versions": environment.versions(LIBRARIES, absent="not installed"),
         "cpu": cpu(),
         "devices": devices(),
         "engines": engines(),
@@ -59,39 +57,15 @@ def examine() -> dict[str, dict]:
     }
 
 
-def versions() -> dict[str, str]:
-    """Of mrisr, Python and the libraries it can use."""
-    from mrisr import __version__
-
-    found = {"mrisr": __version__, "python": platform.python_version(), "platform": platform.platform()}
-    for name in LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
-
-
 def cpu() -> dict[str, object]:
     """Model, cores this process may use, and the instruction sets that matter here."""
-    model, flags = platform.processor() or platform.machine(), set()
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                model = value.strip()
-            elif key.strip() in ("flags", "Features"):
-                flags = set(value.split())
-                break
-    except OSError:  # not Linux: the flags stay unknown
-        pass
     import torch
 
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    model, flags = environment.processor()
     return {
         "model": model,
         "features": " ".join(flag for flag in CPU_FLAGS if flag in flags) or "unknown",
-        "cores for this process": allowed,
+        "cores for this process": environment.cores(),
         "torch threads": torch.get_num_threads(),
     }
 

@@ -1,13 +1,8 @@
-"""Training losses of the two modes."""
+"""Training losses of the two modes: noise levels, and what a squared error of the residual is multiplied by."""
 
 from __future__ import annotations
 
 import torch
-
-
-def mean_loss(predicted: torch.Tensor, target: torch.Tensor, sigma_data: float) -> torch.Tensor:
-    """Squared error of the residual in units of sigma_data^2: its minimiser is the posterior mean."""
-    return ((predicted - target) / sigma_data).square().mean()
 
 
 def edm_sigmas(n: int, sigma_data: float, generator: torch.Generator) -> torch.Tensor:
@@ -15,12 +10,12 @@ def edm_sigmas(n: int, sigma_data: float, generator: torch.Generator) -> torch.T
     return sigma_data * torch.exp(0.3 + 1.4 * torch.randn(n, generator=generator))
 
 
-def edm_loss(denoiser, target, y, cond, sigma, noise, active=None) -> torch.Tensor:
-    """Denoising loss with EDM's weight (Karras et al. 2022, equation 108): unit weight on the network's own output.
+def edm_weight(sigma: torch.Tensor, sigma_data: float) -> torch.Tensor:
+    """Weight [N] of mode "sample" (Karras et al. 2022, equation 108): one over c_out squared, so that an error of the
+    network's own output counts the same at every noise level."""
+    return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
 
-    target, y, noise: [N, 1, D, H, W]; sigma: [N].
-    """
-    predicted = denoiser(target + sigma[:, None, None, None, None] * noise, sigma, y, cond, active)
-    sd = denoiser.sigma_data
-    weight = (sigma**2 + sd**2) / (sigma * sd) ** 2
-    return (weight * (predicted - target).square().mean(dim=(1, 2, 3, 4))).mean()
+
+def mean_weight(n: int, sigma_data: float) -> torch.Tensor:
+    """Weight [N] of mode "mean": squared error in units of sigma_data^2, whose minimiser is the posterior mean."""
+    return torch.full((n,), 1 / sigma_data**2)

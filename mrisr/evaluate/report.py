@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import re
-import subprocess
 from collections.abc import Sequence
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
+from mrisr.environment import commit, machine, versions
 from mrisr.errors import OutputError
 from mrisr.evaluate.baselines import BASELINES
 from mrisr.evaluate.cases import CASES
@@ -272,58 +270,3 @@ def _without_nan(value):
     if isinstance(value, list):
         return [_without_nan(v) for v in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
-# --- where it ran -------------------------------------------------------------------------------------------
-
-
-def machine() -> dict:
-    """CPU, cores, threads in use and GPU of this machine."""
-    import torch
-
-    return {
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "system": platform.platform(),
-    }
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
-    from mrisr import __version__
-
-    found = {"mrisr": __version__, "python": platform.python_version()}
-    for name in ("torch", "numpy", "scipy", "nibabel", "openvino"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue  # optional here: what is not installed has no part in the numbers
-    return found
-
-
-def commit() -> str | None:
-    """Commit of the checkout this code runs from ("+" where files differ from it); None outside a
-    checkout."""
-    here = Path(__file__).resolve().parents[2]
-    try:
-        head = _git(here, "rev-parse", "--short=12", "HEAD")
-        return head + ("+" if _git(here, "status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", "-C", str(folder), *arguments], check=True, capture_output=True, text=True)
-    return done.stdout.strip()
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass  # not Linux: platform knows less, but something
-    return platform.processor() or platform.machine()

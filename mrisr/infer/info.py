@@ -6,11 +6,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import platform
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -161,15 +158,3 @@ def resolution(psf, source_mm: Sequence[float], target_mm: Sequence[float]) -> t
             AxisResolution(axis.kind, float(axis.width), float(stored), float(target), float(measured), float(nyquist))
         )
     return tuple(axes)
-
-
-def versions() -> dict[str, str]:
-    """Versions of what took part: Python, this package, and the libraries that are loaded."""
-    found = {"python": platform.python_version(), "platform": platform.platform()}
-    for name in ("mrisr", "torch", "openvino", "numpy", "nibabel"):
-        if name in sys.modules:
-            try:
-                found[name] = metadata.version(name)
-            except metadata.PackageNotFoundError:  # run from a source tree
-                found[name] = str(getattr(sys.modules[name], "__version__", "unknown"))
-    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mrisr import environment
 from mrisr import grid as grids
 from mrisr.diffusion.precond import Denoiser
 from mrisr.diffusion.sampler import dpmpp_2m
@@ -24,7 +26,6 @@ from mrisr.infer.info import (
     Info,
     TileInfo,
     resolution,
-    versions,
 )
 from mrisr.infer.progress import Report
 from mrisr.nn.condition import MEAN, SAMPLE, Condition, canonical_order
@@ -387,7 +388,7 @@ def _info(job: Job, notes: list[ConsistencyInfo], scales: list[tuple[float, floa
         memory_expected=job.expected,
         seconds=dict(job.report.seconds),
         warnings=list(job.warnings),
-        versions=versions(),
+        versions=environment.versions(name for name in environment.LIBRARIES if name in sys.modules),
     )
 
 

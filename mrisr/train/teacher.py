@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from mrisr.data.patches import Batch, PatchSampler
-from mrisr.diffusion.loss import edm_sigmas
+from mrisr.diffusion.loss import edm_sigmas, edm_weight, mean_weight
 from mrisr.diffusion.precond import SIGMA_MAX_RATIO
 from mrisr.nn.condition import MEAN, SAMPLE
 
@@ -40,13 +40,13 @@ def step_loss(denoiser, batch: Batch, table, *, sigma_data: float, mode: int, ge
     n = len(batch.kinds)
     if mode == MEAN:
         sigma = torch.full((n,), SIGMA_MAX_RATIO * sigma_data)
-        x, gain = torch.zeros_like(batch.target), torch.full((n,), 1 / sigma_data**2)
+        x, gain = torch.zeros_like(batch.target), mean_weight(n, sigma_data)
     else:
         assert mode == SAMPLE
         sigma = edm_sigmas(n, sigma_data, generator)
         noise = torch.randn(batch.target.shape, generator=generator)
         x = batch.target + (sigma[:, None, None, None, None] * noise).to(batch.target)
-        gain = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
+        gain = edm_weight(sigma, sigma_data)
     predicted = denoiser(x, sigma.to(batch.y.device), batch.y, cond)
     error = (batch.outside_band(predicted.float()) - batch.target).square().mean(dim=(1, 2, 3, 4))
     return (weight * gain.to(weight) * error).mean()

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mrisr.diffusion.loss import edm_loss, edm_sigmas, mean_loss
+from mrisr.diffusion.loss import edm_sigmas, edm_weight, mean_weight
 from mrisr.diffusion.precond import Denoiser
 from mrisr.diffusion.sampler import dpmpp_2m, heun
 from mrisr.diffusion.schedule import karras_sigmas
@@ -41,17 +41,13 @@ def test_the_mean_mode_starts_from_nothing_at_sigma_max():
     assert float(net.vector[0, 0]) == pytest.approx(math.log(40) / 4)
 
 
-def test_a_perfect_network_has_no_loss():
-    class Perfect(torch.nn.Module):
-        sigma_data = 0.1
-
-        def forward(self, x, sigma, y, cond, active=None):
-            return y
-
-    target = torch.randn(3, 1, 4, 4, 4)
-    sigma = edm_sigmas(3, 0.1, torch.Generator().manual_seed(0))
-    assert float(edm_loss(Perfect(), target, target, None, sigma, torch.randn_like(target))) == 0
-    assert float(mean_loss(target, target + 0.1, 0.1)) == pytest.approx(1.0, rel=1e-4)
+def test_weights_make_every_noise_level_count_the_same():
+    denoiser, sigma = Denoiser(torch.nn.Identity(), 0.1), edm_sigmas(64, 0.1, torch.Generator().manual_seed(0))
+    assert sigma.max() / sigma.min() > 100
+    c_out = denoiser.coefficients(sigma)[1]
+    assert torch.allclose(edm_weight(sigma, 0.1) * c_out**2, torch.ones(64), rtol=1e-5)
+    # Mode "mean" is the limit of large sigma: all of the residual is the network's own output.
+    assert torch.allclose(edm_weight(torch.tensor([1e4]), 0.1), mean_weight(1, 0.1), rtol=1e-5)
 
 
 def test_schedule():
