@@ -1,0 +1,152 @@
+"""Everything worth doing on a GPU, in order of value, each part with a time limit of its own.
+
+    python benchmarks/gpu_day.py [--out DIR] [--only PART ...] [--redo] [--budget SECONDS] [--train "COMMAND"]
+    python benchmarks/gpu_day.py --dry-run        every part's steps on the CPU, at sizes of nothing
+
+Needs Python, PyTorch, Triton, numpy, safetensors and, to build the extension, cmake, ninja, pybind11 and nvcc; no
+network and nothing installed by pip. DIR (default $OUT, else benchmarks/results) receives gpu_day.json, one entry per
+part, in one file so that it is easily carried home and back, and gpu_day.log. The same command again goes on with what
+is not done: a part that failed or ran out of time is tried again, a done one is left alone (--redo does it again).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import checkout  # noqa: F401
+import record
+from gpu_setting import Setting, summary
+
+# Part -> its time limit in seconds, in order of value; the functions are in gpu_parts.py and gpu_network.py.
+LIMITS = {
+    "environment": 120,
+    "build": 420,
+    "parity": 300,
+    "kernels": 420,
+    "conv3d": 240,
+    "network": 300,
+    "end_to_end": 300,
+    "memory": 240,
+    "profile": 120,
+    "sanitizer": 300,
+    "training": 3600,
+}
+DONE, FAILED, LATE = "done", "failed", "out of time"
+
+
+def function_of(part: str):
+    """The function of a part: takes a Setting, returns plain JSON; "failures" in it makes the part a failure."""
+    import gpu_network
+    import gpu_parts
+
+    return getattr(gpu_parts, part, None) or getattr(gpu_network, part)
+
+
+def entry(part: str, setting) -> dict:
+    """Do a part here and now, and describe how it ended."""
+    begun = time.perf_counter()
+    try:
+        content = function_of(part)(setting)
+        status = FAILED if content.get("failures") else DONE
+    except Exception as error:  # noqa: BLE001 - every part is tried; what went wrong is the result
+        traceback.print_exc()
+        content, status = {"failures": [f"{type(error).__name__}: {error}"]}, FAILED
+    return {"status": status, "seconds": round(time.perf_counter() - begun, 1), **content, **record.circumstances()}
+
+
+def apart(part: str, setting, limit: float, log: Path) -> dict:
+    """Do a part in a process of its own, ended with all its children when the limit is over."""
+    answer = log.with_name(f"{part}.json.part")
+    answer.unlink(missing_ok=True)
+    command = [sys.executable, __file__, "--part", part, "--answer", str(answer), "--device", setting.device]
+    command += ["--train", setting.train] if setting.train else []
+    command += ["--dry-run"] if setting.tiny else []
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=environment
+        )
+        try:
+            process.wait(limit)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            return {"status": LATE, "limit_s": limit}
+    if not answer.exists():
+        return {"status": FAILED, "failures": [f"ended with {process.returncode}; see {log.name}"]}
+    found = json.loads(answer.read_text())
+    answer.unlink()
+    return found
+
+
+class Store:
+    """gpu_day.json: written whole after every part."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "gpu_day.json"
+        earlier = self.path if self.path.exists() else record.RESULTS / "gpu_day.json"
+        self.parts = json.loads(earlier.read_text()) if earlier.exists() else {}
+
+    def keep(self, part: str, found: dict) -> None:
+        self.parts[part] = found
+        beside = self.path.with_suffix(".json.new")
+        beside.write_text(json.dumps(self.parts, indent=2) + "\n", encoding="utf-8")
+        os.replace(beside, self.path)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Do the parts that are asked for and not done yet; 1 where one failed or none had the time."""
+    store, ended = Store(options.out), time.monotonic() + options.budget
+    setting = Setting(options.device, options.dry_run, options.train)
+    for part in options.only or LIMITS:
+        if not options.redo and store.parts.get(part, {}).get("status") == DONE and part != "build":
+            print(f"{part}: done before ({store.parts[part]['date']}, commit {store.parts[part]['commit']})")
+            continue
+        limit = min(options.limit or LIMITS[part], ended - time.monotonic())
+        if limit <= 0:
+            print(f"{part}: no time left")
+            continue
+        in_process = options.dry_run and not options.limit
+        found = entry(part, setting) if in_process else apart(part, setting, limit, options.out / "gpu_day.log")
+        store.keep(part, found)
+        print(summary(part, found), flush=True)
+    wanted = [store.parts.get(part, {}).get("status") for part in options.only or LIMITS]
+    return 0 if all(status == DONE for status in wanted) else 1
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or record.RESULTS))
+    parser.add_argument("--only", nargs="+", choices=list(LIMITS), metavar="PART", help=", ".join(LIMITS))
+    parser.add_argument("--redo", action="store_true", help="do parts again that are done")
+    parser.add_argument("--budget", type=float, default=float("inf"), help="seconds for all parts together")
+    parser.add_argument("--limit", type=float, help="seconds for each part, in place of its own limit")
+    parser.add_argument(
+        "--train", default="", metavar="COMMAND", help="a training run to hand the machine over to, last"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="on the CPU, at sizes of nothing: does it run?")
+    parser.add_argument("--device", help="default: cuda, and cpu in a dry run")
+    parser.add_argument("--part", choices=list(LIMITS), help=argparse.SUPPRESS)
+    parser.add_argument("--answer", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    options.device = options.device or ("cpu" if options.dry_run else "cuda")
+    if options.part:
+        found = entry(options.part, Setting(options.device, options.dry_run, options.train))
+        options.answer.write_text(json.dumps(found))
+        return 0
+    return run(options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

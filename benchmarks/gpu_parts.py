@@ -1,0 +1,119 @@
+"""The parts of gpu_day.py that concern machine and kernels. Each takes a Setting and returns plain JSON."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import timing
+import torch
+from checkout import ROOT
+from gpu_setting import Setting
+
+
+def said_by(*command: str) -> str:
+    """What a program prints, or why it does not."""
+    if shutil.which(command[0]) is None:
+        return "not found"
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return (run.stdout if run.returncode == 0 else run.stderr).strip()
+
+
+def environment(setting: Setting) -> dict:
+    """Versions, and the two ceilings that everything else is measured against."""
+    rates = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    n = 64 if setting.tiny else None
+    ceilings = {
+        "copy_gb_per_s": timing.copy_bandwidth(setting.device, 2**16 if setting.tiny else None) / 1e9,
+        **{f"matmul_{name}_tflop_per_s": timing.matmul_rate(setting.device, t, n) / 1e12 for name, t in rates.items()},
+    }
+    return {
+        "torch": torch.__version__,
+        "cudnn": torch.backends.cudnn.version(),
+        "nvcc": said_by("nvcc", "--version").splitlines()[-1],
+        "driver": said_by("nvidia-smi", "--query-gpu=driver_version,name,memory.total", "--format=csv,noheader"),
+        "tools": {name: bool(shutil.which(name)) for name in ("cmake", "ninja", "g++", "compute-sanitizer", "ncu")},
+        "ceilings": {name: round(value, 2) for name, value in ceilings.items()},
+    }
+
+
+def build(setting: Setting) -> dict:
+    """The extension with CUDA kernels for this GPU, in place, without pip and without network."""
+    if setting.tiny:
+        return {"skipped": "dry run: nothing is built", "command": shlex.join(_build_command())}
+    if _cuda_reason() is None:
+        return {"built": "before"}
+    major, minor = torch.cuda.get_device_capability()
+    switches = {"MRISR_CUDA": "1", "MRISR_CUDA_ARCHS": f"{major}{minor}" + ("a" if major == 9 else "")}
+    run = subprocess.run(_build_command(), cwd=ROOT, env={**os.environ, **switches}, capture_output=True, text=True)
+    reason = _cuda_reason()
+    failures = [] if reason is None else [f"{reason}: {(run.stdout + run.stderr)[-1500:]}"]
+    return {"built": switches["MRISR_CUDA_ARCHS"], "failures": failures}
+
+
+def _build_command() -> list[str]:
+    return [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+
+
+def _cuda_reason() -> str | None:
+    """Why the CUDA kernels cannot run, asked in a fresh process: this one may have loaded an older module."""
+    code = "import checkout; from mrisr import native; print(native.cuda_reason() or '')"
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(_HERE)}
+    )
+    return run.stdout.strip() or (None if run.returncode == 0 else run.stderr[-500:])
+
+
+_HERE = Path(__file__).resolve().parent
+
+
+def parity(setting: Setting) -> dict:
+    """Every kernel that has a GPU backend, on the device, against float64."""
+    import parity as matrix
+
+    rows = matrix.matrix(["noise", "gather"] if setting.tiny else None, ("cuda", "triton", "reference"))
+    ran = {(r["family"], r["backend"]) for r in rows if r["passed"]}
+    asked = {(r["family"], r["backend"]) for r in rows if r["backend"] != "reference"}
+    failures = [f"{r['family']} {r['backend']} {r['what']}: {r['failures']}" for r in rows if r["failed"]]
+    if setting.on_gpu:
+        failures += [f"{family} {backend}: every case was skipped" for family, backend in sorted(asked - ran)]
+    return {"rows": rows, "failures": failures}
+
+
+def kernels(setting: Setting) -> dict:
+    """Every family against eager, compiled and specialised rivals, as a share of the floor."""
+    import ops
+
+    return ops.measure(setting.device, quick=setting.tiny, say=lambda line: None)
+
+
+def sanitizer(setting: Setting) -> dict:
+    """compute-sanitizer over every CUDA and Triton case: no thread may read or write out of bounds, or race."""
+    words = [sys.executable, str(_HERE / "parity.py"), "--backends", "cuda", "triton", "--answer"]
+    if setting.tiny or shutil.which("compute-sanitizer") is None:
+        why = "dry run" if setting.tiny else "compute-sanitizer not found"
+        return {"skipped": why, "command": shlex.join(["compute-sanitizer", *words, "ROWS"])}
+    found, failures = {}, []
+    for tool in ("memcheck", "racecheck"):
+        with tempfile.TemporaryDirectory() as folder:
+            command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", "--print-limit", "20", *words]
+            # Every allocation from the driver: in PyTorch's cache a stray access lands in its own reserve, unseen.
+            environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+            run = subprocess.run([*command, f"{folder}/rows"], capture_output=True, text=True, env=environment)
+        found[tool] = (run.stdout.strip().splitlines() or ["nothing printed"])[-1]
+        if run.returncode:
+            failures.append(f"{tool} ended with {run.returncode}: {run.stdout[-1500:]}")
+    return {"tools": found, "failures": failures}
+
+
+def training(setting: Setting) -> dict:
+    """Hand the machine over: run the command that was given."""
+    if not setting.train:
+        return {"skipped": 'no command given: --train "COMMAND"'}
+    run = subprocess.run(setting.train, shell=True, cwd=ROOT)
+    return {"command": setting.train, "failures": [f"ended with {run.returncode}"] if run.returncode else []}

@@ -1,0 +1,28 @@
+"""What the driver of gpu_day.py and its parts share; it imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Setting:
+    """device: where to work. tiny: sizes of nothing, for a dry run. train: the command of the training part."""
+
+    device: str
+    tiny: bool = False
+    train: str = ""
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.startswith("cuda")
+
+
+def summary(part: str, found: dict) -> str:
+    """A few lines for the screen."""
+    lines = [f"{part}: {found['status']} in {found.get('seconds', '?')} s"]
+    lines += [f"  FAIL {text}"[:400] for text in found.get("failures", ())]
+    for key, value in found.items():
+        if key in ("ceilings", "tools", "table", "skipped", "built"):
+            lines += [f"  {key}: {value}"] if not isinstance(value, list) else [f"  {line}" for line in value]
+    return "\n".join(lines)

@@ -1,0 +1,190 @@
+"""What ops.py times: per family, inputs of the sizes that upscaling uses, ours, the rivals and the floor.
+
+A function takes (device, quick) and yields contests; FAMILIES lists them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from contest import Contest
+
+F32 = 4  # bytes
+
+
+def ours(name: str, device: str, call: Callable) -> dict[str, Callable]:
+    """Backend -> call(backend=...), for the compiled backends of a family that run on this device."""
+    from mrisr import ops
+    from mrisr.ops import _parity
+
+    family = ops.specs()[name].family
+    able = [
+        b.name
+        for b in family.backends
+        if b.name != "reference" and b.available() is None and _parity.device_of(b) == torch.device(device).type
+    ]
+    return {name: partial(call, backend=name) for name in able}
+
+
+def compiled(function: Callable, quick: bool) -> Callable:
+    """torch.compile of a rival; a quick run only traces it."""
+    return torch.compile(function, backend="eager" if quick else "inductor", dynamic=False)
+
+
+def draw(*shape: int, device: str = "cpu", seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(device)
+
+
+def noise(device: str, quick: bool) -> Iterator[Contest]:
+    from mrisr.ops import noise as family
+
+    shape = (8, 9, 10) if quick else (160, 160, 160)
+    box = (list(shape), [0, 0, 0], list(shape), 1, 0, 0)
+    there = torch.device(device)
+    yield Contest(
+        "noise",
+        "x".join(map(str, shape)),
+        ours("noise", device, partial(family.normal_noise, shape, seed=1, device=device)),
+        {
+            "eager": lambda: family.reference(*box, there),
+            # Other numbers, which any tiling would change: what keying the noise by voxel costs.
+            "torch.randn": lambda: torch.randn(*shape, device=there),
+        },
+        expected=family.reference(*box, torch.device("cpu"), torch.float64),
+        tolerance=2e-6,
+        bytes_moved=F32 * shape[0] * shape[1] * shape[2],
+        unlike=("torch.randn",),
+    )
+
+
+def blend(device: str, quick: bool) -> Iterator[Contest]:
+    from mrisr.ops.blend import blend_add_, reference_add
+
+    size, edge = (20, 12) if quick else (200, 128)
+    volume, tile = draw(size, size, size, device=device), draw(edge, edge, edge, device=device, seed=1)
+    origin = [3, 4, 5]
+    weights = [draw(edge, device=device, seed=2 + i).abs() for i in range(3)]
+    expected = volume.double().cpu()
+    reference_add(expected, tile.double().cpu(), origin, *(w.double().cpu() for w in weights))
+
+    def in_place(add: Callable) -> Callable:
+        to = volume.clone()  # of its own: every call adds once more, and the first is compared
+
+        def call(**options):
+            add(to, tile, origin, *options.pop("weights"), **options)
+            return to
+
+        return call
+
+    def mine(backend: str) -> Callable:
+        def add(to, piece, at, *w, **_):
+            blend_add_(to, piece, at, w, backend=backend)
+
+        return partial(in_place(add), weights=weights)
+
+    yield Contest(
+        "blend",
+        f"{edge}^3 into {size}^3",
+        {name: mine(name) for name in ours("blend", device, blend_add_)},
+        {
+            "eager": partial(in_place(reference_add), weights=weights),
+            "compile": partial(in_place(compiled(reference_add, quick)), weights=weights),
+        },
+        expected=expected,
+        tolerance=1e-6,
+        bytes_moved=3 * F32 * edge**3,
+    )
+
+
+def gather(device: str, quick: bool) -> Iterator[Contest]:
+    from mrisr.ops.blend import gather as public
+    from mrisr.ops.blend import reference_gather
+
+    size, edge = (20, 16) if quick else (200, 144)
+    volume = draw(size, size, size, device=device)
+    origin, shape = [-4, 2, size - edge + 4], [edge] * 3
+
+    def padded() -> torch.Tensor:
+        wide = torch.nn.functional.pad(volume[None, None], (0, 4, 0, 0, 4, 0), mode="replicate")[0, 0]
+        part = wide[: shape[0], origin[1] : origin[1] + shape[1], origin[2] : origin[2] + shape[2]]
+        return part.contiguous()
+
+    yield Contest(
+        "gather",
+        f"{edge}^3 from {size}^3",
+        ours("gather", device, partial(public, volume, origin, shape)),
+        {"eager": lambda: reference_gather(volume, origin, shape), "pad and slice": padded},
+        expected=reference_gather(volume.double().cpu(), origin, shape),
+        tolerance=0.0,
+        bytes_moved=2 * F32 * edge**3,
+    )
+
+
+def axis_apply(device: str, quick: bool) -> Iterator[Contest]:
+    from mrisr.ops.axis_apply import axis_apply as public
+    from mrisr.ops.axis_apply import reference
+    from mrisr.ops.resample3d import interpolation_matrix
+
+    size = 16 if quick else 160
+    wide = round(size / 0.7)
+    x = draw(size, size, size, device=device)
+    # The native kernel leaves out coefficients below 1e-9 of their row; what is left is what has to be multiplied.
+    matrix = torch.as_tensor(interpolation_matrix(size, wide, 0.7).copy(), device=device)
+    taps = int((matrix.abs() > 1e-9 * matrix.abs().amax(1, keepdim=True)).sum())
+    for axis in range(3):
+        yield Contest(
+            "axis_apply",
+            f"{size}^3, axis {axis}, quintic",
+            ours("axis_apply", device, partial(public, x, matrix, axis)),
+            {
+                "eager": partial(reference, x, matrix, axis),
+                "compile": partial(compiled(reference, quick), x, matrix, axis),
+            },
+            expected=reference(x.double().cpu(), matrix.cpu(), axis),
+            tolerance=1e-5,
+            bytes_moved=F32 * (size**3 + size * size * wide),
+            flop=2 * taps * size * size,
+        )
+
+
+def sampler_step(device: str, quick: bool) -> Iterator[Contest]:
+    from mrisr.ops import sampler_step as family
+
+    size = 10 if quick else 160
+    x, f, before = (draw(size, size, size, device=device, seed=i) for i in range(3))
+    table = draw(4, family.COLUMNS, device=device, seed=3)
+    clock = family.clocks(4, seed=5, device=device)[2]
+    for noisy in (False, True):
+        shape = [size] * 3
+
+        def rival(x, f, before, table, clock, noisy=noisy, shape=shape):
+            return family.reference(x, f, before, table, clock, True, -1.0, 1.0, noisy, [0, 0, 0], shape)[0]
+
+        def mine(backend, noisy=noisy):
+            options = dict(before=before, clamp=(-1.0, 1.0), noise=noisy, backend=backend)
+            return family.sampler_step(x, f, table, clock, **options)[0]
+
+        rivals = {"eager": partial(rival, x, f, before, table, clock)}
+        if not noisy:  # reading the clock on the host breaks the graph
+            rivals["compile"] = partial(compiled(rival, quick), x, f, before, table, clock)
+        wide = (t.double().cpu() for t in (x, f, before, table))
+        yield Contest(
+            "sampler_step",
+            f"{size}^3" + (", noise" if noisy else ""),
+            ours("sampler_step", device, mine),
+            rivals,
+            expected=rival(*wide, clock.cpu()),
+            tolerance=3e-6,
+            bytes_moved=5 * F32 * size**3,
+        )
+
+
+FAMILIES = {
+    "noise": noise,
+    "blend": blend,
+    "gather": gather,
+    "axis_apply": axis_apply,
+    "sampler_step": sampler_step,
+}
