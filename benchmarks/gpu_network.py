@@ -159,8 +159,8 @@ def end_to_end(setting: Setting) -> dict:
 
     failures: list[str] = []
     small = cases.head((12, 12, 12) if setting.tiny else (64, 64, 64))
-    on_cpu = mrisr.upscale(small, input_voxel_size=1.0, device="cpu", engine="torch")
-    there = mrisr.upscale(small, input_voxel_size=1.0, device=setting.device, engine="torch")
+    on_cpu = mrisr.upscale(small, input_voxel_size=1.0, device="cpu", engine="torch", threads=setting.threads)
+    there = mrisr.upscale(small, input_voxel_size=1.0, device=setting.device, engine="torch", threads=setting.threads)
     difference = float(abs(there - on_cpu).max() / abs(on_cpu).max())
     if not difference <= 1e-4:
         return {"failures": [f"the result differs from the CPU's by {difference:.1e} of its largest value"]}
@@ -193,7 +193,7 @@ def _job(setting: Setting, scan, repeats: int, **options) -> dict:
         begun = time.perf_counter()
         _, info = mrisr.upscale(
             scan, input_voxel_size=1.0, voxel_size=cases.REFERENCE_TARGET, device=setting.device, engine="torch",
-            return_info=True, **options,
+            threads=setting.threads, return_info=True, **options,
         )  # fmt: skip
         seconds.append(time.perf_counter() - begun)
         stages.append(info.seconds)

@@ -17,6 +17,10 @@ class Setting:
     def on_gpu(self) -> bool:
         return self.device.startswith("cuda")
 
+    @property
+    def threads(self) -> int | None:
+        return 1 if self.tiny else None
+
 
 def summary(part: str, found: dict) -> str:
     """A few lines for the screen."""
