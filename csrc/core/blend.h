@@ -4,6 +4,7 @@
 // so the pieces add up to one in 3D and no running sum of weights exists. A constant comes back as that constant.
 #pragma once
 
+#include "dtype.h"
 #include "tensor.h"
 
 namespace mrisr {
@@ -18,4 +19,14 @@ void blend_add(const View<float, 3>& volume, const View<const float, 3>& tile, c
 void gather(const View<float, 3>& tile, const View<const float, 3>& volume, const Index origin[3], int threads);
 
 }  // namespace cpu
+
+#ifdef MRISR_WITH_CUDA
+namespace cuda {
+// The same on device memory; any strides, the tile in dtype. They return without waiting.
+void blend_add(const View<float, 3>& volume, const View<const char, 3>& tile, Dtype dtype, const Index origin[3],
+               const float* const weights[3], void* stream);
+void gather(const View<float, 3>& tile, const View<const float, 3>& volume, const Index origin[3], void* stream);
+}  // namespace cuda
+#endif
+
 }  // namespace mrisr

@@ -250,6 +250,26 @@ void bind_cuda(py::module_& m) {
       },
       release());
   m.def(
+      "cuda_blend_add",
+      [](Address volume, Triple volume_size, Triple volume_stride, Address tile, Triple tile_size, Triple tile_stride,
+         Triple origin, std::array<Address, 3> weights, int dtype, Address stream) {
+        const float* const w[3] = {at<const float>(weights[0], "weights[0]"), at<const float>(weights[1], "weights[1]"),
+                                   at<const float>(weights[2], "weights[2]")};
+        cuda::blend_add(view<float>(volume, volume_size, volume_stride, "volume"),
+                        view<const char>(tile, tile_size, tile_stride, "tile"), static_cast<Dtype>(dtype), origin.data(),
+                        w, reinterpret_cast<void*>(stream));
+      },
+      release());
+  m.def(
+      "cuda_gather",
+      [](Address tile, Triple tile_size, Triple tile_stride, Address volume, Triple volume_size, Triple volume_stride,
+         Triple origin, Address stream) {
+        cuda::gather(view<float>(tile, tile_size, tile_stride, "tile"),
+                     view<const float>(volume, volume_size, volume_stride, "volume"), origin.data(),
+                     reinterpret_cast<void*>(stream));
+      },
+      release());
+  m.def(
       "cuda_sampler_step",
       [](std::array<Address, 5> volumes, Address table, Index rows, Address clock, bool raw, bool noise, float low,
          float high, Triple shape, Triple origin, Triple grid, int dtype, Address stream) {

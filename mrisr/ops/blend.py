@@ -13,8 +13,10 @@ import torch
 
 from mrisr import native
 from mrisr.errors import UsageError
-from mrisr.ops._dispatch import Backend, Family, choose
+from mrisr.ops._dispatch import Backend, Family, choose, interpreted, triton_reason
 from mrisr.ops._spec import Spec, address, always, takes_all, threads
+
+_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 
 def blend_add_(volume, tile, origin: Sequence[int], weights, *, backend: str | None = None):
@@ -22,7 +24,8 @@ def blend_add_(volume, tile, origin: Sequence[int], weights, *, backend: str | N
 
     Args:
         volume: [D, H, W], floating point.
-        tile: [d, h, w], dtype and device of `volume`; what passes the volume's end is dropped.
+        tile: [d, h, w], dtype and device of `volume`, or float16 or bfloat16 into a float32 volume; what passes the
+            volume's end is dropped.
         origin: of the tile in the volume, voxels, each in [0, size].
         weights: three vectors (d, h, w entries), numpy or torch.
 
@@ -35,10 +38,11 @@ def blend_add_(volume, tile, origin: Sequence[int], weights, *, backend: str | N
             f"blend_add_: expected volume [D, H, W], tile [d, h, w] and weights of d, h and w entries; found "
             f"{tuple(volume.shape)}, {tuple(tile.shape)} and {[tuple(w.shape) for w in weights]}"
         )
-    if tile.dtype != volume.dtype or tile.device != volume.device:
+    widened = volume.dtype == torch.float32 and tile.dtype in _CODES
+    if tile.device != volume.device or not (widened or tile.dtype == volume.dtype):
         raise UsageError(
-            f"blend_add_: tile and volume must share dtype and device; they are {tile.dtype} on "
-            f"{tile.device} and {volume.dtype} on {volume.device}"
+            f"blend_add_: tile and volume must share device and dtype (a half tile may go into a float32 volume); "
+            f"they are {tile.dtype} on {tile.device} and {volume.dtype} on {volume.device}"
         )
     if any(not 0 <= o <= n for o, n in zip(origin, volume.shape)):
         raise UsageError(f"blend_add_: origin must lie in the volume {tuple(volume.shape)}; it is {tuple(origin)}")
@@ -134,7 +138,7 @@ def _rows(t: torch.Tensor) -> torch.Tensor:
 
 
 def _native_add(volume, tile, origin, w0, w1, w2) -> None:
-    tile = _rows(tile)
+    tile = _rows(tile.float())
     native.module().blend_add(
         address(volume),
         volume.shape,
@@ -163,29 +167,84 @@ def _native_gather(volume, origin, shape) -> torch.Tensor:
     return tile
 
 
-def _native_gather_accepts(volume, origin, shape) -> str | None:
-    if volume.device.type != "cpu":
-        return f"it runs on cpu; the volume is on {volume.device}"
-    return None if volume.dtype == torch.float32 else f"it takes float32; the volume is {volume.dtype}"
+def _cuda_add(volume, tile, origin, w0, w1, w2) -> None:
+    with torch.cuda.device(volume.device):
+        native.module().cuda_blend_add(
+            address(volume),
+            volume.shape,
+            volume.stride(),
+            address(tile),
+            tile.shape,
+            tile.stride(),
+            origin,
+            [address(w0), address(w1), address(w2)],
+            _CODES[tile.dtype],
+            torch.cuda.current_stream().cuda_stream,
+        )
+
+
+def _cuda_gather(volume, origin, shape) -> torch.Tensor:
+    tile = torch.empty(shape, dtype=torch.float32, device=volume.device)
+    with torch.cuda.device(volume.device):
+        native.module().cuda_gather(
+            address(tile),
+            tile.shape,
+            tile.stride(),
+            address(volume),
+            volume.shape,
+            volume.stride(),
+            origin,
+            torch.cuda.current_stream().cuda_stream,
+        )
+    return tile
+
+
+def _triton_add(volume, tile, origin, w0, w1, w2) -> None:
+    from mrisr.kernels.blend import blend_add as kernel
+
+    kernel(volume, tile, origin, w0, w1, w2)
+
+
+def _triton_gather(volume, origin, shape) -> torch.Tensor:
+    from mrisr.kernels.blend import gather as kernel
+
+    return kernel(volume, origin, shape)
+
+
+def _on(kind: str):
+    def accepts(volume, *rest) -> str | None:
+        if volume.device.type != kind:
+            return f"it runs on {kind}; the volume is on {volume.device}"
+        return None if volume.dtype == torch.float32 else f"it takes float32; the volume is {volume.dtype}"
+
+    return accepts
 
 
 def _native_add_accepts(volume, *rest) -> str | None:
     if volume.stride(2) != 1 and volume.shape[2] > 1:
         return f"it writes rows: the last stride of the volume must be 1; it is {volume.stride(2)}"
-    return _native_gather_accepts(volume, None, None)
+    return _on("cpu")(volume)
+
+
+def _triton_accepts(volume, *rest) -> str | None:
+    return _on("cpu" if interpreted() and volume.device.type == "cpu" else "cuda")(volume)
 
 
 ADD = Family(
     "blend",
     (
         Backend("native", _native_add, native.reason, _native_add_accepts),
+        Backend("cuda", _cuda_add, native.cuda_reason, _on("cuda")),
+        Backend("triton", _triton_add, triton_reason, _triton_accepts),
         Backend("reference", reference_add, always, takes_all),
     ),
 )
 GATHER = Family(
     "gather",
     (
-        Backend("native", _native_gather, native.reason, _native_gather_accepts),
+        Backend("native", _native_gather, native.reason, _on("cpu")),
+        Backend("cuda", _cuda_gather, native.cuda_reason, _on("cuda")),
+        Backend("triton", _triton_gather, triton_reason, _triton_accepts),
         Backend("reference", reference_gather, always, takes_all),
     ),
 )
@@ -204,7 +263,9 @@ def _case(size, tile, origin, permute=False):
 
 
 def _add_copy(volume, tile, origin, weights, backend=None) -> torch.Tensor:
-    return blend_add_(volume.clone(), tile, origin, weights, backend=backend)
+    """The volume and the weights are float32 where the tile is in half precision."""
+    wide = torch.float64 if volume.dtype == torch.float64 else torch.float32
+    return blend_add_(volume.to(wide, copy=True), tile, origin, [w.to(wide) for w in weights], backend=backend)
 
 
 def _reference_copy(volume, tile, origin, weights) -> torch.Tensor:
@@ -225,7 +286,8 @@ SPEC = Spec(
         "outside": _case((4, 4, 4), (2, 2, 2), (4, 0, 0)),
         "non_contiguous": _case((9, 8, 20), (5, 6, 7), (1, 2, 3), permute=True),
     },
-    tolerance={torch.float32: 1e-6, torch.float64: 1e-14},
+    # A tile in half precision is widened exactly; the volume is float32 all the same.
+    tolerance={torch.float32: 1e-6, torch.float64: 1e-14, torch.bfloat16: 1e-6, torch.float16: 1e-6},
 )
 
 

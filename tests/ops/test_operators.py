@@ -241,7 +241,16 @@ def test_blend_writes_its_box_only(backend):
     assert (inner == 1).all() and int(whole.isnan().sum()) == 8 * 9 * 20 - 4 * 4 * 10
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_half_tile_adds_what_its_values_are(dtype):
+    tile, weights = draw(3, 4, 5).to(dtype), [torch.linspace(0, 1, n) for n in (3, 4, 5)]
+    found = [blend_add_(torch.ones(6, 6, 6), t, (1, 2, 1), weights) for t in (tile, tile.float())]
+    assert torch.equal(*found) and found[0].dtype == torch.float32
+
+
 def test_blend_and_gather_say_what_does_not_fit():
+    with pytest.raises(UsageError, match=r"a half tile may go into a float32 volume\); they are torch.float64 on cpu"):
+        blend_add_(draw(4, 4, 4), draw(2, 2, 2).double(), (0, 0, 0), [torch.ones(2)] * 3)
     with pytest.raises(UsageError, match="weights of d, h and w entries"):
         blend_add_(draw(4, 4, 4), draw(2, 2, 2), (0, 0, 0), [torch.ones(2)] * 2 + [torch.ones(3)])
     with pytest.raises(UsageError, match=r"origin must lie in the volume \(4, 4, 4\); it is \(-1, 0, 0\)"):
