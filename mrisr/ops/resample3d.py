@@ -327,10 +327,10 @@ SPEC = Spec(
         "cubic": _case((6, 7, 9), (7, 5, 8), order=3),
         "linear": _case((6, 7, 9), (7, 5, 8), order=1),
         "quintic_mirror": _case((6, 5, 9), (4, 5, 7), boundary="mirror", move=4.0),
-        "cubic_mirror": _case((4, 5, 6), (4, 5, 70), order=3, boundary="mirror", move=3.0),
+        "cubic_mirror": _case((4, 5, 6), (2, 3, 70), order=3, boundary="mirror", move=3.0),
         "far_outside": _case((4, 5, 6), (5, 4, 6), move=20.0),
         "turned": _case((6, 7, 8), (5, 6, 7), turn=0.2, move=None),
-        "separable": _case((6, 7, 8), (9, 10, 5), ratio=(1 / 1.5, 0.7, 1.6), move=None),
+        "separable": _case((6, 7, 8), (7, 8, 5), ratio=(1 / 1.5, 0.7, 1.6), move=None),
         "one_displacement": _case((2, 3, 5, 4, 6), (4, 5, 6), order=3),
         "displacement_each": _case((2, 2, 4, 5, 3), (3, 4, 5), order=3, fields=(2,)),
         "one_voxel": _case((1, 1, 1), (1, 1, 1)),
@@ -339,6 +339,7 @@ SPEC = Spec(
         "no_volumes": _case((0, 4, 4, 4), (2, 3, 4)),
         "large_offset": _case((6, 5, 8), (5, 5, 7), move=None, turn=0.1, offset=1e4),
     },
-    tolerance={torch.float32: 1e-5, torch.float64: 1e-11, torch.bfloat16: 1e-2, torch.float16: 2e-3},
+    # Half precision is sampled in float32, whichever half it is: one of them shows it.
+    tolerance={torch.float32: 1e-5, torch.float64: 1e-11, torch.bfloat16: 1e-2},
     gradients=("x", "displacement"),
 )

@@ -8,7 +8,7 @@ from math import prod
 import torch
 
 from mrisr import native
-from mrisr.ops._dispatch import Backend
+from mrisr.ops._dispatch import Backend, interpreted, triton_reason
 from mrisr.ops._spec import address, always, takes_all, threads
 from mrisr.ops.axis_matrices import BOUNDARIES
 
@@ -163,6 +163,26 @@ class Native:
         run(*map(address, arrays), n, channels, s.source, s.target, s.matrix, one, s.order, code, threads())
 
 
+class Triton:
+    """Triton, float32. Its adjoint is PyTorch's: adding into the coefficients would need atomics, whose sums depend on
+    the order in which they happen to run."""
+
+    def __call__(self, coefficients, displacement, s: Sampling):
+        from mrisr.kernels.resample3d import value
+
+        fixed = s.matrix, s.source, s.target, s.order, s.boundary == "mirror"
+        return value(coefficients.contiguous(), _dense(displacement), *fixed)
+
+    def slope(self, coefficients, displacement, grad, s: Sampling):
+        from mrisr.kernels.resample3d import slope
+
+        fixed = s.matrix, s.source, s.target, s.order, s.boundary == "mirror"
+        return slope(coefficients.contiguous(), _dense(displacement), grad.contiguous(), *fixed)
+
+    def adjoint(self, displacement, grad, s: Sampling):
+        return Reference().adjoint(displacement, grad, s)
+
+
 def _dense(t: torch.Tensor | None) -> torch.Tensor | None:
     return None if t is None else t.contiguous()
 
@@ -173,7 +193,14 @@ def _native_accepts(x, *rest) -> str | None:
     return None if x.dtype in (torch.float32, torch.float64) else f"it takes float32 and float64; x is {x.dtype}"
 
 
+def _triton_accepts(x, *rest) -> str | None:
+    if x.device.type != "cuda" and not interpreted():
+        return f"it runs on cuda; x is on {x.device}"
+    return None if x.dtype == torch.float32 else f"it takes float32; x is {x.dtype}"
+
+
 BACKENDS = (
     Backend("native", Native(), native.reason, _native_accepts),
+    Backend("triton", Triton(), triton_reason, _triton_accepts),
     Backend("reference", Reference(), always, takes_all),
 )

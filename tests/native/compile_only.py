@@ -51,10 +51,10 @@ def compile_triton(archs: list[int]) -> list[str]:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from mrisr.kernels import blend, group_norm, noise, sampler_step
+    from mrisr.kernels import blend, group_norm, noise, resample3d, sampler_step
 
     failures = []
-    for family in (blend, group_norm, noise, sampler_step):
+    for family in (blend, group_norm, noise, resample3d, sampler_step):
         for name, kernel, signature, constants in family.VARIANTS:
             full = signature | dict.fromkeys(constants, "constexpr")
             ordered = {argument: full[argument] for argument in kernel.arg_names}
