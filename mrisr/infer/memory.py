@@ -49,12 +49,11 @@ class Cost:
 # are those of its program over slabs on a CPU; the figure here is that of the module's own forward, on a GPU.
 COSTS = {"openvino": Cost(120 * MB, 4.0), "torch": Cost(150 * MB, 9.0)}
 PIECE_BYTES = 32  # per voxel of a piece around the network: state, start, output, and the preconditioning of them
-LEAN_PIECE_BYTES = (
-    16  # the same in mode "mean" with an engine that needs no state: start and output, in either axis order
-)
+LEAN_PIECE_BYTES = 8  # the same in mode "mean" with an engine that needs no state; twice where axes are reordered
 NETWORK_COPIES = 2.0  # float32 target volumes alive beside the network: start and residual
-# float32 target volumes alive at once: start, residual, and the products that make them and take their band out
-TARGET_COPIES = 7.0
+# float32 target volumes alive at once: start, residual, two products that take the band out, their difference; the
+# correction by the scan takes two more.
+TARGET_COPIES, CORRECTION_COPIES = 5.0, 2.0
 SOURCE_COPIES = 6.0
 
 
@@ -169,6 +168,9 @@ def demand(
     samples: int = 1,
     steps: int = 1,
     maps: float | None = None,
+    state: bool = True,
+    reordered: bool = True,
+    corrected: bool = True,
 ) -> Demand:
     """The demand of a job.
 
@@ -179,16 +181,20 @@ def demand(
         samples, steps: above 1, further copies of the target are kept (mean, spread, state).
         maps: bytes per network voxel of an engine that gives its memory back; None: what `COSTS` says of one that
             keeps it until the end of the job.
+        state: mode "sample", which carries one from step to step.
+        reordered: the network sees the axes in another order than they are stored in.
+        corrected: the result may be corrected by the scan (consistency).
     """
     cost = COSTS[engine]
     results = frames * (2 if samples > 1 else 1)
     extra = results + (2 if steps > 1 else 0) + (3 if samples > 1 else 0)
-    finish = int(4 * ((TARGET_COPIES + extra) * target_voxels + SOURCE_COPIES * source_voxels))
+    copies = TARGET_COPIES + extra + (CORRECTION_COPIES if corrected else 0)
+    finish = int(4 * (copies * target_voxels + SOURCE_COPIES * source_voxels))
     fixed = cost.fixed + 2 * weight_bytes
     if maps is None:
         return Demand(held, fixed, finish, cost.maps * width * 4 / 8 + PIECE_BYTES)
     copies = NETWORK_COPIES + extra
-    piece = LEAN_PIECE_BYTES if steps == samples == 1 else PIECE_BYTES
+    piece = PIECE_BYTES if state else LEAN_PIECE_BYTES * (1 + reordered)
     volumes = int(4 * (copies * target_voxels + SOURCE_COPIES * source_voxels))
     return Demand(held, fixed, volumes, maps + piece, finish)
 

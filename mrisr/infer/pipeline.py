@@ -139,8 +139,8 @@ def _prepare(volume: Volume, target: Grid, model: Any, options: Options, report:
     held = memory.resident() if engine.device.type == "cpu" else 0
     frames = volume.data.shape[3] if volume.data.ndim == 4 else 1
     job = Job(source, target, model, options, engine, why, psf, psf_from, certain, budget, held, frames, report)
-    job.need = _demand(job)
     job.order = canonical_order(psf, target.voxel_size)
+    job.need = _demand(job)
     job.start = start_matrices(source.shape, source.voxel_size, target.shape, target.voxel_size, psf)
     job.forward = ForwardModel.between(target.shape, target.voxel_size, source.shape, source.voxel_size, psf)
     _warn_about_range(job)
@@ -257,6 +257,9 @@ def _demand(job: Job, spill: bool = False) -> memory.Demand:
         samples=job.options.samples,
         steps=job.options.steps,
         maps=job.engine.map_bytes(job.target.shape, spill) if job.engine.name == "torch" else None,
+        state=job.options.mode != "mean",
+        reordered=job.order != (0, 1, 2),
+        corrected=job.options.consistency == "on" or (job.options.consistency == "auto" and job.psf_certain),
     )
     if not spill and (job.options.tile == tiles.EXACT or config.norm == "group"):
         _demand(job, spill=True)  # what does not fit into memory goes into a file
