@@ -9,7 +9,7 @@ grids: B-spline or Fourier interpolation, a k-space cut, a slice profile, and th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isfinite, prod
+from math import prod
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from mrisr.ops.axis_matrices import (
     fourier_matrix,
     interpolation_matrix,
 )
+from mrisr.ops.jacobian import affine_rows, jacobian_determinant
 from mrisr.ops.prefilter import prefilter
 from mrisr.ops.prefilter import reference as prefilter_reference
 from mrisr.ops.resample3d_backends import BACKENDS, Reference, Sampling
@@ -35,6 +36,7 @@ __all__ = [
     "centred_matrix",
     "fourier_matrix",
     "interpolation_matrix",
+    "jacobian_determinant",
     "resample3d",
     "transposed",
 ]
@@ -91,6 +93,7 @@ def resample3d(
     displacement: torch.Tensor | None = None,
     order: int = 5,
     boundary: str = "linear",
+    modulate: bool | torch.Tensor = False,
     backend: str | None = None,
 ) -> torch.Tensor:
     """Sample `x` at  matrix (i, j, k, 1) + displacement(i, j, k)  for every voxel (i, j, k) of a target grid.
@@ -106,6 +109,9 @@ def resample3d(
         boundary: "linear": straight lines go on straight up to the edge of the field of view, half a voxel outside
             the last centre, and what lies further out has the value at that edge. "mirror": x is reflected at its
             outermost centres, over and over (`scipy.ndimage`'s "mirror").
+        modulate: multiply by how much the displacement compresses or stretches the volume, so that the amount of signal
+            is kept (Jovicich et al., NeuroImage 30, 2006): True takes |`jacobian_determinant`|, a tensor
+            ([X', Y', Z'] or, with one displacement per volume, [N, X', Y', Z']) is a determinant known better.
         backend: who samples. The prefilter runs there too, except that beside "triton" it is PyTorch's product with
             one matrix per axis; so is, beside "triton", the gradient with respect to x.
 
@@ -122,6 +128,12 @@ def resample3d(
     Glasser et al., NeuroImage 80, 2013 (section on gradient-nonlinearity correction).
     """
     s = _sampling(x, shape, matrix, order, boundary)
+    factor = None if modulate is False else _factor(x, displacement, modulate, s)
+    out = _sampled(x, displacement, s, backend)
+    return out if factor is None else (out * factor).to(x.dtype)
+
+
+def _sampled(x, displacement, s: Sampling, backend: str | None) -> torch.Tensor:
     work = torch.float64 if x.dtype == torch.float64 else torch.float32
     displacement = None if displacement is None else _checked_displacement(x, displacement, s).to(work)
     axes = _parallel_axes(s) if displacement is None and _separable(backend) and x.numel() else None
@@ -129,11 +141,30 @@ def resample3d(
         for axis, axis_matrix in enumerate(axes):
             x = axis_apply(x, axis_matrix, axis, backend=backend)
         return x
-    coefficients = prefilter(x.to(work), order, boundary, backend=None if backend == "triton" else backend)
+    coefficients = prefilter(x.to(work), s.order, s.boundary, backend=None if backend == "triton" else backend)
     per_displacement = x.shape[0] if displacement is not None and x.ndim == 5 else 1
     volumes = coefficients.reshape(per_displacement, _channels(x, per_displacement), *s.padded)
     out = _resample3d(volumes, displacement, *_plain(s), backend or "")
     return out.reshape(*x.shape[:-3], *s.target).to(x.dtype)
+
+
+def _factor(x, displacement, modulate, s: Sampling) -> torch.Tensor:
+    """|det J|, to be multiplied with what was sampled from x."""
+    if displacement is None:
+        raise UsageError("resample3d: modulate needs a displacement; found none")
+    field = _checked_displacement(x, displacement, s)
+    if modulate is True:
+        rows = [s.matrix[k : k + 4] for k in (0, 4, 8)]
+        determinant = jacobian_determinant(rows, field.double() if x.dtype == torch.float64 else field.float())
+    else:
+        if modulate.shape[-3:] != s.target or tuple(modulate.shape[:-3]) not in ((), (field.shape[0],)):
+            raise UsageError(
+                f"resample3d: modulate must be {list(s.target)}, or one of these per displacement; "
+                f"it is {list(modulate.shape)}"
+            )
+        determinant = modulate.reshape(-1, *s.target).to(x.device)
+    # One per displacement: over the channels of its volume, or over everything.
+    return determinant.abs()[:, None] if x.ndim == 5 else determinant.abs()[0]
 
 
 def _channels(x: torch.Tensor, batch: int) -> int:
@@ -149,12 +180,7 @@ def _sampling(x, shape, matrix, order: int, boundary: str) -> Sampling:
     target = tuple(int(n) for n in shape)
     if len(target) != 3 or min(target) < 0:
         raise UsageError(f"resample3d: shape must be three voxel counts; it is {tuple(shape)}")
-    rows = [list(map(float, row)) for row in (matrix.tolist() if hasattr(matrix, "tolist") else matrix)]
-    if len(rows) not in (3, 4) or any(len(row) != 4 or not all(map(isfinite, row)) for row in rows):
-        raise UsageError(f"resample3d: matrix must be [3, 4] or [4, 4] and finite; it is {rows}")
-    if rows[3:] not in ([], [[0.0, 0.0, 0.0, 1.0]]):
-        raise UsageError(f"resample3d: the last row of a [4, 4] matrix must be 0 0 0 1; it is {rows[3]}")
-    return Sampling((*rows[0], *rows[1], *rows[2]), tuple(x.shape[-3:]), target, order, boundary)
+    return Sampling(affine_rows(matrix, "resample3d"), tuple(x.shape[-3:]), target, order, boundary)
 
 
 def _checked_displacement(x, displacement, s: Sampling) -> torch.Tensor:

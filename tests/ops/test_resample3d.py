@@ -13,7 +13,7 @@ from mrisr.ops import prefilter as prefilter_module
 from mrisr.ops import resample3d as module
 from mrisr.ops.axis_matrices import coefficient_matrix
 from mrisr.ops.prefilter import prefilter
-from mrisr.ops.resample3d import apply_axes, bspline_matrix, centred_matrix, resample3d
+from mrisr.ops.resample3d import apply_axes, bspline_matrix, centred_matrix, jacobian_determinant, resample3d
 
 BACKENDS = ["native", "reference"]
 ORDERS = [1, 3, 5]
@@ -179,6 +179,52 @@ def test_one_displacement_for_a_batch_gets_the_sum_of_its_gradients():
     each = [resample3d(v[None], (5, 6, 7), IDENTITY, displacement=field) for v in x]
     (apart,) = torch.autograd.grad(sum(e.square().sum() for e in each), field)
     torch.testing.assert_close(together, apart)
+
+
+# --- intensity
+
+
+def test_the_jacobian_of_an_affine_displacement_is_its_determinant():
+    shear = np.array([[0.1, 0.02, -0.3], [0.05, -0.2, 0.1], [0.0, 0.2, 0.15]])
+    field = torch.from_numpy(np.einsum("ab,bxyz->axyz", shear, index_grid((4, 5, 6))))
+    matrix = np.array([[0.7, 0.1, 0, 2], [0, -0.9, 0, 1], [0.2, 0, 1.5, 0]])
+    expected = np.linalg.det(matrix[:, :3] + shear) / np.linalg.det(matrix[:, :3])
+    assert (jacobian_determinant(matrix, field) - expected).abs().max() < 1e-12
+    assert (jacobian_determinant(matrix, torch.zeros(2, 3, 1, 2, 1)) - 1).abs().max() < 1e-6
+    leaf = draw(3, 3, 2, 4).requires_grad_()
+    assert torch.autograd.gradcheck(lambda d: jacobian_determinant(matrix, d), (leaf,))
+
+
+@pytest.mark.parametrize("ratio", [1.0, 0.8])
+def test_modulation_keeps_the_amount_of_signal(ratio):
+    size = (28, 28, 28)
+    where = index_grid(size) - 13.5
+    blob = torch.from_numpy(np.exp(-(where**2).sum(0) / 18))
+    target = [round(n / ratio) for n in size]
+    matrix = centred_matrix(size, target, (ratio,) * 3)
+    mm = (index_grid(target) - (target[0] - 1) / 2) * ratio
+    field = torch.from_numpy(1.5 * np.stack([np.sin(mm[1] / 5), np.cos(mm[2] / 6), np.sin(mm[2] / 5 + 1)]))
+    total = blob.sum()
+    plain, kept = (
+        resample3d(blob, target, matrix, displacement=field, modulate=m).sum() * ratio**3 for m in (False, True)
+    )
+    assert abs(kept / total - 1) < 2e-3 < 0.02 < abs(plain / total - 1)
+    given = jacobian_determinant(matrix, field)
+    again = resample3d(blob, target, matrix, displacement=field, modulate=-given)
+    assert abs(again.sum() * ratio**3 - kept) < 1e-9
+
+
+def test_modulation_by_volume():
+    x, field = draw(2, 3, 5, 4, 6), 0.3 * draw(2, 3, 5, 4, 6)
+    plain = resample3d(x, (5, 4, 6), IDENTITY, displacement=field)
+    kept = resample3d(x, (5, 4, 6), IDENTITY, displacement=field, modulate=True)
+    torch.testing.assert_close(kept, plain * jacobian_determinant(IDENTITY, field).abs()[:, None])
+    with pytest.raises(UsageError, match="modulate needs a displacement"):
+        resample3d(x, (5, 4, 6), IDENTITY, modulate=True)
+    with pytest.raises(UsageError, match=r"modulate must be \[5, 4, 6\], or one of these .*; it is \[5, 4\]"):
+        resample3d(x, (5, 4, 6), IDENTITY, displacement=field, modulate=torch.ones(5, 4))
+    with pytest.raises(UsageError, match="jacobian_determinant: matrix must be invertible"):
+        jacobian_determinant(np.zeros((3, 4)), field)
 
 
 # --- the operator's contract
