@@ -5,6 +5,7 @@
 #include <cstring>
 #include <vector>
 
+#include "blocks.h"
 #include "chan.h"
 #include "isa.h"
 #include "parallel.h"
@@ -14,7 +15,6 @@ namespace cpu {
 namespace {
 
 constexpr Index kLanes = 64;          // independent float32 sums: a fixed order that vectorises
-constexpr Index kBlockFloats = 4096;  // two passes over a block cost one read of memory: it stays in the L1 cache
 
 // Pieces of this many units of work are worth a thread of their own.
 Index grain(Index floats_per_unit) { return 1 + 32768 / (1 + floats_per_unit); }
@@ -166,109 +166,141 @@ void add_run(Moments* group, const float* x, const std::uint8_t* mask, Index cou
   if (done < count) add_block(group, 1, x + done, nullptr, count - done, 1, 1, single);
 }
 
-void stats_channels_first(double* partials, const float* x, const std::uint8_t* mask, const NormShape& s, int threads) {
+// Blocks of one worker: what a fetch reads into, and what it may compute into.
+struct Blocks {
+  explicit Blocks(Index floats) : x(size(floats)), y(size(floats)), out(size(floats)) {}
+  static std::size_t size(Index floats) { return static_cast<std::size_t>(std::max(kBlock, floats)); }
+  std::vector<float> x, y, out;
+};
+
+// fetch(at, count, blocks): elements [at, at + count) as float32. It is called once for every element.
+template <class Fetch>
+void stats_channels_first(double* partials, const Fetch& fetch, const std::uint8_t* mask, const NormShape& s, int threads) {
   const Index slabs = s.slabs(), per_group = s.per_group();
   parallel_for(s.n * s.groups * slabs, grain(per_group * std::min(kSlab, s.voxels)), threads, [&](Index begin, Index end) {
     Scratch lanes(kLanes), single(1);
+    Blocks blocks(kBlock);
     for (Index unit = begin; unit < end; ++unit) {
       const Index slab = unit % slabs, g = unit / slabs % s.groups, n = unit / slabs / s.groups;
       const Index v0 = slab * kSlab, v1 = std::min(s.voxels, v0 + kSlab);
       Moments group;
       for (Index c = g * per_group; c < (g + 1) * per_group; ++c)
-        for (Index v = v0; v < v1; v += kBlockFloats)
-          add_run(&group, x + (n * s.channels + c) * s.voxels + v, mask ? mask + n * s.voxels + v : nullptr,
-                  std::min(kBlockFloats, v1 - v), lanes, single);
+        for (Index v = v0; v < v1; v += kBlock) {
+          const Index count = std::min(kBlock, v1 - v);
+          add_run(&group, fetch((n * s.channels + c) * s.voxels + v, count, blocks),
+                  mask ? mask + n * s.voxels + v : nullptr, count, lanes, single);
+        }
       store(partials + ((n * slabs + slab) * s.groups + g) * 3, group);
     }
+    fetch.finish();
   });
 }
 
-void stats_channels_last(double* partials, const float* x, const std::uint8_t* mask, const NormShape& s, int threads) {
+template <class Fetch>
+void stats_channels_last(double* partials, const Fetch& fetch, const std::uint8_t* mask, const NormShape& s, int threads) {
   const Index slabs = s.slabs();
   // Few channels: several voxels make one row, so that rows are long enough to vectorise.
   const Index repeats = mask ? 1 : std::max<Index>(1, kLanes / s.channels);
-  const Index step = std::max<Index>(1, kBlockFloats / s.channels / repeats) * repeats;
+  const Index step = std::max<Index>(1, kBlock / s.channels / repeats) * repeats;
   parallel_for(s.n * slabs, grain(s.channels * std::min(kSlab, s.voxels)), threads, [&](Index begin, Index end) {
     Scratch wide(repeats * s.channels), narrow(s.channels);
+    Blocks blocks(step * s.channels);
     std::vector<Moments> groups(static_cast<std::size_t>(s.groups));
     for (Index unit = begin; unit < end; ++unit) {
       const Index slab = unit % slabs, n = unit / slabs, v1 = std::min(s.voxels, (slab + 1) * kSlab);
       std::fill(groups.begin(), groups.end(), Moments());
       for (Index v = slab * kSlab; v < v1;) {
-        const float* from = x + (n * s.voxels + v) * s.channels;
-        const Index left = std::min(step, v1 - v), rows = left / repeats;
+        const Index left = std::min(step, v1 - v), rows = left / repeats, taken = rows > 0 ? rows * repeats : left;
+        const float* from = fetch((n * s.voxels + v) * s.channels, taken * s.channels, blocks);
         const std::uint8_t* m = mask ? mask + n * s.voxels + v : nullptr;
-        if (rows > 0) {
+        if (rows > 0)
           add_block(groups.data(), s.groups, from, m, rows, repeats * s.channels, s.channels, wide);
-          v += rows * repeats;
-        } else {
+        else
           add_block(groups.data(), s.groups, from, m, left, s.channels, s.channels, narrow);
-          v += left;
-        }
+        v += taken;
       }
       for (Index g = 0; g < s.groups; ++g) store(partials + (unit * s.groups + g) * 3, groups[static_cast<std::size_t>(g)]);
     }
+    fetch.finish();
   });
 }
 
-// exp(t) to about 1e-7, NaN in NaN out, without a branch or a call: range reduction and the Cephes polynomial.
-MRISR_INLINE float exp_inline(float t) {
-  t = t > 88.0f ? 88.0f : t;
-  t = t < -87.0f ? -87.0f : t;
-  const float shifted = t * 1.44269504088896341f + 12582912.0f;  // adding 1.5 * 2^23 rounds to an integer
-  const float n = shifted - 12582912.0f;
-  const float r = (t - n * 0.693359375f) + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  const float y = p * r * r + r + 1.0f;
-  std::uint32_t bits, exponent;
-  std::memcpy(&bits, &y, 4);
-  std::memcpy(&exponent, &shifted, 4);
-  bits += exponent << 23;
-  float result;
-  std::memcpy(&result, &bits, 4);
-  return y != y ? y : result;
+struct Read {
+  Source x;
+  const float* operator()(Index at, Index count, Blocks& blocks) const { return x.read(at, count, blocks.x.data()); }
+  void finish() const {}
+};
+
+MRISR_INLINE void add_body(float* to, const float* x, const float* y, Index count) {
+  for (Index i = 0; i < count; ++i) to[i] = x[i] + y[i];
+}
+MRISR_VARIANTS(add, add_body, (float* to, const float* x, const float* y, Index count), (to, x, y, count))
+
+// x + y, written on its way to the statistics.
+struct Add {
+  Source x, y;
+  Sink sum;
+  const float* operator()(Index at, Index count, Blocks& blocks) const {
+    float* to = sum.place(at, blocks.out.data());
+    add(to, x.read(at, count, blocks.x.data()), y.read(at, count, blocks.y.data()), count);
+    sum.round(to, count);
+    sum.write(at, count, to);
+    return to;
+  }
+  void finish() const { sum.finish(); }
+};
+
+template <class Fetch>
+void stats_of(double* partials, const Fetch& fetch, const std::uint8_t* mask, const NormShape& s, int threads) {
+  s.channels_last ? stats_channels_last(partials, fetch, mask, s, threads)
+                  : stats_channels_first(partials, fetch, mask, s, threads);
 }
 
-MRISR_INLINE float activate(float z, bool silu) { return silu ? z / (1.0f + exp_inline(-z)) : z; }
-
 // y = act(a (x - m) + b): one channel, or one voxel's row of channels.
-MRISR_INLINE void apply_run_body(float* y, const float* x, Index count, float a, float b, float m, bool silu) {
-  if (silu)
-    for (Index i = 0; i < count; ++i) y[i] = activate(a * (x[i] - m) + b, true);
+MRISR_INLINE void apply_run_body(float* y, const float* x, Index count, float a, float b, float m, bool act) {
+  if (act)
+    for (Index i = 0; i < count; ++i) y[i] = silu(a * (x[i] - m) + b);
   else
     for (Index i = 0; i < count; ++i) y[i] = a * (x[i] - m) + b;
 }
-MRISR_VARIANTS(apply_run, apply_run_body, (float* y, const float* x, Index count, float a, float b, float m, bool silu),
-               (y, x, count, a, b, m, silu))
+MRISR_VARIANTS(apply_run, apply_run_body, (float* y, const float* x, Index count, float a, float b, float m, bool act),
+               (y, x, count, a, b, m, act))
 
 MRISR_INLINE void apply_rows_body(float* y, const float* x, Index rows, Index width, const float* __restrict__ a,
-                                  const float* __restrict__ b, const float* __restrict__ m, bool silu) {
+                                  const float* __restrict__ b, const float* __restrict__ m, bool act) {
   for (Index r = 0; r < rows; ++r) {
     const float* from = x + r * width;
     float* to = y + r * width;
-    if (silu)
-      for (Index c = 0; c < width; ++c) to[c] = activate(a[c] * (from[c] - m[c]) + b[c], true);
+    if (act)
+      for (Index c = 0; c < width; ++c) to[c] = silu(a[c] * (from[c] - m[c]) + b[c]);
     else
       for (Index c = 0; c < width; ++c) to[c] = a[c] * (from[c] - m[c]) + b[c];
   }
 }
 MRISR_VARIANTS(apply_rows, apply_rows_body,
                (float* y, const float* x, Index rows, Index width, const float* __restrict__ a,
-                const float* __restrict__ b, const float* __restrict__ m, bool silu),
-               (y, x, rows, width, a, b, m, silu))
+                const float* __restrict__ b, const float* __restrict__ m, bool act),
+               (y, x, rows, width, a, b, m, act))
 
 }  // namespace
 
-void group_norm_stats(double* partials, const float* x, const std::uint8_t* mask, const NormShape& shape, int threads) {
+void group_norm_stats(double* partials, const void* x, const std::uint8_t* mask, const NormShape& shape, Dtype dtype,
+                      int threads) {
   check_norm(shape);
+  check_dtype(dtype, "group_norm_stats");
   if (shape.n * shape.voxels == 0) return;
   MRISR_CHECK(x != nullptr && partials != nullptr, "group_norm_stats: null pointer");
-  (shape.channels_last ? stats_channels_last : stats_channels_first)(partials, x, mask, shape, threads);
+  stats_of(partials, Read{{x, dtype}}, mask, shape, threads);
+}
+
+void add_stats(double* partials, void* sum, const void* x, const void* y, const std::uint8_t* mask,
+               const NormShape& shape, Dtype dtype, int threads) {
+  check_norm(shape);
+  check_dtype(dtype, "add_stats");
+  if (shape.n * shape.voxels == 0) return;
+  MRISR_CHECK(x && y && sum && partials, "add_stats: null pointer");
+  const Index total = shape.n * shape.channels * shape.voxels;
+  stats_of(partials, Add{{x, dtype}, {y, dtype}, {sum, dtype, total, x}}, mask, shape, threads);
 }
 
 void group_norm_merge(double* mean, double* rstd, const double* partials, Index n, Index slabs, Index groups, double eps) {
@@ -304,35 +336,42 @@ void group_norm_fold(const Folded& out, const double* mean, const double* rstd, 
     }
 }
 
-void group_norm_apply(float* y, const float* x, const Folded& folded, Act act, const NormShape& shape, int threads) {
+void group_norm_apply(void* y, const void* x, const Folded& folded, Act act, const NormShape& shape, Dtype dtype,
+                      int threads) {
   check_norm(shape);
+  check_dtype(dtype, "group_norm_apply");
   if (shape.n * shape.voxels == 0) return;
   MRISR_CHECK(y && x && folded.a && folded.b && folded.m, "group_norm_apply: null pointer");
-  const bool silu = act == Act::silu;
-  const Index slab = shape.channels_last ? std::max<Index>(1, 16384 / shape.channels) : 16384;
-  const Index slabs = (shape.voxels + slab - 1) / slab, lines = shape.channels_last ? 1 : shape.channels;
-  const Index floats = std::min(slab, shape.voxels) * (shape.channels_last ? shape.channels : 1);
-  parallel_for(shape.n * lines * slabs, grain(floats), threads, [&](Index begin, Index end) {
-    // Few channels: several voxels make one row, so that rows are long enough to vectorise.
-    const Index repeats = shape.channels_last ? std::max<Index>(1, kLanes / shape.channels) : 0;
-    Scratch row(repeats * shape.channels);
+  const bool active = act == Act::silu, last = shape.channels_last;
+  const Source source(x, dtype);
+  const Sink sink(y, dtype, shape.n * shape.channels * shape.voxels, x);
+  // Few channels: several voxels make one row, so that rows are long enough to vectorise.
+  const Index repeats = last ? std::max<Index>(1, kLanes / shape.channels) : 1, channels = last ? shape.channels : 1;
+  const Index step = std::max<Index>(1, kBlock / (repeats * channels)) * repeats, lines = last ? 1 : shape.channels;
+  const Index steps = (shape.voxels + step - 1) / step, width = repeats * channels;
+  parallel_for(shape.n * lines * steps, grain(step * channels), threads, [&](Index begin, Index end) {
+    Scratch row(width);
+    Blocks blocks(step * channels);
     for (Index unit = begin; unit < end; ++unit) {
-      const Index v0 = unit % slabs * slab, count = std::min(slab, shape.voxels - v0), line = unit / slabs;
-      if (shape.channels_last) {
-        const Index at = (line * shape.voxels + v0) * shape.channels, p = line * shape.channels;
+      const Index line = unit / steps, v0 = unit % steps * step, count = std::min(step, shape.voxels - v0) * channels;
+      const Index at = (line * shape.voxels + v0) * channels, p = line * channels;
+      const float* from = source.read(at, count, blocks.x.data());
+      float* to = sink.place(at, blocks.out.data());
+      if (last) {
         for (Index q = 0; q < repeats; ++q) {
-          std::copy_n(folded.a + p, shape.channels, row.sum + q * shape.channels);
-          std::copy_n(folded.b + p, shape.channels, row.pivot + q * shape.channels);
-          std::copy_n(folded.m + p, shape.channels, row.first + q * shape.channels);
+          std::copy_n(folded.a + p, channels, row.sum + q * channels);
+          std::copy_n(folded.b + p, channels, row.pivot + q * channels);
+          std::copy_n(folded.m + p, channels, row.first + q * channels);
         }
-        const Index rows = count / repeats, done = rows * repeats, rest = at + done * shape.channels;
-        apply_rows(y + at, x + at, rows, row.width, row.sum, row.pivot, row.first, silu);
-        apply_rows(y + rest, x + rest, count - done, shape.channels, row.sum, row.pivot, row.first, silu);
+        const Index done = count / width * width;
+        apply_rows(to, from, count / width, width, row.sum, row.pivot, row.first, active);
+        apply_rows(to + done, from + done, (count - done) / channels, channels, row.sum, row.pivot, row.first, active);
       } else {
-        const Index at = line * shape.voxels + v0;
-        apply_run(y + at, x + at, count, folded.a[line], folded.b[line], folded.m[line], silu);
+        apply_run(to, from, count, folded.a[p], folded.b[p], folded.m[p], active);
       }
+      sink.write(at, count, to);
     }
+    sink.finish();
   });
 }
 

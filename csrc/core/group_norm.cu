@@ -1,75 +1,70 @@
-#include <cuda_runtime.h>
-
 #include "chan.h"
-#include "element.cuh"
 #include "group_norm.h"
-#include "launch.cuh"
+#include "lines.cuh"
 
 namespace mrisr {
 namespace cuda {
 namespace {
 
-constexpr int kThreads = 256;
-
-// Sum over the block in a fixed order: shuffles inside a warp, then the warps one after another. All threads get it.
-__device__ double block_sum(double value) {
-  __shared__ double warps[kThreads / 32];
-  for (int offset = 16; offset > 0; offset >>= 1) value += __shfl_down_sync(0xffffffffu, value, offset);
-  __syncthreads();
-  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = value;
-  __syncthreads();
-  double total = 0;
-  for (int w = 0; w < kThreads / 32; ++w) total += warps[w];
-  return total;
-}
-
-// The elements of one (sample, slab, group), fastest axis first, so that neighbouring threads read neighbours.
+// The elements of one (sample, slab, group) as rows of neighbours: channels last, a row is a voxel's channels of the group;
+// channels first, a channel's voxels. Threads walk with a fixed step and carry instead of dividing.
 struct Slab {
-  Index base, voxel0, voxels, channels, channel_stride, voxel_stride;
+  Index base, row_stride, first_voxel;
+  unsigned width, rows;
   bool channels_last;
-
-  __device__ Index count() const { return voxels * channels; }
-  __device__ Index voxel(Index i) const { return channels_last ? i / channels : i % voxels; }
-  __device__ Index offset(Index i) const {
-    const Index c = channels_last ? i % channels : i / voxels;
-    return base + c * channel_stride + voxel(i) * voxel_stride;
-  }
 };
 
 __device__ Slab slab_of(Index unit, const NormShape& s) {
-  const Index g = unit % s.groups, slab = unit / s.groups % s.slabs(), n = unit / s.groups / s.slabs();
-  const Index v0 = slab * kSlab, per_group = s.per_group();
-  const Index cs = s.channels_last ? 1 : s.voxels, vs = s.channels_last ? s.channels : 1;
-  const Index base = n * s.channels * s.voxels + g * per_group * cs + v0 * vs;
-  const Index left = s.voxels - v0;
-  return {base, n * s.voxels + v0, left < kSlab ? left : kSlab, per_group, cs, vs, s.channels_last};
+  const Index g = unit % s.groups, rest = unit / s.groups, slabs = s.slabs();
+  const Index n = rest / slabs, v0 = (rest - n * slabs) * kSlab, per_group = s.per_group();
+  const Index sample = n * s.channels * s.voxels, left = s.voxels - v0;
+  const auto voxels = static_cast<unsigned>(left < kSlab ? left : kSlab), channels = static_cast<unsigned>(per_group);
+  if (s.channels_last) return {sample + v0 * s.channels + g * per_group, s.channels, n * s.voxels + v0, channels, voxels, true};
+  return {sample + g * per_group * s.voxels + v0, s.voxels, n * s.voxels + v0, voxels, channels, false};
+}
+
+// visit(offset) for this thread's active elements, in a fixed order.
+template <class Visit>
+__device__ __forceinline__ void walk(const Slab& slab, const std::uint8_t* __restrict__ mask, const Visit& visit) {
+  const unsigned row_step = kThreads / slab.width, step = kThreads - row_step * slab.width;
+  unsigned row = threadIdx.x / slab.width, at = threadIdx.x - row * slab.width;
+  while (row < slab.rows) {
+    if (mask == nullptr || mask[slab.first_voxel + (slab.channels_last ? row : at)])
+      visit(slab.base + row * slab.row_stride + at);
+    row += row_step;
+    at += step;
+    if (at >= slab.width) {
+      at -= slab.width;
+      ++row;
+    }
+  }
 }
 
 // Two passes over one slab: the second read comes from the L2 cache. Threads sum in float32 over at most
-// kSlab * per_group / 256 values, deviations from the mean; across threads in float64.
-template <class T>
-__global__ void __launch_bounds__(kThreads) stats_kernel(double* __restrict__ partials, const T* __restrict__ x,
+// kSlab * per_group / 256 values, deviations from the mean; across threads in float64. With Add, the first pass writes
+// x + y to `sum`, and the statistics are of what it wrote.
+template <class T, bool Add>
+__global__ void __launch_bounds__(kThreads) stats_kernel(double* __restrict__ partials, const T* x, const T* y, T* sum,
                                                          const std::uint8_t* __restrict__ mask, const NormShape shape) {
   const Index units = shape.n * shape.slabs() * shape.groups;
   for (Index unit = blockIdx.x; unit < units; unit += gridDim.x) {
     const Slab slab = slab_of(unit, shape);
-    float sum = 0, active = 0;
-    for (Index i = threadIdx.x; i < slab.count(); i += kThreads)
-      if (mask == nullptr || mask[slab.voxel0 + slab.voxel(i)]) {
-        sum += load(x, slab.offset(i));
-        active += 1.0f;
-      }
-    const double n = block_sum(active);
-    const double total = block_sum(sum);
-    const float pivot = n > 0 ? static_cast<float>(total / n) : 0.0f;
+    if (Add) walk(slab, nullptr, [&](Index i) { store(sum, i, load(x, i) + load(y, i)); });
+    const T* from = Add ? sum : x;
+    float total = 0, active = 0;
+    walk(slab, mask, [&](Index i) {
+      total += load(from, i);
+      active += 1.0f;
+    });
+    const double n = block_sum(active), whole = block_sum(total);
+    const float pivot = n > 0 ? static_cast<float>(whole / n) : 0.0f;
     float first = 0, second = 0;
-    for (Index i = threadIdx.x; i < slab.count(); i += kThreads)
-      if (mask == nullptr || mask[slab.voxel0 + slab.voxel(i)]) {
-        const float d = load(x, slab.offset(i)) - pivot;
-        first += d;
-        second += d * d;
-      }
-    const double rest = n > 0 ? block_sum(first) / n : block_sum(first);
+    walk(slab, mask, [&](Index i) {
+      const float d = load(from, i) - pivot;
+      first += d;
+      second += d * d;
+    });
+    const double rest = block_sum(first) / (n > 0 ? n : 1.0);
     const double m2 = block_sum(second) - n * rest * rest;
     if (threadIdx.x == 0) {
       partials[unit * 3] = n;
@@ -83,10 +78,10 @@ __global__ void __launch_bounds__(kThreads) stats_kernel(double* __restrict__ pa
 // One warp per (sample, group): every lane merges its own run of slabs, then lane 0 the lanes, in order.
 __global__ void merge_fold_kernel(double* __restrict__ mean, double* __restrict__ rstd, const Folded out,
                                   const double* __restrict__ partials, const FilmParams film, const NormShape shape,
-                                  double eps) {
+                                  Index slabs, double eps) {
   __shared__ Moments lanes[32];
   __shared__ double found[2];
-  const Index n = blockIdx.x / shape.groups, g = blockIdx.x % shape.groups, slabs = shape.slabs();
+  const Index n = blockIdx.x / shape.groups, g = blockIdx.x % shape.groups;
   const Index run = (slabs + 31) / 32, from = threadIdx.x * run, to = from + run < slabs ? from + run : slabs;
   Moments mine;
   for (Index s = from; s < to; ++s) {
@@ -114,54 +109,78 @@ __global__ void merge_fold_kernel(double* __restrict__ mean, double* __restrict_
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) apply_kernel(T* y, const T* x, const Folded f, bool silu,
-                                                         const NormShape shape) {
-  const Index per_sample = shape.channels * shape.voxels, total = shape.n * per_sample;
-  for (Index i = blockIdx.x * static_cast<Index>(kThreads) + threadIdx.x; i < total;
-       i += static_cast<Index>(gridDim.x) * kThreads) {
-    const Index n = i / per_sample, inside = i % per_sample;
-    const Index p = n * shape.channels + (shape.channels_last ? inside % shape.channels : inside / shape.voxels);
-    const float z = f.a[p] * (load(x, i) - f.m[p]) + f.b[p];
-    store(y, i, silu ? z / (1.0f + expf(-z)) : z);
+struct Apply {
+  struct Numbers {
+    float a, b, m;
+  };
+  T* y;
+  const T* x;
+  Folded folded;
+  bool active;
+
+  __device__ Numbers numbers(Index line) const { return {folded.a[line], folded.b[line], folded.m[line]}; }
+
+  template <int V, bool Last>
+  __device__ __forceinline__ void run(Index i, Index, Index, const Numbers* f) const {
+    float v[V];
+    load_pack<T, V>(v, x, i);
+#pragma unroll
+    for (int k = 0; k < V; ++k) {
+      const Numbers& c = f[Last ? k : 0];
+      const float z = c.a * (v[k] - c.m) + c.b;
+      v[k] = active ? silu(z) : z;
+    }
+    store_pack<T, V>(y, i, v);
   }
+};
+
+template <bool Add>
+void launch_stats(double* partials, const void* x, const void* y, void* sum, const std::uint8_t* mask,
+                  const NormShape& shape, Dtype dtype, void* stream, const char* op) {
+  check_norm(shape);
+  const Index units = shape.n * shape.slabs() * shape.groups;
+  if (units == 0) return;
+  MRISR_CHECK(x != nullptr && partials != nullptr && (!Add || (y && sum)), op << ": null pointer");
+  with_type(dtype, op, [&](auto* tag) {
+    using T = std::remove_pointer_t<decltype(tag)>;
+    stats_kernel<T, Add><<<blocks_for(units, 1), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
+        partials, static_cast<const T*>(x), static_cast<const T*>(y), static_cast<T*>(sum), mask, shape);
+  });
+  check_launch(op);
 }
 
 }  // namespace
 
 void group_norm_stats(double* partials, const void* x, const std::uint8_t* mask, const NormShape& shape, Dtype dtype,
                       void* stream) {
-  check_norm(shape);
-  const Index units = shape.n * shape.slabs() * shape.groups;
-  if (units == 0) return;
-  MRISR_CHECK(x != nullptr && partials != nullptr, "group_norm_stats: null pointer");
-  with_type(dtype, "group_norm", [&](auto* tag) {
-    using T = std::remove_pointer_t<decltype(tag)>;
-    stats_kernel<T><<<blocks_for(units, 1), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-        partials, static_cast<const T*>(x), mask, shape);
-  });
-  check_launch("group_norm_stats");
+  launch_stats<false>(partials, x, nullptr, nullptr, mask, shape, dtype, stream, "group_norm_stats");
+}
+
+void add_stats(double* partials, void* sum, const void* x, const void* y, const std::uint8_t* mask,
+               const NormShape& shape, Dtype dtype, void* stream) {
+  launch_stats<true>(partials, x, y, sum, mask, shape, dtype, stream, "add_stats");
 }
 
 void group_norm_merge_fold(double* mean, double* rstd, const Folded& out, const double* partials, const FilmParams& film,
-                           const NormShape& shape, double eps, void* stream) {
+                           const NormShape& shape, Index slabs, double eps, void* stream) {
   check_norm(shape);
   MRISR_CHECK(eps > 0, "group_norm: eps must be positive; it is " << eps);
   if (shape.n == 0) return;
   merge_fold_kernel<<<static_cast<unsigned>(shape.n * shape.groups), 32, 0, static_cast<cudaStream_t>(stream)>>>(
-      mean, rstd, out, partials, film, shape, eps);
+      mean, rstd, out, partials, film, shape, slabs, eps);
   check_launch("group_norm_merge_fold");
 }
 
-void group_norm_apply(void* y, const void* x, const Folded& folded, Act act, const NormShape& shape, Dtype dtype,
+void group_norm_apply(void* y, const void* x, const Folded& folded, Act act, const NormShape& s, Dtype dtype,
                       void* stream) {
-  check_norm(shape);
-  const Index total = shape.n * shape.channels * shape.voxels;
-  if (total == 0) return;
+  check_norm(s);
+  if (s.n * s.voxels == 0) return;
   MRISR_CHECK(y && x && folded.a && folded.b && folded.m, "group_norm_apply: null pointer");
-  with_type(dtype, "group_norm", [&](auto* tag) {
+  with_type(dtype, "group_norm_apply", [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
-    apply_kernel<T><<<blocks_for(total, kThreads), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-        static_cast<T*>(y), static_cast<const T*>(x), folded, act == Act::silu, shape);
+    const Apply<T> op{static_cast<T*>(y), static_cast<const T*>(x), folded, act == Act::silu};
+    for_each_line<16 / sizeof(T)>(op, {s.n, s.channels, s.voxels, s.channels_last}, aligned16(y) && aligned16(x),
+                                  static_cast<cudaStream_t>(stream));
   });
   check_launch("group_norm_apply");
 }

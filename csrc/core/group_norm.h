@@ -9,6 +9,7 @@
 // mean is large (mean 1e4, std 1 in float32).
 #pragma once
 
+#include "activation.h"
 #include "dtype.h"
 #include "tensor.h"
 
@@ -32,11 +33,15 @@ struct FilmParams {          // each may be null
   const float *scale, *shift;  // [n, channels]
 };
 
-struct Folded {     // float32 [n, channels] each
+struct Folded {  // float32 [n, channels] each
   float *a, *b, *m;
 };
 
-enum class Act { none = 0, silu = 1 };
+// What comes back through the statistics, float32 [n, channels] each: dx = p dz - (u + v (x - m)) where a voxel is active,
+// p dz elsewhere.
+struct Through {
+  const float *p, *u, *v;
+};
 
 inline void check_norm(const NormShape& s) {
   MRISR_CHECK(s.n >= 0 && s.channels > 0 && s.voxels >= 0,
@@ -45,27 +50,46 @@ inline void check_norm(const NormShape& s) {
               "group_norm: channels (" << s.channels << ") must be divisible by groups (" << s.groups << ")");
 }
 
+// Tensors of the feature map's shape are in `dtype`; everything else is float32 or float64, as declared.
 namespace cpu {
 // mask: uint8 [n, voxels], nonzero where a voxel counts; null means all.
-void group_norm_stats(double* partials, const float* x, const std::uint8_t* mask, const NormShape& shape, int threads);
+void group_norm_stats(double* partials, const void* x, const std::uint8_t* mask, const NormShape& shape, Dtype dtype,
+                      int threads);
+// sum = x + y, and the partial statistics of `sum` as it is stored, in the same pass. sum may be x.
+void add_stats(double* partials, void* sum, const void* x, const void* y, const std::uint8_t* mask,
+               const NormShape& shape, Dtype dtype, int threads);
 // Merges any number of slabs of partials [n, slabs, groups, 3]. mean, rstd: float64 [n, groups]. Where nothing is
 // active the mean is 0 and rstd 1.
 void group_norm_merge(double* mean, double* rstd, const double* partials, Index n, Index slabs, Index groups, double eps);
 void group_norm_fold(const Folded& out, const double* mean, const double* rstd, const FilmParams& film,
                      const NormShape& shape);
 // y may be x.
-void group_norm_apply(float* y, const float* x, const Folded& folded, Act act, const NormShape& shape, int threads);
+void group_norm_apply(void* y, const void* x, const Folded& folded, Act act, const NormShape& shape, Dtype dtype,
+                      int threads);
+// sums: float64 [n, slabs, channels, 2] = sum of dz, sum of dz (x - m), over all voxels of the slab, where
+// dz = grad act'(a (x - m) + b).
+void group_norm_backward_sums(double* sums, const void* grad, const void* x, const Folded& folded, Act act,
+                              const NormShape& shape, Dtype dtype, int threads);
+// dx may be grad.
+void group_norm_backward_apply(void* dx, const void* grad, const void* x, const Folded& folded, const Through& through,
+                               const std::uint8_t* mask, Act act, const NormShape& shape, Dtype dtype, int threads);
 }  // namespace cpu
 
 #ifdef MRISR_WITH_CUDA
 namespace cuda {
-// The same three pieces on device memory; x and y in dtype, everything else as above. They return without waiting.
+// The same pieces on device memory. They return without waiting.
 void group_norm_stats(double* partials, const void* x, const std::uint8_t* mask, const NormShape& shape, Dtype dtype,
                       void* stream);
+void add_stats(double* partials, void* sum, const void* x, const void* y, const std::uint8_t* mask,
+               const NormShape& shape, Dtype dtype, void* stream);
 void group_norm_merge_fold(double* mean, double* rstd, const Folded& out, const double* partials, const FilmParams& film,
-                           const NormShape& shape, double eps, void* stream);
+                           const NormShape& shape, Index slabs, double eps, void* stream);
 void group_norm_apply(void* y, const void* x, const Folded& folded, Act act, const NormShape& shape, Dtype dtype,
                       void* stream);
+void group_norm_backward_sums(double* sums, const void* grad, const void* x, const Folded& folded, Act act,
+                              const NormShape& shape, Dtype dtype, void* stream);
+void group_norm_backward_apply(void* dx, const void* grad, const void* x, const Folded& folded, const Through& through,
+                               const std::uint8_t* mask, Act act, const NormShape& shape, Dtype dtype, void* stream);
 }  // namespace cuda
 #endif
 

@@ -6,9 +6,11 @@
 #include <array>
 #include <optional>
 #include <string>
+#include <type_traits>
 
 #include "axis_apply.h"
 #include "blend.h"
+#include "channel_norm.h"
 #include "group_norm.h"
 #include "isa.h"
 #include "noise.h"
@@ -61,6 +63,19 @@ NormShape norm_shape(Index n, Index channels, Index voxels, Index groups, bool c
 FilmParams film_of(Address weight, Address bias, Address scale, Address shift) {
   return {at<const float>(weight, "weight"), at<const float>(bias, "bias"), at<const float>(scale, "scale"),
           at<const float>(shift, "shift")};
+}
+
+// A feature map in `dtype` (0: float32, 1: float16, 2: bfloat16).
+template <class T>
+T* map_of(Address address, int dtype, const char* name) {
+  return dtype == 0 ? static_cast<T*>(at<std::conditional_t<std::is_const_v<T>, const float, float>>(address, name))
+                    : static_cast<T*>(at<std::conditional_t<std::is_const_v<T>, const std::uint16_t, std::uint16_t>>(address, name));
+}
+
+Act act_of(bool silu) { return silu ? Act::silu : Act::none; }
+
+Through through_of(Address p, Address u, Address v) {
+  return {at<const float>(p, "p"), at<const float>(u, "u"), at<const float>(v, "v")};
 }
 
 Folded folded_of(Address a, Address b, Address m) { return {at<float>(a, "a"), at<float>(b, "b"), at<float>(m, "m")}; }
@@ -207,10 +222,19 @@ void bind_cpu(py::module_& m) {
   m.def(
       "group_norm_stats",
       [](Address partials, Address x, Address mask, Index n, Index channels, Index voxels, Index groups,
-         bool channels_last, int threads) {
-        cpu::group_norm_stats(at<double>(partials, "partials"), at<const float>(x, "x"),
+         bool channels_last, int dtype, int threads) {
+        cpu::group_norm_stats(at<double>(partials, "partials"), map_of<const void>(x, dtype, "x"),
                               at<const std::uint8_t>(mask, "mask"), norm_shape(n, channels, voxels, groups, channels_last),
-                              threads);
+                              static_cast<Dtype>(dtype), threads);
+      },
+      release());
+  m.def(
+      "add_stats",
+      [](Address partials, Address sum, Address x, Address y, Address mask, Index n, Index channels, Index voxels,
+         Index groups, bool channels_last, int dtype, int threads) {
+        cpu::add_stats(at<double>(partials, "partials"), map_of<void>(sum, dtype, "sum"), map_of<const void>(x, dtype, "x"),
+                       map_of<const void>(y, dtype, "y"), at<const std::uint8_t>(mask, "mask"),
+                       norm_shape(n, channels, voxels, groups, channels_last), static_cast<Dtype>(dtype), threads);
       },
       release());
   m.def(
@@ -231,9 +255,48 @@ void bind_cpu(py::module_& m) {
   m.def(
       "group_norm_apply",
       [](Address y, Address x, Address a, Address b, Address shift_point, bool silu, Index n, Index channels, Index voxels,
-         bool channels_last, int threads) {
-        cpu::group_norm_apply(at<float>(y, "y"), at<const float>(x, "x"), folded_of(a, b, shift_point),
-                              silu ? Act::silu : Act::none, norm_shape(n, channels, voxels, 1, channels_last), threads);
+         bool channels_last, int dtype, int threads) {
+        cpu::group_norm_apply(map_of<void>(y, dtype, "y"), map_of<const void>(x, dtype, "x"), folded_of(a, b, shift_point),
+                              act_of(silu), norm_shape(n, channels, voxels, 1, channels_last), static_cast<Dtype>(dtype),
+                              threads);
+      },
+      release());
+  m.def(
+      "group_norm_backward_sums",
+      [](Address sums, Address grad, Address x, Address a, Address b, Address shift_point, bool silu, Index n,
+         Index channels, Index voxels, bool channels_last, int dtype, int threads) {
+        cpu::group_norm_backward_sums(at<double>(sums, "sums"), map_of<const void>(grad, dtype, "grad"),
+                                      map_of<const void>(x, dtype, "x"), folded_of(a, b, shift_point), act_of(silu),
+                                      norm_shape(n, channels, voxels, 1, channels_last), static_cast<Dtype>(dtype), threads);
+      },
+      release());
+  m.def(
+      "group_norm_backward_apply",
+      [](Address dx, Address grad, Address x, Address a, Address b, Address shift_point, Address p, Address u, Address v,
+         Address mask, bool silu, Index n, Index channels, Index voxels, bool channels_last, int dtype, int threads) {
+        cpu::group_norm_backward_apply(map_of<void>(dx, dtype, "dx"), map_of<const void>(grad, dtype, "grad"),
+                                       map_of<const void>(x, dtype, "x"), folded_of(a, b, shift_point),
+                                       through_of(p, u, v), at<const std::uint8_t>(mask, "mask"), act_of(silu),
+                                       norm_shape(n, channels, voxels, 1, channels_last), static_cast<Dtype>(dtype), threads);
+      },
+      release());
+  m.def(
+      "channel_norm",
+      [](Address y, Address x, Address scale, Address shift, double eps, bool silu, Index n, Index channels, Index voxels,
+         bool channels_last, int dtype, int threads) {
+        cpu::channel_norm(map_of<void>(y, dtype, "y"), map_of<const void>(x, dtype, "x"), at<const float>(scale, "scale"),
+                          at<const float>(shift, "shift"), eps, act_of(silu), {n, channels, voxels, channels_last},
+                          static_cast<Dtype>(dtype), threads);
+      },
+      release());
+  m.def(
+      "channel_norm_backward",
+      [](Address dx, Address sums, Address grad, Address x, Address scale, Address shift, double eps, bool silu, Index n,
+         Index channels, Index voxels, bool channels_last, int dtype, int threads) {
+        cpu::channel_norm_backward(map_of<void>(dx, dtype, "dx"), at<double>(sums, "sums"),
+                                   map_of<const void>(grad, dtype, "grad"), map_of<const void>(x, dtype, "x"),
+                                   at<const float>(scale, "scale"), at<const float>(shift, "shift"), eps, act_of(silu),
+                                   {n, channels, voxels, channels_last}, static_cast<Dtype>(dtype), threads);
       },
       release());
 }
@@ -281,28 +344,75 @@ void bind_cuda(py::module_& m) {
       "cuda_group_norm_stats",
       [](Address partials, Address x, Address mask, Index n, Index channels, Index voxels, Index groups,
          bool channels_last, int dtype, Address stream) {
-        cuda::group_norm_stats(at<double>(partials, "partials"), at<const char>(x, "x"),
-                               at<const std::uint8_t>(mask, "mask"), norm_shape(n, channels, voxels, groups, channels_last),
-                               static_cast<Dtype>(dtype), reinterpret_cast<void*>(stream));
+        cuda::group_norm_stats(at<double>(partials, "partials"), map_of<const void>(x, dtype, "x"),
+                              at<const std::uint8_t>(mask, "mask"), norm_shape(n, channels, voxels, groups, channels_last),
+                              static_cast<Dtype>(dtype), reinterpret_cast<void*>(stream));
+      },
+      release());
+  m.def(
+      "cuda_add_stats",
+      [](Address partials, Address sum, Address x, Address y, Address mask, Index n, Index channels, Index voxels,
+         Index groups, bool channels_last, int dtype, Address stream) {
+        cuda::add_stats(at<double>(partials, "partials"), map_of<void>(sum, dtype, "sum"), map_of<const void>(x, dtype, "x"),
+                       map_of<const void>(y, dtype, "y"), at<const std::uint8_t>(mask, "mask"),
+                       norm_shape(n, channels, voxels, groups, channels_last), static_cast<Dtype>(dtype), reinterpret_cast<void*>(stream));
       },
       release());
   m.def(
       "cuda_group_norm_merge_fold",
       [](Address mean, Address rstd, Address a, Address b, Address shift_point, Address partials, Address weight,
-         Address bias, Address scale, Address shift, Index n, Index channels, Index voxels, Index groups, double eps,
+         Address bias, Address scale, Address shift, Index n, Index channels, Index slabs, Index groups, double eps,
          Address stream) {
         cuda::group_norm_merge_fold(at<double>(mean, "mean"), at<double>(rstd, "rstd"), folded_of(a, b, shift_point),
                                     at<const double>(partials, "partials"), film_of(weight, bias, scale, shift),
-                                    norm_shape(n, channels, voxels, groups, false), eps, reinterpret_cast<void*>(stream));
+                                    norm_shape(n, channels, 1, groups, false), slabs, eps, reinterpret_cast<void*>(stream));
       },
       release());
   m.def(
       "cuda_group_norm_apply",
       [](Address y, Address x, Address a, Address b, Address shift_point, bool silu, Index n, Index channels, Index voxels,
          bool channels_last, int dtype, Address stream) {
-        cuda::group_norm_apply(at<char>(y, "y"), at<const char>(x, "x"), folded_of(a, b, shift_point),
-                               silu ? Act::silu : Act::none, norm_shape(n, channels, voxels, 1, channels_last),
-                               static_cast<Dtype>(dtype), reinterpret_cast<void*>(stream));
+        cuda::group_norm_apply(map_of<void>(y, dtype, "y"), map_of<const void>(x, dtype, "x"), folded_of(a, b, shift_point),
+                              act_of(silu), norm_shape(n, channels, voxels, 1, channels_last), static_cast<Dtype>(dtype),
+                              reinterpret_cast<void*>(stream));
+      },
+      release());
+  m.def(
+      "cuda_group_norm_backward_sums",
+      [](Address sums, Address grad, Address x, Address a, Address b, Address shift_point, bool silu, Index n,
+         Index channels, Index voxels, bool channels_last, int dtype, Address stream) {
+        cuda::group_norm_backward_sums(at<double>(sums, "sums"), map_of<const void>(grad, dtype, "grad"),
+                                      map_of<const void>(x, dtype, "x"), folded_of(a, b, shift_point), act_of(silu),
+                                      norm_shape(n, channels, voxels, 1, channels_last), static_cast<Dtype>(dtype), reinterpret_cast<void*>(stream));
+      },
+      release());
+  m.def(
+      "cuda_group_norm_backward_apply",
+      [](Address dx, Address grad, Address x, Address a, Address b, Address shift_point, Address p, Address u, Address v,
+         Address mask, bool silu, Index n, Index channels, Index voxels, bool channels_last, int dtype, Address stream) {
+        cuda::group_norm_backward_apply(map_of<void>(dx, dtype, "dx"), map_of<const void>(grad, dtype, "grad"),
+                                       map_of<const void>(x, dtype, "x"), folded_of(a, b, shift_point),
+                                       through_of(p, u, v), at<const std::uint8_t>(mask, "mask"), act_of(silu),
+                                       norm_shape(n, channels, voxels, 1, channels_last), static_cast<Dtype>(dtype), reinterpret_cast<void*>(stream));
+      },
+      release());
+  m.def(
+      "cuda_channel_norm",
+      [](Address y, Address x, Address scale, Address shift, double eps, bool silu, Index n, Index channels, Index voxels,
+         bool channels_last, int dtype, Address stream) {
+        cuda::channel_norm(map_of<void>(y, dtype, "y"), map_of<const void>(x, dtype, "x"), at<const float>(scale, "scale"),
+                          at<const float>(shift, "shift"), eps, act_of(silu), {n, channels, voxels, channels_last},
+                          static_cast<Dtype>(dtype), reinterpret_cast<void*>(stream));
+      },
+      release());
+  m.def(
+      "cuda_channel_norm_backward",
+      [](Address dx, Address sums, Address grad, Address x, Address scale, Address shift, double eps, bool silu, Index n,
+         Index channels, Index voxels, bool channels_last, int dtype, Address stream) {
+        cuda::channel_norm_backward(map_of<void>(dx, dtype, "dx"), at<double>(sums, "sums"),
+                                   map_of<const void>(grad, dtype, "grad"), map_of<const void>(x, dtype, "x"),
+                                   at<const float>(scale, "scale"), at<const float>(shift, "shift"), eps, act_of(silu),
+                                   {n, channels, voxels, channels_last}, static_cast<Dtype>(dtype), reinterpret_cast<void*>(stream));
       },
       release());
 }

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mrisr.ops.channel_norm import channel_norm
 from mrisr.ops.group_norm import group_norm
 
 
@@ -38,13 +39,9 @@ def initialise_conv(conv: nn.Conv3d | nn.ConvTranspose3d, gain: float = 1.0) -> 
         nn.init.zeros_(conv.bias)
 
 
-def _per_channel(v: torch.Tensor) -> torch.Tensor:
-    return v[:, :, None, None, None]
-
-
-def channel_norm(x: torch.Tensor, eps: float = 1e-4) -> torch.Tensor:
-    """Divide each voxel's channels by their root mean square: [N, C, D, H, W], no statistics across voxels."""
-    return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + eps)
+def _may_overwrite() -> bool:
+    """Whether an intermediate result may be written over: nobody differentiates, and no graph is being recorded."""
+    return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing())
 
 
 class FilmBlock(nn.Module):
@@ -67,12 +64,12 @@ class FilmBlock(nn.Module):
 
     def forward(self, x: torch.Tensor, embedding: torch.Tensor, active: torch.Tensor | None) -> torch.Tensor:
         scale, shift = self.film(embedding).chunk(2, dim=1)
-        return x + self.conv2(self.activate(self.conv1(x), scale, shift))
+        h = self.conv1(x)
+        return x + self.conv2(self.activate(h, scale, shift, out=h if _may_overwrite() else None))
 
     def activate(self, h: torch.Tensor, scale, shift, out: torch.Tensor | None = None) -> torch.Tensor:
         """Norm, FiLM and SiLU between the two convolutions, into `out` where that is given."""
-        h = F.silu(channel_norm(h) * _per_channel(1 + scale) + _per_channel(shift))
-        return h if out is None else out.copy_(h)
+        return channel_norm(h, scale, shift, act="silu", out=out)
 
 
 class NormBlock(nn.Module):

@@ -8,7 +8,17 @@ from __future__ import annotations
 
 from importlib import import_module
 
-FAMILY_MODULES = ("axis_apply", "blend", "group_norm", "noise", "prefilter", "resample3d", "sampler_step")
+FAMILY_MODULES = (
+    "add_stats",
+    "axis_apply",
+    "blend",
+    "channel_norm",
+    "group_norm",
+    "noise",
+    "prefilter",
+    "resample3d",
+    "sampler_step",
+)
 
 __all__ = ["backend_table", "specs", "use_backend"]
 

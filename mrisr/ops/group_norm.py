@@ -14,6 +14,7 @@ import torch
 from mrisr.errors import UsageError
 from mrisr.ops._dispatch import Family, choose
 from mrisr.ops._spec import Spec
+from mrisr.ops.group_norm_cases import CASES
 
 _ACTS = ("none", "silu")
 
@@ -27,6 +28,7 @@ def group_norm(
     scale: torch.Tensor | None = None,
     shift: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
+    partials: torch.Tensor | None = None,
     act: str | None = None,
     eps: float = 1e-5,
     backend: str | None = None,
@@ -40,6 +42,8 @@ def group_norm(
         scale, shift: [N, C], FiLM.
         mask: [N, 1, D, H, W] bool or uint8, the voxels that statistics run over; all are normalised. A
             sample with no active voxel keeps mean 0, rstd 1.
+        partials: the statistics of x where they are known already (`add_stats`, or `stats` of the same x and mask):
+            x is then read once less. Gradients are as if they had been computed here.
         act: "silu" or None.
 
     Returns:
@@ -49,8 +53,12 @@ def group_norm(
         UsageError: sizes do not fit. BackendError: `backend` was asked for and cannot run.
     """
     _check(x, groups, weight, bias, scale, shift, mask, act, eps)
+    if partials is not None and (partials.ndim != 4 or partials.shape[::2] != (x.shape[0], groups)):
+        raise UsageError(
+            f"group_norm: partials must be [{x.shape[0]}, slabs, {groups}, 3]; it is {list(partials.shape)}"
+        )
     mask = None if mask is None else mask.to(torch.uint8).contiguous()
-    args = (_dense(x), groups, weight, bias, scale, shift, mask, act or "none", eps)
+    args = (dense(x), groups, weight, bias, scale, shift, mask, partials, act or "none", eps)
     return _group_norm(*args, backend or "")[0]
 
 
@@ -64,7 +72,7 @@ def stats(
     """
     _check(x, groups, None, None, None, None, mask, None, 1e-5)
     mask = None if mask is None else mask.to(torch.uint8).contiguous()
-    x = _dense(x)
+    x = dense(x)
     return choose(FAMILY, backend, x, groups, None, None, None, None, mask).run.stats(x, groups, mask)
 
 
@@ -96,7 +104,7 @@ def apply(
     differentiable."""
     groups = mean.shape[1]
     _check(x, groups, weight, bias, scale, shift, None, act, 1e-5)
-    x = _dense(x)
+    x = dense(x)
     folded = fold(mean, rstd, weight, bias, scale, shift, x.shape[1])
     run = choose(FAMILY, backend, x, groups, weight, bias, scale, shift, None).run
     return run.apply(x, folded, act or "none")
@@ -140,9 +148,15 @@ def _check(x, groups, weight, bias, scale, shift, mask, act, eps) -> None:
         raise UsageError(f"group_norm: mask must be bool or uint8; it is {mask.dtype}")
 
 
-def _dense(x: torch.Tensor) -> torch.Tensor:
+def dense(x: torch.Tensor) -> torch.Tensor:
     """x itself where it is dense in one of the two layouts, else a contiguous copy."""
     return x if x.is_contiguous() or is_channels_last(x) else x.contiguous()
+
+
+def as_layout(t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """t in the dtype and the memory layout of `like`, copied only where it has another."""
+    layout = torch.channels_last_3d if is_channels_last(like) else torch.contiguous_format
+    return t.to(like.dtype).contiguous(memory_format=layout)
 
 
 def is_channels_last(x: torch.Tensor) -> bool:
@@ -159,22 +173,24 @@ def _group_norm(
     scale: torch.Tensor | None,
     shift: torch.Tensor | None,
     mask: torch.Tensor | None,
+    partials: torch.Tensor | None,
     act: str,
     eps: float,
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    args = (x, groups, weight, bias, scale, shift, mask)
-    return choose(FAMILY, backend, *args).run(*args, act, eps)
+    run = choose(FAMILY, backend, x, groups, weight, bias, scale, shift, mask).run
+    found = run.stats(x, groups, mask) if partials is None else partials
+    return run.finish(x, found, groups, weight, bias, scale, shift, act, eps)
 
 
 @_group_norm.register_fake
-def _(x, groups, weight, bias, scale, shift, mask, act, eps, backend):
+def _(x, groups, weight, bias, scale, shift, mask, partials, act, eps, backend):
     statistics = x.new_empty((x.shape[0], groups), dtype=torch.float64)
     return torch.empty_like(x), statistics, torch.empty_like(statistics)
 
 
 def _save(ctx, inputs, output) -> None:
-    x, ctx.groups, weight, bias, scale, shift, mask, ctx.act, _, _ = inputs
+    x, ctx.groups, weight, bias, scale, shift, mask, _, ctx.act, _, ctx.backend = inputs
     _, mean, rstd = output
     ctx.save_for_backward(x, mean, rstd, weight, bias, scale, shift, mask)
     ctx.mark_non_differentiable(mean, rstd)
@@ -182,7 +198,9 @@ def _save(ctx, inputs, output) -> None:
 
 def _backward(ctx, grad, _mean, _rstd):
     x, mean, rstd, weight, bias, scale, shift, mask = ctx.saved_tensors
-    dx, d_gain, d_offset = _group_norm_backward(grad, x, mean, rstd, weight, bias, scale, shift, mask, ctx.act)
+    dx, d_gain, d_offset = _group_norm_backward(
+        grad, x, mean, rstd, weight, bias, scale, shift, mask, ctx.act, ctx.backend
+    )
     # z = gain * xhat + offset with gain = weight (1 + scale), offset = bias (1 + scale) + shift, all [N, C].
     one = 1.0 if scale is None else 1.0 + scale
     d_weight = None if weight is None else (d_gain * one).sum(0).to(weight.dtype)
@@ -192,7 +210,7 @@ def _backward(ctx, grad, _mean, _rstd):
         d_scale = d_gain * (1.0 if weight is None else weight) + d_offset * (0.0 if bias is None else bias)
         d_scale = d_scale.to(scale.dtype)
     d_shift = None if shift is None else d_offset.to(shift.dtype)
-    return dx, None, d_weight, d_bias, d_scale, d_shift, None, None, None, None
+    return dx, None, d_weight, d_bias, d_scale, d_shift, None, None, None, None, None
 
 
 _group_norm.register_autograd(_backward, setup_context=_save)
@@ -210,51 +228,60 @@ def _group_norm_backward(
     shift: torch.Tensor | None,
     mask: torch.Tensor | None,
     act: str,
+    backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """dx, and the gradients of gain and offset ([N, C], float32 or better), from two reductions over
-    voxels."""
-    work = torch.float64 if x.dtype == torch.float64 else torch.float32
-    n, c = x.shape[:2]
+    """dx, and the gradients of gain and offset ([N, C], float32 or better): sums over voxels, their merge in
+    float64, and one elementwise pass."""
     groups = mean.shape[1]
-
-    def per_channel(t: torch.Tensor) -> torch.Tensor:
-        return t.to(work).reshape(n, c, 1, 1, 1)
-
-    gain = (1.0 if scale is None else 1.0 + scale.double()) * (1.0 if weight is None else weight.double())
-    gain = torch.as_tensor(gain, dtype=torch.float64, device=x.device).expand(n, c)
-    a, b, m = fold(mean, rstd, weight, bias, scale, shift, c)
-    centred = x.to(work) - per_channel(m)
-    dz = grad.to(work)
-    if act == "silu":
-        z = per_channel(a) * centred + per_channel(b.expand(n, c))
-        s = torch.sigmoid(z)
-        dz = dz * s * (1 + z * (1 - s))
-    rstd_c, rest = (t.repeat_interleave(c // groups, dim=1) for t in (rstd, mean - mean.float().double()))
-    xhat = (centred - per_channel(rest)) * per_channel(rstd_c)
-    d_offset = dz.sum((2, 3, 4), dtype=torch.float64)
-    d_gain = (dz * xhat).sum((2, 3, 4), dtype=torch.float64)
-
-    if mask is None:
-        count = torch.full((n, 1), float(x[0, 0].numel()) if n else 0.0, dtype=torch.float64, device=x.device)
-    else:
-        count = (mask != 0).sum((2, 3, 4)).double()
-    count = count.clamp(min=1) * (c // groups)
-
-    def over_group(t: torch.Tensor) -> torch.Tensor:
-        return ((gain * t).reshape(n, groups, -1).sum(-1) / count).repeat_interleave(c // groups, dim=1)
-
-    through_statistics = per_channel(over_group(d_offset) * rstd_c) + xhat * per_channel(over_group(d_gain) * rstd_c)
-    if mask is not None:
-        through_statistics = torch.where(mask != 0, through_statistics, 0.0)
-    dx = (dz * per_channel(gain * rstd_c) - through_statistics).to(x.dtype)
-    return torch.empty_like(x).copy_(dx), d_gain.to(work), d_offset.to(work)
+    run = choose(FAMILY, backend, x, groups, weight, bias, scale, shift, mask).run
+    grad = as_layout(grad, x)
+    folded = fold(mean, rstd, weight, bias, scale, shift, x.shape[1])
+    sums = run.backward_sums(grad, x, folded, act).sum(1)
+    gain = fold(torch.zeros_like(mean), torch.ones_like(rstd), weight, None, scale, None, x.shape[1])[0]
+    d_gain, d_offset, through = through_statistics(sums, mean, rstd, gain.expand(x.shape[:2]), _count(x, mask))
+    work = torch.float64 if x.dtype == torch.float64 else torch.float32
+    dx = run.backward_apply(grad, x, folded, through, mask, act)
+    return dx, d_gain.to(work), d_offset.to(work)
 
 
 @_group_norm_backward.register_fake
-def _(grad, x, mean, rstd, weight, bias, scale, shift, mask, act):
+def _(grad, x, mean, rstd, weight, bias, scale, shift, mask, act, backend):
     work = torch.float64 if x.dtype == torch.float64 else torch.float32
     gain = x.new_empty(x.shape[:2], dtype=work)
     return torch.empty_like(x), gain, torch.empty_like(gain)
+
+
+def _count(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Active voxels per sample: float64 [N, 1], at least 1."""
+    if mask is None:
+        voxels = x.shape[2] * x.shape[3] * x.shape[4]
+        return torch.full((x.shape[0], 1), float(max(1, voxels)), dtype=torch.float64, device=x.device)
+    return (mask != 0).sum((2, 3, 4)).double().clamp(min=1)
+
+
+def through_statistics(sums, mean, rstd, gain, count):
+    """What the sums of the backward pass come to, all float64 [N, C].
+
+    Args:
+        sums: [N, C, 2], sum of dz and sum of dz (x - m), with m the mean rounded to float32.
+        gain: [N, C], weight (1 + scale). count: [N, 1], voxels behind the statistics.
+
+    Returns:
+        (d gain, d offset, (p, u, v)): dx = p dz - (u + v (x - m)) where a voxel is active, p dz elsewhere.
+    """
+    channels, groups = sums.shape[1], mean.shape[1]
+    per_group = channels // groups
+    rest = (mean - mean.float().double()).repeat_interleave(per_group, dim=1)
+    r = rstd.repeat_interleave(per_group, dim=1)
+    d_offset = sums[..., 0]
+    d_gain = r * (sums[..., 1] - rest * d_offset)
+
+    def over_group(t: torch.Tensor) -> torch.Tensor:
+        total = (gain * t).reshape(len(t), groups, per_group).sum(-1)
+        return (total / (count * per_group)).repeat_interleave(per_group, dim=1)
+
+    v = over_group(d_gain) * r * r
+    return d_gain, d_offset, (gain * r, over_group(d_offset) * r - v * rest, v)
 
 
 def reference(x, groups, weight=None, bias=None, *, scale=None, shift=None, mask=None, act=None, eps=1e-5):
@@ -262,7 +289,9 @@ def reference(x, groups, weight=None, bias=None, *, scale=None, shift=None, mask
     from mrisr.ops.group_norm_backends import Reference
 
     mask = None if mask is None else mask.to(torch.uint8)
-    return Reference()(x.contiguous(), groups, weight, bias, scale, shift, mask, act or "none", eps)[0]
+    x = x.contiguous()
+    run = Reference()
+    return run.finish(x, run.stats(x, groups, mask), groups, weight, bias, scale, shift, act or "none", eps)[0]
 
 
 def _backends() -> Family:
@@ -274,67 +303,11 @@ def _backends() -> Family:
 FAMILY = _backends()
 
 
-def _case(
-    shape,
-    groups,
-    *,
-    affine=True,
-    film=False,
-    active=None,
-    act="silu",
-    mean=0.0,
-    std=1.0,
-    layout="first",
-    fill=None,
-):
-    def build(generator: torch.Generator) -> dict:
-        def draw(*size):
-            return torch.randn(*size, generator=generator, dtype=torch.float64)
-
-        n, c = shape[:2]
-        x = draw(*shape) * std + mean
-        if fill is not None:
-            x = torch.full(shape, fill, dtype=torch.float64)
-        if layout == "last":
-            x = x.contiguous(memory_format=torch.channels_last_3d)
-        if layout == "strided":
-            x = draw(*shape[:3], shape[4], shape[3]).transpose(3, 4)
-        args = dict(x=x, groups=groups, act=act)
-        if affine:
-            args.update(weight=1 + 0.2 * draw(c), bias=0.3 * draw(c))
-        if film:
-            args.update(scale=0.2 * draw(n, c), shift=0.2 * draw(n, c))
-        if active is not None:
-            args["mask"] = torch.rand(n, 1, *shape[2:], generator=generator) < active
-        return args
-
-    return build
-
-
 SPEC = Spec(
     family=FAMILY,
     call=group_norm,
     reference=reference,
-    cases={
-        "first": _case((2, 16, 5, 6, 7), 4),
-        "last": _case((2, 16, 5, 6, 7), 4, layout="last"),
-        "film": _case((2, 24, 4, 5, 6), 3, film=True, layout="last"),
-        "plain": _case((1, 6, 3, 4, 5), 2, affine=False, act=None),
-        "film_alone": _case((2, 8, 3, 4, 5), 2, affine=False, film=True, act=None),
-        "masked_first": _case((2, 8, 6, 7, 9), 2, active=0.4, film=True),
-        "masked_last": _case((2, 8, 6, 7, 9), 2, active=0.4, layout="last"),
-        "nothing_active": _case((1, 4, 3, 3, 3), 2, active=0.0),
-        "large_mean": _case((1, 16, 8, 9, 10), 4, mean=1e4),
-        "large_mean_last": _case((1, 16, 8, 9, 10), 4, mean=1e4, layout="last"),
-        "constant": _case((1, 8, 4, 4, 4), 2, fill=3.7, layout="last"),
-        "one_voxel": _case((1, 8, 1, 1, 1), 2),
-        "one_channel": _case((2, 1, 7, 8, 9), 1),
-        "odd_channels": _case((1, 15, 5, 3, 11), 5, layout="last"),
-        "instance": _case((1, 32, 4, 4, 4), 32, layout="last"),
-        "several_slabs": _case((1, 4, 30, 34, 37), 2),
-        "several_slabs_last": _case((1, 4, 30, 34, 37), 2, layout="last", active=0.9),
-        "strided": _case((1, 8, 5, 6, 7), 2, layout="strided"),
-    },
+    cases=CASES,
     tolerance={torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 1e-2, torch.float16: 2e-3},
     gradients=("x", "weight", "bias", "scale", "shift"),
 )

@@ -11,7 +11,9 @@ benchmarks/results/UNMEASURED.md for what never ran on a device.
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
+import pkgutil
 import re
 import shutil
 import subprocess
@@ -51,10 +53,11 @@ def compile_triton(archs: list[int]) -> list[str]:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from mrisr.kernels import blend, group_norm, noise, resample3d, sampler_step
+    import mrisr.kernels
 
+    names = sorted(module.name for module in pkgutil.iter_modules(mrisr.kernels.__path__))
     failures = []
-    for family in (blend, group_norm, noise, resample3d, sampler_step):
+    for family in (importlib.import_module(f"mrisr.kernels.{name}") for name in names):
         for name, kernel, signature, constants in family.VARIANTS:
             full = signature | dict.fromkeys(constants, "constexpr")
             ordered = {argument: full[argument] for argument in kernel.arg_names}

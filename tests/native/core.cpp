@@ -61,7 +61,7 @@ void bad_arguments() {
   refuses("more elements than an int64 offset can reach",
           [&] { cpu::axis_apply(x, x, d, Index{1} << 40, Index{1} << 30, 1, 1, 0.0, 1); });
   refuses("channels (6) must be divisible by groups (4)",
-          [&] { cpu::group_norm_stats(d, x, nullptr, {1, 6, 1, 4, false}, 1); });
+          [&] { cpu::group_norm_stats(d, x, nullptr, {1, 6, 1, 4, false}, Dtype::f32, 1); });
   refuses("eps must be positive; it is 0", [&] { cpu::group_norm_merge(d, d, d, 1, 1, 1, 0.0); });
   refuses("on axis 2 it starts at 1 with 4 voxels, and the grid has 4",
           [&] { cpu::normal_noise(x, {{1, 1, 4}, {0, 0, 1}, {1, 1, 4}, 0, 0, 0}, 1); });
@@ -78,7 +78,7 @@ void nothing_to_do() {
   cpu::blend_add(none, no_tile, origin, weights, 2);
   cpu::axis_apply(nullptr, nullptr, &matrix, 0, 1, 1, 5, 0.0, 2);
   cpu::normal_noise(nullptr, {{0, 4, 4}, {0, 0, 0}, {4, 4, 4}, 0, 0, 0}, 2);
-  cpu::group_norm_apply(nullptr, nullptr, {}, Act::silu, {0, 4, 0, 2, true}, 2);
+  cpu::group_norm_apply(nullptr, nullptr, {}, Act::silu, {0, 4, 0, 2, true}, Dtype::f32, 2);
 }
 
 void every_index_once() {

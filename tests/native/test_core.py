@@ -29,7 +29,7 @@ def normal(shape, threads: int) -> np.ndarray:
 def norm_stats(x: np.ndarray, groups: int, threads: int, last: bool) -> np.ndarray:
     n, c, v = (x.shape[0], x.shape[2], x.shape[1]) if last else x.shape
     partials = np.full((n, core.group_norm_slabs(v), groups, 3), np.nan)
-    core.group_norm_stats(pointer(partials), pointer(x), 0, n, c, v, groups, last, threads)
+    core.group_norm_stats(pointer(partials), pointer(x), 0, n, c, v, groups, last, 0, threads)
     return partials
 
 
@@ -54,8 +54,8 @@ def sampling(source, target, order=1, boundary=0, matrix=MATRIX, threads=1):
         (lambda a: core.axis_apply(a, a, a, 1, 2, 2, 1, 1.5, 1), r"drop must lie in \[0, 1\); it is 1.5"),
         (lambda a: core.axis_apply(a, a, a, 2**40, 2**30, 2, 1, 0.0, 1), "more elements than an int64 offset can reach"),
         (lambda a: core.axis_apply(a, a, a, 1, -2, 2, 1, 0.0, 1), r"x.size\[1\] must not be negative; it is -2"),
-        (lambda a: core.group_norm_stats(a, a, 0, 1, 6, 4, 4, False, 1), r"channels \(6\) must be divisible by groups \(4\)"),
-        (lambda a: core.group_norm_stats(a, 0, 0, 1, 4, 4, 2, False, 1), "group_norm_stats: null pointer"),
+        (lambda a: core.group_norm_stats(a, a, 0, 1, 6, 4, 4, False, 0, 1), r"channels \(6\) must be divisible by groups \(4\)"),
+        (lambda a: core.group_norm_stats(a, 0, 0, 1, 4, 4, 2, False, 0, 1), "group_norm_stats: null pointer"),
         (lambda a: core.group_norm_merge(a, a, a, 1, 1, 1, 0.0), "eps must be positive; it is 0"),
         (lambda a: core.gather(a, (1, 1, 1), (1, 1, 1), a, (0, 1, 1), (1, 1, 1), (0, 0, 0), 1), r"volume.size\[0\] must be positive"),
         (lambda a: core.gather(a, (1, 1, 2), (1, 1, 2), a, (1, 1, 1), (1, 1, 1), (0, 0, 0), 1), "last axis of volume and tile must be contiguous"),
@@ -149,8 +149,8 @@ def test_nothing_is_touched_past_the_end(count):
     a, scratch = pointer(coefficients), np.zeros((4, count * 3 + 3))
     core.normal_noise(y.address, (1, 1, count), (0, 0, 0), (1, 1, count), 0, 0, 0, 1)
     for c, v, last in ((1, count, False), (count, 1, True), (1, count, True)):
-        core.group_norm_stats(pointer(scratch), x.address, 0, 1, c, v, 1, last, 1)
-        core.group_norm_apply(y.address, x.address, a, a, a, True, 1, c, v, last, 1)
+        core.group_norm_stats(pointer(scratch), x.address, 0, 1, c, v, 1, last, 0, 1)
+        core.group_norm_apply(y.address, x.address, a, a, a, True, 1, c, v, last, 0, 1)
     identity = np.eye(count) if count < 100 else np.eye(1)
     n = len(identity)
     for outer, inner in ((1, count // n), (count // n, 1)):

@@ -31,7 +31,7 @@ def test_group_norm_opcheck(layout, masked):
     x = draw(2, 8, 3, 4, 5).contiguous(memory_format=layout).requires_grad_()
     film = [draw(*s).requires_grad_() for s in ((8,), (8,), (2, 8), (2, 8))]
     mask = (draw(2, 1, 3, 4, 5) > 0).to(torch.uint8) if masked else None
-    torch.library.opcheck(norm_module._group_norm, (x, 2, *film, mask, "silu", 1e-5, ""))
+    torch.library.opcheck(norm_module._group_norm, (x, 2, *film, mask, None, "silu", 1e-5, ""))
 
 
 def test_other_opchecks():
