@@ -35,7 +35,9 @@ class Denoiser(nn.Module):
 
     def forward(self, x, sigma, y, cond, active=None):
         """x, y: [N, 1, D, H, W]; sigma: float or [N]; cond: a `mrisr.nn.condition.Condition`. Returns x0 like x."""
-        sigma = torch.as_tensor(sigma, dtype=torch.float32, device=y.device).expand(y.shape[0])
+        if not isinstance(sigma, torch.Tensor):  # written by a kernel: a copy from the host would be waited for
+            sigma = torch.full((), float(sigma), device=y.device)
+        sigma = sigma.to(device=y.device, dtype=torch.float32).expand(y.shape[0])
         c_skip, c_out, c_in = (c[:, None, None, None, None] for c in self.coefficients(sigma))
         vector = cond.vector(sigma, self.sigma_data)
         f = self.net(c_in * x, y, vector, cond.guidance_for(y.shape[2:]), active)

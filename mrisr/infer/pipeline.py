@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,12 +12,10 @@ import torch
 
 from mrisr import environment
 from mrisr import grid as grids
-from mrisr.diffusion.precond import Denoiser
-from mrisr.diffusion.sampler import dpmpp_2m
-from mrisr.diffusion.schedule import karras_sigmas
 from mrisr.errors import BackendError, MrisrWarning
 from mrisr.grid import Grid
-from mrisr.infer import engines, memory, tiles
+from mrisr.infer import engines, loop, memory, tiles
+from mrisr.infer.graph import Graphs, graphs_for
 from mrisr.infer.info import (
     ConsistencyInfo,
     EngineInfo,
@@ -29,11 +26,9 @@ from mrisr.infer.info import (
 )
 from mrisr.infer.progress import Report
 from mrisr.nn.condition import MEAN, SAMPLE, Condition, canonical_order
-from mrisr.ops.blend import gather
-from mrisr.ops.noise import normal_noise
 from mrisr.ops.resample3d import apply_axes
 from mrisr.physics.consistency import correct, residual_chi2
-from mrisr.physics.degrade import SLICE_KINDS, ForwardModel, band_matrices, outside_band, start_matrices
+from mrisr.physics.degrade import SLICE_KINDS, ForwardModel, start_matrices
 from mrisr.physics.intensity import estimate_noise, intensity_scale, robust_range
 from mrisr.physics.psf import PSF, parse_psf
 from mrisr.volume import Volume
@@ -83,6 +78,7 @@ class Job:
     need: memory.Demand | None = None
     expected: int = 0
     plan: tiles.TilePlan | None = None
+    graphs: Graphs | None = None  # of a CUDA device
     spill: bool = False
     seam: float | None = None
     warnings: list[str] = field(default_factory=list)
@@ -122,6 +118,8 @@ def upscale_volume(volume: Volume, target: Grid, model: Any, options: Options, r
             notes.append(note)
             scales.append(scale)
     finally:
+        if job.graphs is not None:
+            job.graphs.clear()
         job.engine.release()
     info = _info(job, notes, scales)
     if std is not None:
@@ -139,6 +137,7 @@ def _prepare(volume: Volume, target: Grid, model: Any, options: Options, report:
     held = memory.resident() if engine.device.type == "cpu" else 0
     frames = volume.data.shape[3] if volume.data.ndim == 4 else 1
     job = Job(source, target, model, options, engine, why, psf, psf_from, certain, budget, held, frames, report)
+    job.graphs = graphs_for(engine)
     job.order = canonical_order(psf, target.voxel_size)
     job.need = _demand(job)
     job.start = start_matrices(source.shape, source.voxel_size, target.shape, target.voxel_size, psf)
@@ -203,7 +202,7 @@ def _frame(job: Job, data: np.ndarray, out: np.ndarray, std: np.ndarray | None):
         psf, voxel_size = (tuple(v[i] for i in job.order) for v in (job.psf, job.target.voxel_size))
         cond = Condition.of_acquisition(psf, voxel_size, noise, mode, device)
     with report.stage("network"):
-        residual, spread = _residual(job, plan, y, cond)
+        residual, spread = loop.residual(job, plan, y, cond)
         job.engine.release()  # what follows needs memory of its own
     with report.stage("consistency"):
         result = y.add_(residual)
@@ -270,75 +269,6 @@ def _demand(job: Job, spill: bool = False) -> memory.Demand:
     return need
 
 
-def _denoiser(job: Job, plan: tiles.TilePlan, y: torch.Tensor, cond: Condition, tick) -> Callable:
-    """denoise(x or None, sigma) -> x0 on the whole target grid; x None stands for the mean mode's zero."""
-    base = job.model.denoiser
-    # The network knows slices along its last axis only; everything outside of here is in stored order.
-    order, back = job.order, tuple(int(i) for i in np.argsort(job.order))
-    how = {}
-    if job.engine.name == "torch" and plan.kind != "tiles":
-        how = {"exact": plan.kind == tiles.EXACT, "spill": job.spill, "tick": tick}
-    denoise = Denoiser(job.engine.prepare(tuple(plan.tile[i] for i in order), **how), base.sigma_data)
-
-    # In the processed box only: it moves with the head, so that air around it changes nothing.
-    inside = tuple(slice(a, min(b, n)) for a, b, n in zip(*plan.box, plan.shape))
-    band = band_matrices([s.stop - s.start for s in inside], job.target.voxel_size, job.psf)
-
-    def shown(volume, start):
-        return gather(volume, start, plan.tile).permute(order).contiguous()[None, None]
-
-    def run(x, sigma):
-        def piece(start):
-            if x is None:
-                found = denoise.mean(shown(y, start), cond)
-            else:
-                found = denoise(shown(x, start), sigma, shown(y, start), cond)
-            return found[0, 0].permute(back).contiguous()
-
-        seams = tiles.Seams(plan)
-        residual = tiles.blend(plan, piece, torch.zeros_like(y), tick, seams)
-        job.seam = seams.largest
-        processed = residual[inside]
-        processed.copy_(outside_band(processed, band))
-        return residual
-
-    return run
-
-
-def _residual(job: Job, plan: tiles.TilePlan, y: torch.Tensor, cond: Condition):
-    """(mean residual over the samples, their standard deviation or None)."""
-    options, base = job.options, job.model.denoiser
-    if options.mode == "mean":
-        return _denoiser(job, plan, y, cond, job.report.tick)(None, None), None
-    done, total = 0, options.steps * options.samples
-
-    def tick(fraction):
-        job.report.tick((done + fraction) / total)
-
-    denoise = _denoiser(job, plan, y, cond, tick)
-
-    def step(x, sigma):
-        nonlocal done
-        x0 = denoise(x, sigma)
-        done += 1
-        return x0
-
-    sigmas = karras_sigmas(options.steps, base.sigma_min, base.sigma_max)
-    mean = spread = None
-    for k in range(options.samples):
-        x = normal_noise(y.shape, seed=options.seed, sample=k, device=y.device).mul_(float(sigmas[0]))
-        x = dpmpp_2m(step, x, sigmas)
-        if mean is None:
-            mean, spread = x, torch.zeros_like(x)
-            continue
-        delta = x - mean  # Welford: no difference of large squares
-        mean += delta / (k + 1)
-        spread += delta * (x - mean)
-    if options.samples == 1:
-        return mean, None
-    return mean, spread.div_(options.samples - 1).sqrt_()
-
-
 def _consistent(job: Job, result: torch.Tensor, lr: torch.Tensor, noise: float | None):
     """The result, corrected where that is asked for or certain, and what was done and why."""
     wanted = job.options.consistency
@@ -367,7 +297,7 @@ def _info(job: Job, notes: list[ConsistencyInfo], scales: list[tuple[float, floa
         model=job.model.name,
         weights=job.model.sha256,
         card=None if job.model.card is None else str(job.model.card),
-        engine=EngineInfo(engine.name, str(engine.device), engine.threads, engine.precision, job.why),
+        engine=EngineInfo(engine.name, str(engine.device), engine.threads, engine.precision, _why(job)),
         mode=options.mode,
         steps=options.steps,
         samples=options.samples,
@@ -393,6 +323,10 @@ def _info(job: Job, notes: list[ConsistencyInfo], scales: list[tuple[float, floa
         warnings=list(job.warnings),
         versions=environment.versions(name for name in environment.LIBRARIES if name in sys.modules),
     )
+
+
+def _why(job: Job) -> str:
+    return job.why if job.graphs is None else f"{job.why}; {job.graphs.note()}"
 
 
 def _seam_note(plan: tiles.TilePlan) -> str:

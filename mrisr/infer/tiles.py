@@ -305,12 +305,19 @@ class Seams:
         self.largest = found if self.largest is None else max(self.largest, found)
 
 
+def weights_on(plan: TilePlan, device: torch.device) -> list[tuple[torch.Tensor, ...]]:
+    """The three weight vectors of every active piece, on a device; each axis is copied once."""
+    axes = [torch.as_tensor(axis.weights, device=device) for axis in plan.axes]
+    return [tuple(axis[k] for axis, k in zip(axes, index, strict=True)) for index in plan.active]
+
+
 def blend(
     plan: TilePlan,
     run: Callable[[Triple], torch.Tensor],
     out: torch.Tensor,
     tick: Callable[[float], None] | None = None,
     seams: Seams | None = None,
+    weights: list | None = None,
 ) -> torch.Tensor:
     """Add every active piece, weighted, into `out` [X, Y, Z] (handed over as zeros), and return it.
 
@@ -318,12 +325,13 @@ def blend(
         run: start of a piece -> its values, [x, y, z] of size `plan.tile`.
         tick: called with the fraction done after each piece.
         seams: told of every piece before it is added.
+        weights: from `weights_on`, for the device of `out`; None: they are brought there piece by piece.
     """
-    for done, (start, weights) in enumerate(plan, 1):
+    for done, (start, own) in enumerate(plan, 1):
         piece = run(start)
         if seams is not None:
             seams.add(plan.active[done - 1], piece, out)
-        blend_add_(out, piece, start, weights)
+        blend_add_(out, piece, start, own if weights is None else weights[done - 1])
         if tick is not None:
             tick(done / len(plan.active))
     return out
