@@ -181,10 +181,79 @@ def sampler_step(device: str, quick: bool) -> Iterator[Contest]:
         )
 
 
+def prefilter(device: str, quick: bool) -> Iterator[Contest]:
+    import scipy.ndimage
+
+    from mrisr.ops.prefilter import halo, reference
+    from mrisr.ops.prefilter import prefilter as public
+
+    size = 12 if quick else 160
+    x, h = draw(size, size, size, device=device), halo(5)
+    yield Contest(
+        "prefilter",
+        f"{size}^3, quintic",
+        ours("prefilter", device, partial(public, x, 5, "mirror")),
+        {
+            "eager": partial(reference, x, 5, "mirror"),
+            # One core, double inside, and no coefficients beyond the ends.
+            "scipy": lambda: torch.from_numpy(scipy.ndimage.spline_filter(x.cpu().numpy(), 5, "float32", "mirror")),
+        },
+        expected=reference(x.double().cpu(), 5, "mirror")[h:-h, h:-h, h:-h],
+        tolerance=1e-5,
+        bytes_moved=2 * F32 * size**3,
+        inside=lambda out: out if out.shape[-1] == size else out[h:-h, h:-h, h:-h],
+    )
+
+
+def resample3d(device: str, quick: bool) -> Iterator[Contest]:
+    """Prefilter and sampling along a smooth displacement of up to some voxels, on the grid of the volume."""
+    import numpy as np
+    import scipy.ndimage
+
+    from mrisr.ops.resample3d import reference
+    from mrisr.ops.resample3d import resample3d as public
+
+    size = 12 if quick else 96  # the reference takes seconds
+    shape = (size,) * 3
+    x, nodes = draw(*shape, device=device), draw(1, 3, 4, 4, 4, device=device, seed=1)
+    field = 1.5 * torch.nn.functional.interpolate(nodes, shape, mode="trilinear", align_corners=True)[0]
+    still = torch.stack(torch.meshgrid(*(torch.arange(size, device=device) for _ in range(3)), indexing="ij"))
+    # grid_sample counts from -1 to 1, and its last coordinate first.
+    grid = ((still + field) * (2 / (size - 1)) - 1).flip(0).permute(1, 2, 3, 0)[None]
+    matrix = np.eye(4).tolist()
+    for order in (1, 5):
+        options = dict(displacement=field, order=order, boundary="mirror")
+        wide = {**options, "displacement": field.double().cpu()}
+
+        def scipys(order=order):
+            positions = (still + field).cpu().numpy()
+            return torch.from_numpy(
+                scipy.ndimage.map_coordinates(x.cpu().numpy(), positions, order=order, mode="mirror")
+            )
+
+        rivals = {"eager": partial(reference, x, shape, matrix, **options), "scipy": scipys}
+        if order == 1:
+            sampled = partial(torch.nn.functional.grid_sample, padding_mode="reflection", align_corners=True)
+            rivals["compile"] = partial(compiled(reference, quick), x, shape, matrix, **options)
+            rivals["grid_sample"] = lambda sampled=sampled: sampled(x[None, None], grid)[0, 0]
+        yield Contest(
+            "resample3d",
+            f"{size}^3, order {order}, displaced",
+            ours("resample3d", device, partial(public, x, shape, matrix, **options)),
+            rivals,
+            expected=reference(x.double().cpu(), shape, matrix, **wide),
+            tolerance=1e-4,  # grid_sample forms its positions in float32
+            bytes_moved=5 * F32 * size**3,
+            flop=2 * (order + 1) ** 2 * (order + 2) * size**3,
+        )
+
+
 FAMILIES = {
     "noise": noise,
     "blend": blend,
     "gather": gather,
     "axis_apply": axis_apply,
+    "prefilter": prefilter,
+    "resample3d": resample3d,
     "sampler_step": sampler_step,
 }
