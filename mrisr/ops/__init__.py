@@ -20,7 +20,7 @@ FAMILY_MODULES = (
     "sampler_step",
 )
 
-__all__ = ["backend_table", "specs", "use_backend"]
+__all__ = ["backend_table", "onnx_translations", "specs", "use_backend"]
 
 
 def backend_table() -> list[tuple[str, str, str | None]]:
@@ -40,6 +40,14 @@ def specs() -> dict[str, object]:
         for spec in (value for key, value in vars(module).items() if key.endswith("SPEC")):
             found[spec.family.name] = spec
     return found
+
+
+def onnx_translations() -> dict[object, object]:
+    """What `torch.onnx.export(..., dynamo=True, custom_translation_table=...)` needs for the operators that networks
+    are made of."""
+    import torch
+
+    return {getattr(torch.ops.mrisr, name).default: s.onnx for name, s in specs().items() if s.onnx is not None}
 
 
 def use_backend(text: str):

@@ -15,8 +15,8 @@ class Spec:
     """family: its backends. call: the public function, takes `backend=`. reference: the PyTorch reference,
     same arguments less `backend`; given float64 it is the oracle. cases: name -> builder of float64/int
     arguments from a torch.Generator. tolerance: dtype -> largest |result - oracle| / max(1, |oracle|).
-    gradients: the arguments to differentiate. onnx: the function that the exporter's translation table gets,
-    where the family is in a network."""
+    gradients: the arguments to differentiate. onnx: the function that the exporter's translation table gets
+    for the operator `mrisr::<family>`, where the family is in a network."""
 
     family: Family
     call: Callable

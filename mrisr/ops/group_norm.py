@@ -15,6 +15,7 @@ from mrisr.errors import UsageError
 from mrisr.ops._dispatch import Family, choose
 from mrisr.ops._spec import Spec
 from mrisr.ops.group_norm_cases import CASES
+from mrisr.ops.group_norm_onnx import to_onnx
 
 _ACTS = ("none", "silu")
 
@@ -310,4 +311,5 @@ SPEC = Spec(
     cases=CASES,
     tolerance={torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 1e-2, torch.float16: 2e-3},
     gradients=("x", "weight", "bias", "scale", "shift"),
+    onnx=to_onnx,
 )

@@ -213,9 +213,10 @@ def cache_folder() -> Path | None:
 def _fingerprint(net: torch.nn.Module) -> str:
     """Of all that the graph is made of: weights, sizes, the code that builds it, library versions."""
     import mrisr.nn
+    from mrisr.ops import channel_norm
 
     digest = hashlib.sha256(f"{ov.__version__} {torch.__version__} {net.config}".encode())
-    for source in sorted(Path(mrisr.nn.__file__).parent.glob("*.py")):
+    for source in (*sorted(Path(mrisr.nn.__file__).parent.glob("*.py")), Path(channel_norm.__file__)):
         digest.update(source.read_bytes())
     for name, tensor in net.state_dict().items():
         digest.update(name.encode())
