@@ -7,9 +7,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import timing
 import torch
+
+F32 = 4  # bytes
+
+
+def ours(name: str, device: str, call: Callable) -> dict[str, Callable]:
+    """Backend -> call(backend=...), for the compiled backends of a family that run on this device."""
+    from mrisr import ops
+    from mrisr.ops import _parity
+
+    able = [b for b in ops.specs()[name].family.backends if b.name != "reference" and b.available() is None]
+    kind = torch.device(device).type
+    return {b.name: partial(call, backend=b.name) for b in able if _parity.device_of(b) == kind}
+
+
+def compiled(function: Callable, quick: bool) -> Callable:
+    """torch.compile of a rival; a quick run only traces it."""
+    return torch.compile(function, backend="eager" if quick else "inductor", dynamic=False)
+
+
+def draw(*shape: int, device: str = "cpu", seed: int = 0) -> torch.Tensor:
+    """Normal numbers, the same on every device."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(device)
 
 
 @dataclass
@@ -105,5 +128,7 @@ def line(row: dict) -> str:
         why = "; ".join(row["failures"]) or str(row["absent"])
         return f"{row['family']:<13} {row['case']:<26} no speed: {why}"
     against = ", ".join(f"{ratio:.2f}x {name}" for name, ratio in row["times_faster_than"].items())
+    against += "".join(f"; wrong, not timed: {text}" for text in row["wrong_rivals"])
+    against += "".join(f"; no {name} ({why})" for name, why in row["absent"].items())
     ours = f"{row['seconds'][row['best']] * 1e3:9.3f} ms {row['best']:<9} {row['share_of_floor']:6.1%} of floor"
     return f"{row['family']:<13} {row['case']:<26} {ours}  {against}"

@@ -33,6 +33,7 @@ LIMITS = {
     "build": 420,
     "parity": 300,
     "kernels": 420,
+    "attention": 180,
     "conv3d": 240,
     "network": 300,
     "end_to_end": 300,

@@ -92,6 +92,16 @@ def kernels(setting: Setting) -> dict:
     return ops.measure(setting.device, quick=setting.tiny, say=lambda line: None)
 
 
+def attention(setting: Setting) -> dict:
+    """Triton against PyTorch's attention, row by row: the table that the dispatcher reads (attention3d.py --take)."""
+    import attention3d
+    import op_network_cases
+
+    if not op_network_cases.has("attention3d"):
+        return {"skipped": "this version has no attention3d"}
+    return attention3d.measure(setting.device, quick=setting.tiny)
+
+
 def sanitizer(setting: Setting) -> dict:
     """compute-sanitizer over every CUDA and Triton case: no thread may read or write out of bounds, or race."""
     words = [sys.executable, str(_HERE / "parity.py"), "--backends", "cuda", "triton", "--answer"]

@@ -8,33 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
+import op_network_cases
 import torch
-from contest import Contest
-
-F32 = 4  # bytes
-
-
-def ours(name: str, device: str, call: Callable) -> dict[str, Callable]:
-    """Backend -> call(backend=...), for the compiled backends of a family that run on this device."""
-    from mrisr import ops
-    from mrisr.ops import _parity
-
-    family = ops.specs()[name].family
-    able = [
-        b.name
-        for b in family.backends
-        if b.name != "reference" and b.available() is None and _parity.device_of(b) == torch.device(device).type
-    ]
-    return {name: partial(call, backend=name) for name in able}
-
-
-def compiled(function: Callable, quick: bool) -> Callable:
-    """torch.compile of a rival; a quick run only traces it."""
-    return torch.compile(function, backend="eager" if quick else "inductor", dynamic=False)
-
-
-def draw(*shape: int, device: str = "cpu", seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(device)
+from contest import F32, Contest, compiled, draw, ours
 
 
 def noise(device: str, quick: bool) -> Iterator[Contest]:
@@ -182,22 +158,22 @@ def sampler_step(device: str, quick: bool) -> Iterator[Contest]:
 
 
 def prefilter(device: str, quick: bool) -> Iterator[Contest]:
-    import scipy.ndimage
-
     from mrisr.ops.prefilter import halo, reference
     from mrisr.ops.prefilter import prefilter as public
 
     size = 12 if quick else 160
     x, h = draw(size, size, size, device=device), halo(5)
+
+    def scipys() -> torch.Tensor:  # one core, double inside, and no coefficients beyond the ends
+        from scipy.ndimage import spline_filter
+
+        return torch.from_numpy(spline_filter(x.cpu().numpy(), 5, "float32", "mirror"))
+
     yield Contest(
         "prefilter",
         f"{size}^3, quintic",
         ours("prefilter", device, partial(public, x, 5, "mirror")),
-        {
-            "eager": partial(reference, x, 5, "mirror"),
-            # One core, double inside, and no coefficients beyond the ends.
-            "scipy": lambda: torch.from_numpy(scipy.ndimage.spline_filter(x.cpu().numpy(), 5, "float32", "mirror")),
-        },
+        {"eager": partial(reference, x, 5, "mirror"), "scipy": scipys},
         expected=reference(x.double().cpu(), 5, "mirror")[h:-h, h:-h, h:-h],
         tolerance=1e-5,
         bytes_moved=2 * F32 * size**3,
@@ -208,7 +184,6 @@ def prefilter(device: str, quick: bool) -> Iterator[Contest]:
 def resample3d(device: str, quick: bool) -> Iterator[Contest]:
     """Prefilter and sampling along a smooth displacement of up to some voxels, on the grid of the volume."""
     import numpy as np
-    import scipy.ndimage
 
     from mrisr.ops.resample3d import reference
     from mrisr.ops.resample3d import resample3d as public
@@ -226,10 +201,10 @@ def resample3d(device: str, quick: bool) -> Iterator[Contest]:
         wide = {**options, "displacement": field.double().cpu()}
 
         def scipys(order=order):
+            from scipy.ndimage import map_coordinates
+
             positions = (still + field).cpu().numpy()
-            return torch.from_numpy(
-                scipy.ndimage.map_coordinates(x.cpu().numpy(), positions, order=order, mode="mirror")
-            )
+            return torch.from_numpy(map_coordinates(x.cpu().numpy(), positions, order=order, mode="mirror"))
 
         rivals = {"eager": partial(reference, x, shape, matrix, **options), "scipy": scipys}
         if order == 1:
@@ -256,4 +231,5 @@ FAMILIES = {
     "prefilter": prefilter,
     "resample3d": resample3d,
     "sampler_step": sampler_step,
+    **op_network_cases.FAMILIES,
 }

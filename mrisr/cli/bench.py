@@ -1,4 +1,4 @@
-"""``mrisr bench``: the reference job, timed beside its rivals by benchmarks/end_to_end.py."""
+"""``mrisr bench``: operators and the reference job, timed beside their rivals by the scripts in benchmarks/."""
 
 from __future__ import annotations
 
@@ -9,34 +9,45 @@ from pathlib import Path
 
 from mrisr.errors import UsageError
 
+DEFAULT = ("ops", "end_to_end")
+
 
 def add_parser(subparsers) -> None:
     """Add the command and its options."""
     parser = subparsers.add_parser(
         "bench",
-        help="time the reference job (1 mm head to 0.7 mm) against eager PyTorch and stock OpenVINO",
-        description="Runs benchmarks/end_to_end.py of the source checkout: outputs are compared before "
-        "anything is timed, and the result goes to benchmarks/results. Options after -- go to that script.",
+        help="time every operator, and the reference job (1 mm head to 0.7 mm), beside their rivals",
+        description="Runs benchmarks/ops.py, then benchmarks/end_to_end.py of the source checkout: outputs are "
+        "compared before anything is timed, and results go to benchmarks/results.",
     )
     parser.add_argument(
         "--script",
-        default="end_to_end",
+        action="append",
         metavar="NAME",
-        help="which of benchmarks/*.py (default: end_to_end)",
+        help=f"which of benchmarks/*.py; may be given again (default: {', then '.join(DEFAULT)})",
     )
-    parser.add_argument("rest", nargs="*", metavar="OPTION", help="options for the script, after --")
+    parser.add_argument("rest", nargs="*", metavar="OPTION", help="options for one script, after --")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the script in a fresh process (memory peaks need one) and return its exit code."""
+    """Run each script in a fresh process (memory peaks need one) and return the first exit code that is not 0."""
     folder = Path(__file__).resolve().parents[2] / "benchmarks"
-    script = folder / f"{args.script}.py"
     if not folder.is_dir():
         raise UsageError(
             "bench: the benchmarks are part of the source checkout, not of the installed package; "
             "clone the repository and run 'pip install -e .' in it"
         )
-    if not script.is_file():
-        known = ", ".join(sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_")))
-        raise UsageError(f"bench: no script {args.script!r} in {folder}; expected one of: {known}")
-    return subprocess.run([sys.executable, str(script), *args.rest], check=False).returncode
+    known = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith(("_", "test_")))
+    scripts = args.script or DEFAULT
+    for name in scripts:
+        if name not in known:
+            raise UsageError(f"bench: no script {name!r} in {folder}; expected one of: {', '.join(known)}")
+    if args.rest and len(scripts) > 1:
+        raise UsageError(f"bench: options go to one script; name it: mrisr bench --script {scripts[-1]} -- OPTION")
+    for name in scripts:
+        if len(scripts) > 1:
+            print(f"==== {name}", flush=True)
+        code = subprocess.run([sys.executable, str(folder / f"{name}.py"), *args.rest], check=False).returncode
+        if code:
+            return code
+    return 0

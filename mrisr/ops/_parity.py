@@ -36,8 +36,9 @@ class Outcome:
 
 def device_of(backend: Backend) -> str:
     """Where the tensors of a call to this backend have to lie on this machine."""
-    on_gpu = backend.name == "cuda" or (backend.name == "triton" and not interpreted())
-    return "cuda" if on_gpu else "cpu"
+    if backend.name in ("native", "reference") or (backend.name == "triton" and interpreted()):
+        return "cpu"
+    return "cuda" if backend.name in ("cuda", "triton") or torch.cuda.is_available() else "cpu"
 
 
 def arguments(spec: Spec, case: str, dtype: torch.dtype = torch.float64, device: str = "cpu") -> dict:

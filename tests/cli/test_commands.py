@@ -61,3 +61,14 @@ def test_bench_hands_options_and_exit_code_on(tmp_path, mrisr_command, monkeypat
     monkeypatch.setattr(bench, "__file__", str(tmp_path / "mrisr" / "cli" / "bench.py"))
     end = mrisr_command("bench", "--script", "say", "--", "--repeats", 3)
     assert (end.code, end.out) == (5, "['--repeats', '3']\n")
+    end = mrisr_command("bench", "--script", "say", "--script", "say", "--", "--repeats", 3)
+    assert end.code == 2 and "options go to one script; name it: mrisr bench --script say -- OPTION" in end.errors[0]
+
+
+def test_bench_runs_operators_then_the_reference_job(tmp_path, mrisr_command, monkeypatch):
+    (tmp_path / "benchmarks").mkdir()
+    for name in ("ops", "end_to_end"):
+        (tmp_path / "benchmarks" / f"{name}.py").write_text(f"print('ran {name}')")
+    monkeypatch.setattr(bench, "__file__", str(tmp_path / "mrisr" / "cli" / "bench.py"))
+    end = mrisr_command("bench")
+    assert end.code == 0 and end.out == "==== ops\nran ops\n==== end_to_end\nran end_to_end\n"

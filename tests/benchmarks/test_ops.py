@@ -1,0 +1,53 @@
+"""The contests of benchmarks/ops.py: all of them run, and what is wrong is not timed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def contest(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import contest
+
+    return contest
+
+
+def three(contest, ours, rival):
+    x = torch.arange(4.0)
+    return contest.Contest(
+        "doubling", "4", {"native": lambda: ours * x}, {"eager": lambda: rival * x}, expected=2 * x.double()
+    )
+
+
+def test_a_wrong_rival_is_named_and_not_timed(contest):
+    row = contest.hold(three(contest, 2, 3), "cpu", contest.Ceilings(1e9, 1e9), 0.0)
+    assert set(row["seconds"]) == {"native"} and not row["failures"]
+    assert "eager is off by 5.0e-01" in row["wrong_rivals"][0] and "not timed" in contest.line(row)
+
+
+def test_where_ours_is_wrong_nobody_is_timed(contest):
+    row = contest.hold(three(contest, 2.01, 2), "cpu", contest.Ceilings(1e9, 1e9), 0.0)
+    assert row["seconds"] == {} and "native is off by" in row["failures"][0]
+    assert "no speed" in contest.line(row)
+
+
+def test_nan_and_shape_are_errors_without_end(contest):
+    one = three(contest, 2, 2)
+    assert contest.error_of(one, torch.tensor([0.0, 2.0, torch.nan, 6.0])) == float("inf")
+    assert contest.error_of(one, torch.zeros(3)) == float("inf")
+
+
+def test_every_contest_runs_by_pytest_benchmark():
+    """One process: each case compared with float64, three rounds at sizes of nothing."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(BENCHMARKS), "--benchmark-disable"]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-3000:]
+    assert " passed" in run.stdout
