@@ -21,6 +21,8 @@ ACQUISITION_FACTS = (
     "AcquisitionMatrix",
     "MagneticFieldStrength",
     "ImageType",
+    "Manufacturer",
+    "NonlinearGradientCorrection",
 )
 
 # One slice has no neighbour to interpolate from.

@@ -13,7 +13,8 @@ from mrisr.errors import InputError, UsageError
 from mrisr.evaluate.masks import head_mask
 from mrisr.evaluate.metrics import data_range
 from mrisr.grid import Grid
-from mrisr.physics.degrade import ForwardModel, bias_field, coarse_grid, degrade
+from mrisr.physics.bias import bias_field
+from mrisr.physics.degrade import ForwardModel, coarse_grid, degrade
 from mrisr.physics.psf import PSF, AxisPSF
 
 

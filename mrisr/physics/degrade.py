@@ -110,17 +110,6 @@ def outside_band(residual: torch.Tensor, matrices: tuple | None) -> torch.Tensor
     return residual if matrices is None else residual - apply_axes(residual, matrices)
 
 
-def bias_field(shape, generator: torch.Generator, log_std: float = 0.3, lattice: float = 0.025) -> torch.Tensor:
-    """Smooth multiplicative field, float32 [X, Y, Z], log-domain Gaussian lattice (SynthSR: std 0.3, lattice 0.025).
-
-    Each axis has max(2, round(lattice * n)) control points, joined by cubic B-splines; geometric mean about 1.
-    """
-    coarse = tuple(max(2, int(round(lattice * n))) for n in shape)
-    nodes = torch.randn(coarse, generator=generator, dtype=torch.float32) * log_std
-    matrices = [interpolation_matrix(c, n, c / n, "bspline", 3) for c, n in zip(coarse, shape)]
-    return apply_axes(nodes, matrices).exp()
-
-
 def rician(x: torch.Tensor, sigma, generator: torch.Generator) -> torch.Tensor:
     """Magnitude of x plus complex Gaussian noise of standard deviation `sigma` per channel (Gudbjartsson 1995)."""
     real = x + sigma * torch.randn(x.shape, generator=generator, dtype=x.dtype)
