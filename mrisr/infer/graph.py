@@ -8,7 +8,6 @@ dropped.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
 import torch
@@ -16,7 +15,7 @@ import torch
 from mrisr.errors import BackendError
 
 LEAST_GAIN = 1.02
-MOST = 4  # graphs kept at once: the maps of each stay in memory
+CAPTURING_CALL = 3
 
 Function = Callable[..., torch.Tensor]
 
@@ -78,7 +77,7 @@ class Trial:
         if self.calls == 2:
             with Stopwatch() as self.plain:
                 return function(*inputs)
-        if self.calls == 3:
+        if self.calls == CAPTURING_CALL:
             self._capture(function, inputs)
         if self.calls == 4 and self.graph:
             with Stopwatch() as self.replayed:
@@ -96,7 +95,10 @@ class Trial:
     def _judge(self) -> None:
         self.gain = self.plain.milliseconds() / self.replayed.milliseconds()
         if self.gain < LEAST_GAIN:
-            self.graph, self.off = None, f"it would gain {100 * (self.gain - 1):.1f} %"
+            self.drop(f"it would gain {100 * (self.gain - 1):.1f} %")
+
+    def drop(self, why: str) -> None:
+        self.graph, self.off = None, why
 
     def note(self) -> str:
         if self.off:
@@ -107,7 +109,7 @@ class Trial:
 
 
 class Graphs:
-    """The graphs of one job, by key, in one pool of memory.
+    """The graphs of one job by key, one at a time: all maps of a graph stay in memory.
 
     Args:
         device: a CUDA device.
@@ -116,16 +118,17 @@ class Graphs:
     def __init__(self, device: torch.device) -> None:
         with torch.cuda.device(device):
             self.device, self.pool = device, torch.cuda.graph_pool_handle()
-        self.trials: OrderedDict[Hashable, Trial] = OrderedDict()
+        self.trials: dict[Hashable, Trial] = {}
         self.last = "off, nothing ran"
 
     def run(self, key: Hashable, function: Function, *inputs) -> torch.Tensor:
         """function(*inputs), by a graph where that pays. Calls with one key compute the same function of inputs of the
         same shapes. The result is the caller's own."""
-        trial = self.trials.pop(key, None) or Trial(self.pool)
-        self.trials[key] = trial  # at the end: the oldest goes first
-        if len(self.trials) > MOST:
-            self.trials.popitem(last=False)
+        trial = self.trials.setdefault(key, Trial(self.pool))
+        if trial.calls == CAPTURING_CALL - 1:
+            for other in self.trials.values():
+                if other.graph is not None:
+                    other.drop("another shape has taken its place")
         with torch.cuda.device(self.device):
             found = trial(function, inputs)
         self.last = trial.note()

@@ -171,6 +171,7 @@ def demand(
     state: bool = True,
     reordered: bool = True,
     corrected: bool = True,
+    captured: bool = False,
 ) -> Demand:
     """The demand of a job.
 
@@ -184,10 +185,11 @@ def demand(
         state: mode "sample", which carries one from step to step.
         reordered: the network sees the axes in another order than they are stored in.
         corrected: the result may be corrected by the scan (consistency).
+        captured: the loop may become a CUDA graph, which has volumes of its own for what goes in and comes out.
     """
     cost = COSTS[engine]
     results = frames * (2 if samples > 1 else 1)
-    extra = results + (2 if steps > 1 else 0) + (3 if samples > 1 else 0)
+    extra = results + (2 if steps > 1 else 0) + (3 if samples > 1 else 0) + (3 if captured else 0)
     copies = TARGET_COPIES + extra + (CORRECTION_COPIES if corrected else 0)
     finish = int(4 * (copies * target_voxels + SOURCE_COPIES * source_voxels))
     fixed = cost.fixed + 2 * weight_bytes

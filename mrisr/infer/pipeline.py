@@ -15,7 +15,7 @@ from mrisr import grid as grids
 from mrisr.errors import BackendError, MrisrWarning
 from mrisr.grid import Grid
 from mrisr.infer import engines, loop, memory, tiles
-from mrisr.infer.graph import Graphs, graphs_for
+from mrisr.infer.graph import CAPTURING_CALL, Graphs, graphs_for
 from mrisr.infer.info import (
     ConsistencyInfo,
     EngineInfo,
@@ -259,6 +259,7 @@ def _demand(job: Job, spill: bool = False) -> memory.Demand:
         state=job.options.mode != "mean",
         reordered=job.order != (0, 1, 2),
         corrected=job.options.consistency == "on" or (job.options.consistency == "auto" and job.psf_certain),
+        captured=job.graphs is not None and job.frames * job.options.samples >= CAPTURING_CALL,
     )
     if not spill and (job.options.tile == tiles.EXACT or config.norm == "group"):
         _demand(job, spill=True)  # what does not fit into memory goes into a file

@@ -85,15 +85,20 @@ def test_what_cannot_be_captured_runs_as_it_is(trial, monkeypatch):
     assert found.note() == "off, capture failed: operation not permitted"
 
 
-def test_graphs_are_kept_by_shape_and_not_without_end(trial, monkeypatch):
+def test_graphs_are_by_shape_and_one_at_a_time(trial, monkeypatch):
     trial(10.0, 8.0)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
     monkeypatch.setattr(torch.cuda, "device", nullcontext)
+    monkeypatch.setattr(graph, "Stopwatch", nullcontext)
     graphs = graph.Graphs(torch.device("cuda", 0))
-    for key in (0, 1, 2, 3, 0, 4, 5):
+    for key in "aaabb":
         graphs.run(key, torch.neg, torch.ones(1))
-    assert list(graphs.trials) == [3, 0, 4, 5] and graphs.trials[0].calls == 2
-    assert graphs.note() == "CUDA graph off, 1 calls of this shape are too few to gain"
+    assert graphs.trials["a"].graph and not graphs.trials["b"].graph
+    assert graphs.note() == "CUDA graph off, 2 calls of this shape are too few to gain"
+    for key in "baa":
+        assert float(graphs.run(key, torch.neg, torch.ones(1))) == -1
+    assert graphs.trials["b"].graph and not graphs.trials["a"].graph
+    assert graphs.note() == "CUDA graph off, another shape has taken its place"
     graphs.clear()
     assert not graphs.trials
 
