@@ -36,6 +36,7 @@ LIMITS = {
     "attention": 180,
     "conv3d": 240,
     "network": 300,
+    "loop": 240,
     "end_to_end": 300,
     "memory": 240,
     "profile": 120,

@@ -7,6 +7,7 @@ import time
 from contextlib import contextmanager
 
 import cases
+import rivals
 import timing
 import torch
 from gpu_setting import Setting
@@ -74,18 +75,19 @@ def _convolution(setting: Setting, shape, layout: str, precision: str, failures:
 
 
 def network(setting: Setting) -> dict:
-    """The student: eager, compiled and as a CUDA graph, at several sizes, in float32 and bfloat16."""
+    """The student on our operators, eager and as a CUDA graph, beside PyTorch's own, eager and compiled."""
     sizes = [(8, 8, 16)] if setting.tiny else [(64, 64, 64), (128, 160, 128), (264, 312, 264)]
-    table, rows, failures = ["student ms: size, dtype, eager, compiled, graph"], [], []
+    table, rows, failures = ["student ms: size, dtype, ours, ours as a graph, plain eager, plain compiled"], [], []
     for shape in sizes:
         for dtype in (torch.float32,) if setting.tiny else (torch.float32, torch.bfloat16):
             row = _network_row(setting, shape, dtype, failures)
             rows.append(row)
-            cells = "  ".join(
-                f"{row[k] * 1e3:.3f}" if row.get(k) else "-" for k in ("eager_s", "compiled_s", "graph_s")
-            )
+            cells = "  ".join(f"{row[k] * 1e3:.3f}" if row.get(k) else "-" for k in KEYS)
             table.append(f"{'x'.join(map(str, shape)):<13} {row['dtype']:<9} {cells}")
     return {"rows": rows, "table": table, "failures": failures}
+
+
+KEYS = ("ours_s", "graph_s", "plain_s", "compiled_s")
 
 
 def _network_row(setting: Setting, shape, dtype, failures: list) -> dict:
@@ -93,13 +95,16 @@ def _network_row(setting: Setting, shape, dtype, failures: list) -> dict:
     row = {"shape": shape, "dtype": str(dtype).removeprefix("torch.")}
     compiled = torch.compile(net, fullgraph=True, backend="eager" if setting.tiny else "inductor")
     with torch.inference_mode(), tf32(dtype is not torch.float32):
-        expected = net(*given).float()
-        row["eager_s"] = timing.seconds(lambda: net(*given), setting.device)
-        try:
-            _same(compiled(*given), expected, dtype, f"compiled {shape}", failures)
-            row["compiled_s"] = timing.seconds(lambda: compiled(*given), setting.device)
-        except Exception as error:  # noqa: BLE001 - a compiler that fails is a finding, not the end
-            row["compiled"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        with rivals.plain_operators():
+            expected = net(*given).float()
+            row["plain_s"] = timing.seconds(lambda: net(*given), setting.device)
+            try:
+                _same(compiled(*given), expected, dtype, f"compiled {shape}", failures)
+                row["compiled_s"] = timing.seconds(lambda: compiled(*given), setting.device)
+            except Exception as error:  # noqa: BLE001 - a compiler that fails is a finding, not the end
+                row["compiled"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        _same(net(*given), expected, dtype, f"ours {shape}", failures)
+        row["ours_s"] = timing.seconds(lambda: net(*given), setting.device)
         if setting.on_gpu:
             row |= _graph(net, given, expected, dtype, failures)
     return row
@@ -151,6 +156,25 @@ def _student(setting: Setting, shape, dtype):
     y, vector = torch.randn(1, 1, *shape, generator=generator), torch.randn(1, 24, generator=generator)
     guidance = torch.zeros(1, 8, *(n // 8 for n in shape))
     return net, [t.to(setting.device, dtype) for t in (torch.zeros_like(y), y, vector, guidance)]
+
+
+def loop(setting: Setting) -> dict:
+    """The sampling loop of a whole job: what its graph gains, and its time beside steps times the network's own."""
+    import mrisr
+
+    steps, samples = (2, 2) if setting.tiny else (4, 8)
+    rows, failures, table = [], [], ["edge, ms per step, network's own ms, ratio, what became of the graph"]
+    for edge in (12,) if setting.tiny else (48, 96, 160):
+        _, info = mrisr.upscale(
+            cases.head((edge,) * 3), input_voxel_size=1.0, voxel_size=cases.REFERENCE_TARGET, device=setting.device,
+            engine="torch", mode="sample", steps=steps, samples=samples, threads=setting.threads, return_info=True,
+        )  # fmt: skip
+        own = _network_row(setting, info.tiles.size, torch.float32, failures)
+        alone = min(own[key] for key in ("ours_s", "graph_s") if key in own)
+        each = info.seconds["network"] / (steps * samples)
+        rows.append({"edge": edge, "per_step_s": each, "network_s": alone, "graph": info.engine.why})
+        table.append(f"{edge}  {each * 1e3:.3f}  {alone * 1e3:.3f}  {each / alone:.2f}  {info.engine.why}")
+    return {"rows": rows, "steps": steps, "samples": samples, "table": table, "failures": failures}
 
 
 def end_to_end(setting: Setting) -> dict:
@@ -230,13 +254,18 @@ def profile(setting: Setting) -> dict:
     """Which kernels the student runs, and the proof that none of them changes a layout."""
     from torch.profiler import ProfilerActivity
 
-    net, given = _student(setting, (8, 8, 16) if setting.tiny else (128, 160, 128), torch.float32)
+    from mrisr.infer.engines.select import choose
+
+    shape = (8, 8, 16) if setting.tiny else (128, 160, 128)
+    net, given = _student(setting, shape, torch.float32)
+    run = choose("torch", setting.device, net, setting.threads)[0].prepare(shape)
     kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if setting.on_gpu else [])
-    with torch.inference_mode(), tf32(False):
-        for _ in range(3):
-            net(*given)
-        with torch.profiler.profile(activities=kinds) as recorded:
-            net(*given)
+    for _ in range(3):
+        run(*given)
+    with torch.profiler.profile(activities=kinds) as recorded:
+        run(*given)
+        if setting.on_gpu:
+            torch.cuda.synchronize()
     key = "self_device_time_total" if setting.on_gpu else "self_cpu_time_total"
     events = sorted(recorded.key_averages(), key=lambda e: -getattr(e, key))
     total = sum(getattr(e, key) for e in events) or 1.0
