@@ -35,13 +35,20 @@ class Denoiser(nn.Module):
 
     def forward(self, x, sigma, y, cond, active=None):
         """x, y: [N, 1, D, H, W]; sigma: float or [N]; cond: a `mrisr.nn.condition.Condition`. Returns x0 like x."""
+        c_skip, c_out, _ = self._coefficients_at(sigma, y)[1]
+        return c_skip * x + c_out * self.output(x, sigma, y, cond, active).to(x.dtype)
+
+    def output(self, x, sigma, y, cond, active=None):
+        """F alone, the network's raw output: what a `mrisr.diffusion.sampler.Solver` takes once `preconditioned`."""
+        sigma, (_, _, c_in) = self._coefficients_at(sigma, y)
+        vector = cond.vector(sigma, self.sigma_data)
+        return self.net(c_in * x, y, vector, cond.guidance_for(y.shape[2:]), active)
+
+    def _coefficients_at(self, sigma, y):
         if not isinstance(sigma, torch.Tensor):  # written by a kernel: a copy from the host would be waited for
             sigma = torch.full((), float(sigma), device=y.device)
         sigma = sigma.to(device=y.device, dtype=torch.float32).expand(y.shape[0])
-        c_skip, c_out, c_in = (c[:, None, None, None, None] for c in self.coefficients(sigma))
-        vector = cond.vector(sigma, self.sigma_data)
-        f = self.net(c_in * x, y, vector, cond.guidance_for(y.shape[2:]), active)
-        return c_skip * x + c_out * f.to(x.dtype)
+        return sigma, tuple(c[:, None, None, None, None] for c in self.coefficients(sigma))
 
     def coefficients(self, sigma: torch.Tensor):
         """(c_skip, c_out, c_in) for sigma of any shape."""

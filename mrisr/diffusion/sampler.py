@@ -29,6 +29,7 @@ class Solver:
         clocks: int64 [evaluations, 3]; with noise, sample and seed decide its numbers.
         noise: the last column is used.
         to_zero: the last evaluation is the result; its step is left out.
+        raw: evaluations give the network's raw output, and the step makes x0 of it.
     """
 
     levels: tuple[float, ...]
@@ -36,6 +37,7 @@ class Solver:
     clocks: torch.Tensor
     noise: bool
     to_zero: bool
+    raw: bool = False
 
     @classmethod
     def of_rows(cls, levels, rows, to_zero: bool, sample: int = 0, seed: int = 0) -> Solver:
@@ -43,6 +45,13 @@ class Solver:
         table = torch.tensor([(0.0, 1.0, *row) for row in rows], dtype=torch.float64)
         noise = any(row[3] != 0 for row in rows)
         return cls(tuple(levels), table, clocks(len(table), sample=sample, seed=seed), noise, to_zero)
+
+    def preconditioned(self, coefficients: Callable) -> Solver:
+        """The same for evaluations that give F, not x0; coefficients(sigma) -> (c_skip, c_out, ...), as
+        `mrisr.diffusion.precond.Denoiser` has them. One pass then does what two did."""
+        table = self.table.clone()
+        table[:, 0], table[:, 1] = coefficients(torch.tensor(self.levels, dtype=torch.float64))[:2]
+        return replace(self, table=table, raw=True)
 
     def to(self, like: torch.Tensor) -> Solver:
         """The same with its table and clocks where `like` is, in its dtype: `solve` then copies nothing."""
@@ -95,16 +104,20 @@ def dpmpp_2m_solver(sigmas, *, eta: float = 0.0, sample: int = 0, seed: int = 0)
     return Solver.of_rows(sigmas[: len(rows)], rows, sigmas[-1] == 0, sample, seed)
 
 
-def solve(denoise: Denoise, x: torch.Tensor, solver: Solver) -> torch.Tensor:
-    """Run a solver. On a GPU nothing here waits for it, and where the solver was moved there beforehand, nothing is
-    copied to it: the loop can be captured in a CUDA graph."""
+def solve(evaluate: Denoise, x: torch.Tensor, solver: Solver) -> torch.Tensor:
+    """Run a solver; evaluate(x, sigma) gives x0, or F where the solver is `preconditioned`.
+
+    On a GPU nothing here waits for it, and where the solver was moved there beforehand, nothing is copied to it: the
+    loop can be captured in a CUDA graph.
+    """
     solver = solver.to(x)
     before = None
     for step, level in enumerate(solver.levels):
-        x0 = denoise(x, level)
-        if solver.to_zero and step == len(solver.levels) - 1:
-            return x0
-        x, before = sampler_step(x, x0, solver.table, solver.clocks[step], before=before, raw=False, noise=solver.noise)
+        found = evaluate(x, level)
+        if solver.to_zero and not solver.raw and step == len(solver.levels) - 1:
+            return found
+        clock, how = solver.clocks[step], dict(raw=solver.raw, noise=solver.noise)
+        x, before = sampler_step(x, found, solver.table, clock, before=before, **how)
     return x
 
 

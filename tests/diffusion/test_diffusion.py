@@ -7,7 +7,7 @@ import torch
 
 from mrisr.diffusion.loss import edm_sigmas, edm_weight, mean_weight
 from mrisr.diffusion.precond import Denoiser
-from mrisr.diffusion.sampler import dpmpp_2m, heun
+from mrisr.diffusion.sampler import dpmpp_2m, dpmpp_2m_solver, heun, heun_solver, solve
 from mrisr.diffusion.schedule import karras_sigmas
 from mrisr.errors import UsageError
 from mrisr.nn.condition import Condition
@@ -135,6 +135,23 @@ def test_tables_are_the_textbook(sampler, textbook, steps):
             found, expected = sampler(denoise, x.to(dtype), sigmas), textbook(denoise, x.to(dtype), sigmas)
             # Rounding is that of numbers as large as the start.
             assert found.dtype == dtype and float((found - expected).abs().max() / x.abs().max()) < tolerance
+
+
+@pytest.mark.parametrize("solver", [dpmpp_2m_solver, heun_solver])
+def test_a_solver_takes_the_raw_output_too(solver):
+    """x0 by the step's own preconditioning is x0 by the denoiser's."""
+
+    class Net(torch.nn.Module):
+        def forward(self, x, y, vector, guidance, active=None):
+            return torch.tanh(2 * x + y) + vector[0, 0]
+
+    denoiser = Denoiser(Net(), 0.1)
+    x, y = 4.0 * torch.randn(2, 1, 1, 8, 8, 8, generator=torch.Generator().manual_seed(2))
+    plan = solver(karras_sigmas(4, 0.05, 4.0))
+    expected = solve(lambda x, sigma: denoiser(x, sigma, y, COND), x, plan)
+    plan = plan.preconditioned(denoiser.coefficients)
+    found = solve(lambda x, sigma: denoiser.output(x, sigma, y, COND), x, plan)
+    assert float((found - expected).abs().max()) < 1e-6 * float(x.abs().max())
 
 
 @pytest.mark.parametrize("eta", [0.5, 1.0])
