@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS, README = ROOT / "benchmarks" / "results", ROOT / "README.md"
 CARD = ROOT / "mrisr" / "weights" / "base.md"
 BEGIN, END = "<!-- measured:begin -->", "<!-- measured:end -->"
+DETAIL = "<!-- performance:begin -->", "<!-- performance:end -->"
 
 
 def measured(folder: Path = RESULTS) -> str:
@@ -85,6 +86,74 @@ def _demo(record: dict) -> str:
     return f"**Demo** ([file](benchmarks/results/demo.json): {record['job']}): PSNR in the head: {said}."
 
 
+def performance(folder: Path = RESULTS) -> str:
+    """The tables further down the README: exact tiling, operators, scaling."""
+    parts = [("exact_tiling", _exact), ("ops", _operators), ("scaling", _scaling)]
+    text = []
+    for name, render in parts:
+        path = folder / f"{name}.json"
+        text.append(
+            render(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else f"{name}: not measured."
+        )
+    return "\n\n".join(text)
+
+
+def _where(name: str, result: dict) -> str:
+    m = result["machine"]
+    return (
+        f"([file](benchmarks/results/{name}.json): {m['cpu']}, {m['cores']} cores, load {m['load']}; "
+        f"{result['date']}, commit {result['commit']})"
+    )
+
+
+def _exact(result: dict) -> str:
+    lines = [
+        f"**Exact tiling** {_where('exact_tiling', result)}. Error: largest difference from the first row of the job, "
+        "as a share of p99.9 - p0.1.",
+        "",
+        "| job | how | budget | peak | in a file | network | beside the first | error |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for rows in result["parts"].values():
+        for r in rows:
+            job = f"{r['voxels'] / 1e6:.0f} M voxels"
+            lines.append(
+                f"| {job} | {r['name']} | {r['budget_gb']:g} GB | {r['peak_gb']:.2f} GB | {r['spilled_gb']:.2f} GB | "
+                f"{r['network_s']:.1f} s | {r['time_ratio']:.2f}x | {r['max_error']:.0e} |"
+            )
+    return "\n".join(lines)
+
+
+def _operators(result: dict) -> str:
+    ceilings = result["ceilings"]
+    lines = [
+        f"**Operators** {_where('ops', result)}; {result['threads']} threads, copy {ceilings['copy_gb_per_s']:.1f} GB/s, "
+        f"float32 products {ceilings['matmul_gflop_per_s']:.0f} GFLOP/s. Times above 1 are ours faster.",
+        "",
+        "| operator | case | best of ours | share of the floor | times faster than |",
+        "|---|---|---|---|---|",
+    ]
+    for r in result["rows"]:
+        against = ", ".join(f"{ratio:.2f} {name}" for name, ratio in r["times_faster_than"].items()) or "-"
+        ours = f"{r['best']}, {r['seconds'][r['best']] * 1e3:.2f} ms"
+        lines.append(f"| {r['family']} | {r['case']} | {ours} | {r['share_of_floor']:.0%} | {against} |")
+    return "\n".join(lines)
+
+
+def _scaling(result: dict) -> str:
+    lines = [
+        f"**Scaling** {_where('scaling', result)}.",
+        "",
+        "| threads | output voxels | seconds | ns per voxel | peak memory |",
+        "|---|---|---|---|---|",
+    ]
+    for r in result["rows"]:
+        ns, peak = r["seconds"] / r["voxels"] * 1e9, r["peak_bytes"] / 1e9
+        lines.append(f"| {r['threads']} | {r['voxels'] / 1e6:.2f} M | {r['seconds']:.2f} | {ns:.0f} | {peak:.2f} GB |")
+    fits = "; ".join(f"{n} threads: time ~ voxels^{f['time_exponent']:.2f}" for n, f in result["fits"].items() if f)
+    return "\n".join([*lines, "", fits + "."])
+
+
 def take_demo(folder: Path, results: Path = RESULTS) -> None:
     """Keep the picture and the figures of a demo; its paths and its volumes stay out of the repository."""
     record = json.loads((folder / "demo.json").read_text(encoding="utf-8"))
@@ -108,13 +177,18 @@ def quality(folder: Path = RESULTS) -> str:
     return _quality(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else "Not measured yet."
 
 
-def filled(page: str, text: str | None = None) -> str:
-    """`page` with what is between its markers replaced by `text` (None: the README's figures)."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
+def readme(page: str) -> str:
+    """The README with all of its figures."""
+    return filled(filled(page, measured()), performance(), DETAIL)
+
+
+def filled(page: str, text: str, markers: tuple[str, str] = (BEGIN, END)) -> str:
+    """`page` with what is between its markers replaced by `text`."""
+    before, begin, rest = page.partition(markers[0])
+    _, end, after = rest.partition(markers[1])
     if not (begin and end):
-        raise ValueError(f"expected the markers {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{measured() if text is None else text}\n{END}{after}"
+        raise ValueError(f"expected the markers {markers[0]} and {markers[1]}")
+    return f"{before}{begin}\n{text}\n{end}{after}"
 
 
 def main() -> int:
@@ -125,9 +199,9 @@ def main() -> int:
     if args.demo:
         take_demo(args.demo)
     differing = 0
-    for page, text in ((README, measured()), (CARD, quality())):
+    for page, fill in ((README, readme), (CARD, lambda card: filled(card, quality()))):
         now = page.read_text(encoding="utf-8")
-        new = filled(now, text)
+        new = fill(now)
         differing += now != new
         if args.check and now != new:
             print(f"{page.name} differs from benchmarks/results: run python benchmarks/readme_tables.py")

@@ -73,7 +73,7 @@ def test_figures_come_from_the_result_files():
     spec = importlib.util.spec_from_file_location("readme_tables", script)
     tables = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tables)
-    assert tables.filled(README) == README, "run: python benchmarks/readme_tables.py"
+    assert tables.readme(README) == README, "run: python benchmarks/readme_tables.py"
 
 
 def test_tables_render_every_kind_of_result(tmp_path):
