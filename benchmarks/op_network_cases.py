@@ -9,8 +9,11 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
+import torch._functorch.config
 from contest import F32, Contest, compiled, draw, ours
 from torch.nn import functional as F
+
+torch._functorch.config.donated_buffer = False  # a compiled backward pass is run again and again on one graph
 
 # channels, (D, H, W) of the student's finest level and of a deeper one; quick ones beside them
 MAPS = ((32, (64, 80, 64)), (128, (32, 40, 32)))
@@ -23,63 +26,127 @@ def has(family: str) -> bool:
     return family in ops.specs()
 
 
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+
 def maps(device: str, quick: bool) -> Iterator[tuple[torch.Tensor, str]]:
-    """Channels-last feature maps, float32, and their names."""
-    for channels, size in ((8, (4, 5, 6)),) if quick else MAPS if device == "cpu" else GPU_MAPS:
-        x = draw(1, channels, *size, device=device).contiguous(memory_format=torch.channels_last_3d)
-        yield x, f"C={channels}, {'x'.join(map(str, size))}"
+    """Channels-last feature maps and their names; on a GPU in bfloat16 too."""
+    for dtype in (torch.float32,) if device == "cpu" else (torch.bfloat16, torch.float32):
+        for channels, size in ((8, (4, 5, 6)),) if quick else MAPS if device == "cpu" else GPU_MAPS:
+            x = draw(1, channels, *size, device=device).to(dtype).contiguous(memory_format=torch.channels_last_3d)
+            yield x, f"C={channels}, {'x'.join(map(str, size))}, {str(dtype).removeprefix('torch.')}"
+
+
+def film(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return tuple(0.1 * draw(1, x.shape[1], device=x.device, seed=i) for i in (3, 4))
+
+
+def filmed(h: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    return F.silu(h * (1 + scale.to(h))[:, :, None, None, None] + shift.to(h)[:, :, None, None, None])
+
+
+def both_ways(family: str, name: str, x, fused, plain, rival_x, quick: bool, reads: int) -> Iterator[Contest]:
+    """Forward, and the gradient with respect to x.
+
+    Args:
+        fused: (x, backend) -> y, ours. plain: (x) -> y in PyTorch's own operators; also the oracle, in float64.
+        rival_x: what the rivals are given, in the layout that they are right and fast in.
+        reads: times that forward has to read x.
+    """
+    size, tolerance = x.numel() * x.element_size(), TOLERANCE[x.dtype]
+    wide = x.double().cpu().contiguous().requires_grad_()
+    expected = plain(wide)
+    kind = x.device.type
+    yield Contest(
+        family,
+        name,
+        ours(family, kind, partial(fused, x)),
+        {"eager": partial(plain, rival_x), "compile": partial(compiled(plain, quick), rival_x)},
+        expected=expected.detach(),
+        tolerance=tolerance,
+        bytes_moved=(reads + 1) * size,
+    )
+    up = draw(*x.shape, device=x.device, seed=9).to(x)
+    gradient = torch.autograd.grad(expected, wide, up.double().cpu())[0]
+
+    def back(function, of: torch.Tensor):
+        leaf, out = of.detach().requires_grad_(), None
+        given = up.contiguous(memory_format=memory_format(of))
+
+        def call(**options) -> torch.Tensor:
+            nonlocal out  # forward once, when first called
+            out = function(leaf, **options) if out is None else out
+            return torch.autograd.grad(out, leaf, given, retain_graph=True)[0]
+
+        return call
+
+    yield Contest(
+        family,
+        f"{name}, backward",
+        {backend: partial(back(fused, x), backend=backend) for backend in ours(family, kind, fused)},
+        {"eager": back(plain, rival_x), "compile": back(compiled(plain, quick), rival_x)},
+        expected=gradient,
+        tolerance=tolerance,
+        bytes_moved=3 * size,
+    )
+
+
+def memory_format(x: torch.Tensor) -> torch.memory_format:
+    return torch.contiguous_format if x.is_contiguous() else torch.channels_last_3d
 
 
 def group_norm(device: str, quick: bool) -> Iterator[Contest]:
     from mrisr.ops import group_norm as family
 
     for x, name in maps(device, quick):
-        channels = x.shape[1]
-        groups = channels // 8
+        channels, (scale, shift) = x.shape[1], film(x)
         weight, bias = 1 + 0.1 * draw(channels, device=device, seed=1), draw(channels, device=device, seed=2)
-        scale, shift = (0.1 * draw(1, channels, device=device, seed=i) for i in (3, 4))
-        args, film = (x, groups, weight, bias), dict(scale=scale, shift=shift, act="silu")
 
-        # The rival gets the layout that it is right and fast in: contiguous (PyTorch's channels-last one loses digits).
-        rows = x.contiguous()
+        def fused(x, weight=weight, bias=bias, scale=scale, shift=shift, **options):
+            return family.group_norm(x, len(weight) // 8, weight, bias, scale=scale, shift=shift, act="silu", **options)
 
-        def separate(x, groups=groups, weight=weight, bias=bias, scale=scale, shift=shift):
-            h = F.group_norm(x, groups, weight, bias)
-            return F.silu(h * (1 + scale[:, :, None, None, None]) + shift[:, :, None, None, None])
+        def plain(x, weight=weight, bias=bias, scale=scale, shift=shift):
+            return filmed(F.group_norm(x, len(weight) // 8, weight.to(x), bias.to(x)), scale, shift)
 
-        wide = [t.double().cpu() if isinstance(t, torch.Tensor) else t for t in args]
-        expected = family.reference(*wide, scale=scale.double().cpu(), shift=shift.double().cpu(), act="silu")
-        yield Contest(
-            "group_norm",
-            f"{name}, FiLM, SiLU",
-            ours("group_norm", device, partial(family.group_norm, *args, **film)),
-            {"eager": partial(separate, rows), "compile": partial(compiled(separate, quick), rows)},
-            expected=expected,
-            tolerance=1e-5,
-            bytes_moved=3 * F32 * x.numel(),
-        )
+        # PyTorch's group norm loses digits in channels-last on a CPU; it gets the layout in which it is right.
+        yield from both_ways("group_norm", name, x, fused, plain, x.contiguous(), quick, reads=2)
 
 
 def channel_norm(device: str, quick: bool) -> Iterator[Contest]:
-    if not has("channel_norm"):
-        return
     from mrisr.ops import channel_norm as family
 
     for x, name in maps(device, quick):
-        scale, shift = (0.1 * draw(1, x.shape[1], device=device, seed=i) for i in (3, 4))
+        scale, shift = film(x)
 
-        def separate(x, scale=scale, shift=shift):
-            h = x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + family.EPS)
-            return F.silu(h * (1 + scale[:, :, None, None, None]) + shift[:, :, None, None, None])
+        def fused(x, scale=scale, shift=shift, **options):
+            return family.channel_norm(x, scale, shift, act="silu", **options)
 
+        def plain(x, scale=scale, shift=shift):
+            return filmed(x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + family.EPS), scale, shift)
+
+        yield from both_ways("channel_norm", name, x, fused, plain, x, quick, reads=1)
+
+
+def add_stats(device: str, quick: bool) -> Iterator[Contest]:
+    """A residual sum that leaves the statistics of the next norm behind; the rival adds, then reads the sum again."""
+    from mrisr.ops import add_stats as family
+
+    for x, name in maps(device, quick):
+        y, groups = draw(*x.shape, device=device, seed=5).to(x).contiguous(memory_format=memory_format(x)), 4
+
+        def rival(x, y, groups=groups):
+            total = x + y
+            return total, torch.var_mean(total.float().unflatten(1, (groups, -1)), dim=(2, 3, 4, 5))
+
+        run = compiled(rival, quick)
         yield Contest(
-            "channel_norm",
-            f"{name}, FiLM, SiLU",
-            ours("channel_norm", device, partial(family.channel_norm, x, scale, shift, act="silu")),
-            {"eager": partial(separate, x), "compile": partial(compiled(separate, quick), x)},
-            expected=separate(x.double().cpu(), scale=scale.double().cpu(), shift=shift.double().cpu()),
-            tolerance=1e-5,
-            bytes_moved=2 * F32 * x.numel(),
+            "add_stats",
+            name,
+            ours("add_stats", device, lambda backend, x=x, y=y: family.add_stats(x, y, 4, backend=backend)[0]),
+            {"eager": lambda x=x, y=y, f=rival: f(x, y)[0], "compile": lambda x=x, y=y, f=run: f(x, y)[0]},
+            expected=x.double().cpu() + y.double().cpu(),
+            tolerance=TOLERANCE[x.dtype],
+            bytes_moved=3 * x.numel() * x.element_size(),
         )
 
 
@@ -138,4 +205,9 @@ def _cut(t: torch.Tensor, window: int) -> torch.Tensor:
     return t.permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(-1, window**3, c)
 
 
-FAMILIES = {"group_norm": group_norm, "channel_norm": channel_norm, "attention3d": attention3d}
+FAMILIES = {
+    "group_norm": group_norm,
+    "channel_norm": channel_norm,
+    "add_stats": add_stats,
+    "attention3d": attention3d,
+}
