@@ -127,8 +127,9 @@ def _exact(result: dict) -> str:
 def _operators(result: dict) -> str:
     ceilings = result["ceilings"]
     lines = [
-        f"**Operators** {_where('ops', result)}; {result['threads']} threads, copy "
-        f"{ceilings['copy_gb_per_s']:.1f} GB/s, float32 products {ceilings['matmul_gflop_per_s']:.0f} GFLOP/s. Times above 1 are ours faster.",
+        f"**Operators** {_where('ops', result)}; {result['threads']} threads, "
+        f"copy {ceilings['copy_gb_per_s']:.1f} GB/s, "
+        f"float32 products {ceilings['matmul_gflop_per_s']:.0f} GFLOP/s. Times above 1 are ours faster.",
         "",
         "| operator | case | best of ours | share of the floor | times faster than |",
         "|---|---|---|---|---|",
