@@ -1,17 +1,20 @@
-"""B-splines sampled along a displacement, in Triton: values, and the gradient with respect to the displacement.
+"""B-splines sampled along a displacement, in Triton: values, and the gradient by the displacement.
 
-Every voxel reads its (order + 1)^3 coefficients in a fixed order and writes only itself, so results are the same every
-time. The adjoint would have to add into the coefficients from everywhere: it is left to PyTorch. Positions are formed
-in float64 (600 voxels leave float32 four digits), everything else in float32; offsets are int64.
+Every voxel reads its (order + 1)^3 coefficients in a fixed order and writes only itself. Positions are formed in
+float64 (600 voxels leave float32 four digits), everything else in float32; offsets are int64. The gradient by the
+coefficients is in resample3d_adjoint.py.
 """
 
 from __future__ import annotations
+
+import os
 
 import torch
 import triton
 import triton.language as tl
 
-BLOCK = 128
+# The interpreter pays by the block, not by the voxel.
+BLOCK = 1024 if os.environ.get("TRITON_INTERPRET") == "1" else 128
 
 
 @triton.jit

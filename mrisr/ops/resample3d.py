@@ -113,7 +113,7 @@ def resample3d(
             is kept (Jovicich et al., NeuroImage 30, 2006): True takes |`jacobian_determinant`|, a tensor
             ([X', Y', Z'] or, with one displacement per volume, [N, X', Y', Z']) is a determinant known better.
         backend: who samples. The prefilter runs there too, except that beside "triton" it is PyTorch's product with
-            one matrix per axis; so is, beside "triton", the gradient with respect to x.
+            one matrix per axis.
 
     Returns:
         [..., X', Y', Z'], dtype of `x`; half precision is sampled in float32. Differentiable in `x` (the adjoint, the
@@ -349,21 +349,21 @@ SPEC = Spec(
     call=resample3d,
     reference=reference,
     cases={
-        "quintic": _case((6, 7, 9), (5, 6, 11)),
-        "cubic": _case((6, 7, 9), (7, 5, 8), order=3),
-        "linear": _case((6, 7, 9), (7, 5, 8), order=1),
-        "quintic_mirror": _case((6, 5, 9), (4, 5, 7), boundary="mirror", move=4.0),
-        "cubic_mirror": _case((4, 5, 6), (2, 3, 70), order=3, boundary="mirror", move=3.0),
-        "far_outside": _case((4, 5, 6), (5, 4, 6), move=20.0),
-        "turned": _case((6, 7, 8), (5, 6, 7), turn=0.2, move=None),
-        "separable": _case((6, 7, 8), (7, 8, 5), ratio=(1 / 1.5, 0.7, 1.6), move=None),
+        "quintic": _case((6, 7, 9), (3, 4, 7)),
+        "cubic": _case((6, 7, 9), (4, 5, 6), order=3),
+        "linear": _case((6, 7, 9), (4, 5, 6), order=1),
+        "quintic_mirror": _case((5, 3, 4), (3, 4, 5), boundary="mirror", move=4.0),
+        "cubic_mirror": _case((4, 5, 6), (2, 1, 70), order=3, boundary="mirror", move=3.0),
+        "far_outside": _case((4, 3, 5), (3, 4, 3), move=20.0),
+        "turned": _case((5, 4, 3), (4, 3, 4), turn=0.2, move=None),
+        "separable": _case((4, 5, 3), (6, 7, 2), ratio=(1 / 1.5, 0.7, 1.6), move=None),
         "one_displacement": _case((2, 3, 5, 4, 6), (4, 5, 6), order=3),
         "displacement_each": _case((2, 2, 4, 5, 3), (3, 4, 5), order=3, fields=(2,)),
         "one_voxel": _case((1, 1, 1), (1, 1, 1)),
         "one_voxel_axes": _case((1, 6, 1), (2, 5, 3), boundary="mirror"),
         "empty": _case((4, 4, 4), (0, 3, 4)),
         "no_volumes": _case((0, 4, 4, 4), (2, 3, 4)),
-        "large_offset": _case((6, 5, 8), (5, 5, 7), move=None, turn=0.1, offset=1e4),
+        "large_offset": _case((4, 5, 3), (4, 3, 5), move=None, turn=0.1, offset=1e4),
     },
     # Half precision is sampled in float32, whichever half it is: one of them shows it.
     tolerance={torch.float32: 1e-5, torch.float64: 1e-11, torch.bfloat16: 1e-2},
