@@ -7,6 +7,9 @@
 #if defined(__SSE2__)
 #include <immintrin.h>
 #endif
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 namespace mrisr {
 namespace cpu {
@@ -88,6 +91,19 @@ void stream_copy(float* to, const float* from, Index count) {
   std::memcpy(to + i, from + i, static_cast<std::size_t>(count - i) * sizeof(float));
 }
 
+// Fresh memory arrives page by page while it is written; by 2 MiB pages that is several times quicker. A hint: where the
+// system does not take it, nothing changes.
+void ask_for_large_pages(void* data, Index bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr std::uintptr_t kPage = std::uintptr_t{2} << 20;
+  const auto begin = (reinterpret_cast<std::uintptr_t>(data) + kPage - 1) / kPage * kPage;
+  const auto end = (reinterpret_cast<std::uintptr_t>(data) + static_cast<std::uintptr_t>(bytes)) / kPage * kPage;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)data, (void)bytes;
+#endif
+}
+
 }  // namespace
 
 const float* Source::read(Index at, Index count, float* buffer) const {
@@ -97,10 +113,11 @@ const float* Source::read(Index at, Index count, float* buffer) const {
 }
 
 Sink::Sink(void* data, Dtype dtype, Index total, const void* over) : data_(data), dtype_(dtype), stream_(false) {
+  const Index bytes = total * (dtype == Dtype::f32 ? 4 : 2);
+  if (data == over || bytes < kStreamBytes) return;
+  ask_for_large_pages(data, bytes);
 #if defined(__SSE2__)
-  stream_ = dtype == Dtype::f32 && data != over && total * static_cast<Index>(sizeof(float)) >= kStreamBytes;
-#else
-  (void)total, (void)over;
+  stream_ = dtype == Dtype::f32;
 #endif
 }
 

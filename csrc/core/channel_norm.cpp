@@ -29,11 +29,36 @@ MRISR_INLINE float dot(const float* __restrict__ x, const float* __restrict__ y,
   return (lane[0] + lane[2]) + (lane[1] + lane[3]) + rest;
 }
 
+// lanes[l] = sum of x^2 over every 16th channel from l on.
+MRISR_INLINE void squares(float* __restrict__ lanes, const float* __restrict__ x, Index width) {
+  float lane[kLanes];
+  for (Index l = 0; l < kLanes; ++l) lane[l] = 0.0f;
+  Index c = 0;
+  for (; c + kLanes <= width; c += kLanes)
+    for (Index l = 0; l < kLanes; ++l) lane[l] += x[c + l] * x[c + l];
+  for (Index l = 0; l < kLanes; ++l) lanes[l] = lane[l];
+  for (Index l = 0; c + l < width; ++l) lanes[l] += x[c + l] * x[c + l];
+}
+
 // --- channels last: rows of one voxel's channels
 
 MRISR_INLINE void rms_rows_body(float* __restrict__ r, const float* __restrict__ x, Index rows, Index width, float eps) {
   const float part = 1.0f / static_cast<float>(width);
-  for (Index v = 0; v < rows; ++v) r[v] = dot(x + v * width, x + v * width, width);
+  constexpr Index kRows = 32;
+  float lanes[kRows * kLanes], half[kRows * 8], quarter[kRows * 4];
+  for (Index v0 = 0; v0 < rows; v0 += kRows) {
+    const Index count = std::min(kRows, rows - v0);
+    for (Index v = 0; v < count; ++v) squares(lanes + v * kLanes, x + (v0 + v) * width, width);
+    // Halving over all rows at a time: sums across the lanes of one row alone do not vectorise.
+    for (Index v = 0; v < count; ++v)
+      for (Index l = 0; l < 8; ++l) half[v * 8 + l] = lanes[v * kLanes + l] + lanes[v * kLanes + 8 + l];
+    for (Index v = 0; v < count; ++v)
+      for (Index l = 0; l < 4; ++l) quarter[v * 4 + l] = half[v * 8 + l] + half[v * 8 + 4 + l];
+    for (Index v = 0; v < count; ++v) {
+      const float* q = quarter + v * 4;
+      r[v0 + v] = (q[0] + q[2]) + (q[1] + q[3]);
+    }
+  }
   for (Index v = 0; v < rows; ++v) r[v] = 1.0f / std::sqrt(r[v] * part + eps);
 }
 MRISR_VARIANTS(rms_rows, rms_rows_body,
@@ -155,7 +180,7 @@ std::vector<float> floats(Index count) { return std::vector<float>(static_cast<s
 
 // Voxels of a block whose channels fill the L1 cache (channels last) or the L2 cache (first: each channel is a run).
 Index step_last(const ChannelShape& s) { return std::max<Index>(1, kBlock / s.channels); }
-Index step_first(const ChannelShape& s) { return std::max<Index>(64, std::min<Index>(2048, 4 * kBlock / s.channels)); }
+Index step_first(const ChannelShape& s) { return std::max<Index>(64, std::min<Index>(2048, 16 * kBlock / s.channels)); }
 
 void forward_last(const Sink& sink, const Source& source, const Film& film, float eps, bool active, const ChannelShape& s,
                   int threads) {

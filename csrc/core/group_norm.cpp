@@ -169,7 +169,7 @@ void add_run(Moments* group, const float* x, const std::uint8_t* mask, Index cou
 // Blocks of one worker: what a fetch reads into, and what it may compute into.
 struct Blocks {
   explicit Blocks(Index floats) : x(size(floats)), y(size(floats)), out(size(floats)) {}
-  static std::size_t size(Index floats) { return static_cast<std::size_t>(std::max(kBlock, floats)); }
+  static std::size_t size(Index floats) { return static_cast<std::size_t>(std::max(kLongBlock, floats)); }
   std::vector<float> x, y, out;
 };
 
@@ -179,14 +179,14 @@ void stats_channels_first(double* partials, const Fetch& fetch, const std::uint8
   const Index slabs = s.slabs(), per_group = s.per_group();
   parallel_for(s.n * s.groups * slabs, grain(per_group * std::min(kSlab, s.voxels)), threads, [&](Index begin, Index end) {
     Scratch lanes(kLanes), single(1);
-    Blocks blocks(kBlock);
+    Blocks blocks(kLongBlock);
     for (Index unit = begin; unit < end; ++unit) {
       const Index slab = unit % slabs, g = unit / slabs % s.groups, n = unit / slabs / s.groups;
       const Index v0 = slab * kSlab, v1 = std::min(s.voxels, v0 + kSlab);
       Moments group;
       for (Index c = g * per_group; c < (g + 1) * per_group; ++c)
-        for (Index v = v0; v < v1; v += kBlock) {
-          const Index count = std::min(kBlock, v1 - v);
+        for (Index v = v0; v < v1; v += kLongBlock) {
+          const Index count = std::min(kLongBlock, v1 - v);
           add_run(&group, fetch((n * s.channels + c) * s.voxels + v, count, blocks),
                   mask ? mask + n * s.voxels + v : nullptr, count, lanes, single);
         }
@@ -201,7 +201,7 @@ void stats_channels_last(double* partials, const Fetch& fetch, const std::uint8_
   const Index slabs = s.slabs();
   // Few channels: several voxels make one row, so that rows are long enough to vectorise.
   const Index repeats = mask ? 1 : std::max<Index>(1, kLanes / s.channels);
-  const Index step = std::max<Index>(1, kBlock / s.channels / repeats) * repeats;
+  const Index step = std::max<Index>(1, kLongBlock / s.channels / repeats) * repeats;
   parallel_for(s.n * slabs, grain(s.channels * std::min(kSlab, s.voxels)), threads, [&](Index begin, Index end) {
     Scratch wide(repeats * s.channels), narrow(s.channels);
     Blocks blocks(step * s.channels);
@@ -348,12 +348,14 @@ void group_norm_apply(void* y, const void* x, const Folded& folded, Act act, con
   // Few channels: several voxels make one row, so that rows are long enough to vectorise.
   const Index repeats = last ? std::max<Index>(1, kLanes / shape.channels) : 1, channels = last ? shape.channels : 1;
   const Index step = std::max<Index>(1, kBlock / (repeats * channels)) * repeats, lines = last ? 1 : shape.channels;
-  const Index steps = (shape.voxels + step - 1) / step, width = repeats * channels;
-  parallel_for(shape.n * lines * steps, grain(step * channels), threads, [&](Index begin, Index end) {
+  const Index steps = (shape.voxels + step - 1) / step, width = repeats * channels, pieces = shape.n * lines * steps;
+  parallel_for(pieces, grain(step * channels), threads, [&](Index begin, Index end) {
     Scratch row(width);
     Blocks blocks(step * channels);
     for (Index unit = begin; unit < end; ++unit) {
-      const Index line = unit / steps, v0 = unit % steps * step, count = std::min(step, shape.voxels - v0) * channels;
+      // From the end: what the statistics have read last may still be in a cache.
+      const Index piece = pieces - 1 - unit, line = piece / steps, v0 = piece % steps * step;
+      const Index count = std::min(step, shape.voxels - v0) * channels;
       const Index at = (line * shape.voxels + v0) * channels, p = line * channels;
       const float* from = source.read(at, count, blocks.x.data());
       float* to = sink.place(at, blocks.out.data());

@@ -70,12 +70,12 @@ MRISR_VARIANTS(dx_run, dx_run_body,
 
 // How a map is cut: units of one sample (channels last) or one channel (channels first), blocks of at most `step` voxels.
 struct Cut {
-  explicit Cut(const NormShape& s, bool rows_alone)
+  Cut(const NormShape& s, Index block, bool rows_alone)
       : last(s.channels_last),
         channels(last ? s.channels : 1),
         repeats(rows_alone ? 1 : std::max<Index>(1, kLanes / channels)),
         width(repeats * channels),
-        step(std::max<Index>(1, kBlock / width) * repeats),
+        step(std::max<Index>(1, block / width) * repeats),
         lines(last ? 1 : s.channels) {}
   bool last;
   Index channels, repeats, width, step, lines;
@@ -100,7 +100,7 @@ void group_norm_backward_sums(double* sums, const void* grad, const void* x, con
   if (s.n * s.voxels == 0) return;
   MRISR_CHECK(sums != nullptr, "group_norm_backward_sums: null pointer");
   const Source gradient(grad, dtype), source(x, dtype);
-  const Cut cut(s, false);
+  const Cut cut(s, kLongBlock, false);
   const Index slabs = s.slabs();
   parallel_for(s.n * cut.lines * slabs, grain(cut.channels * std::min(kSlab, s.voxels)), threads, [&](Index begin, Index end) {
     std::vector<float> gs(cut.floats()), xs(cut.floats()), rows(static_cast<std::size_t>(5 * cut.width));
@@ -139,7 +139,7 @@ void group_norm_backward_apply(void* dx, const void* grad, const void* x, const 
   MRISR_CHECK(dx && through.p && through.u && through.v, "group_norm_backward_apply: null pointer");
   const Source gradient(grad, dtype), source(x, dtype);
   const Sink sink(dx, dtype, s.n * s.channels * s.voxels, grad);
-  const Cut cut(s, mask != nullptr || !s.channels_last);
+  const Cut cut(s, kBlock, mask != nullptr || !s.channels_last);
   // Channels first: a block is one run of a channel, whatever its width.
   const Index step = cut.last ? cut.step : kBlock, steps = (s.voxels + step - 1) / step;
   const float* const parts[6] = {folded.a, folded.b, folded.m, through.p, through.u, through.v};

@@ -97,7 +97,8 @@ class NormBlock(nn.Module):
         scale, shift = self.film(embedding).chunk(2, dim=1)
         h = group_norm(x, self.groups, self.norm1[0], self.norm1[1], mask=active, act="silu")
         h = self.conv1(mask_out(h, active))
-        h = group_norm(h, self.groups, self.norm2[0], self.norm2[1], scale=scale, shift=shift, mask=active, act="silu")
+        film = dict(scale=scale, shift=shift, mask=active, act="silu", out=h if _may_overwrite() else None)
+        h = group_norm(h, self.groups, self.norm2[0], self.norm2[1], **film)
         return x + mask_out(self.conv2(mask_out(h, active)), active)
 
 

@@ -12,7 +12,7 @@ from mrisr.errors import UsageError
 from mrisr.ops._dispatch import Family, choose
 from mrisr.ops._spec import Spec
 from mrisr.ops.channel_norm_cases import CASES
-from mrisr.ops.group_norm import as_layout, dense
+from mrisr.ops.group_norm import as_layout, check_out, dense
 
 EPS = 1e-4
 
@@ -33,7 +33,7 @@ def channel_norm(
         x: [N, C, D, H, W], contiguous or channels-last (any other layout is copied).
         scale, shift: [N, C], FiLM; any floating dtype.
         act: "silu" or None.
-        out: where the result goes, of x's shape and dtype; may be x itself. Only where no gradient is needed.
+        out: where the result goes, of x's shape and dtype, dense; may be x itself. Only where no gradient is needed.
 
     Returns:
         As x, same memory format. Arithmetic is float32 or better (float64 for float64 input). A converter that traces
@@ -47,11 +47,8 @@ def channel_norm(
     _check(x, scale, shift, act, eps)
     if out is None:
         return _channel_norm(dense(x), scale, shift, act or "none", eps, backend or "")
-    _check_out(out, x, scale, shift)
-    if dense(out) is not out:
-        return out.copy_(channel_norm(x, scale, shift, act=act, eps=eps, backend=backend))
-    source = x if out.stride() == x.stride() else as_layout(x, out)
-    _channel_norm_out(out, source, scale, shift, act or "none", eps, backend or "")
+    check_out("channel_norm", out, x, (x, scale, shift))
+    _channel_norm_out(out, as_layout(x, out), scale, shift, act or "none", eps, backend or "")
     return out
 
 
@@ -90,16 +87,6 @@ def _check(x, scale, shift, act, eps) -> None:
             )
         if t.device != x.device:
             raise UsageError(f"channel_norm: {name} is on {t.device}, x on {x.device}; move one to the other")
-
-
-def _check_out(out, x, scale, shift) -> None:
-    if (out.shape, out.dtype, out.device) != (x.shape, x.dtype, x.device):
-        raise UsageError(
-            f"channel_norm: out must be {x.dtype} {list(x.shape)} on {x.device}, as x is; it is {out.dtype} "
-            f"{list(out.shape)} on {out.device}"
-        )
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (out, x, scale, shift)):
-        raise UsageError("channel_norm: out= keeps nothing for a backward pass; leave it out, or use torch.no_grad()")
 
 
 @torch.library.custom_op("mrisr::channel_norm", mutates_args=())

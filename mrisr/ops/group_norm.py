@@ -32,6 +32,7 @@ def group_norm(
     partials: torch.Tensor | None = None,
     act: str | None = None,
     eps: float = 1e-5,
+    out: torch.Tensor | None = None,
     backend: str | None = None,
 ) -> torch.Tensor:
     """Group norm with FiLM and SiLU in one operator.
@@ -46,6 +47,7 @@ def group_norm(
         partials: the statistics of x where they are known already (`add_stats`, or `stats` of the same x and mask):
             x is then read once less. Gradients are as if they had been computed here.
         act: "silu" or None.
+        out: where the result goes, of x's shape, dtype and layout; may be x itself. Only where no gradient is needed.
 
     Returns:
         As x, same memory format. Statistics and arithmetic are float32 or better (float64 for float64 input).
@@ -59,8 +61,12 @@ def group_norm(
             f"group_norm: partials must be [{x.shape[0]}, slabs, {groups}, 3]; it is {list(partials.shape)}"
         )
     mask = None if mask is None else mask.to(torch.uint8).contiguous()
-    args = (dense(x), groups, weight, bias, scale, shift, mask, partials, act or "none", eps)
-    return _group_norm(*args, backend or "")[0]
+    args = (groups, weight, bias, scale, shift, mask, partials, act or "none", eps, backend or "")
+    if out is None:
+        return _group_norm(dense(x), *args)[0]
+    check_out("group_norm", out, x, (x, weight, bias, scale, shift))
+    _group_norm_out(out, as_layout(x, out), *args)
+    return out
 
 
 def stats(
@@ -108,7 +114,9 @@ def apply(
     x = dense(x)
     folded = fold(mean, rstd, weight, bias, scale, shift, x.shape[1])
     run = choose(FAMILY, backend, x, groups, weight, bias, scale, shift, None).run
-    return run.apply(x, folded, act or "none")
+    y = torch.empty_like(x)
+    run.apply(y, x, folded, act or "none")
+    return y
 
 
 def fold(mean, rstd, weight, bias, scale, shift, channels: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -149,6 +157,17 @@ def _check(x, groups, weight, bias, scale, shift, mask, act, eps) -> None:
         raise UsageError(f"group_norm: mask must be bool or uint8; it is {mask.dtype}")
 
 
+def check_out(op: str, out: torch.Tensor, x: torch.Tensor, inputs) -> None:
+    """UsageError where `out` cannot take the result of x, or something wants a gradient."""
+    if (out.shape, out.dtype, out.device) != (x.shape, x.dtype, x.device) or dense(out) is not out:
+        raise UsageError(
+            f"{op}: out must be dense, {x.dtype} {list(x.shape)} on {x.device}, as x is; it is {out.dtype} "
+            f"{list(out.shape)} on {out.device} with strides {list(out.stride())}"
+        )
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (out, *inputs)):
+        raise UsageError(f"{op}: out= keeps nothing for a backward pass; leave it out, or use torch.no_grad()")
+
+
 def dense(x: torch.Tensor) -> torch.Tensor:
     """x itself where it is dense in one of the two layouts, else a contiguous copy."""
     return x if x.is_contiguous() or is_channels_last(x) else x.contiguous()
@@ -181,13 +200,38 @@ def _group_norm(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     run = choose(FAMILY, backend, x, groups, weight, bias, scale, shift, mask).run
     found = run.stats(x, groups, mask) if partials is None else partials
-    return run.finish(x, found, groups, weight, bias, scale, shift, act, eps)
+    return run.finish(torch.empty_like(x), x, found, groups, weight, bias, scale, shift, act, eps)
 
 
 @_group_norm.register_fake
 def _(x, groups, weight, bias, scale, shift, mask, partials, act, eps, backend):
     statistics = x.new_empty((x.shape[0], groups), dtype=torch.float64)
     return torch.empty_like(x), statistics, torch.empty_like(statistics)
+
+
+@torch.library.custom_op("mrisr::group_norm_out", mutates_args=("out",))
+def _group_norm_out(
+    out: torch.Tensor,
+    x: torch.Tensor,
+    groups: int,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    shift: torch.Tensor | None,
+    mask: torch.Tensor | None,
+    partials: torch.Tensor | None,
+    act: str,
+    eps: float,
+    backend: str,
+) -> None:
+    run = choose(FAMILY, backend, x, groups, weight, bias, scale, shift, mask).run
+    found = run.stats(x, groups, mask) if partials is None else partials
+    run.finish(out, x, found, groups, weight, bias, scale, shift, act, eps)
+
+
+@_group_norm_out.register_fake
+def _(out, x, groups, weight, bias, scale, shift, mask, partials, act, eps, backend):
+    return None
 
 
 def _save(ctx, inputs, output) -> None:
@@ -292,7 +336,8 @@ def reference(x, groups, weight=None, bias=None, *, scale=None, shift=None, mask
     mask = None if mask is None else mask.to(torch.uint8)
     x = x.contiguous()
     run = Reference()
-    return run.finish(x, run.stats(x, groups, mask), groups, weight, bias, scale, shift, act or "none", eps)[0]
+    y, partials = torch.empty_like(x), run.stats(x, groups, mask)
+    return run.finish(y, x, partials, groups, weight, bias, scale, shift, act or "none", eps)[0]
 
 
 def _backends() -> Family:

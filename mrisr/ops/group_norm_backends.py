@@ -42,11 +42,11 @@ def _lines(x: torch.Tensor, values, dtype: torch.dtype) -> list[torch.Tensor]:
 class Reference:
     """Plain PyTorch on any device and in any floating dtype; sums run in float64."""
 
-    def finish(self, x, partials, groups, weight, bias, scale, shift, act, eps):
+    def finish(self, y, x, partials, groups, weight, bias, scale, shift, act, eps):
         from mrisr.ops.group_norm import fold, merge
 
         mean, rstd = merge(partials, eps)
-        return self.apply(x, fold(mean, rstd, weight, bias, scale, shift, x.shape[1]), act), mean, rstd
+        return self.apply(y, x, fold(mean, rstd, weight, bias, scale, shift, x.shape[1]), act), mean, rstd
 
     def stats(self, x: torch.Tensor, groups: int, mask: torch.Tensor | None) -> torch.Tensor:
         n, c, voxels = _flat(x)
@@ -70,11 +70,11 @@ class Reference:
         # clamp() would hide NaN.
         return torch.stack([count, pivot.double() + rest, torch.where(m2 < 0, 0.0, m2)], dim=-1)[:, None]
 
-    def apply(self, x: torch.Tensor, folded, act: str) -> torch.Tensor:
+    def apply(self, y: torch.Tensor, x: torch.Tensor, folded, act: str) -> torch.Tensor:
         work = _work(x)
         a, b, m = (t[..., None, None, None] for t in _lines(x, folded, work))
         z = a * (x.to(work) - m) + b
-        return torch.empty_like(x).copy_(torch.nn.functional.silu(z) if act == "silu" else z)
+        return y.copy_(torch.nn.functional.silu(z) if act == "silu" else z)
 
     def add(self, x: torch.Tensor, y: torch.Tensor, groups: int, mask: torch.Tensor | None):
         total = x + y
@@ -127,8 +127,8 @@ class _Core:
         self._call("add_stats", x, *maps, *_flat(x), groups, _is_last(x), DTYPE_CODES[x.dtype])
         return total, partials
 
-    def apply(self, x: torch.Tensor, folded, act: str) -> torch.Tensor:
-        y, lines = torch.empty_like(x), _lines(x, folded, torch.float32)
+    def apply(self, y: torch.Tensor, x: torch.Tensor, folded, act: str) -> torch.Tensor:
+        lines = _lines(x, folded, torch.float32)
         self._call("group_norm_apply", x, address(y), address(x), *map(address, lines), *self._rest(x, act))
         return y
 
@@ -152,14 +152,14 @@ class _Core:
     def _rest(self, x: torch.Tensor, act: str) -> tuple:
         return act == "silu", *_flat(x), _is_last(x), DTYPE_CODES[x.dtype]
 
-    def finish(self, x, partials, groups, weight, bias, scale, shift, act, eps):
+    def finish(self, y, x, partials, groups, weight, bias, scale, shift, act, eps):
         n, c, _ = _flat(x)
         partials = partials.contiguous()
         mean, rstd = (torch.empty((n, groups), dtype=torch.float64, device=x.device) for _ in range(2))
         folded = torch.empty((3, n, c), dtype=torch.float32, device=x.device).unbind(0)
         film = [_f32(t) for t in (weight, bias, scale, shift)]
         self._merge_fold(x, mean, rstd, folded, partials, film, eps)
-        return self.apply(x, folded, act), mean, rstd
+        return self.apply(y, x, folded, act), mean, rstd
 
 
 class Native(_Core):
@@ -193,11 +193,11 @@ class Cuda(_Core):
 class Triton:
     """Triton, float32, float16 and bfloat16; on the CPU by Triton's interpreter (tests)."""
 
-    def finish(self, x, partials, groups, weight, bias, scale, shift, act, eps):
+    def finish(self, y, x, partials, groups, weight, bias, scale, shift, act, eps):
         from mrisr.ops.group_norm import fold, merge
 
         mean, rstd = merge(partials, eps)
-        return self.apply(x, fold(mean, rstd, weight, bias, scale, shift, x.shape[1]), act), mean, rstd
+        return self.apply(y, x, fold(mean, rstd, weight, bias, scale, shift, x.shape[1]), act), mean, rstd
 
     def stats(self, x: torch.Tensor, groups: int, mask: torch.Tensor | None) -> torch.Tensor:
         return self._kernels().stats(x, groups, mask)
@@ -205,8 +205,8 @@ class Triton:
     def add(self, x: torch.Tensor, y: torch.Tensor, groups: int, mask: torch.Tensor | None):
         return self._kernels().add_stats(x, y, groups, mask)
 
-    def apply(self, x: torch.Tensor, folded, act: str) -> torch.Tensor:
-        return self._kernels().apply(x, *_lines(x, folded, torch.float32), act == "silu")
+    def apply(self, y: torch.Tensor, x: torch.Tensor, folded, act: str) -> torch.Tensor:
+        return self._kernels().apply(y, x, *_lines(x, folded, torch.float32), act == "silu")
 
     def backward_sums(self, grad, x, folded, act) -> torch.Tensor:
         return self._backward().sums(grad, x, *_lines(x, folded, torch.float32), act == "silu")

@@ -74,6 +74,7 @@ def _recorded() -> dict[str, tuple]:
     x = torch.randn(1, 8, 2, 3, 4)
     with Recorder() as recorder:
         SPECS["channel_norm"].call(x, out=torch.empty_like(x))
+        SPECS["group_norm"].call(x, 2, out=torch.empty_like(x))
     return recorder.calls | found
 
 
