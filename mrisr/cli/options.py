@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import math
 import os
+from pathlib import Path
+
+from mrisr.errors import OutputError
 
 
 def positive_float(text: str) -> float:
@@ -68,3 +71,11 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         "whole volume if the budget allows, else blended tiles)",
     )
     add_threads(group)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, or raise an OutputError that names it."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"cannot write {path.name}: {error.strerror}") from error

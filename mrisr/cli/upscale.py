@@ -6,9 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from mrisr.cli.options import add_run_options, positive_float, positive_int, use_threads
+from mrisr.cli.options import add_run_options, positive_float, positive_int, use_threads, write_text
 from mrisr.cli.outputs import Outputs
-from mrisr.errors import OutputError, UsageError
+from mrisr.errors import UsageError
 
 _PSF_HELP = (
     "how the scan was acquired: auto, or one kind for all axes, or three (one per stored axis); a kind is "
@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
             sheet = preview.upscale_sheet(source.data, source.affine, result.data, result.affine)
             preview.save(sheet, outputs.stage("--preview"))
         if args.info:
-            _write_text(outputs.stage("--info"), info.to_json() + "\n")
+            write_text(outputs.stage("--info"), info.to_json() + "\n")
         outputs.commit()
     if not args.quiet:
         print(_summary(source, result, info, args.output), file=sys.stderr)
@@ -149,13 +149,6 @@ def _check_extensions(args: argparse.Namespace) -> None:
     for option, path, extension in (("--preview", args.preview, ".png"), ("--info", args.info, ".json")):
         if path is not None and Path(path).suffix.lower() != extension:
             raise UsageError(f"{option}: expected a file name ending in {extension}, found {path}")
-
-
-def _write_text(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"cannot write {path.name}: {error.strerror}") from error
 
 
 def _summary(source, result, info, path: str) -> str:

@@ -2,7 +2,10 @@
 
 Order (PHYSICS): contrast -> bias field -> blur or k-space cut -> decimation -> noise last. The blur and the decimation
 are one matrix per axis: the transfer function of the point spread, evaluated in the Fourier domain at the
-centre-aligned positions of the coarse grid, so that any real factor works and the adjoint is the transpose.
+centre-aligned positions of the coarse grid, so that any real factor works and the adjoint is the transpose. A gap
+between slices needs nothing of its own: the spacing is the coarse voxel, the thickness the width of the profile. What a
+scanner leaves out of the k-space of the coarse scan (partial Fourier, its corners) and what it appends (zeros) come
+after the noise, which is measured too.
 """
 
 from __future__ import annotations
@@ -110,28 +113,101 @@ def outside_band(residual: torch.Tensor, matrices: tuple | None) -> torch.Tensor
     return residual if matrices is None else residual - apply_axes(residual, matrices)
 
 
+def kspace_mask(shape, partial=(1.0, 1.0, 1.0), elliptical: bool = False) -> torch.Tensor:
+    """Which frequencies of a grid [X, Y, Z] a scanner measures: bool, in the order of `torch.fft.fftn`.
+
+    Args:
+        partial: of each axis, the part of k-space that is measured, above 0.5 and up to 1: low and positive
+            frequencies are, the most negative ones are not (partial Fourier).
+        elliptical: only what lies within the ellipsoid that touches the edges of k-space, as many 3D sequences do.
+    """
+    if len(partial) != 3 or not all(0.5 < float(p) <= 1.0 for p in partial):
+        raise UsageError(f"kspace_mask: partial must be three numbers above 0.5 and up to 1, found {partial}")
+    kept, radius = torch.ones(tuple(shape), dtype=torch.bool), torch.zeros(())
+    for axis, (n, part) in enumerate(zip(shape, partial)):
+        f = torch.fft.fftfreq(int(n), dtype=torch.float64)
+        line = [1] * axis + [-1] + [1] * (2 - axis)
+        kept = kept & (f >= 0.5 - float(part) - 1e-9).reshape(line)
+        radius = radius + (2 * f).square().reshape(line)
+    return kept & (radius <= 1.0 + 1e-9) if elliptical else kept
+
+
+def sampled(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """`x` [..., X, Y, Z], real or complex, with the frequencies outside of `mask` set to zero: complex, like x.
+
+    A projection: it is its own adjoint, <sampled(x), y> = <x, sampled(y)>.
+    """
+    if tuple(x.shape[-3:]) != tuple(mask.shape):
+        raise UsageError(f"sampled: the mask is {tuple(mask.shape)}, x.shape={tuple(x.shape)}")
+    return torch.fft.ifftn(torch.fft.fftn(x, dim=(-3, -2, -1)) * mask.to(x.device), dim=(-3, -2, -1))
+
+
+def zero_fill_matrices(shape, factor) -> tuple:
+    """Interpolation of a scan [X, Y, Z] by appended zeros to `factor` (>= 1, one number or three) times as many voxels
+    per axis, centre-aligned: three of float64 [n_out, n_in], or None where nothing changes."""
+    factors = np.broadcast_to(np.asarray(factor, np.float64), 3)
+    if not (np.isfinite(factors).all() and factors.min() >= 1):
+        raise UsageError(f"zero_fill: expected factors of 1 or more, found {factor}")
+    return tuple(
+        None if f == 1 else interpolation_matrix(int(n), int(np.floor(n * f + 0.5 + 1e-4)), 1 / f, "fourier")
+        for n, f in zip(shape, factors.tolist())
+    )
+
+
+def zero_fill(x: torch.Tensor, factor) -> torch.Tensor:
+    """`x` [..., X, Y, Z], real or complex, on `zero_fill_matrices` times as many voxels; differentiable."""
+    matrices = zero_fill_matrices(x.shape[-3:], factor)
+    if x.is_complex():
+        return torch.complex(apply_axes(x.real, matrices), apply_axes(x.imag, matrices))
+    return apply_axes(x, matrices)
+
+
+def _complex_noise(x: torch.Tensor, sigma: float, generator: torch.Generator):
+    """(x + sigma * normal, sigma * normal): the two channels of a receiver."""
+    real = x + sigma * torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+    return real, sigma * torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+
+
 def rician(x: torch.Tensor, sigma, generator: torch.Generator) -> torch.Tensor:
-    """Magnitude of x plus complex Gaussian noise of standard deviation `sigma` per channel (Gudbjartsson 1995)."""
-    real = x + sigma * torch.randn(x.shape, generator=generator, dtype=x.dtype)
-    return torch.hypot(real, sigma * torch.randn(x.shape, generator=generator, dtype=x.dtype))
+    """Magnitude of x plus complex Gaussian noise of standard deviation `sigma` per channel (Gudbjartsson 1995).
+
+    `generator` lives on the device of x.
+    """
+    return torch.hypot(*_complex_noise(x, sigma, generator))
 
 
-def degrade(x: torch.Tensor, model: ForwardModel, *, bias=None, noise_sigma: float = 0.0, generator=None):
+def degrade(
+    x: torch.Tensor,
+    model: ForwardModel,
+    *,
+    bias=None,
+    noise_sigma: float = 0.0,
+    generator=None,
+    mask: torch.Tensor | None = None,
+    stored: float | tuple[float, float, float] = 1.0,
+):
     """A scan of `x` (magnitude, [..., X, Y, Z] on the fine grid) by the scanner `model`.
 
     Args:
         bias: multiplicative field on the fine grid, or None.
         noise_sigma: standard deviation of the noise of each complex channel, in the units of `x`; 0: no noise.
-        generator: torch.Generator, needed where there is noise.
+        generator: torch.Generator on the device of `x`, needed where there is noise.
+        mask: `kspace_mask` of the coarse grid, or None: all of k-space is measured.
+        stored: voxels stored per voxel acquired, 1 or more, one number or three: zero-filling.
 
     Returns:
-        [..., x, y, z] on the coarse grid.
+        [..., x, y, z] on the coarse grid, or finer by `stored`.
     """
     if noise_sigma < 0 or not np.isfinite(noise_sigma):
         raise UsageError(f"degrade: noise_sigma must be finite and >= 0, found {noise_sigma}")
+    if noise_sigma > 0 and generator is None:
+        raise UsageError("degrade: noise needs a torch.Generator, so that the result can be repeated")
     y = model.forward(x if bias is None else x * bias)
+    plain = mask is None and np.all(np.asarray(stored) == 1)
+    if plain:
+        return rician(y, noise_sigma, generator) if noise_sigma > 0 else y
     if noise_sigma > 0:
-        if generator is None:
-            raise UsageError("degrade: noise needs a torch.Generator, so that the result can be repeated")
-        y = rician(y, noise_sigma, generator)
-    return y
+        y = torch.complex(*_complex_noise(y, noise_sigma, generator))
+    if mask is not None:
+        y = sampled(y, mask)
+    return zero_fill(y, stored).abs()

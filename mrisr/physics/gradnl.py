@@ -102,7 +102,7 @@ class Warp:
     Attributes:
         source, target: the grids of what goes in and what comes out.
         offset: [3, X', Y', Z'] mm (RAS), from a target voxel to where it is read; or one for each of N images.
-        gain: [X', Y', Z'], factor on the intensity; or [N, 1, X', Y', Z'].
+        gain: [X', Y', Z'], factor on the intensity, above zero; or [N, X', Y', Z'].
         order: of the B-spline.
     """
 
@@ -117,8 +117,8 @@ class Warp:
         if tuple(x.shape[-3:]) != self.source.shape:
             raise UsageError(f"Warp.forward: expected [..., {self.source.shape}], found x.shape={tuple(x.shape)}")
         matrix = np.linalg.inv(self.source.affine) @ self.target.affine
-        moved = resample3d(x, self.target.shape, matrix, displacement=self.voxels(), order=self.order)
-        return moved * self.gain.to(moved.dtype)
+        moved = dict(displacement=self.voxels(), modulate=self.gain.to(x.dtype), order=self.order)
+        return resample3d(x, self.target.shape, matrix, **moved)
 
     def adjoint(self, y: torch.Tensor) -> torch.Tensor:
         """y: [..., X', Y', Z'] -> [..., X, Y, Z], <forward(x), y> = <x, adjoint(y)>."""
@@ -143,7 +143,7 @@ class Warp:
             if not same or first.order != other.order:
                 raise UsageError("Warp.stacked: expected grids of one shape and spacing and one spline order")
         offset = torch.stack([w.offset for w in warps])
-        return cls(first.source, first.target, offset, torch.stack([w.gain for w in warps])[:, None], first.order)
+        return cls(first.source, first.target, offset, torch.stack([w.gain for w in warps]), first.order)
 
 
 def correction(
