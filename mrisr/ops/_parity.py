@@ -20,7 +20,7 @@ from mrisr.ops._dispatch import Backend, interpreted
 from mrisr.ops._spec import Spec
 
 SEED = 20
-INTERPRETED_ELEMENTS = 200_000  # Triton's interpreter takes tens of seconds for more
+INTERPRETED_ELEMENTS = 200_000  # Triton's interpreter takes tens of seconds for more; half precision gets a tenth
 GRADIENT_TOLERANCE = 3e-5  # float32, of the largest entry of each gradient
 
 
@@ -82,7 +82,7 @@ def values(spec: Spec, backend: Backend, dtype: torch.dtype, case: str) -> Outco
         args = arguments(spec, case, dtype, device_of(backend))
         yield "value", deviation(spec.call(**args, backend=backend.name), oracle(spec, args))
 
-    return _outcome(spec, backend, case, compute, spec.tolerance[dtype])
+    return _outcome(backend, compute, spec.tolerance[dtype], _too_slow(spec, backend, case, dtype))
 
 
 def gradients(spec: Spec, backend: Backend, case: str) -> Outcome:
@@ -97,7 +97,7 @@ def gradients(spec: Spec, backend: Backend, case: str) -> Outcome:
             scale = float(expected[name].abs().nan_to_num(0.0).max()) if expected[name].numel() else 1.0
             yield f"d {name}", deviation(gradient.double() / max(1.0, scale), expected[name] / max(1.0, scale))
 
-    return _outcome(spec, backend, case, compute, GRADIENT_TOLERANCE)
+    return _outcome(backend, compute, GRADIENT_TOLERANCE, _too_slow(spec, backend, case, torch.float32))
 
 
 def derivatives(function: Callable, spec: Spec, args: dict) -> dict[str, torch.Tensor]:
@@ -113,8 +113,8 @@ def upstream(out: torch.Tensor) -> torch.Tensor:
     return flat.double().reshape(out.shape)
 
 
-def _outcome(spec: Spec, backend: Backend, case: str, compute: Callable, tolerance: float) -> Outcome:
-    reason = backend.available() or _too_slow(spec, backend, case)
+def _outcome(backend: Backend, compute: Callable, tolerance: float, reason: str | None) -> Outcome:
+    reason = backend.available() or reason
     if reason is not None:
         return Outcome("skipped", reason=reason)
     try:
@@ -130,11 +130,12 @@ def _outcome(spec: Spec, backend: Backend, case: str, compute: Callable, toleran
     return Outcome("passed" if passed else "failed", found[worst], "" if passed else text)
 
 
-def _too_slow(spec: Spec, backend: Backend, case: str) -> str | None:
+def _too_slow(spec: Spec, backend: Backend, case: str, dtype: torch.dtype) -> str | None:
     if not (backend.name == "triton" and interpreted()):
         return None
+    limit = INTERPRETED_ELEMENTS if dtype == torch.float32 else INTERPRETED_ELEMENTS // 10
     elements = sum(v.numel() for v in arguments(spec, case).values() if isinstance(v, torch.Tensor))
-    return f"more than {INTERPRETED_ELEMENTS} elements in the interpreter" if elements > INTERPRETED_ELEMENTS else None
+    return f"more than {limit} elements in the interpreter" if elements > limit else None
 
 
 @contextmanager

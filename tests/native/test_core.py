@@ -97,14 +97,14 @@ def test_results_do_not_depend_on_the_thread_count(threads):
 
 @pytest.mark.parametrize("isa", ["base", "v3"])
 def test_older_processors_compute_the_same(isa):
-    """The parity tests once more on a lesser instruction set, and the noise bit for bit."""
+    """The noise bit for bit, and bfloat16 once more; ctest does the same for float32 (tests/native/CMakeLists.txt)."""
     code = "import sys; from mrisr.ops.noise import normal_noise as n; sys.stdout.write(n((3, 5, 70), seed=9).numpy().tobytes().hex())"
     environment = {**os.environ, "MRISR_ISA": isa, "OMP_NUM_THREADS": "1"}
     run = [subprocess.run([sys.executable, "-c", code], env=e, capture_output=True, text=True, check=True).stdout
            for e in (environment, os.environ)]  # fmt: skip
     assert run[0] == run[1]
     parity = os.path.join(os.path.dirname(__file__), "..", "ops", "test_parity.py")
-    command = [sys.executable, "-m", "pytest", "-q", "-k", "test_values and native and float32", parity]
+    command = [sys.executable, "-m", "pytest", "-q", "-k", "test_values and native and bfloat16", parity]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:]
 
