@@ -266,15 +266,17 @@ def _holds_foreground(index: Triple, axes: tuple[Axis, ...], foreground: np.ndar
 
 
 class Seams:
-    """Measures how much neighbouring tiles disagree where they share the weight equally.
-
-    Attributes:
-        largest: absolute difference, in the units of the values; None where no two tiles met.
-    """
+    """Measures how much neighbouring tiles disagree where they share the weight equally."""
 
     def __init__(self, plan: TilePlan) -> None:
-        self.plan, self.largest = plan, None
+        self.plan = plan
         self._done: set[Triple] = set()
+        self._found: list[torch.Tensor] = []  # left on their device until asked for
+
+    @property
+    def largest(self) -> float | None:
+        """Largest absolute difference, in the units of the values; None where no two tiles met."""
+        return float(torch.stack(self._found).max()) if self._found else None
 
     def add(self, index: Triple, piece: torch.Tensor, so_far: torch.Tensor) -> None:
         """Compare piece `index` with its finished neighbours; `so_far` is the blend without it."""
@@ -301,8 +303,7 @@ class Seams:
             there.append(torch.from_numpy(rows + start))
         own = piece[torch.meshgrid(*here, indexing="ij")]
         neighbour = so_far[torch.meshgrid(*there, indexing="ij")] / share
-        found = float((own - neighbour).abs().max())
-        self.largest = found if self.largest is None else max(self.largest, found)
+        self._found.append((own - neighbour).abs().max())
 
 
 def weights_on(plan: TilePlan, device: torch.device) -> list[tuple[torch.Tensor, ...]]:
