@@ -134,7 +134,7 @@ def _operators(result: dict) -> str:
         "| operator | case | best of ours | share of the floor | times faster than |",
         "|---|---|---|---|---|",
     ]
-    for r in result["rows"]:
+    for r in filter(lambda r: r["seconds"], result["rows"]):
         against = ", ".join(f"{ratio:.2f} {name}" for name, ratio in r["times_faster_than"].items()) or "-"
         ours = f"{r['best']}, {r['seconds'][r['best']] * 1e3:.2f} ms"
         lines.append(f"| {r['family']} | {r['case']} | {ours} | {r['share_of_floor']:.0%} | {against} |")
