@@ -43,21 +43,49 @@ def environment(setting: Setting) -> dict:
 
 
 def build(setting: Setting) -> dict:
-    """The extension with CUDA kernels for this GPU, in place, without pip and without network."""
+    """The extension with CUDA kernels for this GPU, in place, by CMake alone: no pip, no setuptools, no network."""
     if setting.tiny:
-        return {"skipped": "dry run: nothing is built", "command": shlex.join(_build_command())}
+        return {"skipped": "dry run: nothing is built", "command": shlex.join(build_command("90a"))}
     if _cuda_reason() is None:
         return {"built": "before"}
     major, minor = torch.cuda.get_device_capability()
-    switches = {"MRISR_CUDA": "1", "MRISR_CUDA_ARCHS": f"{major}{minor}" + ("a" if major == 9 else "")}
-    run = subprocess.run(_build_command(), cwd=ROOT, env={**os.environ, **switches}, capture_output=True, text=True)
-    reason = _cuda_reason()
-    failures = [] if reason is None else [f"{reason}: {(run.stdout + run.stderr)[-1500:]}"]
-    return {"built": switches["MRISR_CUDA_ARCHS"], "failures": failures}
+    arch = f"{major}{minor}" + ("a" if major == 9 else "")
+    failures = make_extension(arch)
+    if not failures and (reason := _cuda_reason()) is not None:
+        failures = [reason]
+    return {"built": f"sm_{arch}", "failures": failures}
 
 
-def _build_command() -> list[str]:
-    return [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+TREE = ROOT / "build" / "gpu-day"
+
+
+def build_command(arch: str) -> list[str]:
+    """What setup.py asks of CMake, for one architecture."""
+    import pybind11
+
+    options = {
+        "CMAKE_BUILD_TYPE": "Release",
+        "Python_EXECUTABLE": sys.executable,
+        "pybind11_DIR": pybind11.get_cmake_dir(),
+        "MRISR_PYTHON": "ON",
+        "MRISR_CUDA": "ON",
+        "CMAKE_CUDA_ARCHITECTURES": f"{arch}-real",
+    }
+    # nvcc is not always on PATH where its toolkit is installed.
+    nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+    options |= {"CMAKE_CUDA_COMPILER": nvcc} if Path(nvcc).exists() else {}
+    return ["cmake", "-S", str(ROOT), "-B", str(TREE), "-G", "Ninja", *(f"-D{k}={v}" for k, v in options.items())]
+
+
+def make_extension(arch: str) -> list[str]:
+    """Build and put beside mrisr's own files; returns what went wrong."""
+    for command in (build_command(arch), ["cmake", "--build", str(TREE), "--target", "_native"]):
+        run = subprocess.run(command, capture_output=True, text=True)
+        if run.returncode:
+            return [f"{shlex.join(command)}: {(run.stdout + run.stderr)[-1500:]}"]
+    for built in TREE.glob("_native*.so"):
+        shutil.copy2(built, ROOT / "mrisr" / built.name)
+    return []
 
 
 def _cuda_reason() -> str | None:
