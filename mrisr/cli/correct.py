@@ -157,7 +157,7 @@ def _bias(source, x, args: argparse.Namespace):
     from mrisr.physics import bias as biases
 
     if args.bias != "auto":
-        given = nifti.read(args.bias)
+        given = nifti.read(args.bias, scan=False)
         if given.data.ndim != 3:
             raise InputError(f"{args.bias}: expected a bias field [X, Y, Z], found shape {given.data.shape}")
         biases.check_same_grid(given.grid, source.grid, args.bias)
@@ -181,7 +181,7 @@ def read_distortion(path: str, radius: float | None, meta: dict):
     from mrisr.physics import coils, gradnl
 
     if path.lower().endswith(nifti.READ_ENDINGS):
-        return gradnl.DisplacementField.from_volume(nifti.read(path))
+        return gradnl.DisplacementField.from_volume(nifti.read(path, scan=False))
     coil = coils.read(path, radius=radius)
     gradnl.check_vendor(path, meta)
     return coil

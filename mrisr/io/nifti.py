@@ -43,13 +43,13 @@ UNREADABLE = (*DAMAGED, ValueError, KeyError, ImageFileError, HeaderDataError)
 DIFFERENT_MM = 0.1
 
 
-def read(path: str | os.PathLike) -> Volume:
+def read(path: str | os.PathLike, *, scan: bool = True) -> Volume:
     """The volume in a NIfTI or MGH file, scaled by the file's slope and intercept, float32.
 
     `.header` is the file's, `.name` the path as given, `.meta` what a BIDS sidecar (same name, .json) states
-    of ACQUISITION_FACTS. Raises InputError naming the file, what was found and what to do, GeometryError
-    where the voxels have no usable place in space. Warns (MrisrWarning) where the header was repaired or
-    disagrees with itself.
+    of ACQUISITION_FACTS. `scan=False` reads a field, which may be constant. Raises InputError naming the file,
+    what was found and what to do, GeometryError where the voxels have no usable place in space. Warns
+    (MrisrWarning) where the header was repaired or disagrees with itself.
     """
     name, path = os.fspath(path), Path(path)
     length = _check_readable(path, name)
@@ -60,10 +60,10 @@ def read(path: str | os.PathLike) -> Volume:
     if isinstance(image, Nifti1Pair):
         _check_raw_voxel_size(image, name)
     _check_length(image, path, name, length)
-    return from_image(image, name=name, meta=_sidecar(path))
+    return from_image(image, name=name, meta=_sidecar(path), scan=scan)
 
 
-def from_image(image: SpatialImage, *, name: str | None = None, meta: dict | None = None) -> Volume:
+def from_image(image: SpatialImage, *, name: str | None = None, meta: dict | None = None, scan: bool = True) -> Volume:
     """The volume of any nibabel image with an affine; `name` is its file unless given. Raises as `read`."""
     name = name or image.get_filename() or "nibabel image"
     if image.affine is None:
@@ -73,7 +73,8 @@ def from_image(image: SpatialImage, *, name: str | None = None, meta: dict | Non
     with _reading(name):
         proxy = image.dataobj
         voxels = proxy.get_scaled(np.float32) if hasattr(proxy, "get_scaled") else np.asarray(proxy)
-    volume = Volume(voxels, affine_in_mm(image.affine, image.header), image.header.copy(), name, meta or {})
+    affine = affine_in_mm(image.affine, image.header)
+    volume = Volume(voxels, affine, image.header.copy(), name, meta or {}, from_outside=scan)
     if isinstance(volume.header, Nifti1Header):
         _warn_where_header_disagrees(volume)
     return volume

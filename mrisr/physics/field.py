@@ -207,8 +207,8 @@ def change_field(
     before, after = sequence or protocol(b0), target_sequence or protocol(to)
     if check_field(to) == check_field(b0) and before == after:
         return scan
-    top = float(scan.detach().abs().max())
-    levels = torch.linspace(0, max(peaks.white * 1.5, min(top, peaks.white * 3)), 2048, dtype=torch.float64)
+    # Beyond white matter the ratio is 1, and the last piece goes on straight.
+    levels = torch.linspace(0, peaks.white * 1.5, 2048, dtype=torch.float64)
     levels = torch.unique(torch.cat([levels, torch.tensor([peaks.csf, peaks.grey, peaks.white], dtype=torch.float64)]))
     t1 = intensity_to_t1(levels, peaks, b0)
     ratio = _magnitude(after, scale_t1(t1, b0, to)) / _magnitude(before, t1)

@@ -7,7 +7,17 @@ import torch
 from mrisr import grid as grids
 from mrisr.errors import UsageError
 from mrisr.ops.resample3d import apply_axes
-from mrisr.physics.degrade import ForwardModel, coarse_grid, degrade, rician, start_matrices
+from mrisr.physics.degrade import (
+    ForwardModel,
+    coarse_grid,
+    degrade,
+    kspace_mask,
+    rician,
+    sampled,
+    start_matrices,
+    zero_fill,
+    zero_fill_matrices,
+)
 from mrisr.physics.psf import AxisPSF, auto_psf, parse_psf
 
 HR = grids.Grid((40, 36, 32), np.eye(4))
@@ -144,6 +154,75 @@ def test_parse_psf():
         parse_psf([("kspace", -1.0)] * 3, (1, 1, 1))
 
 
+@pytest.mark.parametrize("partial,elliptical", [((1, 0.75, 1), False), ((0.6, 0.8, 1), True), ((1, 1, 1), True)])
+def test_left_out_kspace_is_its_own_adjoint(partial, elliptical):
+    mask = kspace_mask((11, 12, 9), partial, elliptical)
+    generator = torch.Generator().manual_seed(0)
+    for dtype, tolerance in ((torch.complex64, 1e-5), (torch.complex128, 1e-12)):
+        x, y = (torch.randn(2, 11, 12, 9, generator=generator, dtype=dtype) for _ in range(2))
+        difference = torch.vdot(sampled(x, mask).flatten(), y.flatten()) - torch.vdot(
+            x.flatten(), sampled(y, mask).flatten()
+        )
+        assert difference.abs() / (x.norm() * y.norm()) < tolerance
+    assert torch.allclose(sampled(sampled(x, mask), mask), sampled(x, mask))
+
+
+def test_partial_fourier_halves_what_it_lacks_and_keeps_the_rest():
+    """Of a real wave whose negative frequency was not measured, half is left, in magnitude too."""
+    n = 64
+    mask = kspace_mask((n, 1, 1), (0.75, 1, 1))
+    assert int(mask.sum()) == 48
+    for k, gain in ((5, 1.0), (15, 1.0), (16, 1.0), (17, 0.5), (30, 0.5)):
+        wave = torch.cos(2 * torch.pi * k * torch.arange(n, dtype=torch.float64) / n)[:, None, None]
+        found = sampled(wave, mask)
+        assert found.real.abs().max() == pytest.approx(gain, abs=1e-9)
+        if gain < 1:
+            assert torch.allclose(found.abs(), torch.full_like(wave, 0.5))
+    model, lr, _ = scanner(1, ("kspace",) * 3)
+    whole = degrade(torch.rand(HR.shape), model, mask=kspace_mask(lr.shape))
+    assert whole.shape == HR.shape
+
+
+def test_zero_filling_adds_voxels_and_nothing_else():
+    x = torch.randn(2, 12, 10, 9, generator=torch.Generator().manual_seed(0), dtype=torch.complex128)
+    y = zero_fill(x, (2, 1.5, 1))
+    assert y.shape == (2, 24, 15, 9)
+    lr = grids.Grid((12, 10, 9), np.eye(4))
+    assert grids.plan(lr, factor=(2, 1.5, 1)).shape == y.shape[1:]
+    # The band that was measured, read at the old positions by an operator that cuts, is what it was.
+    back = ForwardModel.between((24, 15, 9), (0.5, 1 / 1.5, 1), (12, 10, 9), (1, 1, 1), (AxisPSF("kspace", 1.0),) * 3)
+    assert (back.forward(y.real) - x.real).abs().max() < 1e-9
+    matrices = zero_fill_matrices((12, 10, 9), (2, 1.5, 1))
+    z = torch.randn(24, 15, 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    forward = apply_axes(x.real[0], matrices)
+    backward = apply_axes(z, [None if m is None else m.T for m in matrices])
+    assert float((forward * z).sum()) == pytest.approx(float((x.real[0] * backward).sum()), rel=1e-10)
+
+
+def test_a_gap_between_slices_hides_what_lies_in_it():
+    lr = coarse_grid(HR, (1, 1, 4))
+    psf = (AxisPSF("kspace", 1), AxisPSF("kspace", 1), AxisPSF("supergaussian", 2.0))
+    model = ForwardModel.between(HR.shape, (1, 1, 1), lr.shape, lr.voxel_size, psf)
+    centres = grids.axis_positions(32, 8, 4.0)
+    seen = [
+        float(model.forward(torch.zeros(HR.shape).index_fill_(2, torch.tensor([k]), 1.0)).max()) for k in range(8, 24)
+    ]
+    away = [float(np.abs(centres - k).min()) for k in range(8, 24)]
+    assert min(s for s, d in zip(seen, away) if d < 1) > 5 * max(s for s, d in zip(seen, away) if d > 1)
+
+
+def test_noise_outside_of_the_measured_part_is_not_there():
+    model, lr, _ = scanner(2, ("kspace",) * 3)
+    flat = torch.full(HR.shape, 100.0)
+    mask = kspace_mask(lr.shape, (1, 0.75, 1))
+    levels = [
+        float(degrade(flat, model, noise_sigma=1.0, generator=torch.Generator().manual_seed(0), **more).std())
+        for more in ({}, {"mask": mask}, {"stored": 2.0})
+    ]
+    assert levels[1] == pytest.approx(levels[0] * np.sqrt(0.75), rel=0.06)
+    assert levels[2] == pytest.approx(levels[0], rel=0.06)
+
+
 def test_bad_arguments_are_named():
     model, _, _ = scanner(2, ("kspace",) * 3)
     with pytest.raises(UsageError, match="ForwardModel.forward: expected"):
@@ -152,3 +231,9 @@ def test_bad_arguments_are_named():
         degrade(torch.ones(HR.shape), model, noise_sigma=-1)
     with pytest.raises(UsageError, match="torch.Generator"):
         degrade(torch.ones(HR.shape), model, noise_sigma=1)
+    with pytest.raises(UsageError, match="partial must be three numbers above 0.5"):
+        kspace_mask((4, 4, 4), (1, 0.4, 1))
+    with pytest.raises(UsageError, match="sampled: the mask is"):
+        sampled(torch.zeros(4, 4, 4), kspace_mask((4, 4, 5)))
+    with pytest.raises(UsageError, match="zero_fill: expected factors of 1 or more"):
+        zero_fill(torch.zeros(4, 4, 4), 0.5)

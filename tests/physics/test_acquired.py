@@ -1,0 +1,75 @@
+"""How finely a scan was acquired: zero-filling is found, and nothing else is taken for it."""
+
+import numpy as np
+import pytest
+import torch
+
+from mrisr.errors import UsageError
+from mrisr.grid import Grid
+from mrisr.physics.acquired import estimate_acquired
+from mrisr.physics.degrade import ForwardModel, coarse_grid, degrade, kspace_mask
+from mrisr.physics.psf import AxisPSF
+
+SHAPE = (96, 100, 92)
+
+
+@pytest.fixture(scope="module")
+def fine():
+    """Sharp tissue borders at random places: power that falls off as that of anatomy does."""
+    rng = np.random.default_rng(0)
+    field = torch.from_numpy(rng.normal(size=SHAPE)).float()
+    frequency = torch.sqrt(sum(torch.fft.fftfreq(n)[i] ** 2 for n, i in zip(SHAPE, np.ix_(*map(range, SHAPE)))))
+    smooth = torch.fft.ifftn(torch.fft.fftn(field) / (0.01 + frequency) ** 1.8).real
+    line = [np.linspace(-1, 1, n)[i] for n, i in zip(SHAPE, np.ix_(*map(range, SHAPE)))]
+    inside = torch.from_numpy(sum(v**2 for v in line) < 0.8)
+    return torch.where(inside, torch.where(smooth > smooth.median(), 700.0, 400.0), torch.tensor(0.0))
+
+
+def scanned(fine, kind="kspace", width=1.0, window="box", noise=0.02, stored=1.0, partial=None, factor=1.2):
+    """A scan, rounded to whole numbers as scanners do."""
+    grid = Grid(SHAPE, np.eye(4))
+    coarse = coarse_grid(grid, factor)
+    psf = (AxisPSF(kind, width * factor, window if kind == "kspace" else "box"),) * 3
+    model = ForwardModel.between(SHAPE, grid.voxel_size, coarse.shape, coarse.voxel_size, psf)
+    mask = None if partial is None else kspace_mask(coarse.shape, partial)
+    generator = torch.Generator().manual_seed(1)
+    scan = degrade(fine, model, noise_sigma=noise * 550, generator=generator, mask=mask, stored=stored)
+    return scan.round().numpy()
+
+
+@pytest.mark.parametrize("stored", [1.3, 1.5, (2.0, 1.0, 1.4)])
+@pytest.mark.parametrize("noise", [0.0, 0.03])
+def test_zero_filling_is_found_and_measured(fine, stored, noise):
+    found = estimate_acquired(scanned(fine, noise=noise, stored=stored), (0.8, 0.8, 0.8))
+    for axis, factor in zip(found, np.broadcast_to(stored, 3)):
+        assert axis.certain == (factor > 1)
+        assert axis.zero_fill == pytest.approx(factor, rel=0.06)
+        assert axis.width == pytest.approx(0.8 * axis.zero_fill)
+
+
+@pytest.mark.parametrize(
+    "scan",
+    [
+        dict(),
+        dict(noise=0.0),
+        dict(noise=0.1),
+        dict(window="hann"),
+        dict(window="tukey"),
+        dict(kind="gaussian", width=1.2),
+        dict(kind="gaussian", width=2.0, noise=0.005),
+        dict(kind="supergaussian", width=1.5),
+        dict(partial=(1.0, 0.75, 1.0)),
+    ],
+    ids=str,
+)
+def test_nothing_else_is_taken_for_it(fine, scan):
+    for axis in estimate_acquired(scanned(fine, **scan), (1, 1, 1)):
+        assert (axis.certain, axis.cut, axis.width) == (False, 1.0, 1.0), axis
+
+
+def test_short_axes_and_flat_volumes_are_left_alone():
+    assert not any(axis.certain for axis in estimate_acquired(torch.rand(20, 24, 30), (1, 1, 4)))
+    assert not any(axis.certain for axis in estimate_acquired(np.zeros((60, 60, 60)), (1, 1, 1)))
+    assert not any(axis.certain for axis in estimate_acquired(np.random.default_rng(0).random((60, 60, 60)), (1, 1, 1)))
+    with pytest.raises(UsageError, match="estimate_acquired: expected a scan"):
+        estimate_acquired(np.zeros((60, 60)), (1, 1, 1))
