@@ -82,25 +82,34 @@ MRISR_VARIANTS(apply_rows, apply_rows_body,
                 const float* __restrict__ shift, Index rows, Index width, bool active),
                (y, x, r, gain, shift, rows, width, active))
 
-// With n = x r, w = dz gain: dx = r (w - n mean_c(w n)). first += dz, second += dz n.
+// With n = x r, w = dz gain: dx = r (w - n mean_c(w n)). first += dz, second += dz n. Whether there is an activation is a
+// constant of the loop: with a flag inside it does not vectorise.
+template <bool Active>
+MRISR_INLINE void slope_row(float* __restrict__ first, float* __restrict__ second, float* __restrict__ w,
+                            float* __restrict__ normed, const float* __restrict__ grad, const float* __restrict__ x, float r,
+                            const float* __restrict__ gain, const float* __restrict__ shift, Index width) {
+  for (Index c = 0; c < width; ++c) {
+    const float n = x[c] * r;
+    const float dz = Active ? grad[c] * silu_slope(n * gain[c] + shift[c]) : grad[c];
+    first[c] += dz;
+    second[c] += dz * n;
+    w[c] = dz * gain[c];
+    normed[c] = n;
+  }
+}
+
 MRISR_INLINE void backward_rows_body(float* dx, float* __restrict__ first, float* __restrict__ second,
                                      float* __restrict__ w, float* __restrict__ normed, const float* grad, const float* x,
                                      const float* __restrict__ r, const float* __restrict__ gain,
                                      const float* __restrict__ shift, Index rows, Index width, bool active) {
   const float part = 1.0f / static_cast<float>(width);
   for (Index c = 0; c < width; ++c) first[c] = second[c] = 0.0f;
-  for (Index v = 0; v < rows; ++v) {
+  for (Index v = 0; v < rows; ++v, dx += width, grad += width, x += width) {
     const float scale = r[v];
-    for (Index c = 0; c < width; ++c) {
-      const float n = x[v * width + c] * scale;
-      const float dz = grad[v * width + c] * (active ? silu_slope(n * gain[c] + shift[c]) : 1.0f);
-      first[c] += dz;
-      second[c] += dz * n;
-      w[c] = dz * gain[c];
-      normed[c] = n;
-    }
+    active ? slope_row<true>(first, second, w, normed, grad, x, scale, gain, shift, width)
+           : slope_row<false>(first, second, w, normed, grad, x, scale, gain, shift, width);
     const float mean = dot(w, normed, width) * part;
-    for (Index c = 0; c < width; ++c) dx[v * width + c] = scale * (w[c] - normed[c] * mean);
+    for (Index c = 0; c < width; ++c) dx[c] = scale * (w[c] - normed[c] * mean);
   }
 }
 MRISR_VARIANTS(backward_rows, backward_rows_body,
@@ -137,16 +146,22 @@ MRISR_VARIANTS(apply_run, apply_run_body,
 MRISR_INLINE void slope_run_body(float* __restrict__ dz, float* __restrict__ normed, float* __restrict__ first,
                                  float* __restrict__ second, const float* __restrict__ grad, const float* __restrict__ x,
                                  const float* __restrict__ r, float gain, float shift, Index count, bool active) {
-  for (Index v = 0; v < count; ++v) {
-    normed[v] = x[v] * r[v];
-    dz[v] = grad[v] * (active ? silu_slope(normed[v] * gain + shift) : 1.0f);
-  }
+  for (Index v = 0; v < count; ++v) normed[v] = x[v] * r[v];
+  if (active)
+    for (Index v = 0; v < count; ++v) dz[v] = grad[v] * silu_slope(normed[v] * gain + shift);
+  else
+    for (Index v = 0; v < count; ++v) dz[v] = grad[v];
   for (Index l = 0; l < kLanes; ++l) first[l] = second[l] = 0.0f;
-  for (Index v = 0; v < count; v += kLanes)
-    for (Index l = 0; l < std::min(kLanes, count - v); ++l) {
+  Index v = 0;
+  for (; v + kLanes <= count; v += kLanes)
+    for (Index l = 0; l < kLanes; ++l) {
       first[l] += dz[v + l];
       second[l] += dz[v + l] * normed[v + l];
     }
+  for (Index l = 0; v + l < count; ++l) {
+    first[l] += dz[v + l];
+    second[l] += dz[v + l] * normed[v + l];
+  }
 }
 MRISR_VARIANTS(slope_run, slope_run_body,
                (float* __restrict__ dz, float* __restrict__ normed, float* __restrict__ first, float* __restrict__ second,

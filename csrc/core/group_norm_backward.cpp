@@ -13,20 +13,31 @@ constexpr Index kLanes = 64;  // independent float32 sums: a fixed order that ve
 
 Index grain(Index floats_per_unit) { return 1 + 32768 / (1 + floats_per_unit); }
 
-MRISR_INLINE float slope(float z, bool active) { return active ? silu_slope(z) : 1.0f; }
+// Whether there is an activation, and whether a row counts, are constants of the loops: with a flag inside they do not
+// vectorise.
+template <bool Active>
+MRISR_INLINE float slope(float z) {
+  return Active ? silu_slope(z) : 1.0f;
+}
 
 // Column sums over rows of `width` floats: first[c] = sum_r dz, second[c] = sum_r dz (x - m).
+template <bool Active>
+MRISR_INLINE void sum_row(float* __restrict__ first, float* __restrict__ second, const float* __restrict__ grad,
+                          const float* __restrict__ x, const float* __restrict__ a, const float* __restrict__ b,
+                          const float* __restrict__ m, Index width) {
+  for (Index c = 0; c < width; ++c) {
+    const float d = x[c] - m[c], dz = grad[c] * slope<Active>(a[c] * d + b[c]);
+    first[c] += dz;
+    second[c] += dz * d;
+  }
+}
+
 MRISR_INLINE void sum_rows_body(float* __restrict__ first, float* __restrict__ second, const float* __restrict__ grad,
                                 const float* __restrict__ x, const float* __restrict__ a, const float* __restrict__ b,
                                 const float* __restrict__ m, Index rows, Index width, bool active) {
   for (Index c = 0; c < width; ++c) first[c] = second[c] = 0.0f;
-  for (Index r = 0; r < rows; ++r)
-    for (Index c = 0; c < width; ++c) {
-      const float d = x[r * width + c] - m[c];
-      const float dz = grad[r * width + c] * slope(a[c] * d + b[c], active);
-      first[c] += dz;
-      second[c] += dz * d;
-    }
+  for (Index r = 0; r < rows; ++r, x += width, grad += width)
+    active ? sum_row<true>(first, second, grad, x, a, b, m, width) : sum_row<false>(first, second, grad, x, a, b, m, width);
 }
 MRISR_VARIANTS(sum_rows, sum_rows_body,
                (float* __restrict__ first, float* __restrict__ second, const float* __restrict__ grad,
@@ -34,18 +45,25 @@ MRISR_VARIANTS(sum_rows, sum_rows_body,
                 const float* __restrict__ m, Index rows, Index width, bool active),
                (first, second, grad, x, a, b, m, rows, width, active))
 
-// dx = p dz - on (u + v (x - m)) over rows; on: one flag per row, null means all. A select, not a product: what is NaN
-// in the statistics of active voxels stays out of the others.
+// dx = p dz - on (u + v (x - m)) over rows; on: one flag per row, null means all. What is NaN in the statistics of active
+// voxels stays out of the others. parts: a, b, m, p, u, v.
+template <bool Active, bool Counts>
+MRISR_INLINE void dx_row(float* dx, const float* grad, const float* x, const float* __restrict__ parts, Index width) {
+  const float *a = parts, *b = a + width, *m = b + width, *p = m + width, *u = p + width, *v = u + width;
+  for (Index c = 0; c < width; ++c) {
+    const float d = x[c] - m[c], direct = p[c] * grad[c] * slope<Active>(a[c] * d + b[c]);
+    dx[c] = Counts ? direct - (u[c] + v[c] * d) : direct;
+  }
+}
+
 MRISR_INLINE void dx_rows_body(float* dx, const float* grad, const float* x, const float* __restrict__ parts,
                                const std::uint8_t* on, Index rows, Index width, bool active) {
-  const float *a = parts, *b = parts + width, *m = parts + 2 * width, *p = parts + 3 * width, *u = parts + 4 * width, *v = parts + 5 * width;
-  for (Index r = 0; r < rows; ++r) {
+  for (Index r = 0; r < rows; ++r, dx += width, grad += width, x += width) {
     const bool counts = on == nullptr || on[r];
-    for (Index c = 0; c < width; ++c) {
-      const float d = x[r * width + c] - m[c];
-      const float direct = p[c] * grad[r * width + c] * slope(a[c] * d + b[c], active);
-      dx[r * width + c] = counts ? direct - (u[c] + v[c] * d) : direct;
-    }
+    if (active)
+      counts ? dx_row<true, true>(dx, grad, x, parts, width) : dx_row<true, false>(dx, grad, x, parts, width);
+    else
+      counts ? dx_row<false, true>(dx, grad, x, parts, width) : dx_row<false, false>(dx, grad, x, parts, width);
   }
 }
 MRISR_VARIANTS(dx_rows, dx_rows_body,
@@ -54,14 +72,26 @@ MRISR_VARIANTS(dx_rows, dx_rows_body,
                (dx, grad, x, parts, on, rows, width, active))
 
 // The same over a run of one channel, with a flag per element.
+template <bool Active>
+MRISR_INLINE void dx_of_run(float* dx, const float* grad, const float* x, const float* __restrict__ parts,
+                            const std::uint8_t* __restrict__ on, Index count) {
+  const float a = parts[0], b = parts[1], m = parts[2], p = parts[3], u = parts[4], v = parts[5];
+  if (on == nullptr) {
+    for (Index i = 0; i < count; ++i) {
+      const float d = x[i] - m;
+      dx[i] = p * grad[i] * slope<Active>(a * d + b) - (u + v * d);
+    }
+    return;
+  }
+  for (Index i = 0; i < count; ++i) {
+    const float d = x[i] - m, direct = p * grad[i] * slope<Active>(a * d + b), back = u + v * d;
+    dx[i] = on[i] ? direct - back : direct;
+  }
+}
+
 MRISR_INLINE void dx_run_body(float* dx, const float* grad, const float* x, const float* __restrict__ parts,
                               const std::uint8_t* __restrict__ on, Index count, bool active) {
-  const float a = parts[0], b = parts[1], m = parts[2], p = parts[3], u = parts[4], v = parts[5];
-  for (Index i = 0; i < count; ++i) {
-    const float d = x[i] - m;
-    const float direct = p * grad[i] * slope(a * d + b, active);
-    dx[i] = on == nullptr || on[i] ? direct - (u + v * d) : direct;
-  }
+  active ? dx_of_run<true>(dx, grad, x, parts, on, count) : dx_of_run<false>(dx, grad, x, parts, on, count);
 }
 MRISR_VARIANTS(dx_run, dx_run_body,
                (float* dx, const float* grad, const float* x, const float* __restrict__ parts,
