@@ -151,16 +151,20 @@ MRISR_INLINE void slope_run_body(float* __restrict__ dz, float* __restrict__ nor
     for (Index v = 0; v < count; ++v) dz[v] = grad[v] * silu_slope(normed[v] * gain + shift);
   else
     for (Index v = 0; v < count; ++v) dz[v] = grad[v];
-  for (Index l = 0; l < kLanes; ++l) first[l] = second[l] = 0.0f;
+  float one[kLanes], two[kLanes];
+  for (Index l = 0; l < kLanes; ++l) one[l] = two[l] = 0.0f;
   Index v = 0;
-  for (; v + kLanes <= count; v += kLanes)
-    for (Index l = 0; l < kLanes; ++l) {
-      first[l] += dz[v + l];
-      second[l] += dz[v + l] * normed[v + l];
-    }
+  for (; v + kLanes <= count; v += kLanes) {
+    for (Index l = 0; l < kLanes; ++l) one[l] += dz[v + l];
+    for (Index l = 0; l < kLanes; ++l) two[l] += dz[v + l] * normed[v + l];
+  }
   for (Index l = 0; v + l < count; ++l) {
-    first[l] += dz[v + l];
-    second[l] += dz[v + l] * normed[v + l];
+    one[l] += dz[v + l];
+    two[l] += dz[v + l] * normed[v + l];
+  }
+  for (Index l = 0; l < kLanes; ++l) {
+    first[l] = one[l];
+    second[l] = two[l];
   }
 }
 MRISR_VARIANTS(slope_run, slope_run_body,
