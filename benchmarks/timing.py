@@ -1,37 +1,40 @@
 """Seconds of a call on a CPU or a GPU, and what the machine can do at most: copy bandwidth and matrix products.
 
-Medians of calls after a warm-up. On a GPU by events, the L2 cache emptied before every call. Never time zeros: random
-numbers cost what real ones do.
+Medians of calls after a warm-up, the caches emptied before every call, so that a share of the copy bandwidth means
+something; on a GPU by events. Never time zeros: random numbers cost what real ones do.
 """
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
+from statistics import median
 
 import torch
 
-L2_BYTES = 256 * 2**20  # more than any GPU's; rewritten between calls
+CACHE_BYTES = 256 * 2**20  # more than the caches hold; rewritten between calls
+QUICK = 0.05  # a budget below this many seconds is for seeing that it runs: caches stay as they are
 
 
-def seconds(call: Callable[[], object], device: str = "cpu", budget: float = 0.5, least: int = 3) -> float:
-    """Median seconds of call(): at least `least` times, then until `budget` seconds are spent."""
+def seconds(call: Callable[[], object], device: str = "cpu", budget: float = 0.5, least: int = 3, pick=median) -> float:
+    """Median (or `pick`) of the seconds of call(): at least `least` times, then until `budget` seconds are spent."""
     call()
-    return _on_gpu(call, budget, least) if torch.device(device).type == "cuda" else _on_cpu(call, budget, least)
+    return pick((_on_gpu if torch.device(device).type == "cuda" else _on_cpu)(call, budget, least))
 
 
-def _on_cpu(call, budget: float, least: int) -> float:
+def _on_cpu(call, budget: float, least: int) -> list[float]:
+    other = torch.ones(0 if budget < QUICK else CACHE_BYTES // 4)
     found, begun = [], time.perf_counter()
     while len(found) < least or (time.perf_counter() - begun < budget and len(found) < 1000):
+        other.mul_(-1)
         start = time.perf_counter()
         call()
         found.append(time.perf_counter() - start)
-    return statistics.median(found)
+    return found
 
 
-def _on_gpu(call, budget: float, least: int) -> float:
-    other = torch.empty(L2_BYTES // 4, device="cuda")
+def _on_gpu(call, budget: float, least: int) -> list[float]:
+    other = torch.empty(CACHE_BYTES // 4, device="cuda")
     found, begun = [], time.perf_counter()
     while len(found) < least or (time.perf_counter() - begun < budget and len(found) < 200):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -41,7 +44,7 @@ def _on_gpu(call, budget: float, least: int) -> float:
         end.record()
         torch.cuda.synchronize()
         found.append(start.elapsed_time(end) / 1e3)
-    return statistics.median(found)
+    return found
 
 
 def copy_bandwidth(device: str = "cpu", size: int | None = None) -> float:
@@ -49,11 +52,11 @@ def copy_bandwidth(device: str = "cpu", size: int | None = None) -> float:
     size = size or (2**32 if torch.device(device).type == "cuda" else 2**28)
     source = torch.empty(size // 4, device=device).normal_()
     target = torch.empty_like(source)
-    return 2 * size / seconds(lambda: target.copy_(source), device)
+    return 2 * size / seconds(lambda: target.copy_(source), device, pick=min)
 
 
 def matmul_rate(device: str = "cpu", dtype: torch.dtype = torch.float32, n: int | None = None) -> float:
     """FLOP per second of a square matrix product on random data: the ceiling of everything that multiplies."""
     n = n or (8192 if torch.device(device).type == "cuda" else 1024)
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    return 2 * n**3 / seconds(lambda: a @ b, device)
+    return 2 * n**3 / seconds(lambda: a @ b, device, pick=min)
