@@ -8,6 +8,7 @@
 #include <string>
 #include <type_traits>
 
+#include "attention3d.h"
 #include "axis_apply.h"
 #include "blend.h"
 #include "channel_norm.h"
@@ -106,6 +107,25 @@ SamplerStep step_of(const std::array<Address, 5>& volumes, Address table, Index 
   return s;
 }
 
+AttentionInputs attention_inputs(Address qkv, Address mask, Address q_gain, Address k_gain, double eps, double scale) {
+  return {at<const std::uint16_t>(qkv, "qkv"), at<const std::uint8_t>(mask, "mask"), at<const float>(q_gain, "q_gain"),
+          at<const float>(k_gain, "k_gain"), eps, scale};
+}
+
+AttentionShape attention_shape(Index n, const Triple& size, const std::array<Index, 4>& stride, Index heads,
+                               Index head_dim, const Triple& window, const Triple& offset, int dtype) {
+  AttentionShape shape{};
+  shape.n = n;
+  std::copy(size.begin(), size.end(), shape.size);
+  std::copy(stride.begin(), stride.end(), shape.stride);
+  std::copy(window.begin(), window.end(), shape.window);
+  std::copy(offset.begin(), offset.end(), shape.offset);
+  shape.heads = heads;
+  shape.head_dim = head_dim;
+  shape.dtype = static_cast<Dtype>(dtype);
+  return shape;
+}
+
 // The number of CUDA devices, or why there is none. Asks the driver, allocates nothing.
 std::pair<int, std::string> cuda_devices() {
 #ifdef MRISR_WITH_CUDA
@@ -120,6 +140,31 @@ std::pair<int, std::string> cuda_devices() {
 #else
   return {0, "built without CUDA"};
 #endif
+}
+
+void bind_attention(py::module_& m) {
+  using release = py::call_guard<py::gil_scoped_release>;
+  m.def(
+      "attention3d",
+      [](Address y, Address lse, Address qkv, Address mask, Address q_gain, Address k_gain, Index n, Triple size,
+         std::array<Index, 4> stride, Index heads, Index head_dim, Triple window, Triple offset, int dtype, double eps,
+         double scale, int threads) {
+        cpu::attention3d(at<std::uint16_t>(y, "y"), at<float>(lse, "lse"),
+                         attention_inputs(qkv, mask, q_gain, k_gain, eps, scale),
+                         attention_shape(n, size, stride, heads, head_dim, window, offset, dtype), threads);
+      },
+      release());
+  m.def(
+      "attention3d_backward",
+      [](Address d_qkv, Address d_gains, Address d_y, Address y, Address lse, Address qkv, Address mask, Address q_gain,
+         Address k_gain, Index n, Triple size, std::array<Index, 4> stride, Index heads, Index head_dim, Triple window,
+         Triple offset, int dtype, double eps, double scale, int threads) {
+        cpu::attention3d_backward(at<std::uint16_t>(d_qkv, "d_qkv"), at<float>(d_gains, "d_gains"),
+                                  at<const std::uint16_t>(d_y, "d_y"), at<const std::uint16_t>(y, "y"),
+                                  at<const float>(lse, "lse"), attention_inputs(qkv, mask, q_gain, k_gain, eps, scale),
+                                  attention_shape(n, size, stride, heads, head_dim, window, offset, dtype), threads);
+      },
+      release());
 }
 
 // float and double by one name each: "prefilter_f32", "prefilter_f64".
@@ -434,4 +479,5 @@ PYBIND11_MODULE(_native, m) {
   bind_cpu(m);
   bind_splines<float>(m, "f32");
   bind_splines<double>(m, "f64");
+  bind_attention(m);
 }

@@ -10,6 +10,7 @@ from importlib import import_module
 
 FAMILY_MODULES = (
     "add_stats",
+    "attention3d",
     "axis_apply",
     "blend",
     "channel_norm",

@@ -21,7 +21,7 @@ from functools import cache
 
 from mrisr.errors import BackendError, UsageError
 
-NAMES = ("native", "cuda", "triton", "reference")
+NAMES = ("native", "cuda", "triton", "sdpa", "reference")
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,12 @@ class Backend:
 @dataclass(frozen=True)
 class Family:
     """An operator and its backends, best first; the last one is the PyTorch reference and takes
-    everything."""
+    everything. prefer(*args, **kwargs): the name of the backend that was measured to be faster for this
+    call than those before it, or None."""
 
     name: str
     backends: tuple[Backend, ...]
+    prefer: Callable[..., str | None] | None = None
 
     def __post_init__(self) -> None:
         FAMILIES[self.name] = self
@@ -97,7 +99,8 @@ def choose(family: Family, argument: str | None, *args, **kwargs) -> Backend:
     """The backend that runs this call. Raises BackendError where the one that was asked for cannot."""
     wanted = asked_for(family.name, argument)
     if wanted is None:
-        for backend in family.backends:
+        first = family.prefer(*args, **kwargs) if family.prefer else None
+        for backend in sorted(family.backends, key=lambda b: b.name != first):
             if backend.supports(*args, **kwargs) is None:
                 return backend
         return family.backends[-1]  # the reference raises the operator's own error

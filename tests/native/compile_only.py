@@ -45,6 +45,12 @@ def costs(report: str) -> str:
     return ", ".join([*parts, f"{max(map(int, shared))} B static shared"] if shared else parts)
 
 
+def aligned(signature: dict[str, str]) -> dict:
+    """What Triton finds at run time: addresses are multiples of 16 bytes, strides of 16 elements."""
+    regular = (kind.startswith("*") or name.startswith("stride") for name, kind in signature.items())
+    return {(place,): [["tt.divisibility", 16]] for place, is_regular in enumerate(regular) if is_regular}
+
+
 def compile_triton(archs: list[int]) -> list[str]:
     """Failures, one line each."""
     if os.environ.get("TRITON_INTERPRET") == "1":
@@ -58,14 +64,14 @@ def compile_triton(archs: list[int]) -> list[str]:
     names = sorted(module.name for module in pkgutil.iter_modules(mrisr.kernels.__path__))
     failures = []
     for family in (importlib.import_module(f"mrisr.kernels.{name}") for name in names):
-        for name, kernel, signature, constants in family.VARIANTS:
+        for name, kernel, signature, constants, *launch in family.VARIANTS:
             full = signature | dict.fromkeys(constants, "constexpr")
             ordered = {argument: full[argument] for argument in kernel.arg_names}
             for arch in archs:
                 label = f"triton {family.__name__.rpartition('.')[2]}.{name} sm_{arch}"
                 try:
-                    source = ASTSource(fn=kernel, signature=ordered, constexprs=constants)
-                    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32))
+                    source = ASTSource(kernel, ordered, constants, attrs=aligned(ordered))
+                    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=dict(*launch))
                     report = assemble(compiled.asm["ptx"])
                 except Exception as error:  # every kernel is tried; the failure is printed and counted
                     failures.append(f"{label}: {type(error).__name__}: {error}")
