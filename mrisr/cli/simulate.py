@@ -171,7 +171,7 @@ def _peaks(source):
     from mrisr.physics.field import tissue_peaks
 
     try:
-        return tissue_peaks(source.data)
+        return tissue_peaks(source.data, source.voxel_size)
     except InputError as error:
         raise InputError(f"{source.name}: {error} (or keep the contrast: --no-contrast)") from error
 

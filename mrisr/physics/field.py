@@ -132,39 +132,52 @@ class TissuePeaks:
             )
 
 
-def tissue_peaks(scan, mask=None) -> TissuePeaks:
+def tissue_peaks(scan, voxel_size=(1.0, 1.0, 1.0), mask=None) -> TissuePeaks:
     """Where the tissues of a T1w scan peak: three classes of its intensities by a mixture of Gaussians.
 
     Args:
         scan: real [X, Y, Z].
-        mask: bool, like scan: the brain; None: voxels from 15 to 100 % of the intensity scale, skull and all.
+        voxel_size: mm, 3 values; only their ratios matter.
+        mask: bool, like scan: the brain; None: the inner part of the head, 35 % of its greatest depth and more below
+            its surface, where there is no scalp, no fat and hardly any skull, and of every tissue some.
 
     Raises:
         InputError: too few voxels, or no three classes.
     """
     data = np.asarray(scan, np.float64)
-    offset, scale = intensity_scale(data)
-    values = (data - offset) / scale
-    # Fat and vessels, brighter than white matter, stay out; so does air.
-    inside = (values > FOREGROUND) & (values < 1.0) if mask is None else np.asarray(mask).astype(bool)
-    values = values[inside]
+    values = _inner_head(data, voxel_size) if mask is None else data[np.asarray(mask).astype(bool)]
+    values = values[values > 0.05 * np.percentile(values, 99)] if values.size else values
     if values.size < 500:
         raise InputError(f"tissue peaks: {values.size} voxels above the background; expected a scan of a head")
-    counts, edges = np.histogram(values, bins=256, range=np.percentile(values, (0.5, 99.5)))
-    centres = (edges[1:] + edges[:-1]) / 2
-    csf, grey, white = np.sort(_mixture(centres, counts.astype(np.float64)))
-    if white - grey < 0.05 or grey - csf < 0.05:
+    low, high = np.percentile(values, (0.5, 99.5))
+    counts, edges = np.histogram(values, bins=256, range=(low, max(high, low + 1e-12)))
+    csf, grey, white = np.sort(_mixture((edges[1:] + edges[:-1]) / 2, counts.astype(np.float64)))
+    if white - grey < 0.08 * white or grey - csf < 0.08 * white:
         raise InputError(
-            f"tissue peaks: found {csf:.2f}, {grey:.2f} and {white:.2f} of the intensity scale, too close together; "
-            "is the scan T1-weighted? Correct its bias field first, or state the peaks"
+            f"tissue peaks: found {csf:.4g}, {grey:.4g} and {white:.4g}, too close together; is the scan T1-weighted? "
+            "Correct its bias field first, or state the peaks"
         )
-    return TissuePeaks(*(float(p * scale + offset) for p in (white, grey, csf)))
+    return TissuePeaks(float(white), float(grey), float(csf))
+
+
+def _inner_head(data: np.ndarray, voxel_size) -> np.ndarray:
+    """Intensities of the inner part of the head, on a grid of about 80 voxels a side."""
+    from scipy import ndimage
+
+    steps = [max(1, round(n / 80)) for n in data.shape]
+    small = data[tuple(slice(step // 2, None, step) for step in steps)]
+    offset, scale = intensity_scale(data)
+    inside = ndimage.binary_closing(np.pad(small - offset > FOREGROUND * scale, 4), iterations=3)
+    inside = ndimage.binary_fill_holes(inside)[4:-4, 4:-4, 4:-4]
+    spacing = [float(v) * step for v, step in zip(voxel_size, steps)]
+    depth = ndimage.distance_transform_edt(np.pad(inside, 1), sampling=spacing)[1:-1, 1:-1, 1:-1]
+    return small[depth > 0.35 * depth.max()]
 
 
 def _mixture(x: np.ndarray, counts: np.ndarray, classes: int = 3, rounds: int = 200) -> np.ndarray:
     """Means of a Gaussian mixture fitted to a histogram by expectation-maximisation."""
     share = np.cumsum(counts) / counts.sum()
-    means = np.interp([0.1, 0.45, 0.85], share, x)
+    means = np.interp([0.05, 0.4, 0.8], share, x)
     widths, parts = np.full(classes, (x[-1] - x[0]) / 8), np.full(classes, 1 / classes)
     narrowest = (x[-1] - x[0]) / 64
     for _ in range(rounds):

@@ -16,11 +16,13 @@ def names(folder):
 
 @pytest.fixture(scope="session")
 def t1w(tmp_path_factory):
-    """Path of a NIfTI of CSF, white and grey matter in 2 mm shells, with 2 % noise; its sidecar says 3 T."""
+    """Path of a NIfTI of CSF (0), folded white (1) and grey matter (2), 2 % noise; its sidecar says 3 T."""
     rng = np.random.default_rng(0)
     shape = (40, 44, 36)
     lines = [np.linspace(-1, 1, n)[i] for n, i in zip(shape, np.ix_(*map(range, shape)), strict=True)]
-    label = np.digitize(np.sqrt(sum(v**2 for v in lines)), [0.35, 0.65, 0.85])
+    radius = np.sqrt(sum(v**2 for v in lines))
+    folded = np.sin(9 * lines[0]) * np.sin(8 * lines[1]) + 0.5 * np.sin(10 * lines[2])
+    label = np.select([radius > 0.85, radius < 0.3], [3, 0], np.where(folded > 0, 1, 2))
     level = np.array([180.0, 900.0, 620.0, 0.0])[label]
     scan = np.hypot(level + rng.normal(0, 18, shape), rng.normal(0, 18, shape))
     folder = tmp_path_factory.mktemp("t1w")

@@ -1,16 +1,20 @@
 """How finely a scan was acquired: zero-filling is found, and nothing else is taken for it."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from mrisr.errors import UsageError
 from mrisr.grid import Grid
+from mrisr.io import nifti
 from mrisr.physics.acquired import estimate_acquired
 from mrisr.physics.degrade import ForwardModel, coarse_grid, degrade, kspace_mask
 from mrisr.physics.psf import AxisPSF
 
 SHAPE = (96, 100, 92)
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "train"
 
 
 @pytest.fixture(scope="module")
@@ -73,3 +77,21 @@ def test_short_axes_and_flat_volumes_are_left_alone():
     assert not any(axis.certain for axis in estimate_acquired(np.random.default_rng(0).random((60, 60, 60)), (1, 1, 1)))
     with pytest.raises(UsageError, match="estimate_acquired: expected a scan"):
         estimate_acquired(np.zeros((60, 60)), (1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    "name,filled",
+    [
+        ("flair_1mm_p26", (False, False, False)),
+        ("t1w_1mm_c", (False, False, False)),
+        ("clinical2d_p12_study2_flair", (True, False, False)),
+    ],
+)
+def test_scans_of_people(name, filled):
+    """Their README: the clinical ones are zero-filled along the first axis, above 0.7 of the band or so."""
+    path = SHARED / f"{name}.nii.gz"
+    if not path.is_file():
+        pytest.skip(f"the scan {path.name} is not beside this checkout")
+    found = estimate_acquired(nifti.read(path).data, (1, 1, 1))
+    assert tuple(axis.certain for axis in found) == filled
+    assert not filled[0] or 0.6 < found[0].cut < 0.75

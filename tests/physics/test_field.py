@@ -39,8 +39,10 @@ def pulse_by_pulse(sequence: MPRAGE, t1: float) -> float:
 def brain():
     """(scan [X, Y, Z] float64 with tissue at PEAKS and 2 % noise, label volume)."""
     rng = np.random.default_rng(0)
-    radius = np.sqrt(sum(np.linspace(-1, 1, 40)[i] ** 2 for i in np.ix_(*[range(40)] * 3)))
-    label = np.digitize(radius, [0.3, 0.65, 0.85])  # csf, white, grey, air
+    lines = [np.linspace(-1, 1, 40)[i] for i in np.ix_(*[range(40)] * 3)]
+    radius = np.sqrt(sum(v**2 for v in lines))
+    folded = np.sin(9 * lines[0]) * np.sin(8 * lines[1]) + 0.5 * np.sin(10 * lines[2])
+    label = np.select([radius > 0.85, radius < 0.3], [3, 0], np.where(folded > 0, 1, 2))  # csf, white, grey, air
     level = np.array([PEAKS.csf, PEAKS.white, PEAKS.grey, 0.0])[label]
     return np.hypot(level + rng.normal(0, 18, level.shape), rng.normal(0, 18, level.shape)), label
 
@@ -109,7 +111,7 @@ def test_maps_are_differentiable_and_odd():
 def test_tissue_peaks_are_found(brain):
     scan, label = brain
     for mask in (None, label < 3):
-        found = field.tissue_peaks(scan, mask)
+        found = field.tissue_peaks(scan, mask=mask)
         for name in field.TISSUES:
             assert getattr(found, name) == pytest.approx(getattr(PEAKS, name), abs=0.04 * PEAKS.white), (name, found)
     with pytest.raises(InputError, match="is the scan T1-weighted"):

@@ -1,5 +1,6 @@
 """Gradient nonlinearity against closed forms, scipy and itself: displacement to 0.001 mm, determinant to 0.001."""
 
+import dataclasses
 from math import factorial, sqrt
 
 import numpy as np
@@ -189,6 +190,14 @@ def test_a_displacement_field_does_what_its_coil_does(coil):
         gradnl.DisplacementField.from_volume(Volume(volume.data[..., 0], grid.affine))
     with pytest.raises(InputError, match="does not cover the field of view"):
         gradnl.correction(stored, oblique((44, 42, 38), (6.0, 5.0, 5.0)))
+
+
+def test_a_moved_table_moves_the_field(coil):
+    moved = dataclasses.replace(coil, isocentre=(3.0, -7.0, 20.0))
+    points = torch.randn(3, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 60
+    centre = torch.tensor(moved.isocentre, dtype=torch.float64)[:, None]
+    assert torch.allclose(moved.displacement_at(points + centre), coil.displacement_at(points), atol=1e-10)
+    assert torch.allclose(moved.gradient_at(points + centre), coil.gradient_at(points), atol=1e-12)
 
 
 def test_guidance_has_four_channels_in_target_voxels(coil):
