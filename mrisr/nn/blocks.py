@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+from mrisr.ops.attention3d import attention3d
 from mrisr.ops.channel_norm import channel_norm
 from mrisr.ops.group_norm import group_norm
 
@@ -126,37 +126,8 @@ class WindowAttention(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, x: torch.Tensor, active: torch.Tensor | None) -> torch.Tensor:
-        n, c, d, h, w = x.shape
         tokens = x.permute(0, 2, 3, 4, 1)
         normed = tokens * torch.rsqrt(tokens.square().mean(-1, keepdim=True) + 1e-6) * self.scale
-        key = torch.ones(n, d, h, w, 1, device=x.device, dtype=torch.bool)
-        if active is not None:
-            key = active.permute(0, 2, 3, 4, 1) > 0
-        # A shifted grid starts half a window before the origin: pad there, and up to whole windows behind.
-        pad = []
-        for size in (w, h, d):
-            pad += [self.shift, -(size + self.shift) % self.window]
-        q, k, v = self._windows(F.pad(self.qkv(normed), (0, 0, *pad))).chunk(3, dim=-1)
-        allowed = self._windows(F.pad(key, (0, 0, *pad)))[..., 0][:, None, None, :]
-        # A window with no key at all attends nowhere; softmax over an empty set would be NaN.
-        allowed = allowed | ~allowed.any(-1, keepdim=True)
-        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed).transpose(1, 2).flatten(2)
-        padded = tuple(s + a + b for s, a, b in zip((d, h, w), pad[4::-2], pad[5::-2]))
-        y = self._unwindow(y, n, padded)
-        s = self.shift
-        y = self.out(y[:, s : s + d, s : s + h, s : s + w])
-        return x + mask_out(y.permute(0, 4, 1, 2, 3), active)
-
-    def _windows(self, x: torch.Tensor) -> torch.Tensor:
-        """[N, D, H, W, C] -> [windows, 512, C]."""
-        n, d, h, w, c = x.shape
-        k = self.window
-        x = x.view(n, d // k, k, h // k, k, w // k, k, c)
-        return x.permute(0, 1, 3, 5, 2, 4, 6, 7).reshape(-1, k**3, c)
-
-    def _unwindow(self, x: torch.Tensor, n: int, size) -> torch.Tensor:
-        k = self.window
-        grid = tuple(s // k for s in size)
-        x = x.view(n, *grid, k, k, k, -1).permute(0, 1, 4, 2, 5, 3, 6, 7)
-        return x.reshape(n, *size, -1)
+        key = None if active is None else active[:, 0] > 0
+        y = attention3d(self.qkv(normed), self.heads, window=self.window, shift=self.shift, mask=key)
+        return x + mask_out(self.out(y).permute(0, 4, 1, 2, 3), active)

@@ -65,6 +65,9 @@ def attention3d(
     """
     _check(qkv, heads, window, mask, norm_eps, q_gain, k_gain, scale)
     shift, origin = _triple(shift, "shift"), _triple(origin, "origin")
+    if torch.onnx.is_in_onnx_export():  # ONNX has no such operator: the windows of the example's size, in plain ones
+        call = dict(mask=mask, norm_eps=norm_eps, q_gain=q_gain, k_gain=k_gain, scale=scale)
+        return reference(qkv, heads, window=window, shift=shift, origin=origin, **call)
     if window is None:
         if any(shift):
             raise UsageError(f"attention3d: a shift needs windows; shift={shift}, window=None")
