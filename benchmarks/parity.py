@@ -27,7 +27,7 @@ def run(families: list[str] | None = None, folder: Path = record.RESULTS) -> dic
     """Measure, write parity.json and parity.md into `folder`, and return the content."""
     import torch
 
-    rows = matrix(families, None if torch.cuda.is_available() else ("native", "cuda", "reference"))
+    rows = matrix(families, without=() if torch.cuda.is_available() else ("triton",))
     if not torch.cuda.is_available():
         rows += _interpreted(families)
     rows.sort(key=lambda row: (row["family"], row["backend"], row["what"]))
@@ -37,7 +37,9 @@ def run(families: list[str] | None = None, folder: Path = record.RESULTS) -> dic
     return content
 
 
-def matrix(families: list[str] | None = None, backends: tuple[str, ...] | None = None) -> list[dict]:
+def matrix(
+    families: list[str] | None = None, backends: tuple[str, ...] = (), without: tuple[str, ...] = ()
+) -> list[dict]:
     """One row per family, backend and dtype (and one for its gradients)."""
     from mrisr import ops
     from mrisr.ops import _parity
@@ -47,6 +49,8 @@ def matrix(families: list[str] | None = None, backends: tuple[str, ...] | None =
         for name, spec in sorted(ops.specs().items()):
             for backend in spec.family.backends:
                 if (families and name not in families) or (backends and backend.name not in backends):
+                    continue
+                if backend.name in without:
                     continue
                 for dtype, limit in spec.tolerance.items():
                     found = {case: _tried(_parity.values, spec, backend, dtype, case) for case in spec.cases}
