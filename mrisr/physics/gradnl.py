@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Protocol
 
 import numpy as np
@@ -25,7 +25,8 @@ from mrisr.physics import smooth
 from mrisr.volume import Volume
 
 LARGEST = 50.0  # mm; real coils stay below 15 within the head
-STEPS, SETTLED = 30, 1e-7  # of Newton's iteration; mm
+STEPS, SETTLED = 40, 1e-6  # of Newton's iteration; mm
+FRESH = 3  # steps with one and the same slope: it changes little and costs most
 GOOD = 1e-4  # mm, and as a fraction of the intensity: what an inverse is good to
 
 
@@ -71,11 +72,14 @@ class DisplacementField:
 
     def gradient_at(self, points: torch.Tensor) -> torch.Tensor:
         """See `Distortion`."""
+        return self._sample(self._gradient, points).unflatten(0, (3, 3))
+
+    @cached_property
+    def _gradient(self) -> torch.Tensor:
+        """d displacement_a / d position_b at the field's own voxels: [3 * 3, X, Y, Z]."""
         along_axes = torch.stack(torch.gradient(self.data, dim=(1, 2, 3)))  # [index axis, component, X, Y, Z]
         to_mm = torch.from_numpy(np.linalg.inv(self.grid.affine[:3, :3]))
-        return self._sample(torch.einsum("icxyz,ib->cbxyz", along_axes, to_mm).flatten(0, 1), points).unflatten(
-            0, (3, 3)
-        )
+        return torch.einsum("icxyz,ib->cbxyz", along_axes, to_mm).flatten(0, 1)
 
     def covers(self, grid: Grid) -> bool:
         """Whether every voxel of `grid` lies within a voxel of the field's own."""
@@ -292,9 +296,10 @@ def _solved(distortion: Distortion, points, project: torch.Tensor, wanted: torch
     """e [3, P] with  e + project d(points + e) = wanted,  by Newton's iteration."""
     e, project = wanted, project.to(points)
     eye = torch.eye(3, dtype=points.dtype, device=points.device)
-    for _ in range(STEPS):
+    for iteration in range(STEPS):
         left = e + project @ distortion.displacement_at(points + e) - wanted
-        slope = eye[..., None] + torch.einsum("ab,bcp->acp", project, distortion.gradient_at(points + e))
+        if iteration % FRESH == 0:
+            slope = eye[..., None] + torch.einsum("ab,bcp->acp", project, distortion.gradient_at(points + e))
         step = torch.linalg.solve_ex(slope.permute(2, 0, 1), left.T[..., None])[0][..., 0].T
         e, size = e - step, float(step.abs().max()) if step.numel() else 0.0
         if size < SETTLED:
