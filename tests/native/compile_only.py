@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,33 +53,40 @@ def aligned(signature: dict[str, str]) -> dict:
 
 
 def compile_triton(archs: list[int]) -> list[str]:
-    """Failures, one line each."""
+    """Failures, one line each; as many compilers at once as there are cores."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise SystemExit("compile_only: unset TRITON_INTERPRET; interpreted kernels cannot be compiled")
+    import mrisr.kernels
+
+    families = sorted(module.name for module in pkgutil.iter_modules(mrisr.kernels.__path__))
+    variants = {name: importlib.import_module(f"mrisr.kernels.{name}").VARIANTS for name in families}
+    tasks = [(name, k, arch) for name in families for k in range(len(variants[name])) for arch in archs]
+    failures = []
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for passed, line in pool.map(_compile_variant, tasks, chunksize=4):
+            print(line, flush=True)
+            if not passed:
+                failures.append(line)
+    return failures
+
+
+def _compile_variant(task: tuple[str, int, int]) -> tuple[bool, str]:
+    """Whether variant `k` of a family compiles for an architecture, and what is said of it."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    import mrisr.kernels
-
-    names = sorted(module.name for module in pkgutil.iter_modules(mrisr.kernels.__path__))
-    failures = []
-    for family in (importlib.import_module(f"mrisr.kernels.{name}") for name in names):
-        for name, kernel, signature, constants, *launch in family.VARIANTS:
-            full = signature | dict.fromkeys(constants, "constexpr")
-            ordered = {argument: full[argument] for argument in kernel.arg_names}
-            for arch in archs:
-                label = f"triton {family.__name__.rpartition('.')[2]}.{name} sm_{arch}"
-                try:
-                    source = ASTSource(kernel, ordered, constants, attrs=aligned(ordered))
-                    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=dict(*launch))
-                    report = assemble(compiled.asm["ptx"])
-                except Exception as error:  # every kernel is tried; the failure is printed and counted
-                    failures.append(f"{label}: {type(error).__name__}: {error}")
-                    print("FAIL", failures[-1])
-                    continue
-                print(f"ok   {label}: {report}, {compiled.metadata.shared} B shared")
-    return failures
+    family, k, arch = task
+    name, kernel, signature, constants, *launch = importlib.import_module(f"mrisr.kernels.{family}").VARIANTS[k]
+    full = signature | dict.fromkeys(constants, "constexpr")
+    ordered = {argument: full[argument] for argument in kernel.arg_names}
+    label = f"triton {family}.{name} sm_{arch}"
+    try:
+        source = ASTSource(kernel, ordered, constants, attrs=aligned(ordered))
+        compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=dict(*launch))
+        return True, f"ok   {label}: {assemble(compiled.asm['ptx'])}, {compiled.metadata.shared} B shared"
+    except Exception as error:  # every kernel is tried; the failure is printed and counted
+        return False, f"FAIL {label}: {type(error).__name__}: {error}"
 
 
 def assemble(ptx: str) -> str:
@@ -114,28 +122,26 @@ def compile_cuda(archs: list[int]) -> list[str]:
     if nvcc is None:
         print("skip CUDA C++: no nvcc on PATH")
         return []
+    tasks = [(nvcc, source, arch) for source in sorted((ROOT / "csrc").rglob("*.cu")) for arch in archs]
     failures = []
-    for source in sorted((ROOT / "csrc").rglob("*.cu")):
-        for arch in archs:
-            label = f"nvcc {source.relative_to(ROOT)} sm_{arch}"
-            command = [nvcc, "-std=c++17", "-O3", "-DMRISR_WITH_CUDA", f"-I{ROOT / 'csrc' / 'core'}"]
-            command += [
-                f"-gencode=arch={CUDA_FLAGS[arch]}",
-                "-Xptxas",
-                "-v",
-                "-c",
-                str(source),
-                "-o",
-                os.devnull,
-            ]
-            run = subprocess.run(command, capture_output=True, text=True)
-            if run.returncode:
-                failures.append(f"{label}: {run.stderr.strip()}")
-                print("FAIL", failures[-1])
-                continue
-            for entry in run.stderr.split("Compiling entry function '")[1:]:
-                print(f"ok   {label} {short_name(entry.split(chr(39))[0])}: {costs(entry)}")
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for passed, lines in pool.map(_compile_source, tasks):
+            print("\n".join(lines), flush=True)
+            failures += [] if passed else lines
     return failures
+
+
+def _compile_source(task: tuple[str, Path, int]) -> tuple[bool, list[str]]:
+    """Whether a CUDA file compiles for an architecture, and a line on every kernel in it."""
+    nvcc, source, arch = task
+    label = f"nvcc {source.relative_to(ROOT)} sm_{arch}"
+    command = [nvcc, "-std=c++17", "-O3", "-DMRISR_WITH_CUDA", f"-I{ROOT / 'csrc' / 'core'}"]
+    command += [f"-gencode=arch={CUDA_FLAGS[arch]}", "-Xptxas", "-v", "-c", str(source), "-o", os.devnull]
+    run = subprocess.run(command, capture_output=True, text=True)
+    if run.returncode:
+        return False, [f"FAIL {label}: {run.stderr.strip()}"]
+    entries = run.stderr.split("Compiling entry function '")[1:]
+    return True, [f"ok   {label} {short_name(entry.split(chr(39))[0])}: {costs(entry)}" for entry in entries]
 
 
 def main() -> int:
