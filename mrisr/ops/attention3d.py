@@ -12,7 +12,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch.utils.flop_counter import register_flop_formula
 
 from mrisr.errors import UsageError
 from mrisr.ops._dispatch import choose
@@ -203,14 +202,20 @@ def _pairs(shape, window: Sequence[int], offset: Sequence[int]) -> int:
     return shape[0] * math.prod(sum(count * width**2 for _, count, width in axis) for axis in along)
 
 
-@register_flop_formula(torch.ops.mrisr.attention3d)
 def _forward_flop(qkv_shape, heads, window, offset, *rest, out_shape=None, **kwargs) -> int:
     return 4 * _pairs(qkv_shape, window, offset) * (qkv_shape[4] // 3)
 
 
-@register_flop_formula(torch.ops.mrisr.attention3d_backward)
 def _backward_flop(grad_shape, out, lse, qkv_shape, heads, window, offset, *rest, out_shape=None, **kwargs) -> int:
     return 10 * _pairs(qkv_shape, window, offset) * (qkv_shape[4] // 3)
+
+
+# For torch.utils.flop_counter.FlopCounterMode(custom_mapping=FLOP). Not registered here: importing that module imports
+# Triton, which asking for an operator must not.
+FLOP = {
+    torch.ops.mrisr.attention3d: _forward_flop,
+    torch.ops.mrisr.attention3d_backward: _backward_flop,
+}
 
 
 def reference(
