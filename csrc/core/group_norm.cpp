@@ -266,15 +266,23 @@ MRISR_INLINE void apply_run_body(float* y, const float* x, Index count, float a,
 MRISR_VARIANTS(apply_run, apply_run_body, (float* y, const float* x, Index count, float a, float b, float m, bool act),
                (y, x, count, a, b, m, act))
 
+// y may be x: either way no element depends on another, which the compiler cannot know.
 MRISR_INLINE void apply_rows_body(float* y, const float* x, Index rows, Index width, const float* __restrict__ a,
                                   const float* __restrict__ b, const float* __restrict__ m, bool act) {
+  if (act) {
+    for (Index r = 0; r < rows; ++r) {
+      const float* from = x + r * width;
+      float* to = y + r * width;
+#pragma GCC ivdep
+      for (Index c = 0; c < width; ++c) to[c] = silu(a[c] * (from[c] - m[c]) + b[c]);
+    }
+    return;
+  }
   for (Index r = 0; r < rows; ++r) {
     const float* from = x + r * width;
     float* to = y + r * width;
-    if (act)
-      for (Index c = 0; c < width; ++c) to[c] = silu(a[c] * (from[c] - m[c]) + b[c]);
-    else
-      for (Index c = 0; c < width; ++c) to[c] = a[c] * (from[c] - m[c]) + b[c];
+#pragma GCC ivdep
+    for (Index c = 0; c < width; ++c) to[c] = a[c] * (from[c] - m[c]) + b[c];
   }
 }
 MRISR_VARIANTS(apply_rows, apply_rows_body,
@@ -353,8 +361,7 @@ void group_norm_apply(void* y, const void* x, const Folded& folded, Act act, con
     Scratch row(width);
     Blocks blocks(step * channels);
     for (Index unit = begin; unit < end; ++unit) {
-      // From the end: what the statistics have read last may still be in a cache.
-      const Index piece = pieces - 1 - unit, line = piece / steps, v0 = piece % steps * step;
+      const Index line = unit / steps, v0 = unit % steps * step;
       const Index count = std::min(step, shape.voxels - v0) * channels;
       const Index at = (line * shape.voxels + v0) * channels, p = line * channels;
       const float* from = source.read(at, count, blocks.x.data());
