@@ -151,8 +151,9 @@ def _floor(result: dict) -> str:
     return (
         f"**The network's floor** {_where('network_floor', result)}. "
         f"{result['gflop_of_the_convolutions']:.0f} GFLOP of convolutions on {shape} voxels at the best float32 rate "
-        f"found here ({result['best_gflop_per_s']:.0f} GFLOP/s) take {result['floor_s']:.3f} s; in the same run, with the share of that floor: {times}. Of OpenVINO's time "
-        f"{rest:.0%} is not convolution, which is the most that another export of the same weights could save."
+        f"found here ({result['best_gflop_per_s']:.0f} GFLOP/s) take {result['floor_s']:.3f} s; in the same run, with "
+        f"the share of that floor: {times}. Of OpenVINO's time {rest:.0%} is not convolution, which is the most that "
+        "another export of the same weights could save."
     )
 
 
