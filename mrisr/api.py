@@ -67,8 +67,8 @@ def upscale(
         memory: a budget that is kept: "2GB", "512MB" or bytes. On a CPU it is the process's resident memory,
             what it holds already included; on a GPU it is device memory. None: 4 GB or 60 % of what is free.
         tile: None (the whole head in one piece where the budget allows, else overlapping blended tiles), a size in
-            output voxels, or "exact": the same result as in one piece at any budget, by the PyTorch engine layer
-            by layer, with the largest maps in a file of the temporary folder where the budget is too small for them.
+            output voxels, or "exact": the same result as in one piece in a fraction of its memory, by the PyTorch
+            engine layer by layer, with the largest maps in a file in TMPDIR where the budget is too small for them.
         engine: "auto", "torch", "openvino". One asked for by name never falls back to another.
         threads: CPU threads (None: every core this process may use).
         progress: a callback(stage, fraction), or True for a bar when stderr is a terminal.

@@ -49,7 +49,12 @@ def use_threads(count: int | None) -> None:
 
 
 def _tile(text: str) -> int | str:
-    return text if text == "exact" else positive_int(text)
+    if text == "exact":
+        return text
+    try:
+        return positive_int(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"expected a whole number of voxels or exact, found {text!r}") from None
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +72,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         "--tile",
         type=_tile,
         metavar="N",
-        help="tile size in output voxels, or exact: layer by layer, equal to one piece at any budget (default: the "
+        help="tile size in output voxels, or exact: layer by layer, equal to one piece, in less memory (default: the "
         "whole volume if the budget allows, else blended tiles)",
     )
     add_threads(group)

@@ -201,13 +201,13 @@ def demand(
     return Demand(held, fixed, volumes, maps + piece, finish)
 
 
-def refuse(budget: int, need: Demand, tile_voxels: int, what: str) -> NoReturn:
-    """Raise MemoryBudgetError that names the smallest budget that would do."""
+def refuse(budget: int, need: Demand, tile_voxels: int, what: str, way_out: str = "") -> NoReturn:
+    """Raise MemoryBudgetError that names the smallest budget that would do, and what else would."""
     raise MemoryBudgetError(
         f"memory: a budget of {show(budget)} is too small for this job; the smallest that works is "
         f"{show(need.peak(tile_voxels), up=True)} (process {show(need.held)}, engine {show(need.fixed)}, "
         f"volumes {show(max(need.volumes, need.finish))}, {what} {show(int(need.per_voxel * tile_voxels))}); raise "
-        "memory, ask for a coarser voxel_size or crop the input"
+        f"memory, ask for a coarser voxel_size or crop the input{way_out}"
     )
 
 

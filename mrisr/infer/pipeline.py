@@ -236,7 +236,8 @@ def _plan(job: Job, y: torch.Tensor) -> tiles.TilePlan:
         need = _demand(job, spill=True)
         most = need.tile_voxels(job.budget)
     if voxels > most:
-        memory.refuse(job.budget, need, voxels, "head" if plan.kind == tiles.EXACT else "tile")
+        exact = plan.kind == tiles.EXACT
+        memory.refuse(job.budget, need, voxels, "head" if exact else "tile", _way_out(job) if exact else "")
     job.expected = need.peak(voxels)
     job.plan = plan
     return plan
@@ -264,10 +265,22 @@ def _demand(job: Job, spill: bool = False) -> memory.Demand:
     if not spill and (job.options.tile == tiles.EXACT or config.norm == "group"):
         _demand(job, spill=True)  # what does not fit into memory goes into a file
         return need
+    if (
+        spill
+    ):  # how much of the grid is head is known later; where the volumes alone are too much, all of it surely fits
+        if need.tile_voxels(job.budget) < 1:
+            whole = int(np.prod([tiles.round_up(n) for n in job.target.shape]))
+            memory.refuse(job.budget, need, whole, "whole grid", _way_out(job))
+        return need
     smallest = int(np.prod([min(tiles.smallest_tile(job.align), tiles.round_up(n)) for n in job.target.shape]))
     if need.tile_voxels(job.budget) < smallest:
         memory.refuse(job.budget, need, smallest, "smallest tile")
     return need
+
+
+def _way_out(job: Job) -> str:
+    """What else to do where exact tiling does not fit."""
+    return "" if job.net.config.norm == "group" else ", or leave tile at its default (blended tiles need less)"
 
 
 def _consistent(job: Job, result: torch.Tensor, lr: torch.Tensor, noise: float | None):

@@ -10,6 +10,7 @@ import mmap
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +18,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from mrisr.errors import MemoryBudgetError
+from mrisr.errors import MemoryBudgetError, MrisrWarning
+from mrisr.infer.memory import show
 from mrisr.infer.program import Program, Step
 from mrisr.nn.active import active_bricks
 from mrisr.nn.blocks import FilmBlock, NormBlock
@@ -65,16 +67,56 @@ class Map:
             self.file._mmap.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
+def scratch_folder() -> Path:
+    """Where maps are spilled: TMPDIR where that is set, and nowhere else then; else the system's temporary folder.
+
+    Raises MemoryBudgetError where it cannot be written to; warns where it lies in memory itself.
+    """
+    stated = os.environ.get("TMPDIR")
+    try:
+        folder = Path(stated or tempfile.gettempdir())
+    except FileNotFoundError as error:
+        raise MemoryBudgetError(f"memory: no folder for the scratch file ({error}); name one in TMPDIR") from error
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise MemoryBudgetError(
+            f"memory: the scratch file would go to {folder}, which is no folder that can be written to; raise memory, "
+            "or name another folder in TMPDIR"
+        )
+    if _lies_in_memory(folder):
+        warnings.warn(
+            f"the scratch file goes to {folder}, which lies in memory: nothing is saved; name a folder on a disk in "
+            "TMPDIR",
+            MrisrWarning,
+            stacklevel=2,
+        )
+    return folder
+
+
+def _lies_in_memory(folder: Path) -> bool:
+    """Whether the folder is on a tmpfs (Linux; elsewhere nobody says)."""
+    mounts = Path("/proc/mounts")
+    if not mounts.is_file():
+        return False
+    kinds = {Path(fields[1]): fields[2] for fields in map(str.split, mounts.read_text().splitlines())}
+    folder = folder.resolve()
+    return next((kinds[part] for part in (folder, *folder.parents) if part in kinds), "") in ("tmpfs", "ramfs")
+
+
 def _spill_file(shape: tuple[int, ...], folder: Path) -> np.memmap:
     """Zeros in a file that has no name any more: it goes when the map goes, however the process ends."""
     size = int(np.prod(shape)) * 4
     free = shutil.disk_usage(folder).free
     if free < size:
         raise MemoryBudgetError(
-            f"memory: the budget needs {size / 1e9:.1f} GB of scratch space in {folder}, which has "
-            f"{free / 1e9:.1f} GB free; raise memory, or name another folder in TMPDIR"
+            f"memory: in this budget the job needs {show(size, up=True)} of scratch space in {folder}, which has "
+            f"{show(free)} free; raise memory, or name another folder in TMPDIR"
         )
-    handle, name = tempfile.mkstemp(prefix="mrisr-", dir=folder)
+    try:
+        handle, name = tempfile.mkstemp(prefix="mrisr-", dir=folder)
+    except OSError as error:
+        raise MemoryBudgetError(
+            f"memory: cannot make a scratch file in {folder} ({error.strerror}); name another folder in TMPDIR"
+        ) from error
     try:
         # Claimed now: a full disk found while writing through a mapping would end the process.
         if hasattr(os, "posix_fallocate"):
@@ -85,7 +127,7 @@ def _spill_file(shape: tuple[int, ...], folder: Path) -> np.memmap:
             return np.memmap(file, np.float32, "r+", shape=shape)
     except OSError as error:
         raise MemoryBudgetError(
-            f"memory: cannot set {size / 1e9:.1f} GB of {folder} aside ({error.strerror}); raise memory, or name "
+            f"memory: cannot set {show(size, up=True)} of {folder} aside ({error.strerror}); raise memory, or name "
             "another folder in TMPDIR"
         ) from error
     finally:

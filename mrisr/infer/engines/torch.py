@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import copy
 import math
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 
 import torch
 
 from mrisr.errors import BackendError
 from mrisr.infer.engines.select import Network
 from mrisr.infer.program import compile_network
-from mrisr.infer.slabs import SlabRunner
+from mrisr.infer.slabs import SlabRunner, scratch_folder
 from mrisr.nn.unet import MULTIPLE, UNet
 
 
@@ -47,12 +45,12 @@ class TorchEngine:
 
         Args:
             exact: run in slabs (a CPU always does).
-            spill: keep the largest maps in a file of the system's temporary folder.
+            spill: keep the largest maps in a file in `mrisr.infer.slabs.scratch_folder()`.
             tick: called with the fraction done.
         """
         network = self._net
         if isinstance(network, UNet) and (exact or spill or self.device.type == "cpu"):
-            folder = Path(tempfile.gettempdir()) if spill else None
+            folder = scratch_folder() if spill else None
             network = SlabRunner(network, compile_network(network), spill=folder, tick=tick)
 
         def run(x, y, vector, guidance, active=None):
