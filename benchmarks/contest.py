@@ -12,6 +12,8 @@ from functools import partial
 import timing
 import torch
 
+from mrisr.errors import BackendError
+
 F32 = 4  # bytes
 
 
@@ -92,12 +94,15 @@ def error_of(contest: Contest, out: torch.Tensor) -> float:
 def hold(contest: Contest, device: str, ceilings: Ceilings, budget: float = 0.5) -> dict:
     """Compare, then time. Returns one row; "failures" in it says what was wrong."""
     row = {"family": contest.family, "case": contest.case, "errors": {}, "seconds": {}, "absent": {}, "failures": []}
-    runnable = {}
+    runnable, broken = {}, False
     for name, call in {**contest.ours, **contest.rivals}.items():
         try:
             out = call()
         except Exception as error:  # noqa: BLE001 - a rival that is absent or fails is a finding
             row["absent"][name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            if name in contest.ours and not isinstance(error, BackendError):  # broken, not absent
+                row["failures"].append(f"{contest.family} {contest.case}: {name} raised {row['absent'][name]}")
+                broken = True
             continue
         if contest.expected is None or name in contest.unlike:
             runnable[name] = call
@@ -107,8 +112,10 @@ def hold(contest: Contest, device: str, ceilings: Ceilings, budget: float = 0.5)
             runnable[name] = call
         else:
             row["failures"].append(f"{contest.family} {contest.case}: {name} is off by {error:.1e}")
-    if any(name in contest.ours for name in set(row["errors"]) - set(runnable)) or not set(runnable) & set(
-        contest.ours
+    if (
+        broken
+        or any(name in contest.ours for name in set(row["errors"]) - set(runnable))
+        or not set(runnable) & set(contest.ours)
     ):
         return row
     row["seconds"] = {name: timing.seconds(call, device, budget) for name, call in runnable.items()}

@@ -22,8 +22,8 @@ from mrisr.nn.unet import Stage, UNet
 
 FLOAT = 4  # bytes
 ATTENTION_COPIES = 6  # maps alive at once in attention
-# A slab of one map: on a CPU it stays in the cache from layer to layer (128 x 160 x 128 voxels of the student took
-# 0.67 s with slabs of 2.5 or 5 MB, 0.85 s with 10 MB, 1.1 s in one piece); a GPU wants long ones.
+# A slab of one map: on a CPU small enough to stay in the cache from layer to layer (slabs beside one piece:
+# benchmarks/results/exact_tiling.json); a GPU wants long ones.
 SLAB_BYTES = {"cpu": 5 * 2**20, "cuda": 512 * 2**20}
 LEAST_ROWS = 2
 

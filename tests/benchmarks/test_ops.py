@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from mrisr.errors import BackendError
+
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
@@ -37,6 +39,22 @@ def test_where_ours_is_wrong_nobody_is_timed(contest):
     row = contest.hold(three(contest, 2.01, 2), "cpu", contest.Ceilings(1e9, 1e9), 0.0)
     assert row["seconds"] == {} and "native is off by" in row["failures"][0]
     assert "no speed" in contest.line(row)
+
+
+def test_a_backend_of_ours_that_breaks_is_a_failure_and_one_that_cannot_run_is_absent(contest):
+    def broken():
+        raise RuntimeError("out of bounds")
+
+    def unable():
+        raise BackendError("no CUDA device")
+
+    one = three(contest, 2, 2)
+    one.ours["more"] = broken
+    row = contest.hold(one, "cpu", contest.Ceilings(1e9, 1e9), 0.0)
+    assert not row["seconds"] and "more raised RuntimeError: out of bounds" in row["failures"][0]
+    one.ours["more"] = unable
+    row = contest.hold(one, "cpu", contest.Ceilings(1e9, 1e9), 0.0)
+    assert row["seconds"] and not row["failures"] and "no CUDA device" in row["absent"]["more"]
 
 
 def test_nan_and_shape_are_errors_without_end(contest):

@@ -194,6 +194,27 @@ def test_the_student_runs_without_slow_convolutions_or_layout_conversions():
     assert not [shapes for shapes in kept if shapes and np.prod(shapes[0]) > 64 * 48 * 40 // 8], kept
 
 
+@pytest.mark.parametrize("preset", ["student", "tiny"])
+def test_no_convolution_is_handed_a_layout_to_convert(preset, monkeypatch):
+    seen, convolve = [], slabs.convolve
+
+    def watched(x, conv, *rest):
+        out = convolve(x, conv, *rest)
+        last = torch.channels_last_3d
+        seen.append(all(t.is_contiguous(memory_format=last) for t in (x, conv.weight, out)))
+        return out
+
+    monkeypatch.setattr(slabs, "convolve", watched)
+    TorchEngine(network(preset), torch.device("cpu"), threads=2).prepare(SHAPE)(*inputs())
+    assert len(seen) > 10 and all(seen)
+
+
+def test_only_a_cpu_spills():
+    engine = TorchEngine(network("tiny"), torch.device("meta"), threads=2)
+    with pytest.raises(BackendError, match="only a CPU keeps them in a file; raise memory, or use device"):
+        engine.prepare(SHAPE, exact=True, spill=True)
+
+
 # --- the whole way ---
 
 

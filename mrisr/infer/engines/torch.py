@@ -17,6 +17,7 @@ from mrisr.errors import BackendError
 from mrisr.infer.engines.select import Network
 from mrisr.infer.program import compile_network
 from mrisr.infer.slabs import SlabRunner, scratch_folder
+from mrisr.infer.tiles import round_up
 from mrisr.nn.unet import MULTIPLE, UNet
 
 
@@ -45,9 +46,17 @@ class TorchEngine:
 
         Args:
             exact: run in slabs (a CPU always does).
-            spill: keep the largest maps in a file in `mrisr.infer.slabs.scratch_folder()`.
+            spill: keep the largest maps in a file in `mrisr.infer.slabs.scratch_folder()`; on a CPU only.
             tick: called with the fraction done.
+
+        Raises:
+            BackendError: `spill` on another device.
         """
+        if spill and self.device.type != "cpu":
+            raise BackendError(
+                f"torch: the maps do not fit the memory budget of {self.device}, and only a CPU keeps them in a file; "
+                'raise memory, or use device="cpu"'
+            )
         network = self._net
         if isinstance(network, UNet) and (exact or spill or self.device.type == "cpu"):
             folder = scratch_folder() if spill else None
@@ -69,7 +78,7 @@ class TorchEngine:
         """Bytes of feature maps per network voxel of a target of `shape`; None where the module runs as it is."""
         if not isinstance(self._net, UNet) or (self.device.type != "cpu" and not spill):
             return None
-        size = tuple(-(-n // MULTIPLE) * MULTIPLE for n in shape)
+        size = tuple(round_up(n, MULTIPLE) for n in shape)
         program = compile_network(self._net)
         return program.peak(size, self.device.type, spill) / math.prod(size)
 
