@@ -24,6 +24,8 @@ class TrainConfig:
         warmup, final_lr: steps of linear warm-up, and where the cosine of lr ends (muon_lr in proportion).
         ema: decay of the exponential moving average of the weights.
         mean_fraction: share of the steps that train the `mean` mode (L2); the others train `sample` (EDM).
+        loss: of the `mean` mode: "l2", whose minimiser is the posterior mean, or "l1" (the posterior median), the
+            deterministic network that diffusion is measured against.
         drop: probability of forgetting an entry of the condition.
         grad_clip: largest norm of the gradient.
         precision: "bf16" or "fp32".
@@ -46,6 +48,7 @@ class TrainConfig:
     final_lr: float = 1e-5
     ema: float = 0.999
     mean_fraction: float = 0.85
+    loss: str = "l2"
     drop: float = 0.1
     grad_clip: float = 1.0
     precision: str = "bf16"
@@ -66,6 +69,7 @@ class TrainConfig:
             "muon_lr": 0 < self.muon_lr < 1,
             "ema": 0 <= self.ema < 1,
             "mean_fraction": 0.3 <= self.mean_fraction <= 1,
+            "loss": self.loss in ("l2", "l1"),
             "drop": 0 <= self.drop < 1,
             "precision": self.precision in ("bf16", "fp32"),
             "validate_every": self.validate_every >= 1,
@@ -84,6 +88,8 @@ CONFIGS = {
     "base": TrainConfig(),
     "teacher-small": TrainConfig(preset="teacher-small", mean_fraction=0.4),
     "teacher": TrainConfig(preset="teacher", batch=32, patch=64, steps=20000, mean_fraction=0.4),
+    # The yardstick: the student's size and budget, one step, L1 alone, no diffusion.
+    "deterministic": TrainConfig(mean_fraction=1.0, loss="l1"),
     # Seconds on a CPU: for tests and for a first look.
     "tiny": TrainConfig(preset="tiny", steps=20, batch=2, patch=24, synthetic=2, warmup=4, precision="fp32",
                         validate_every=10, save_every=5),

@@ -108,7 +108,13 @@ class Run:
                 group["lr"] = group["peak"] * factor
         with self.accelerator.autocast():
             loss = step_loss(
-                self.denoiser, batch, self.table, sigma_data=self.sigma_data, mode=mode, generator=generator
+                self.denoiser,
+                batch,
+                self.table,
+                sigma_data=self.sigma_data,
+                mode=mode,
+                generator=generator,
+                loss=config.loss,
             )
         value = float(self.accelerator.reduce(loss.detach(), "mean"))
         if not math.isfinite(value):

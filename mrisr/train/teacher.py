@@ -33,8 +33,10 @@ def class_weights(kinds, table: dict[str, float]) -> torch.Tensor:
     return torch.tensor([table[""] / table.get(kind, table[""]) for kind in kinds])
 
 
-def step_loss(denoiser, batch: Batch, table, *, sigma_data: float, mode: int, generator) -> torch.Tensor:
-    """The loss of one batch in one mode; `denoiser` may be wrapped (DDP)."""
+def step_loss(
+    denoiser, batch: Batch, table, *, sigma_data: float, mode: int, generator, loss: str = "l2"
+) -> torch.Tensor:
+    """The loss of one batch in one mode; `denoiser` may be wrapped (DDP). `loss` is that of the mean mode."""
     weight = class_weights(batch.kinds, table).to(batch.y.device)
     cond = batch.cond.with_mode(mode)
     n = len(batch.kinds)
@@ -48,5 +50,9 @@ def step_loss(denoiser, batch: Batch, table, *, sigma_data: float, mode: int, ge
         x = batch.target + (sigma[:, None, None, None, None] * noise).to(batch.target)
         gain = edm_weight(sigma, sigma_data)
     predicted = denoiser(x, sigma.to(batch.y.device), batch.y, cond)
-    error = (batch.outside_band(predicted.float()) - batch.target).square().mean(dim=(1, 2, 3, 4))
-    return (weight * gain.to(weight) * error).mean()
+    error = batch.outside_band(predicted.float()) - batch.target
+    if mode == MEAN and loss == "l1":
+        error, weight, gain = error.abs(), weight.sqrt(), gain.sqrt()
+    else:
+        error = error.square()
+    return (weight * gain.to(weight) * error.mean(dim=(1, 2, 3, 4))).mean()
