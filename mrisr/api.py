@@ -9,6 +9,7 @@ from typing import Any
 
 from mrisr import grid as grids
 from mrisr.errors import MrisrWarning, UsageError
+from mrisr.infer.mirrors import MIRRORINGS
 from mrisr.infer.pipeline import Options, upscale_volume
 from mrisr.infer.progress import reporting
 from mrisr.io.adapters import to_volume
@@ -30,6 +31,7 @@ def upscale(
     steps: int = 1,
     samples: int = 1,
     seed: int = 0,
+    ensemble: int = 1,
     psf: Any = "auto",
     consistency: str | bool = "auto",
     memory: str | int | None = None,
@@ -59,6 +61,8 @@ def upscale(
         samples: number of samples. The result is their mean, and `info.std` their voxel-wise standard
             deviation (n - 1), in input intensity units, as a `Volume` on the target grid.
         seed: of the samples; a sample depends on (seed, voxel index) only, not on tiles or device.
+        ensemble: 1, or 2, 4 or 8: in mode "mean", average that many mirrorings of the scan (none; and all three axes;
+            or every two; or all eight), mirrored back. As many times the work, for a somewhat better mean.
         psf: how the scan was acquired: "auto", one kind for all axes, or three entries (one per stored axis),
             each a kind ("kspace", "gaussian", "supergaussian", "unknown"), a pair (kind, acquired width in
             mm), or an `mrisr.physics.psf.AxisPSF`.
@@ -85,14 +89,16 @@ def upscale(
         ModelError: no such model.
         BackendError: the device or engine cannot run.
     """
+    chosen = choose_mode(mode, steps, samples)
     options = Options(
         device=device,
         engine=engine,
         threads=threads,
-        mode=choose_mode(mode, steps, samples),
+        mode=chosen,
         steps=steps,
         samples=samples,
         seed=_whole("seed", seed, 0),
+        ensemble=_ensemble(ensemble, chosen),
         psf=psf,
         consistency=_consistency(consistency),
         memory=memory,
@@ -123,6 +129,17 @@ def choose_mode(mode: str | None, steps: int, samples: int) -> str:
             'leave steps and samples at 1, or ask for mode="sample"'
         )
     return mode
+
+
+def _ensemble(count: int, mode: str) -> int:
+    if isinstance(count, bool) or count not in MIRRORINGS:
+        raise UsageError(f"ensemble: expected one of {', '.join(map(str, MIRRORINGS))}, found {count!r}")
+    if count > 1 and mode == "sample":
+        raise UsageError(
+            f'ensemble: {count} mirrorings are averaged in mode "mean" only, which is one step and one sample; an '
+            "average of samples loses the texture that they are drawn for (for their mean, ask for samples=K)"
+        )
+    return int(count)
 
 
 @contextmanager

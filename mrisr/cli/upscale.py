@@ -54,6 +54,13 @@ def add_parser(subparsers) -> None:
     model.add_argument("--steps", type=positive_int, default=1, metavar="N", help="solver steps (default: 1)")
     model.add_argument("--samples", type=positive_int, default=1, metavar="K", help="mean of K samples (default: 1)")
     model.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the samples (default: 0)")
+    model.add_argument(
+        "--ensemble",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="average the mean over 2, 4 or 8 mirrorings of the scan: N times the work (default: 1)",
+    )
     model.add_argument("--psf", nargs="+", default=["auto"], metavar="PSF", help=_PSF_HELP)
     model.add_argument(
         "--consistency",
@@ -93,6 +100,7 @@ def run(args: argparse.Namespace) -> int:
             steps=args.steps,
             samples=args.samples,
             seed=args.seed,
+            ensemble=args.ensemble,
             psf=psf,
             consistency=args.consistency,
             memory=args.memory,
@@ -156,9 +164,10 @@ def _summary(source, result, info, path: str) -> str:
         shape, size = volume.data.shape, volume.voxel_size
         return f"{' x '.join(map(str, shape))} voxels of {' x '.join(f'{s:.3g}' for s in size)} mm"
 
+    averaged = f" of {info.ensemble} mirrorings" if info.ensemble > 1 else ""
     seconds = sum(info.seconds.values())
     return (
         f"{grid(source)}\n  -> {grid(result)}: {path}\n"
-        f"model {info.model}, mode {info.mode}, {info.engine.name} on {info.engine.device}, {seconds:.1f} s\n"
+        f"model {info.model}, mode {info.mode}{averaged}, {info.engine.name} on {info.engine.device}, {seconds:.1f} s\n"
         f"point spread {info.resolution_from}\n{info.notice}"
     )

@@ -107,6 +107,7 @@ class Info:
     steps: int
     samples: int
     seed: int
+    ensemble: int
     resolution: tuple[AxisResolution, AxisResolution, AxisResolution]
     resolution_from: str
     tiles: TileInfo

@@ -23,21 +23,22 @@ from mrisr.ops.noise import normal_noise
 from mrisr.physics.degrade import band_matrices, outside_band
 
 
-def residual(job, plan: tiles.TilePlan, y: torch.Tensor, cond: Condition):
+def residual(job, plan: tiles.TilePlan, y: torch.Tensor, cond: Condition, report: Callable[[float], None]):
     """(mean residual over the samples, their standard deviation or None).
 
     Args:
         job: a `mrisr.infer.pipeline.Job`.
         y: [X, Y, Z], the normalised start on the target grid.
+        report: called with the fraction done.
     """
     options, base = job.options, job.model.denoiser
     if options.mode == "mean":
-        denoise = _denoiser(job, plan, y.device, job.report.tick)
+        denoise = _denoiser(job, plan, y.device, report)
         return _by_graph(job, plan, partial(denoise, sigma=None))(None, y=y, cond=cond), None
     done, total = 0, options.steps * options.samples
 
     def tick(fraction):
-        job.report.tick(min(1.0, (done + fraction) / total))
+        report(min(1.0, (done + fraction) / total))
 
     denoise = _denoiser(job, plan, y.device, tick)
     sigmas = karras_sigmas(options.steps, base.sigma_min, base.sigma_max)

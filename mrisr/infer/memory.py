@@ -167,6 +167,7 @@ def demand(
     frames: int = 1,
     samples: int = 1,
     steps: int = 1,
+    ensemble: int = 1,
     maps: float | None = None,
     state: bool = True,
     reordered: bool = True,
@@ -180,6 +181,7 @@ def demand(
         width: channels of the network's finest level (float32, at half resolution: 1/8 of the voxels).
         frames: of a 4D scan; the result holds all of them.
         samples, steps: above 1, further copies of the target are kept (mean, spread, state).
+        ensemble: mirrorings averaged; above 1, their sum and a mirrored start and residual are kept.
         maps: bytes per network voxel of an engine that gives its memory back; None: what `COSTS` says of one that
             keeps it until the end of the job.
         state: mode "sample", which carries one from step to step.
@@ -189,7 +191,7 @@ def demand(
     """
     cost = COSTS[engine]
     results = frames * (2 if samples > 1 else 1)
-    extra = results + (2 if steps > 1 else 0) + (3 if samples > 1 else 0) + (3 if captured else 0)
+    extra = results + 2 * (steps > 1) + 3 * ((samples > 1) + captured + (ensemble > 1))
     copies = TARGET_COPIES + extra + (CORRECTION_COPIES if corrected else 0)
     finish = int(4 * (copies * target_voxels + SOURCE_COPIES * source_voxels))
     fixed = cost.fixed + 2 * weight_bytes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from mrisr import environment
 from mrisr import grid as grids
 from mrisr.errors import BackendError, MrisrWarning
 from mrisr.grid import Grid
-from mrisr.infer import engines, loop, memory, tiles
+from mrisr.infer import engines, memory, mirrors, tiles
 from mrisr.infer.graph import CAPTURING_CALL, Graphs, graphs_for
 from mrisr.infer.info import (
     ConsistencyInfo,
@@ -49,6 +50,7 @@ class Options:
     steps: int = 1
     samples: int = 1
     seed: int = 0
+    ensemble: int = 1
     psf: Any = "auto"
     consistency: str = "auto"
     memory: str | int | None = None
@@ -202,7 +204,7 @@ def _frame(job: Job, data: np.ndarray, out: np.ndarray, std: np.ndarray | None):
         psf, voxel_size = (tuple(v[i] for i in job.order) for v in (job.psf, job.target.voxel_size))
         cond = Condition.of_acquisition(psf, voxel_size, noise, mode, device)
     with report.stage("network"):
-        residual, spread = loop.residual(job, plan, y, cond)
+        residual, spread = mirrors.residual(job, plan, y, cond, partial(_plan, job))
         job.engine.release()  # what follows needs memory of its own
     with report.stage("consistency"):
         result = y.add_(residual)
@@ -238,7 +240,7 @@ def _plan(job: Job, y: torch.Tensor) -> tiles.TilePlan:
     if voxels > most:
         exact = plan.kind == tiles.EXACT
         memory.refuse(job.budget, need, voxels, "head" if exact else "tile", _way_out(job) if exact else "")
-    job.expected = need.peak(voxels)
+    job.expected = max(job.expected, need.peak(voxels))
     job.plan = plan
     return plan
 
@@ -256,11 +258,12 @@ def _demand(job: Job, spill: bool = False) -> memory.Demand:
         frames=job.frames,
         samples=job.options.samples,
         steps=job.options.steps,
+        ensemble=job.options.ensemble,
         maps=job.engine.map_bytes(job.target.shape, spill) if job.engine.name == "torch" else None,
         state=job.options.mode != "mean",
         reordered=job.order != (0, 1, 2),
         corrected=job.options.consistency == "on" or (job.options.consistency == "auto" and job.psf_certain),
-        captured=job.graphs is not None and job.frames * job.options.samples >= CAPTURING_CALL,
+        captured=job.graphs is not None and _runs(job) >= CAPTURING_CALL,
     )
     if not spill and (job.options.tile == tiles.EXACT or config.norm == "group"):
         _demand(job, spill=True)  # what does not fit into memory goes into a file
@@ -316,6 +319,7 @@ def _info(job: Job, notes: list[ConsistencyInfo], scales: list[tuple[float, floa
         steps=options.steps,
         samples=options.samples,
         seed=options.seed,
+        ensemble=options.ensemble,
         resolution=resolution(job.psf, job.source.voxel_size, job.target.voxel_size),
         resolution_from=job.psf_from,
         tiles=TileInfo(
@@ -337,6 +341,11 @@ def _info(job: Job, notes: list[ConsistencyInfo], scales: list[tuple[float, floa
         warnings=list(job.warnings),
         versions=environment.versions(name for name in environment.LIBRARIES if name in sys.modules),
     )
+
+
+def _runs(job: Job) -> int:
+    """How often the loop runs."""
+    return job.frames * job.options.samples * job.options.ensemble
 
 
 def _why(job: Job) -> str:

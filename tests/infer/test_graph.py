@@ -176,6 +176,10 @@ class WatchedGraphs:
             return function(*inputs)
 
 
+def no_report(fraction):
+    pass
+
+
 def job_of(model, plan, mode, graphs, net, steps=3):
     return SimpleNamespace(
         model=model,
@@ -187,7 +191,6 @@ def job_of(model, plan, mode, graphs, net, steps=3):
         seam=None,
         psf=(AxisPSF("kspace", 2.0),) * 3,
         target=SimpleNamespace(voxel_size=(1.0, 1.0, 1.0)),
-        report=SimpleNamespace(tick=lambda fraction: None),
     )
 
 
@@ -205,7 +208,7 @@ def test_the_loop_asks_the_host_for_nothing(random_model, mode, preset):
     with torch.no_grad():
         y = torch.zeros(plan.shape, device="meta")
         cond = Condition.of_acquisition((AxisPSF("kspace", 2.0),) * 3, (1, 1, 1), 0.01, device="meta")
-        found, _ = loop.residual(job_of(model, plan, mode, graphs, net), plan, y, cond)
+        found, _ = loop.residual(job_of(model, plan, mode, graphs, net), plan, y, cond, no_report)
     assert found.device.type == "meta" and found.shape == y.shape
     assert graphs.keys == [("loop", plan.box)] * (1 if mode == "mean" else 2)
     assert graphs.noted == []
@@ -218,9 +221,9 @@ def test_of_several_tiles_the_network_is_what_is_captured(random_model):
     cond = Condition.of_acquisition(job.psf, (1, 1, 1), 0.01)
     y = torch.rand(plan.shape, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        found, _ = loop.residual(job, plan, y, cond)
+        found, _ = loop.residual(job, plan, y, cond, no_report)
         job.graphs = None
-        expected, _ = loop.residual(job, plan, y, cond)
+        expected, _ = loop.residual(job, plan, y, cond, no_report)
     assert graphs.keys == [("network", (48, 48, 48))] * 2 and torch.equal(found, expected)
 
 
@@ -258,7 +261,7 @@ def test_the_graph_computes_the_loop(random_model, mode, preset):
     y = torch.rand(plan.shape, generator=torch.Generator().manual_seed(0)).to(device)
     cond = Condition.of_acquisition(job.psf, (1, 1, 1), 0.01, MEAN if mode == "mean" else SAMPLE, device)
     with torch.inference_mode():
-        found, _ = loop.residual(job, plan, y, cond)
+        found, _ = loop.residual(job, plan, y, cond, no_report)
     assert torch.isfinite(found).all() and found.any()
     assert (found - job.graphs.plain).abs().max() <= 1e-6 * found.abs().max()
 

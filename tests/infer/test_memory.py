@@ -84,6 +84,7 @@ def test_more_of_anything_costs_more():
         {"frames": 5},
         {"samples": 3},
         {"steps": 2},
+        {"ensemble": 8},
         {"width": 64},
     ):
         assert need(**changes).peak(10**6) > base, changes
