@@ -30,8 +30,9 @@ TRIM = 8  # of those, thrown away at a tile's cut face, where convolutions have 
 MARGIN = 8  # air kept inside the processed box around the foreground bricks, which are grown by 8 already
 FADE = 8  # voxels over which the residual goes to zero at a box face that lies in air
 SMALLEST_TILE = 2 * OVERLAP
-# Normalised intensity: a brick is air where its mean is below this and its largest voxel below 4 times this.
-AIR = 0.075
+# Normalised intensity: a brick is air where its mean is below AIR and its largest voxel below BRIGHT times that.
+AIR, BRIGHT = 0.075, 4
+FEWEST_NEIGHBOURS = 3  # of 26; a brick with fewer is a speck of noise
 
 EXACT = "exact"
 
@@ -237,9 +238,9 @@ def foreground_bricks(normalised: torch.Tensor) -> np.ndarray:
     pad = [p for n in reversed(normalised.shape) for p in (0, -n % BRICK)]
     v = F.pad(normalised[None], pad, mode="replicate")[0]
     cells = v.reshape(*(k for n in v.shape for k in (n // BRICK, BRICK)))
-    hit = (cells.mean(dim=(1, 3, 5)) > AIR) | (cells.amax(dim=(1, 3, 5)) > 4 * AIR)
+    hit = (cells.mean(dim=(1, 3, 5)) > AIR) | (cells.amax(dim=(1, 3, 5)) > BRIGHT * AIR)
     neighbours = F.avg_pool3d(F.pad(hit[None, None].float(), (1,) * 6), 3, stride=1) * 27
-    kept = (hit[None, None] & (neighbours > 3.5)).float()
+    kept = (hit[None, None] & (neighbours > FEWEST_NEIGHBOURS + 0.5)).float()
     return F.max_pool3d(kept, 3, stride=1, padding=1)[0, 0].cpu().numpy() > 0
 
 

@@ -19,6 +19,22 @@ VECTOR_DIM = 24
 GUIDANCE_CHANNELS = 8  # log bias (1), displacement in target voxels (3), log|det J| (1), and the 3 presence flags
 GUIDANCE_STRIDE = 8  # guidance fields are smooth: they enter at 1/8 of the target grid
 NOISE_UNIT = 0.05  # noise levels enter divided by this, so that 5 % of the intensity scale is 1
+LOG_SIGMA_UNIT = 4  # log(sigma / sigma_data) enters divided by this
+WIDTH_DECIMALS = 3  # log2 widths that agree to so many places are equal when axes are ordered
+# Entry of the vector -> (first place, number of places); the rest is zero. Profiles are one-hot, axis by axis.
+VECTOR_LAYOUT = {
+    "log_sigma": (0, 1),
+    "mode": (1, 1),
+    "width": (2, 3),
+    "width_known": (5, 3),
+    "profile": (8, 3 * len(KINDS)),
+    "noise": (8 + 3 * len(KINDS), 1),
+    "noise_known": (9 + 3 * len(KINDS), 1),
+}
+GUIDANCE_LAYOUT = (
+    "log_bias", "displacement_d", "displacement_h", "displacement_w", "log_jacobian",
+    "bias_known", "displacement_known", "jacobian_known",
+)  # fmt: skip
 
 
 def canonical_order(psf, voxel_size) -> tuple[int, int, int]:
@@ -28,7 +44,7 @@ def canonical_order(psf, voxel_size) -> tuple[int, int, int]:
     `x.permute(order)` goes there; axes of equal width keep their order.
     """
     width = [max(0.0, math.log2(p.width / float(v))) for p, v in zip(psf, voxel_size)]
-    return tuple(sorted(range(3), key=lambda axis: round(width[axis], 3)))
+    return tuple(sorted(range(3), key=lambda axis: round(width[axis], WIDTH_DECIMALS)))
 
 
 @dataclass(frozen=True)
@@ -112,16 +128,16 @@ class Condition:
     def vector(self, sigma: torch.Tensor, sigma_data: float) -> torch.Tensor:
         """The conditioning vector, float32 [N, 24]; sigma: [N], the noise level of x."""
         onehot = torch.nn.functional.one_hot(self.profile, len(KINDS)).flatten(1).float()
-        parts = [
-            (torch.log(sigma.float() / sigma_data) / 4)[:, None],
-            self.mode.float()[:, None],
-            self.width,
-            self.width_known,
-            onehot,
-            (self.noise / NOISE_UNIT)[:, None],
-            self.noise_known[:, None],
-        ]
-        known = torch.cat(parts, dim=1)
+        parts = {
+            "log_sigma": (torch.log(sigma.float() / sigma_data) / LOG_SIGMA_UNIT)[:, None],
+            "mode": self.mode.float()[:, None],
+            "width": self.width,
+            "width_known": self.width_known,
+            "profile": onehot,
+            "noise": (self.noise / NOISE_UNIT)[:, None],
+            "noise_known": self.noise_known[:, None],
+        }
+        known = torch.cat([parts[name] for name in VECTOR_LAYOUT], dim=1)
         return torch.nn.functional.pad(known, (0, VECTOR_DIM - known.shape[1]))
 
     def guidance_for(self, shape) -> torch.Tensor:

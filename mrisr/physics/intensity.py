@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-_ENOUGH = 4_000_000  # voxels, for percentiles
+ENOUGH = 4_000_000  # voxels, for percentiles
 FOREGROUND = 0.15  # of the intensity scale: above the noise of air, below the darkest tissue that matters
+LOW, HIGH, TISSUE = 0.1, 99.9, 99.0  # percentiles: of all voxels, of all voxels, of the foreground
+ROUNDS, SETTLED = 20, 1e-6  # of the fixed point of the scale; relative change
+FEWEST_CELLS, NOISE_SAMPLE = 64, 20_000  # Haar cells: too few to know the noise by, and enough to
 
 
 def intensity_scale(data: np.ndarray) -> tuple[float, float]:
@@ -19,21 +22,21 @@ def intensity_scale(data: np.ndarray) -> tuple[float, float]:
         data: finite, not constant, [X, Y, Z], any real dtype.
     """
     values = np.asarray(data, np.float32).ravel()
-    if values.size > _ENOUGH:
+    if values.size > ENOUGH:
         # A fixed random subset: percentiles of four million voxels are exact to 0.1 %, whatever the shape.
-        subset = values[np.random.default_rng(0).integers(values.size, size=_ENOUGH)]
+        subset = values[np.random.default_rng(0).integers(values.size, size=ENOUGH)]
         # Unless it misses what little there is.
-        values = subset if np.percentile(subset, 99.9) > max(0.0, np.percentile(subset, 0.1)) else values
-    offset = min(0.0, float(np.percentile(values, 0.1)))
+        values = subset if np.percentile(subset, HIGH) > max(0.0, np.percentile(subset, LOW)) else values
+    offset = min(0.0, float(np.percentile(values, LOW)))
     shifted = values - offset
-    scale = float(np.percentile(shifted, 99.9))
+    scale = float(np.percentile(shifted, HIGH))
     if scale <= 0:  # fewer than one voxel in a thousand holds anything
         offset = min(0.0, float(values.min()))
         shifted = values - offset
         scale = float(shifted.max())
-    for _ in range(20):
-        following = float(np.percentile(shifted[shifted > FOREGROUND * scale], 99.0))
-        if abs(following - scale) <= 1e-6 * scale:
+    for _ in range(ROUNDS):
+        following = float(np.percentile(shifted[shifted > FOREGROUND * scale], TISSUE))
+        if abs(following - scale) <= SETTLED * scale:
             break
         scale = following
     return offset, scale
@@ -41,8 +44,8 @@ def intensity_scale(data: np.ndarray) -> tuple[float, float]:
 
 def robust_range(values: torch.Tensor) -> float:
     """p99.9 - p0.1: what errors are measured against. Of large volumes by a regular subset, good to 0.1 %."""
-    values = values.flatten()[:: max(1, values.numel() // _ENOUGH)]
-    low, high = np.percentile(values.cpu().numpy(), (0.1, 99.9))
+    values = values.flatten()[:: max(1, values.numel() // ENOUGH)]
+    low, high = np.percentile(values.cpu().numpy(), (LOW, HIGH))
     return float(high - low)
 
 
@@ -63,11 +66,11 @@ def estimate_noise(normalised: torch.Tensor) -> float | None:
     x, y, z = (s - s % 2 for s in normalised.shape)
     cells = normalised[:x, :y, :z].reshape(x // 2, 2, y // 2, 2, z // 2, 2)
     inside = cells.mean(dim=(1, 3, 5)) > FOREGROUND
-    if int(inside.sum()) < 64:
+    if int(inside.sum()) < FEWEST_CELLS:
         return None
     for axis in (5, 3, 1):
         cells = cells.select(axis, 0) - cells.select(axis, 1)
     # Every k-th cell: a median of 20 000 is known to 1 %.
     inside = torch.nonzero(inside.flatten())[:, 0]
-    sample = cells.flatten()[inside[:: max(1, len(inside) // 20_000)]]
+    sample = cells.flatten()[inside[:: max(1, len(inside) // NOISE_SAMPLE)]]
     return float(sample.abs().median() * (1.4826 / np.sqrt(8.0)))

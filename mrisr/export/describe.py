@@ -1,0 +1,135 @@
+"""A bundle's config.json, from the model and from the code's own constants: nothing is typed twice."""
+
+from __future__ import annotations
+
+import inspect
+
+from mrisr import __version__
+from mrisr.diffusion.schedule import karras_sigmas
+from mrisr.export.bundle import FORMAT, MODEL_NAME, VERSION
+from mrisr.infer import tiles
+from mrisr.infer.info import RESEARCH_USE
+from mrisr.infer.pipeline import WINDOW_ALIGN
+from mrisr.nn import condition
+from mrisr.nn.blocks import WindowAttention
+from mrisr.nn.unet import MULTIPLE
+from mrisr.ops.axis_matrices import interpolation_matrix
+from mrisr.physics import consistency, intensity, psf
+
+INPUTS = ("x", "y", "vector", "guidance")
+OUTPUTS = ("f",)
+
+
+def config_of(model, opset: int, graphs: list[dict]) -> dict:
+    """Everything but `files`.
+
+    Args:
+        model: a `mrisr.weights.registry.LoadedModel`.
+        graphs: further entries after model.onnx in float32.
+    """
+    net, meta = model.denoiser.net, model.meta
+    return {
+        "format": FORMAT,
+        "format_version": VERSION,
+        "library_version": __version__,
+        "notice": RESEARCH_USE,
+        "name": str(meta.get("name", meta["preset"])),
+        "model_version": int(meta.get("version", 0)),
+        "preset": meta["preset"],
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "opset": opset,
+        "graphs": [{"file": MODEL_NAME, "format": "onnx", "precision": "float32"}, *graphs],
+        "network": _network(net.config),
+        "vector": _vector(),
+        "guidance": {
+            "channels": condition.GUIDANCE_CHANNELS,
+            "stride": condition.GUIDANCE_STRIDE,
+            "layout": list(condition.GUIDANCE_LAYOUT),
+        },
+        "diffusion": _diffusion(model.denoiser),
+        "trained_range": {kind: meta.get("trained_range", {}).get(kind) for kind in ("isotropic", "slice")},
+        **_preprocessing(),
+        "tiling": _tiling(net.config),
+        "consistency": {
+            "noise_floor": consistency.NOISE_FLOOR,
+            "smallest_eigenvalue": consistency.SMALLEST_EIGENVALUE,
+        },
+    }
+
+
+def _network(config) -> dict:
+    plain = [1, 1, "D", "H", "W"]
+    coarse = [1, condition.GUIDANCE_CHANNELS, "D/8", "H/8", "W/8"]
+    shapes = (plain, plain, [1, condition.VECTOR_DIM], coarse)
+    return {
+        "inputs": [{"name": name, "shape": shape} for name, shape in zip(INPUTS, shapes)],
+        "outputs": [{"name": name, "shape": plain} for name in OUTPUTS],
+        "multiple": MULTIPLE,
+        "widths": list(config.widths),
+        "norm": config.norm,
+        "attention_window": WindowAttention.window if config.attention else 0,
+    }
+
+
+def _vector() -> dict:
+    return {
+        "length": condition.VECTOR_DIM,
+        "layout": {name: list(span) for name, span in condition.VECTOR_LAYOUT.items()},
+        "log_sigma_unit": condition.LOG_SIGMA_UNIT,
+        "noise_unit": condition.NOISE_UNIT,
+        "mode_mean": condition.MEAN,
+        "mode_sample": condition.SAMPLE,
+        "profiles": list(psf.KINDS),
+        "width_decimals": condition.WIDTH_DECIMALS,
+    }
+
+
+def _diffusion(denoiser) -> dict:
+    return {
+        "sigma_data": denoiser.sigma_data,
+        "sigma_min": denoiser.sigma_min,
+        "sigma_max": denoiser.sigma_max,
+        "sampler": "dpmpp_2m",  # as mrisr/infer/loop.py has it
+        "rho": _default(karras_sigmas, "rho"),
+        "mode": "mean",
+        "steps": 1,
+    }
+
+
+def _preprocessing() -> dict:
+    return {
+        "intensity": {
+            "foreground": intensity.FOREGROUND,
+            "offset_percentile": intensity.LOW,
+            "first_percentile": intensity.HIGH,
+            "scale_percentile": intensity.TISSUE,
+            "rounds": intensity.ROUNDS,
+            "settled": intensity.SETTLED,
+            "sample": intensity.ENOUGH,
+        },
+        "noise": {"fewest_cells": intensity.FEWEST_CELLS, "sample": intensity.NOISE_SAMPLE},
+        "start": {
+            "spline_order": _default(interpolation_matrix, "order"),
+            "thick_slice_ratio": psf.THICK_SLICE_RATIO,
+        },
+    }
+
+
+def _tiling(config) -> dict:
+    align = WINDOW_ALIGN if config.attention else tiles.BRICK
+    return {
+        "brick": tiles.BRICK,
+        "align": align,
+        "overlap": tiles.OVERLAP,
+        "trim": tiles.TRIM,
+        "smallest": tiles.smallest_tile(align),
+        "margin": tiles.MARGIN,
+        "fade": tiles.FADE,
+        "air": tiles.AIR,
+        "bright": tiles.BRIGHT,
+        "fewest_neighbours": tiles.FEWEST_NEIGHBOURS,
+    }
+
+
+def _default(function, name: str):
+    return inspect.signature(function).parameters[name].default
