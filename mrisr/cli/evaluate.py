@@ -31,7 +31,8 @@ def add_parser(subparsers) -> None:
         default=METHODS,
         metavar="A,B",
         help="trilinear, cubic (always there), quintic, zerofill, linear (needs --train-on), mrisr, "
-        f"mrisr-stated, mrisr-sample, net:PATH (default: {METHODS})",
+        "mrisr-stated, mrisr-sample, net:PATH, or a network under a label, [LABEL=]MODEL[@sampleN][@ensembleN][@stated]"
+        f", as in mrisr@ensemble8 or teacher=runs/teacher@sample16 (default: {METHODS})",
     )
     parser.add_argument("--model", default="base", metavar="M", help="name or .safetensors path (default: base)")
     parser.add_argument("--train-on", nargs="+", default=[], metavar="F", help="training volumes of method linear")
@@ -50,7 +51,7 @@ def add_parser(subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the protocol, write the report, print its overview; 0 if at least one volume ran."""
     use_threads(args.threads)
-    from mrisr.evaluate.methods import build_methods, describe_model, pick_cases
+    from mrisr.evaluate.methods import build_methods, describe_models, pick_cases
     from mrisr.evaluate.protocol import find_volumes, load_subjects, run_protocol
     from mrisr.evaluate.report import build_report, check_folder, render_overview, write_report
 
@@ -86,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     settings = {
         "cases": [case.name for case in cases],
         "methods": list(methods),
-        "model": describe_model(args.model) if any(name.startswith("mrisr") for name in methods) else None,
+        "models": [f"{label}: {weights}" for label, weights in describe_models(methods).items()],
         "device": args.device,
         "engine": args.engine,
         "crop": args.crop,

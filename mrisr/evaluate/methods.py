@@ -10,11 +10,16 @@ the acquisition is stated. The names that `mrisr evaluate --methods` knows:
     mrisr-sample                          one sample instead of the mean, psf="auto"
     net:PATH                              another network's weights through the same pipeline, mode mean,
                                           such as the deterministic network trained with L1
+    [LABEL=]MODEL[@HOW...]                a network under a label of its own. MODEL: "mrisr" (what --model says),
+                                          a shipped name or a path; HOW: sampleN (one sample of N steps),
+                                          ensembleN (the mean of N mirrorings), stated (told the point spread).
+                                          teacher=runs/teacher@sample16, mrisr@ensemble8, l1=runs/l1
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,12 +29,15 @@ import numpy as np
 from mrisr.errors import MrisrError, UsageError
 from mrisr.evaluate.baselines import BASELINES, LinearRegression
 from mrisr.evaluate.cases import CASES, Subject, Trial, make_trial
+from mrisr.infer.mirrors import MIRRORINGS
 from mrisr.weights import registry
 
 Method = Callable[[Trial], np.ndarray]
 
 YARDSTICK = "cubic"
 OWN = ("mrisr", "mrisr-stated", "mrisr-sample")
+_SPEC = re.compile(r"(?:(?P<label>[\w.-]+)=)?(?P<model>[^@=]+)(?P<how>(?:@\w+)*)")
+_HOW = re.compile(r"(stated(?!\d)|sample(?=\d)|ensemble(?=\d))(\d*)")
 
 
 @dataclass(frozen=True)
@@ -45,12 +53,14 @@ class Interpolation:
 @dataclass
 class Network:
     """mrisr.upscale as a method. `model`: a name, a path or a loaded model (loaded once, at the first trial);
-    `stated`: tell it the true point spread; `mode`: "mean" or "sample"."""
+    `stated`: tell it the true point spread; `mode`: "mean" or "sample"; the rest as for `mrisr.upscale`."""
 
     model: Any = "base"
     device: str = "auto"
     mode: str = "mean"
     stated: bool = False
+    steps: int = 1
+    ensemble: int = 1
     engine: str = "auto"
     memory: str | None = None
     threads: int | None = None
@@ -72,6 +82,8 @@ class Network:
             memory=self.memory,
             threads=self.threads,
             mode=self.mode,
+            steps=self.steps,
+            ensemble=self.ensemble,
             seed=self.seed,
             psf=trial.psf if self.stated else "auto",
         )
@@ -120,7 +132,16 @@ def build_methods(
     names = list(dict.fromkeys(names))
     if YARDSTICK not in names:
         names.insert(0, YARDSTICK)
-    return {name: _build(name, model, training, seed, network) for name in names}
+    methods = {label_of(name): _build(name, model, training, seed, network) for name in names}
+    if len(methods) < len(names):
+        raise UsageError(f"methods: two of {', '.join(names)} have the same label; give each one of its own")
+    return methods
+
+
+def label_of(name: str) -> str:
+    """What the tables call a method: LABEL, or the whole of what was asked for."""
+    label, equals, _ = name.partition("=")
+    return label if equals else name
 
 
 def _build(name: str, model: str, training, seed: int, network: dict) -> Method:
@@ -139,8 +160,42 @@ def _build(name: str, model: str, training, seed: int, network: dict) -> Method:
         )
     if name.startswith("net:"):
         return Network(model=str(registry.locate(name[4:])), seed=seed, **network)
-    known = ", ".join([*BASELINES, "linear", *OWN, "net:PATH"])
-    raise UsageError(f"method {name!r} is not known; choose from {known}")
+    return _network(name, model, seed, network)
+
+
+def _network(name: str, model: str, seed: int, network: dict) -> Network:
+    """The method of a text [LABEL=]MODEL[@HOW...]."""
+    spec = _SPEC.fullmatch(name)
+    if spec is None or not (spec["label"] or spec["how"]):
+        known = ", ".join([*BASELINES, "linear", *OWN, "net:PATH", "[LABEL=]MODEL[@sampleN][@ensembleN][@stated]"])
+        raise UsageError(f"method {name!r} is not known; choose from {known}")
+    how = {}
+    for word in filter(None, spec["how"].split("@")):
+        found = _HOW.fullmatch(word)
+        if found is None:
+            raise UsageError(f"method {name!r}: after @ expected sampleN, ensembleN or stated, found {word!r}")
+        how[found[1]] = int(found[2] or 1)
+    steps, ensemble = how.get("sample", 0), how.get("ensemble", 1)
+    if ensemble not in MIRRORINGS or (steps and ensemble > 1) or how.get("sample") == 0:
+        counts = ", ".join(map(str, MIRRORINGS))
+        raise UsageError(f"method {name!r}: expected N >= 1 steps of a sample, or an ensemble of {counts} for the mean")
+    weights = model if spec["model"] == "mrisr" else spec["model"]
+    registry.locate(weights)
+    return Network(
+        model=weights,
+        mode="sample" if steps else "mean",
+        stated="stated" in how,
+        steps=steps or 1,
+        ensemble=ensemble,
+        seed=seed,
+        **network,
+    )
+
+
+def describe_models(methods: dict[str, Method]) -> dict[str, str]:
+    """Label -> weights, of every network among the methods."""
+    networks = {label: method.model for label, method in methods.items() if isinstance(method, Network)}
+    return {label: describe_model(getattr(model, "name", model)) for label, model in networks.items()}
 
 
 def describe_model(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,12 @@ def save_comparison(
     images: dict[str, np.ndarray],
     psnr: dict[str, float],
     *,
+    errors: Sequence[str] | None = None,
+    levels: int = 256,
     force: bool = False,
 ) -> None:
-    """Write a PNG: scan | each of `images` | reference | error of each (grey: none), all in one grey
-    window."""
+    """Write a PNG: scan | each of `images` | reference | error of those in `errors` (None: of each; grey: none), all in
+    one grey window. levels: shades of grey, a power of two; fewer make a smaller file."""
     affine = trial.fine.affine
     window = percentile_window(trial.reference)
     span = ERROR_SPAN * data_range(trial.reference)
@@ -31,9 +34,12 @@ def save_comparison(
     panels += [Panel(f"{name} {psnr[name]:.2f} dB", image, affine, window) for name, image in images.items()]
     panels += [Panel("reference", trial.reference, affine, window)]
     panels += [
-        Panel(f"{name} - reference", image - trial.reference, affine, (-span, span)) for name, image in images.items()
+        Panel(f"{name} - reference", images[name] - trial.reference, affine, (-span, span))
+        for name in (images if errors is None else errors)
     ]
     footer = f"{trial.subject} {trial.case} | errors: black/white at {100 * ERROR_SPAN:g} % of the range"
     sheet = contact_sheet(panels, footer=footer)
+    if levels < 256:
+        sheet = sheet.point([round(v * (levels - 1) / 255) * 255 // (levels - 1) for v in range(256)])
     with replacing(path, force=force) as beside:
         sheet.save(beside, format="PNG", optimize=True)

@@ -86,11 +86,16 @@ def check_folder(folder: str | os.PathLike, force: bool) -> Path:
 
 def write_report(report: dict, folder: Path, *, force: bool = False) -> list[Path]:
     """evaluation.json and evaluation.md in `folder`; returns their paths."""
+    return write_pair(folder, "evaluation", report, render_markdown(report), force=force)
+
+
+def write_pair(folder: Path, stem: str, content: dict, markdown: str, *, force: bool = False) -> list[Path]:
+    """`content` as folder/stem.json and `markdown` as folder/stem.md; returns their paths."""
     # NaN (an empty FSC shell) is not JSON: null says the same.
-    text = json.dumps(_without_nan(report), indent=1, allow_nan=False) + "\n"
+    text = json.dumps(_without_nan(content), indent=1, allow_nan=False) + "\n"
     text = re.sub(r"\[[^][{}]*\]", lambda found: " ".join(found[0].split()), text)  # a curve is one line
     written = []
-    for name, content in ((JSON_NAME, text), (MARKDOWN_NAME, render_markdown(report))):
+    for name, content in ((f"{stem}.json", text), (f"{stem}.md", markdown)):
         with replacing(folder / name, force=force) as beside:
             beside.write_text(content, encoding="utf-8")
         written.append(folder / name)

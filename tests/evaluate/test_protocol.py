@@ -11,7 +11,7 @@ import pytest
 from mrisr.errors import InputError, ModelError, MrisrError, MrisrWarning, UsageError
 from mrisr.evaluate import report as reports
 from mrisr.evaluate.cases import CASES, make_trial, subject_of
-from mrisr.evaluate.methods import Network, build_methods, pick_cases
+from mrisr.evaluate.methods import Network, build_methods, describe_models, pick_cases
 from mrisr.evaluate.protocol import evaluate_trial, evaluate_volume, find_volumes, load_subjects, run_protocol
 from mrisr.grid import Grid, plan
 
@@ -109,6 +109,41 @@ def test_a_case_too_coarse_for_a_volume_is_skipped_alone(scans):
     with pytest.warns(MrisrWarning, match="case: thick4"):
         outcome = run_protocol([scans / "flat.nii"], pick_cases(["iso2", "thick4"]), build_methods(["cubic"]))
     assert {row.case for row in outcome.rows} == {"iso2"}
+
+
+def test_networks_go_under_labels_of_their_own():
+    asked = ["a=mrisr@ensemble8", "mrisr@sample4@stated", "b=base", "mrisr"]
+    methods = build_methods(asked, model="base", threads=1)
+    assert list(methods) == ["cubic", "a", "mrisr@sample4@stated", "b", "mrisr"]
+    a, sample, b = (methods[name] for name in ("a", "mrisr@sample4@stated", "b"))
+    assert (a.mode, a.ensemble, a.steps, a.stated, a.threads) == ("mean", 8, 1, False, 1)
+    assert (sample.mode, sample.ensemble, sample.steps, sample.stated) == ("sample", 1, 4, True)
+    assert (b.mode, b.ensemble, b.model) == ("mean", 1, "base")
+    assert all(text.startswith("base.safetensors (sha256 ") for text in describe_models(methods).values())
+    assert list(describe_models(methods)) == list(methods)[1:]
+
+
+@pytest.mark.parametrize(
+    "name,words",
+    [
+        ("a=mrisr@ensemble3", "ensemble of 1, 2, 4, 8"),
+        ("mrisr@sample0", "N >= 1 steps"),
+        ("mrisr@sample2@ensemble8", "for the mean"),
+        ("mrisr@blur", "after @ expected sampleN"),
+        ("mrisr@stated4", "after @ expected sampleN"),
+        ("=base", "not known"),
+    ],
+)
+def test_what_cannot_be_asked_of_a_network_is_refused(name, words):
+    with pytest.raises(UsageError, match=words):
+        build_methods([name])
+
+
+def test_two_methods_of_one_label_are_refused():
+    with pytest.raises(UsageError, match="the same label"):
+        build_methods(["a=mrisr", "a=mrisr@ensemble2"])
+    with pytest.raises(ModelError, match="neither shipped"):
+        build_methods(["a=nowhere.safetensors"])
 
 
 def test_unknown_names_are_refused_with_the_choices():

@@ -1,0 +1,56 @@
+"""The comparison asks what can be answered, and answers from the table."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def comparison(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    spec = importlib.util.spec_from_file_location("comparison", BENCHMARKS / "comparison.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "comparison", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def entry(method, psnr, gain, worst, **more):
+    mean = {"psnr": psnr, "gain": gain, "ssim": 0.9, "hfen": 0.3, "fsc_beyond": 0.2, "fsc_area": 0.7, "seconds": 1.0}
+    return {"method": method, "mean": {**mean, **more}, "worst": {"gain": worst}}
+
+
+def test_a_student_that_meets_every_bar(comparison):
+    rows = [
+        entry("mean", 26.0, 1.8, 0.4),
+        entry("mean-ensemble8", 26.1, 1.9, 0.5, seconds=8.0),
+        entry("L1", 26.04, 1.84, 0.3),
+        entry("sample-1", 25.0, 0.8, 0.1, hfen=0.25, fsc_beyond=0.3),
+        entry("sample-4", 25.0, 0.8, 0.1, fsc_area=0.68),
+        entry("teacher-mean", 26.1, 1.9, 0.5),
+        entry("teacher-16", 25.0, 0.8, 0.1, fsc_area=0.7),
+    ]
+    found = {v["question"]: v for v in comparison.verdicts(rows)}
+    assert len(found) == 7
+    unmet = [question for question, v in found.items() if not v["met"]]
+    assert unmet == ["sample, 4 steps: better FSC and HFEN than the L1 network"]
+    assert found["mean: within 0.05 dB of the L1 network, or better"]["figures"] == "-0.04 dB"
+
+
+def test_a_student_that_does_not(comparison):
+    rows = [entry("mean", 26.0, 1.8, -0.1), entry("L1", 26.06, 1.86, 0.1), entry("teacher-mean", 26.2, 2.0, 0.1)]
+    assert [v["met"] for v in comparison.verdicts(rows)] == [False, False, False]
+
+
+def test_rows_without_weights_are_neither_run_nor_asked_about(comparison):
+    names = comparison.method_names(None, None, 16)
+    assert "mean=mrisr" in names and not any("teacher" in name or "L1" in name for name in names)
+    full = comparison.method_names("l1.safetensors", "teacher-small", 16)
+    assert {"L1=l1.safetensors", "teacher-mean=teacher-small", "teacher-16=teacher-small@sample16"} <= set(full)
+    assert [v["question"][:4] for v in comparison.verdicts([entry("mean", 26, 1, 1)])] == ["mean"]
