@@ -59,7 +59,8 @@ def upscale(
             included), or None: "mean", but "sample" where `steps` or `samples` is above 1.
         steps: network evaluations per sample.
         samples: number of samples. The result is their mean, and `info.std` their voxel-wise standard
-            deviation (n - 1), in input intensity units, as a `Volume` on the target grid.
+            deviation (n - 1), in input intensity units, as a `Volume` on the target grid; `info.std_scale` has the
+            factors that make intervals of it.
         seed: of the samples; a sample depends on (seed, voxel index) only, not on tiles or device.
         ensemble: 1, or 2, 4 or 8: in mode "mean", average that many mirrorings of the scan (none; and all three axes;
             or every two; or all eight), mirrored back. As many times the work, for a somewhat better mean.

@@ -339,8 +339,17 @@ def _info(job: Job, notes: list[ConsistencyInfo], scales: list[tuple[float, floa
         memory_expected=job.expected,
         seconds=dict(job.report.seconds),
         warnings=list(job.warnings),
+        std_scale=_std_scale(job),
         versions=environment.versions(name for name in environment.LIBRARIES if name in sys.modules),
     )
+
+
+def _std_scale(job: Job) -> dict[float, float] | None:
+    """The conformal factors of these weights for these samples and steps."""
+    for entry in job.model.meta.get("uncertainty", ()):
+        if (entry["samples"], entry["steps"]) == (job.options.samples, job.options.steps):
+            return {float(level): float(factor) for level, factor in entry["scale"].items()}
+    return None
 
 
 def _runs(job: Job) -> int:

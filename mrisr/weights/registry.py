@@ -1,4 +1,7 @@
-"""Trained weights: the shipped ones by name, others by path. Only safetensors are read, never pickles."""
+"""Trained weights: the shipped ones by name, others by path. Only safetensors are read, never pickles.
+
+A file may hold half precision (`mrisr.weights.publish`); what is loaded is float32 all the same.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from mrisr.errors import ModelError
 
 FOLDER = Path(__file__).parent
 FORMAT = 1
+STORED = ("torch.float32", "torch.bfloat16", "torch.float16")
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,8 @@ class LoadedModel:
     Attributes:
         denoiser: `mrisr.diffusion.precond.Denoiser`, eval mode, float32, on the CPU.
         name: the name or path it was asked for by.
-        meta: what the file says of itself (preset, sigma_data, trained_range, data, configuration).
+        meta: what the file says of itself (preset, sigma_data, trained_range, data, configuration; where calibrated,
+            "uncertainty", see `mrisr.weights.publish`).
         sha256: of the weights file.
         card: path of the model card, or None.
     """
@@ -72,7 +77,7 @@ _loaded: dict[tuple, LoadedModel] = {}
 
 
 def _load(path: Path, name: str) -> LoadedModel:
-    meta, tensors = _read(path)
+    meta, tensors = read(path)
     import torch
 
     from mrisr.diffusion.precond import Denoiser
@@ -80,7 +85,7 @@ def _load(path: Path, name: str) -> LoadedModel:
 
     net = build(meta["preset"])
     try:
-        net.load_state_dict(tensors)
+        net.load_state_dict(tensors)  # copied into float32, whatever is stored
     except RuntimeError as error:
         first = str(error).splitlines()[-1].strip()
         raise ModelError(f"{path}: the tensors do not fit preset {meta['preset']!r}: {first}") from error
@@ -93,8 +98,8 @@ def _load(path: Path, name: str) -> LoadedModel:
     return LoadedModel(Denoiser(net, meta["sigma_data"]).eval(), name, meta, digest, card if card.is_file() else None)
 
 
-def _read(path: Path):
-    """(meta, tensors) of a weights file, checked."""
+def read(path: Path) -> tuple[dict, dict]:
+    """(meta, name -> tensor as it is stored) of a weights file, checked. Raises ModelError."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -103,6 +108,9 @@ def _read(path: Path):
             tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 - not a dict
     except SafetensorError as error:
         raise ModelError(f"{path}: not a readable safetensors file ({error}); fetch it again") from error
+    odd = [f"{key} is {t.dtype}" for key, t in tensors.items() if str(t.dtype) not in STORED]
+    if odd:
+        raise ModelError(f"{path}: expected tensors of {', '.join(STORED)}; {odd[0]}")
     if header is None:
         raise ModelError(f"{path}: a safetensors file, but without the 'mrisr' header that `mrisr train` writes")
     try:

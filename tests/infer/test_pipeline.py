@@ -100,6 +100,15 @@ def test_several_samples_give_their_mean_and_spread(scan, model):
     assert np.abs(np.abs(one - both) * np.sqrt(2) - info.std.data).max() < 1e-4 * spread_of(scan)
 
 
+def test_the_spread_comes_with_its_calibration_where_there_is_one(scan, model):
+    calibrated = replace(model, meta={"uncertainty": [{"samples": 2, "steps": 1, "scale": {"0.5": 0.9, "0.9": 2.1}}]})
+    _, info = run(scan, calibrated, samples=2)
+    assert info.std_scale == {0.5: 0.9, 0.9: 2.1}
+    assert json.loads(info.to_json())["std_scale"] == {"0.5": 0.9, "0.9": 2.1}
+    assert run(scan, calibrated, samples=3)[1].std_scale is None
+    assert run(scan, calibrated)[1].std_scale is None and run(scan, model, samples=2)[1].std_scale is None
+
+
 @pytest.mark.parametrize("mode", ["mean", "sample"])
 def test_tiles_come_close_to_one_piece(head, model, mode):
     scan = head((61, 53, 47), air=0.1)

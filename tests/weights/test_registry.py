@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from mrisr.errors import ModelError
 from mrisr.nn.presets import build
 from mrisr.weights import registry
+from mrisr.weights.publish import publish
 
 META = {"format": 1, "preset": "tiny", "sigma_data": 0.1}
 
@@ -39,6 +40,46 @@ def test_the_shipped_weights_load_have_a_card_and_fit_the_budget():
         assert needed.lower() in text.lower(), needed
 
 
+def test_half_precision_is_stored_and_float32_loaded(tmp_path):
+    source = write(tmp_path / "weights.safetensors")
+    path = publish(tmp_path, "small", version=3, half=True, folder=tmp_path)
+    assert path.stat().st_size < 0.6 * source.stat().st_size
+    full, half = registry.load(source), registry.load(path)
+    assert (half.meta["name"], half.meta["version"], half.meta["stored"]) == ("small", 3, "bfloat16")
+    for a, b in zip(full.denoiser.parameters(), half.denoiser.parameters(), strict=True):
+        assert b.dtype == torch.float32 and torch.equal(a.bfloat16().float(), b)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["small.safetensors", "weights.safetensors"]
+
+
+def test_a_second_shipped_model_is_found_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "FOLDER", tmp_path)
+    write(tmp_path / "base.safetensors")
+    publish("base", "teacher-small", half=True, folder=tmp_path)
+    (tmp_path / "teacher-small.md").write_text("# card")
+    assert registry.available() == ["base", "teacher-small"]
+    model = registry.load("teacher-small")
+    assert model.name == model.meta["name"] == "teacher-small" and model.card.name == "teacher-small.md"
+    assert registry.load("base").card is None
+
+
+def test_a_calibration_belongs_to_its_weights(tmp_path):
+    path = write(tmp_path / "weights.safetensors")
+    entry = {"samples": 4, "steps": 1, "scale": {"0.9": 2.0}}
+    report = {"weights": registry.load(path).sha256, "uncertainty": {"stored": entry}}
+    shipped = publish(path, "base", calibration=report, folder=tmp_path)
+    assert registry.load(shipped).meta["uncertainty"] == [entry]
+    again = {"weights": registry.load(shipped).sha256, "uncertainty": {"stored": {**entry, "scale": {"0.9": 3.0}}}}
+    assert registry.load(publish(shipped, "base", calibration=again, folder=tmp_path)).meta["uncertainty"] == [
+        again["uncertainty"]["stored"]
+    ]
+    with pytest.raises(ModelError, match="of other weights"):
+        publish(path, "base", calibration=again, folder=tmp_path)
+
+
+def integers(tensors):
+    tensors["exit.weight"] = tensors["exit.weight"].to(torch.int32)
+
+
 def poison(tensors):
     tensors["exit.weight"][0, 0, 0, 0, 0] = float("nan")
 
@@ -55,6 +96,7 @@ def shrink(tensors):
         ({"meta": [1]}, "format 'list'"),
         ({"meta": {**META, "sigma_data": -1}}, "valid preset or sigma_data"),
         ({"meta": {**META, "preset": "huge"}}, "expected one of"),
+        ({"change": integers}, "exit.weight is torch.int32"),
         ({"change": poison}, "exit.weight holds NaN"),
         ({"change": shrink}, "do not fit preset 'tiny'"),
         ({"change": lambda t: t.pop("exit.bias")}, "do not fit preset 'tiny'"),
