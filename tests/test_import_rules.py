@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "io": {"volume", "grid"},
     "kernels": set(),
     "ops": {"kernels", "native"},
-    "nn": {"ops", "physics"},
+    "nn": {"ops", "physics", "grid"},
     "diffusion": {"ops"},
     "physics": {"ops", "volume", "grid"},
     "data": {"io", "volume", "grid", "physics", "ops", "nn"},

@@ -7,12 +7,13 @@ that the ends of the Fourier sums lie outside of what is learnt from.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from mrisr import grid as grids
+from mrisr.data.guidance import random_guidance
 from mrisr.data.sources import TrainingVolume
 from mrisr.nn.condition import Condition, canonical_order
 from mrisr.ops.resample3d import apply_axes, bspline_matrix, fourier_matrix
@@ -23,6 +24,8 @@ from mrisr.physics.psf import AxisPSF
 
 MARGIN = 16  # fine voxels around a patch, and half as many more where slices are thick: their splines reach far
 THICK_MARGIN = 24
+# Scans that the scanner has corrected itself come without guidance: more often than the rest of a condition.
+GUIDANCE_DROP = 0.25
 
 
 @dataclass(frozen=True)
@@ -146,10 +149,22 @@ class PatchSampler:
         weights: relative frequency of each volume.
         seed: of everything random.
         drop: probability of forgetting each entry of the condition.
+        gradnl, bias: probability that a pair is displaced by gradients, and that it has a known bias field, which the
+            start is corrected for and the network told of (`mrisr.data.guidance`). The other pairs do not depend on it.
     """
 
-    def __init__(self, volumes: list[TrainingVolume], weights=None, *, seed: int = 0, drop: float = 0.1):
+    def __init__(
+        self,
+        volumes: list[TrainingVolume],
+        weights=None,
+        *,
+        seed: int = 0,
+        drop: float = 0.1,
+        gradnl: float = 0.0,
+        bias: float = 0.0,
+    ):
         self.volumes, self.seed, self.drop = volumes, seed, drop
+        self.gradnl, self.bias = gradnl, bias
         weights = np.ones(len(volumes)) if weights is None else np.asarray(weights, np.float64)
         self.weights = weights / weights.sum()
         self._memory: dict = {}
@@ -183,10 +198,10 @@ class PatchSampler:
         return self._memory[index, patch]
 
     def _mirrored(self, index: int, patch: int):
-        target, y, *rest = self._remembered(index, patch)
+        target, y, cond, *rest = self._remembered(index, patch)
         rng = np.random.default_rng([self.seed, index, 1])
         axes = [axis for axis in range(3) if rng.random() < 0.5] or [0]
-        return target.flip(axes), y.flip(axes), *rest
+        return target.flip(axes), y.flip(axes), cond.flipped(axes), *rest
 
     def pair(self, index: int, patch: int):
         """(target [P, P, P], y [P, P, P], Condition of one, scanner class, band [3, P, P])."""
@@ -206,15 +221,22 @@ class PatchSampler:
         bias = bias_field((size,) * 3, generator, 0.15) if rng.random() < 0.3 else None
         reference = x if bias is None else x * bias
         median = float(reference[reference > 0.15].median()) if bool((reference > 0.15).any()) else 1.0
-        lr = degrade(x, model, bias=bias, noise_sigma=scanner.noise * median, generator=generator)
+        guided = random_guidance(np.random.default_rng([self.seed, index, 2]), size, patch, self.gradnl, self.bias)
+        seen = reference if guided is None else guided.acquired(reference, scanner.psf)
+        lr = degrade(seen, model, noise_sigma=scanner.noise * median, generator=generator)
         core = (slice(margin, margin + patch),) * 3
-        # Only the rows of the core: the margin is there for the acquisition, not for the network.
-        start = _shifted_start(lr_shape, lr_voxel, hr.shape, scanner.psf, shift)
-        y = apply_axes(lr, [np.eye(size)[core[0]] if m is None else m[core[0]] for m in start])
+        start, positions = _shifted_start(lr_shape, lr_voxel, hr.shape, scanner.psf, shift)
+        displaced = guided is not None and guided.distortion is not None
+        if displaced:
+            y = guided.start(lr, start, positions, scanner.psf)
+        else:  # only the rows of the core: the margin is there for the acquisition, not for the network
+            y = apply_axes(lr, [np.eye(size)[core[0]] if m is None else m[core[0]] for m in start])
         cond = Condition.of_acquisition(scanner.psf, (1.0, 1.0, 1.0), estimate_noise(lr))
-        band = band_matrices((patch,) * 3, (1.0, 1.0, 1.0), scanner.psf)
+        if guided is not None:
+            y, cond = guided.corrected(y), replace(cond, guidance=guided.channels())
+        band = None if displaced else band_matrices((patch,) * 3, (1.0, 1.0, 1.0), scanner.psf)
         band = torch.zeros(3, patch, patch) if band is None else torch.from_numpy(np.stack(band)).float()
-        return reference[core] - y, y, cond.drop(self.drop, generator), scanner.kind, band
+        return reference[core] - y, y, cond.drop(self.drop, generator, GUIDANCE_DROP), scanner.kind, band
 
     def _crop(self, volume: TrainingVolume, size: int, order: list[int], rng) -> torch.Tensor:
         """[size]^3 of a volume on its own or a coarser grid, its axes in `order`, flipped at random."""
@@ -264,13 +286,12 @@ def _shifted_forward(hr_shape, lr_shape, lr_voxel, psf, shift):
 
 
 def _shifted_start(lr_shape, lr_voxel, hr_shape, psf, shift):
-    matrices = []
+    """The start's matrix per axis, and where the fine voxels lie in the scan (index)."""
+    matrices, places = [], []
     plain = start_matrices(lr_shape, lr_voxel, hr_shape, (1.0, 1.0, 1.0), psf)
     for matrix, m, v, n, p, s in zip(plain, lr_shape, lr_voxel, hr_shape, psf, shift):
-        if matrix is None:
-            matrices.append(None)
-            continue
         positions = grids.axis_positions(m, n, 1.0 / v) - s / v
         build = fourier_matrix if p.kind in ("kspace", "unknown") else bspline_matrix
-        matrices.append(build(m, positions))
-    return tuple(matrices)
+        matrices.append(None if matrix is None else build(m, positions))
+        places.append(positions)
+    return tuple(matrices), tuple(places)

@@ -9,15 +9,18 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from mrisr.errors import UsageError
+from mrisr.grid import Grid
 from mrisr.physics.psf import KINDS
 
 MEAN, SAMPLE = 0, 1
 VECTOR_DIM = 24
-GUIDANCE_CHANNELS = 8  # log bias (1), displacement in target voxels (3), log|det J| (1), and the 3 presence flags
-GUIDANCE_STRIDE = 8  # guidance fields are smooth: they enter at 1/8 of the target grid
+GUIDANCE_CHANNELS = 8  # log bias (1), displacement (3), log|det J| (1), and the 3 presence flags
+GUIDANCE_STRIDE = 8  # guidance fields are smooth: they enter at 1/8 of the target grid, displacements in its voxels
+_OF_GUIDANCE = (0, 1, 1, 1, 2, 0, 1, 2)  # which of the three guidances a channel belongs to
 NOISE_UNIT = 0.05  # noise levels enter divided by this, so that 5 % of the intensity scale is 1
 LOG_SIGMA_UNIT = 4  # log(sigma / sigma_data) enters divided by this
 WIDTH_DECIMALS = 3  # log2 widths that agree to so many places are equal when axes are ordered
@@ -58,7 +61,7 @@ class Condition:
         mode: long [N], MEAN or SAMPLE.
         width_known: float [N, 3], 1 or 0.
         noise_known: float [N], 1 or 0.
-        guidance: float [N, 8, D/8, H/8, W/8] or None (absent: flags 0).
+        guidance: float [N, 8, D/8, H/8, W/8] as `guidance_channels` makes it, or None (absent: flags 0).
     """
 
     width: torch.Tensor
@@ -84,12 +87,18 @@ class Condition:
 
     @classmethod
     def stack(cls, items: list[Condition]) -> Condition:
-        """A batch from single conditions; guidance must be given for all or for none."""
-        if len({item.guidance is None for item in items}) != 1:
-            raise UsageError("Condition.stack: guidance must be present in all items or in none")
+        """A batch from single conditions; where some have guidance, those without have zeros and flags 0."""
         fields = {name: torch.cat([getattr(i, name) for i in items]) for name in cls._tensors()}
-        guidance = None if items[0].guidance is None else torch.cat([i.guidance for i in items])
-        return cls(**fields, guidance=guidance)
+        given = [i.guidance for i in items if i.guidance is not None]
+        if not given:
+            return cls(**fields)
+        if len({g.shape[1:] for g in given}) != 1:
+            raise UsageError(
+                f"Condition.stack: guidance of one shape expected, found {sorted({tuple(g.shape) for g in given})}"
+            )
+        absent = given[0].new_zeros(1, *given[0].shape[1:])
+        parts = [absent.expand(len(i.noise), -1, -1, -1, -1) if i.guidance is None else i.guidance for i in items]
+        return cls(**fields, guidance=torch.cat(parts))
 
     @staticmethod
     def _tensors() -> tuple[str, ...]:
@@ -104,8 +113,17 @@ class Condition:
         """The same with every volume in `mode`."""
         return replace(self, mode=torch.full_like(self.mode, mode))
 
-    def drop(self, probability: float, generator: torch.Generator) -> Condition:
-        """Forget entries at random, each with `probability`: widths, profiles, noise level and guidance apart."""
+    def flipped(self, axes) -> Condition:
+        """The same with the spatial axes (0, 1, 2) in `axes` mirrored, and displacements along them turned round."""
+        if self.guidance is None:
+            return self
+        turned = self.guidance.flip([axis + 2 for axis in axes])
+        turned[:, [axis + 1 for axis in axes]] *= -1
+        return replace(self, guidance=turned)
+
+    def drop(self, probability: float, generator: torch.Generator, guidance_probability: float | None = None):
+        """Forget entries at random, each with `probability`: widths, profiles, noise level and guidance apart, the
+        three guidances with `guidance_probability` where that is given."""
         n = len(self.noise)
 
         def keep(*shape):
@@ -114,7 +132,9 @@ class Condition:
         width, profile, noise = keep(n, 1), keep(n, 1), keep(n)
         guidance = self.guidance
         if guidance is not None:
-            guidance = guidance * _guidance_keep(keep(n, 3)).to(guidance.dtype)
+            rate = probability if guidance_probability is None else guidance_probability
+            kept = torch.rand((n, 3), generator=generator) >= rate
+            guidance = guidance * kept[:, list(_OF_GUIDANCE), None, None, None].to(guidance)
         return replace(
             self,
             width=self.width * width,
@@ -150,7 +170,28 @@ class Condition:
         return self.guidance
 
 
-def _guidance_keep(keep: torch.Tensor) -> torch.Tensor:
-    """Spread three per-guidance decisions [N, 3] over the 8 channels, flags included: [N, 8, 1, 1, 1]."""
-    channel_to_guidance = [0, 1, 1, 1, 2, 0, 1, 2]
-    return keep[:, channel_to_guidance, None, None, None]
+def guidance_channels(log_bias=None, displacement=None, log_det=None) -> torch.Tensor:
+    """What a network is told of the corrections that were made: [1, 8, D/8, H/8, W/8]; zeros, flag 0, where None.
+
+    Args: fields at the centres of bricks of 8^3 target voxels (`brick_grid`), [D/8, H/8, W/8] each.
+        log_bias: logarithm of the field that was divided by.
+        displacement: [3, ...], from a voxel to where it was read, in target voxels along the axes of the volume.
+        log_det: logarithm of the factor on the intensity.
+    """
+    given = [t for t in (log_bias, displacement, log_det) if t is not None]
+    if not given:
+        raise UsageError("guidance_channels: expected at least one of log_bias, displacement and log_det")
+    channels = given[0].new_zeros(1, GUIDANCE_CHANNELS, *given[0].shape[-3:], dtype=torch.float32)
+    for first, flag, field in ((0, 5, log_bias), (1, 6, displacement), (4, 7, log_det)):
+        if field is not None:
+            unit = GUIDANCE_STRIDE if field is displacement else 1
+            channels[0, first : first + field.shape[:-3].numel()] = field / unit
+            channels[0, flag] = 1
+    return channels
+
+
+def brick_grid(grid: Grid) -> Grid:
+    """The centres of the bricks of 8^3 voxels of `grid`, the last ones cut off by its end or not."""
+    bricks = np.eye(4)
+    bricks[:3] = np.c_[GUIDANCE_STRIDE * np.eye(3), np.full(3, (GUIDANCE_STRIDE - 1) / 2)]
+    return Grid(tuple(-(-n // GUIDANCE_STRIDE) for n in grid.shape), grid.affine @ bricks)

@@ -289,7 +289,7 @@ def _across_slices(distortion: Distortion, normal: torch.Tensor, points: torch.T
     project = torch.eye(3, dtype=points.dtype) - torch.outer(normal, normal).to(points)
     e = _solved(distortion, points, project, distortion.displacement_at(points))
     within = torch.einsum("ab,bcp->acp", project, distortion.gradient_at(points + e))
-    return torch.cat([e, _determinant(distortion, points) / _det(within)])
+    return torch.cat([e, _determinant(distortion, points) / determinant(within)])
 
 
 def _solved(distortion: Distortion, points, project: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
@@ -305,7 +305,7 @@ def _solved(distortion: Distortion, points, project: torch.Tensor, wanted: torch
         if size < SETTLED:
             # Far from where it began, or where the mapping is reversed: another branch of a mapping that folds over.
             far = e.numel() and float((e - wanted).norm(dim=0).max()) > LARGEST
-            if far or float(_det(slope - eye[..., None]).min()) <= 0:
+            if far or float(determinant(slope - eye[..., None]).min()) <= 0:
                 break
             return e
         if not size < 100 * LARGEST:
@@ -318,10 +318,10 @@ def _solved(distortion: Distortion, points, project: torch.Tensor, wanted: torch
 
 def _determinant(distortion: Distortion, points: torch.Tensor) -> torch.Tensor:
     """det(I + grad d) [1, P]"""
-    return _det(distortion.gradient_at(points))
+    return determinant(distortion.gradient_at(points))
 
 
-def _det(gradient: torch.Tensor) -> torch.Tensor:
+def determinant(gradient: torch.Tensor) -> torch.Tensor:
     """det(I + gradient), [3, 3, P] -> [1, P]"""
     (a, b, c), (d, e, f), (g, h, i) = gradient + torch.eye(3, dtype=gradient.dtype, device=gradient.device)[..., None]
     return (a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g))[None]

@@ -27,6 +27,8 @@ class TrainConfig:
         loss: of the `mean` mode: "l2", whose minimiser is the posterior mean, or "l1" (the posterior median), the
             deterministic network that diffusion is measured against.
         drop: probability of forgetting an entry of the condition.
+        gradnl, bias: share of the pairs that gradients displace, and that have a known bias field; they are corrected,
+            and the network is told of it.
         grad_clip: largest norm of the gradient.
         precision: "bf16" or "fp32".
         seed: of everything random.
@@ -50,6 +52,8 @@ class TrainConfig:
     mean_fraction: float = 0.85
     loss: str = "l2"
     drop: float = 0.1
+    gradnl: float = 0.3
+    bias: float = 0.35
     grad_clip: float = 1.0
     precision: str = "bf16"
     seed: int = 0
@@ -71,6 +75,8 @@ class TrainConfig:
             "mean_fraction": 0.3 <= self.mean_fraction <= 1,
             "loss": self.loss in ("l2", "l1"),
             "drop": 0 <= self.drop < 1,
+            "gradnl": 0 <= self.gradnl <= 1,
+            "bias": 0 <= self.bias <= 1,
             "precision": self.precision in ("bf16", "fp32"),
             "validate_every": self.validate_every >= 1,
             "save_every": self.save_every >= 1,

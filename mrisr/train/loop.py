@@ -65,7 +65,8 @@ class Run:
     def __init__(self, config: TrainConfig, out: Path, accelerator):
         self.config, self.out, self.accelerator = config, out, accelerator
         self.train, weights, self.held = gather_volumes(config)
-        self.sampler = PatchSampler(self.train, weights, seed=config.seed, drop=config.drop)
+        told = dict(drop=config.drop, gradnl=config.gradnl, bias=config.bias)
+        self.sampler = PatchSampler(self.train, weights, seed=config.seed, **told)
         torch.manual_seed(config.seed)
         net = build(config.preset)
         state = checkpoint.load(out / checkpoint.LAST)
@@ -161,6 +162,7 @@ class Run:
             "preset": self.config.preset,
             "sigma_data": self.sigma_data,
             "trained_range": TRAINED_RANGE,
+            "guidance": [name for name in ("gradnl", "bias") if getattr(self.config, name) > 0],
             "steps": self.step,
             "trained_on": [v.name for v in self.train],
             "held_out": [v.name for v in self.held],

@@ -1,10 +1,22 @@
 """The conditioning vector: absent is a flag, never a silent zero."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
 from mrisr.errors import UsageError
-from mrisr.nn.condition import GUIDANCE_CHANNELS, SAMPLE, VECTOR_DIM, Condition, canonical_order
+from mrisr.grid import Grid
+from mrisr.nn.condition import (
+    GUIDANCE_CHANNELS,
+    SAMPLE,
+    VECTOR_DIM,
+    Condition,
+    brick_grid,
+    canonical_order,
+    guidance_channels,
+)
 from mrisr.physics.psf import AxisPSF
 
 PSF = (AxisPSF("kspace", 1.0), AxisPSF("gaussian", 4.0), AxisPSF("unknown", 0.5))
@@ -44,11 +56,36 @@ def test_guidance_is_dropped_with_its_flag():
     assert torch.equal(condition().guidance_for((16, 16, 16)), torch.zeros(1, GUIDANCE_CHANNELS, 2, 2, 2))
     with pytest.raises(UsageError, match="guidance: expected"):
         given.guidance_for((64, 16, 16))
-    with pytest.raises(UsageError, match="all items or in none"):
-        Condition.stack([given, condition()])
 
 
 def test_the_coarsest_axis_comes_last():
     assert canonical_order(PSF, (1, 1, 1)) == (0, 2, 1)
     assert canonical_order([AxisPSF("kspace", 1.0)] * 3, (1, 1, 1)) == (0, 1, 2)
     assert canonical_order([AxisPSF("gaussian", w) for w in (5.0, 0.9, 0.9)], (0.7, 0.7, 0.7)) == (1, 2, 0)
+
+
+def test_a_batch_mixes_items_with_and_without_guidance():
+    guidance = torch.rand(1, GUIDANCE_CHANNELS, 2, 3, 4)
+    given = replace(condition(), guidance=guidance)
+    batch = Condition.stack([condition(), given, condition()]).guidance_for((16, 24, 32))
+    assert torch.equal(batch[1:2], guidance) and not batch[::2].any()
+    assert Condition.stack([condition()] * 2).guidance is None
+    with pytest.raises(UsageError, match="one shape expected"):
+        Condition.stack([given, replace(given, guidance=guidance[..., :2])])
+
+
+def test_what_a_network_is_told_has_its_flags_and_units():
+    displacement, log_det = torch.full((3, 2, 2, 2), 4.0), torch.full((2, 2, 2), 0.1)
+    told = guidance_channels(displacement=displacement, log_det=log_det)
+    assert told.shape == (1, GUIDANCE_CHANNELS, 2, 2, 2)
+    assert told[0, :, 0, 0, 0].tolist() == pytest.approx([0, 0.5, 0.5, 0.5, 0.1, 0, 1, 1])
+    assert guidance_channels(log_bias=log_det)[0, :, 1, 1, 1].tolist() == pytest.approx([0.1, 0, 0, 0, 0, 1, 0, 0])
+    with pytest.raises(UsageError, match="at least one"):
+        guidance_channels()
+
+
+def test_bricks_lie_in_the_middle_of_their_voxels():
+    grid = Grid((17, 16, 8), np.diag([0.5, -0.7, 1.0, 1.0]))
+    bricks = brick_grid(grid)
+    assert bricks.shape == (3, 2, 1)
+    assert bricks.affine @ (1, 0, 0, 1) == pytest.approx(grid.affine @ (11.5, 3.5, 3.5, 1))

@@ -143,7 +143,7 @@ def test_a_scan_corrected_within_its_slices_gets_the_rest(coil):
     points = smooth.world(grid.affine, [np.arange(n) for n in grid.shape])
     within = project @ coil.displacement_at(points)
     gradient = torch.einsum("ab,bcp->acp", project, coil.gradient_at(points))
-    flat = gradnl.Warp(grid, grid, within.reshape(3, *grid.shape), gradnl._det(gradient).reshape(grid.shape))
+    flat = gradnl.Warp(grid, grid, within.reshape(3, *grid.shape), gradnl.determinant(gradient).reshape(grid.shape))
     image = blob(grid)
     scan = flat.forward(gradnl.simulation(coil, grid, dtype=torch.float64).forward(image))
     rest = gradnl.correction(coil, grid, done="2D", slice_axis=2, dtype=torch.float64)
