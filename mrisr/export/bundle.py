@@ -202,6 +202,14 @@ class BundleError(ModelError):
 
 
 @dataclass(frozen=True)
+class Plan:
+    """A TensorRT plan of a bundle: its path and the precision of its graph."""
+
+    path: Path
+    precision: str
+
+
+@dataclass(frozen=True)
 class Bundle:
     """A bundle whose files have been checked.
 
@@ -221,10 +229,21 @@ class Bundle:
         found = [g["file"] for g in self.config["graphs"] if (g["format"], g["precision"]) == (form, precision)]
         return self.folder / found[0] if found else None
 
+    def plan(self) -> Plan | None:
+        """Its TensorRT plan, or None where it has none."""
+        found = [g for g in self.config["graphs"] if g["format"] == "tensorrt"]
+        return Plan(self.folder / found[0]["file"], found[0]["precision"]) if found else None
+
 
 def is_bundle(folder: str | os.PathLike) -> bool:
     """Whether a folder has the looks of one (not whether it is a good one)."""
-    return os.path.lexists(Path(folder) / CONFIG_NAME) and os.path.lexists(Path(folder) / MODEL_NAME)
+    config = Path(folder) / CONFIG_NAME
+    if os.path.lexists(Path(folder) / MODEL_NAME):
+        return True
+    if not config.is_file():
+        return False
+    with open(config, "rb") as f:
+        return FORMAT.encode() in f.read(4096)
 
 
 def read(folder: str | os.PathLike) -> Bundle:

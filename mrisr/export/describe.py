@@ -39,7 +39,7 @@ def config_of(model, opset: int, graphs: list[dict]) -> dict:
         "parameters": sum(p.numel() for p in net.parameters()),
         "opset": opset,
         "graphs": [{"file": MODEL_NAME, "format": "onnx", "precision": "float32"}, *graphs],
-        "network": _network(net.config),
+        "network": network_of(net.config),
         "vector": _vector(),
         "guidance": {
             "channels": condition.GUIDANCE_CHANNELS,
@@ -57,7 +57,8 @@ def config_of(model, opset: int, graphs: list[dict]) -> dict:
     }
 
 
-def _network(config) -> dict:
+def network_of(config) -> dict:
+    """The `network` section, from a `mrisr.nn.unet.UNetConfig`."""
     plain = [1, 1, "D", "H", "W"]
     coarse = [1, condition.GUIDANCE_CHANNELS, "D/8", "H/8", "W/8"]
     shapes = (plain, plain, [1, condition.VECTOR_DIM], coarse)

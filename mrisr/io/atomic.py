@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from mrisr.errors import OutputError
 
-__all__ = ["check_target", "replacing"]
+__all__ = ["check_target", "replacing", "replacing_folder"]
 
 
 def check_target(path: str | os.PathLike, *, force: bool = False) -> Path:
@@ -58,3 +59,45 @@ def replacing(path: str | os.PathLike, *, force: bool = False) -> Iterator[Path]
         raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
         beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: str | os.PathLike, *, force: bool = False, sign: str = "") -> Iterator[Path]:
+    """A temporary folder beside `path` that becomes `path` when the block succeeds; on any failure it is removed, and
+    `path` is as it was.
+
+    Args:
+        force: replace a folder that is there, if it is empty or holds a file called `sign`: no other is ever deleted.
+    """
+    target = Path(os.path.realpath(path))
+    _check_folder(target, path, force, sign)
+    beside = target.with_name(f".{uuid.uuid4().hex[:8]}.{target.name}")
+    old = target.with_name(f"{beside.name}.old")
+    try:
+        beside.mkdir()
+        yield beside
+        _check_folder(target, path, force, sign)
+        if target.is_dir():
+            os.replace(target, old)
+        os.replace(beside, target)
+    except OSError as error:
+        if old.is_dir() and not target.exists():
+            os.replace(old, target)
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        for left in (beside, old):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _check_folder(target: Path, path, force: bool, sign: str) -> None:
+    if not target.parent.is_dir():
+        raise OutputError(f"{path}: there is no directory {target.parent}; create it first")
+    if not os.path.lexists(target):
+        return
+    if not target.is_dir():
+        raise OutputError(f"{path}: is a file; give the name of a folder")
+    held = sorted(p.name for p in target.iterdir())
+    if held and not force:
+        raise OutputError(f"{path}: exists already; choose another name, or overwrite it with force (--force)")
+    if held and sign not in held:
+        raise OutputError(f"{path}: holds other things ({held[0]}) and no {sign}; it will not be deleted")

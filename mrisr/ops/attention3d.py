@@ -17,6 +17,7 @@ from mrisr.errors import UsageError
 from mrisr.ops._dispatch import choose
 from mrisr.ops._spec import Spec
 from mrisr.ops.attention3d_backends import FAMILY, Reference, segments
+from mrisr.ops.attention3d_onnx import to_onnx
 
 MAX_WINDOW = 2**20  # a window larger than any volume is the same as none, and indices stay small
 
@@ -64,9 +65,6 @@ def attention3d(
     """
     _check(qkv, heads, window, mask, norm_eps, q_gain, k_gain, scale)
     shift, origin = _triple(shift, "shift"), _triple(origin, "origin")
-    if torch.onnx.is_in_onnx_export():  # ONNX has no such operator: the windows of the example's size, in plain ones
-        call = dict(mask=mask, norm_eps=norm_eps, q_gain=q_gain, k_gain=k_gain, scale=scale)
-        return reference(qkv, heads, window=window, shift=shift, origin=origin, **call)
     if window is None:
         if any(shift):
             raise UsageError(f"attention3d: a shift needs windows; shift={shift}, window=None")
@@ -306,4 +304,5 @@ SPEC = Spec(
     },
     tolerance={torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 1e-2, torch.float16: 2e-3},
     gradients=("qkv", "q_gain", "k_gain"),
+    onnx=to_onnx,
 )

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mrisr.errors import ModelError
+from mrisr.export import bundle
 
 FOLDER = Path(__file__).parent
 FORMAT = 1
@@ -28,6 +29,7 @@ class LoadedModel:
             "uncertainty", see `mrisr.weights.publish`).
         sha256: of the weights file.
         card: path of the model card, or None.
+        plan: of a bundle with a TensorRT plan, a `mrisr.export.bundle.Plan`.
     """
 
     denoiser: object
@@ -35,6 +37,7 @@ class LoadedModel:
     meta: dict
     sha256: str
     card: Path | None
+    plan: bundle.Plan | None = None
 
 
 def available() -> list[str]:
@@ -49,14 +52,17 @@ def locate(name: str | Path) -> Path:
         return shipped
     path = Path(name)
     if path.is_dir():
-        path = path / "weights.safetensors"
+        path = path / bundle.WEIGHTS_NAME
+        if bundle.is_bundle(name) and not path.is_file():
+            raise ModelError(f"{path}: is missing; export or copy the bundle again")
     if path.is_file():
         return path
     raise ModelError(f"model: {str(name)!r} is neither shipped ({', '.join(available()) or 'none'}) nor a weights file")
 
 
 def load(name: str | Path | LoadedModel = "base") -> LoadedModel:
-    """Load weights by name ("base"), by path of a .safetensors file or of a training folder; a LoadedModel passes.
+    """Load weights by name ("base"), by path of a .safetensors file, of a training folder or of a bundle
+    (`mrisr export`); a LoadedModel passes.
 
     Raises:
         ModelError: not found, damaged, of another format, or not made by mrisr.
@@ -64,6 +70,15 @@ def load(name: str | Path | LoadedModel = "base") -> LoadedModel:
     if isinstance(name, LoadedModel):
         return name
     path = locate(name)
+    if bundle.is_bundle(name) and path.parent == Path(name):
+        found = bundle.read(name)
+        model = _of_file(path, name)
+        _check_bundle(model, found)
+        return replace(model, card=found.file(bundle.CARD_NAME), plan=found.plan())
+    return _of_file(path, name)
+
+
+def _of_file(path: Path, name: str | Path) -> LoadedModel:
     stat = path.stat()
     # One module per file, so that what an engine has compiled for it is found again by the next call.
     key = (str(path.resolve()), stat.st_mtime_ns, stat.st_size)
@@ -74,6 +89,23 @@ def load(name: str | Path | LoadedModel = "base") -> LoadedModel:
 
 
 _loaded: dict[tuple, LoadedModel] = {}
+
+
+def _check_bundle(model: LoadedModel, found: bundle.Bundle) -> None:
+    """What a reader in C++ takes from the configuration has to be what Python takes from the weights."""
+    config, net = found.config, model.denoiser.net
+    held = {
+        "preset": (config["preset"], model.meta["preset"]),
+        "parameters": (config["parameters"], sum(p.numel() for p in net.parameters())),
+        "diffusion.sigma_data": (config["diffusion"]["sigma_data"], model.denoiser.sigma_data),
+        "network.norm": (config["network"]["norm"], net.config.norm),
+        "network.widths": (config["network"]["widths"], list(net.config.widths)),
+    }
+    for field, (stated, own) in held.items():
+        if stated != own:
+            raise ModelError(
+                f"{found.folder}: config.json has {field} {stated!r}, and the weights {own!r}; export the bundle again"
+            )
 
 
 def _load(path: Path, name: str) -> LoadedModel:

@@ -139,7 +139,7 @@ def test_onnx_gives_the_same_numbers(kind, tmp_path):
 
 
 def _with_onnx() -> list[tuple[str, str]]:
-    cases = ("film", "masked_last", "nothing_active", "plain", "film_alone")
+    cases = ("film", "masked_last", "nothing_active", "plain", "film_alone", "odd", "window_with_nothing_active")
     return [(n, c) for n, s in SPECS.items() if s.onnx is not None for c in cases if c in s.cases]
 
 
