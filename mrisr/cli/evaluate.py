@@ -11,6 +11,7 @@ from mrisr.errors import UsageError
 
 CASES = "iso2,iso2n,thick4,iso1p5,mix"
 METHODS = "trilinear,cubic,quintic,zerofill,mrisr"
+SAFETY_METHODS = "cubic,mrisr,mrisr-stated"
 
 
 def add_parser(subparsers) -> None:
@@ -28,16 +29,26 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--cases", default=CASES, metavar="A,B", help=f"default: {CASES}")
     parser.add_argument(
         "--methods",
-        default=METHODS,
         metavar="A,B",
         help="trilinear, cubic (always there), quintic, zerofill, linear (needs --train-on), mrisr, "
-        "mrisr-stated, mrisr-sample, net:PATH, or a network under a label, [LABEL=]MODEL[@sampleN][@ensembleN][@stated]"
-        f", as in mrisr@ensemble8 or teacher=runs/teacher@sample16 (default: {METHODS})",
+        "mrisr-stated, mrisr-sample, net:PATH, or a network under a label, "
+        "[LABEL=]MODEL[@sampleN][@ensembleN][@stated], as in mrisr@ensemble8 or teacher=runs/teacher@sample16 "
+        f"(default: {METHODS}; with --safety {SAFETY_METHODS})",
     )
     parser.add_argument("--model", default="base", metavar="M", help="name or .safetensors path (default: base)")
     parser.add_argument("--train-on", nargs="+", default=[], metavar="F", help="training volumes of method linear")
     parser.add_argument("--crop", type=positive_int, metavar="N", help="only the middle N^3 voxels of each head")
     parser.add_argument("--lesions", action="store_true", help="also insert small lesions and see if they survive")
+    parser.add_argument(
+        "--safety",
+        action="store_true",
+        help="the safety report instead (safety.md, safety.json): lesions put in and taken out, tissue volumes, "
+        "chi-squared, and what the spread of samples is worth",
+    )
+    parser.add_argument(
+        "--samples", type=positive_int, default=8, metavar="K", help="--safety: whose spread is calibrated (default: 8)"
+    )
+    parser.add_argument("--steps", type=positive_int, default=1, metavar="N", help="--safety: of each (default: 1)")
     parser.add_argument("--no-pictures", action="store_true", help="tables only")
     parser.add_argument("--seed", type=int, default=0, help="of noise and bias fields (default: 0)")
     parser.add_argument("--force", action="store_true", help="overwrite an earlier report in DIR")
@@ -51,26 +62,20 @@ def add_parser(subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the protocol, write the report, print its overview; 0 if at least one volume ran."""
     use_threads(args.threads)
-    from mrisr.evaluate.methods import build_methods, describe_models, pick_cases
+    from mrisr.evaluate.methods import build_methods, pick_cases
     from mrisr.evaluate.protocol import find_volumes, load_subjects, run_protocol
     from mrisr.evaluate.report import build_report, check_folder, render_overview, write_report
 
     cases = pick_cases(_names(args.cases, "--cases"))
     paths = find_volumes(args.inputs)
-    names = _names(args.methods, "--methods")
+    names = _names(args.methods or (SAFETY_METHODS if args.safety else METHODS), "--methods")
     training = []
     if "linear" in names:
         training = [s for path in find_volumes(args.train_on) for s in load_subjects(path, args.crop)]
-    methods = build_methods(
-        names,
-        model=args.model,
-        training=training,
-        seed=args.seed,
-        device=args.device,
-        engine=args.engine,
-        memory=args.memory,
-        threads=args.threads,
-    )
+    how = {"device": args.device, "engine": args.engine, "memory": args.memory, "threads": args.threads}
+    methods = build_methods(names, model=args.model, training=training, seed=args.seed, **how)
+    if args.safety:
+        return _safety(args, paths, cases, methods, how)
     folder = check_folder(args.output, args.force)
     pictures = None if args.no_pictures else _picture_writer(folder)
     with _progress(len(paths) * len(cases) * len(methods)) as progress:
@@ -84,7 +89,17 @@ def run(args: argparse.Namespace) -> int:
             show=pictures,
             progress=progress,
         )
-    settings = {
+    report = build_report(outcome, _settings(args, cases, methods))
+    write_report(report, folder, force=args.force)
+    print(render_overview(report))
+    print(f"\nwrote {folder}: {len(outcome.volumes)} volume(s) evaluated, {len(outcome.skipped)} skipped")
+    return 0
+
+
+def _settings(args: argparse.Namespace, cases, methods) -> dict:
+    from mrisr.evaluate.methods import describe_models
+
+    return {
         "cases": [case.name for case in cases],
         "methods": list(methods),
         "models": [f"{label}: {weights}" for label, weights in describe_models(methods).items()],
@@ -93,10 +108,32 @@ def run(args: argparse.Namespace) -> int:
         "crop": args.crop,
         "seed": args.seed,
     }
-    report = build_report(outcome, settings)
-    write_report(report, folder, force=args.force)
-    print(render_overview(report))
-    print(f"\nwrote {folder}: {len(outcome.volumes)} volume(s) evaluated, {len(outcome.skipped)} skipped")
+
+
+def _safety(args: argparse.Namespace, paths, cases, methods, how: dict) -> int:
+    """Lesions, tissue and chi-squared of every method, the spread of --model; one report."""
+    if args.samples < 2:
+        raise UsageError(f"--samples: one sample has no spread; expected at least 2, found {args.samples}")
+    import mrisr
+    from mrisr.evaluate import safety_report
+    from mrisr.evaluate.protocol import run_protocol, trials_of
+    from mrisr.evaluate.report import check_folder, write_pair
+    from mrisr.evaluate.uncertainty import calibrate, spread_of
+
+    folder = check_folder(args.output, args.force, safety_report.STEM)
+    with _progress(len(paths) * len(cases) * (len(methods) + 1)) as progress:
+        outcome = run_protocol(paths, cases, methods, seed=args.seed, crop=args.crop, lesions=True, progress=progress)
+        model = mrisr.load_model(args.model)
+        spreads = []
+        for trial in trials_of(paths, cases, seed=args.seed, crop=args.crop):
+            progress(f"{trial.subject}  {trial.case.name}  {args.samples} samples")
+            spreads.append(spread_of(trial, model, args.samples, args.steps, args.seed, **how))
+    settings = {**_settings(args, cases, methods), "samples": args.samples, "steps": args.steps}
+    uncertainty = calibrate(spreads, args.samples, args.steps)
+    report = safety_report.build(outcome, uncertainty, model.sha256, settings)
+    write_pair(folder, safety_report.STEM, report, safety_report.render(report), force=args.force)
+    print(safety_report.bars_table(report))
+    print(f"\nwrote {folder}: {len(outcome.volumes)} volume(s), {len(outcome.skipped)} skipped")
     return 0
 
 

@@ -205,6 +205,21 @@ def run_protocol(
     return outcome
 
 
+def trials_of(paths: Iterable[Path], cases: Sequence[Case], *, seed: int = 0, crop: int | None = None):
+    """The trials of `run_protocol`, without those that it skips (and says so)."""
+    for path in paths:
+        try:
+            subjects = load_subjects(path, crop)
+        except InputError:
+            continue
+        for subject in subjects:
+            for case in cases:
+                try:
+                    yield make_trial(subject, case, seed)
+                except InputError:
+                    continue
+
+
 def _skip(outcome: Outcome, path: Path, case: str, error: InputError) -> None:
     outcome.skipped.append({"file": path.name, "case": case, "reason": str(error)})
     warnings.warn(f"skipped {path.name} (case: {case}): {error}", MrisrWarning, stacklevel=3)

@@ -71,7 +71,7 @@ _AVERAGED = ("psnr", "gain", "ssim", "hfen", "nmi", "fsc_area", "fsc_beyond", "f
 _AVERAGED += ("chi2", "intensity_shift", "tissue_change", "seconds")
 
 
-def check_folder(folder: str | os.PathLike, force: bool) -> Path:
+def check_folder(folder: str | os.PathLike, force: bool, stem: str = "evaluation") -> Path:
     """The output folder, made if missing; OutputError where a report is there already and `force` is not
     set."""
     folder = Path(folder)
@@ -79,7 +79,7 @@ def check_folder(folder: str | os.PathLike, force: bool) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be made ({error.strerror or error}); choose another folder") from error
-    for name in (JSON_NAME, MARKDOWN_NAME):
+    for name in (f"{stem}.json", f"{stem}.md"):
         check_target(folder / name, force=force)
     return folder
 
@@ -137,7 +137,7 @@ _NOTES = "\n" + (
 
 def _provenance(report: dict) -> str:
     m, given = report["machine"], report["settings"]
-    settings = [f"{key} {_joined(value)}" for key, value in given.items() if value not in (None, [])]
+    settings = [f"{key} {joined(value)}" for key, value in given.items() if value not in (None, [])]
     lines = [
         f"{len(report['volumes'])} volume(s): {', '.join(report['volumes'])}",
         f"settings: {', '.join(settings)}",
@@ -148,7 +148,7 @@ def _provenance(report: dict) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _joined(value) -> str:
+def joined(value) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
@@ -222,7 +222,18 @@ def _safety(report: dict) -> str:
     tested = [row for row in report["rows"] if row.get("lesions")]
     if not tested:
         return found + "\n\nThe lesion test was not run (`--lesions`)."
-    head = ["volume", "case", "method", "inserted", "survived", "visible", "recovered", "ghosts", "phantoms"]
+    head = [
+        "volume",
+        "case",
+        "method",
+        "inserted",
+        "survived",
+        "visible",
+        "recovered",
+        "ghosts",
+        "phantoms",
+        "invented",
+    ]
     body = [
         [row["volume"], row["case"], f"`{row['method']}`", *(str(row["lesions"][key]) for key in head[3:])]
         for row in tested
@@ -246,8 +257,11 @@ def alarms(row: dict) -> list[str]:
             found.append(f"{where}: {lesions['survived']} of {lesions['inserted']} lesions survive")
         if lesions["recovered"] < lesions["visible"]:
             found.append(f"{where}: {lesions['recovered']} of {lesions['visible']} visible lesions keep 80 % contrast")
-        if lesions["ghosts"] or lesions["phantoms"]:
-            found.append(f"{where}: {lesions['ghosts']} ghosts and {lesions['phantoms']} phantoms where no lesion was")
+        if lesions["ghosts"] or lesions["phantoms"] or lesions["invented"]:
+            found.append(
+                f"{where}: {lesions['ghosts']} ghosts, {lesions['phantoms']} phantoms and {lesions['invented']} "
+                "signatures of a lesion where none was"
+            )
     return found
 
 

@@ -97,7 +97,9 @@ class LesionResult:
     survived: amplitude >= 50 %; visible: >= 3 sigma in the scan (all, without noise); recovered: visible, and
     amplitude >= 80 %. ghosts: responses of at least half the weakest contrast away from every lesion.
     phantoms: in the lesion-free scan, blobs of a lesion's size that differ from the truth (in the acquired
-    band) by at least the weakest contrast and by more than the truth varies there. amplitudes: each one.
+    band) by at least the weakest contrast and by more than the truth varies there. invented: visible lesions whose
+    signature, at least half as strong, the rescanned answer to the lesion-free scan shows and that scan does not.
+    amplitudes: each one.
     """
 
     inserted: int
@@ -106,6 +108,7 @@ class LesionResult:
     recovered: int
     ghosts: int
     phantoms: int
+    invented: int
     amplitudes: list[float] = field(default_factory=list)
 
     def as_dict(self) -> dict:
@@ -146,17 +149,22 @@ def lesion_test(
         plain.coarse.shape, plain.coarse.voxel_size, plain.fine.shape, plain.fine.voxel_size, plain.psf
     )
     expected = apply_axes(in_scan, start).numpy()
+    # What a scan of the answer would show and the scan itself does not: no noise of the scan is in it.
+    added = plain.model.forward(torch.as_tensor(without)).numpy() - plain.scan
 
     far = np.ones(plain.fine.shape, bool)
-    amplitudes, visible = [], []
+    amplitudes, visible, false = [], [], []
     for lesion in lesions:
         box = _neighbourhood(lesion, offset, plain)
         far[box] = False
         template = expected[box].astype(np.float64)
-        amplitudes.append(float((response[box] * template).sum() / (template**2).sum()))
+        amplitudes.append(_amplitude(response[box], template))
         visible.append(plain.sigma == 0 or float(np.abs(template).max()) >= 3 * plain.sigma)
+        box = _coarse(box, plain)
+        false.append(_amplitude(added[box], in_scan[box].numpy().astype(np.float64)))
     weakest = min(contrasts) * median
     amplitude, visible = np.array(amplitudes), np.array(visible, dtype=bool)
+    false = np.abs(np.array(false))
     ghosts = ndimage.label((np.abs(response) > 0.5 * weakest) & far)[1]
     return LesionResult(
         inserted=len(lesions),
@@ -165,6 +173,7 @@ def lesion_test(
         recovered=int(((amplitude >= 0.8) & visible).sum()),
         ghosts=int(ghosts),
         phantoms=_phantoms(plain, without, weakest, min(diameters), ndimage),
+        invented=int(((false >= 0.5) & visible).sum()),
         amplitudes=[round(float(a), 4) for a in amplitude],
     )
 
@@ -217,6 +226,20 @@ def _neighbourhood(lesion: Lesion, offset, trial: Trial) -> tuple[slice, slice, 
     reach = np.ceil((0.5 * lesion.diameter + 2 * coarse) / voxel).astype(int)
     centre = np.array(lesion.centre) - offset
     return tuple(slice(max(0, c - r), c + r + 1) for c, r in zip(centre, reach, strict=True))
+
+
+def _amplitude(found: np.ndarray, template: np.ndarray) -> float:
+    """Least-squares factor of `template` in `found`."""
+    return float((found * template).sum() / (template**2).sum())
+
+
+def _coarse(box: tuple[slice, slice, slice], trial: Trial) -> tuple[slice, slice, slice]:
+    """The same box on the coarse grid, whose centre is the fine grid's."""
+    ranges = []
+    for cut, n, m, factor in zip(box, trial.fine.shape, trial.coarse.shape, trial.case.factor, strict=True):
+        low, high = ((edge - 0.5 * n) / factor + 0.5 * m for edge in (cut.start, cut.stop))
+        ranges.append(slice(max(0, int(np.floor(low))), min(m, int(np.ceil(high)))))
+    return tuple(ranges)
 
 
 def _phantoms(trial: Trial, image: np.ndarray, weakest: float, diameter: float, ndimage) -> int:

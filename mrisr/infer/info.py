@@ -95,11 +95,11 @@ class ConsistencyInfo:
 class Info:
     """Everything about one run.
 
-    `std` (samples > 1): the voxel-wise standard deviation as a Volume on the target grid, in input intensity units, just
-    as the samples have it; it is left out of `to_json`. `std_scale` says what it is worth: {level: factor}, such that
-    |truth - result| <= factor * std held in that share of the voxels of held-out heads (split conformal; the model card
-    has the coverage on people it was not taken from). None where these weights were not calibrated for these samples
-    and steps.
+    `std` (samples > 1): the voxel-wise standard deviation as a Volume on the target grid, in input intensity units,
+    just as the samples have it; it is left out of `to_json`. `std_scale` says what it is worth: {level: factor}, such
+    that |truth - result| <= factor * std held in that share of the voxels of held-out heads (split conformal; the model
+    card has the coverage on people it was not taken from). None where these weights were not calibrated for these
+    samples and steps.
     """
 
     input: GridInfo
