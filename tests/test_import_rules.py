@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "diffusion": {"ops"},
     "physics": {"ops", "volume", "grid"},
     "data": {"io", "volume", "grid", "physics", "ops", "nn"},
-    "train": {"nn", "diffusion", "data", "physics", "ops", "io", "volume", "grid", "preview", "weights"},
+    "train": {"nn", "diffusion", "data", "physics", "ops", "io", "volume", "grid", "preview", "weights", "evaluate"},
     "infer": {"nn", "diffusion", "ops", "physics", "volume", "grid", "native"},
     "export": {"nn", "infer", "ops", "diffusion", "physics", "io"},
     "weights": {"nn", "diffusion", "export"},

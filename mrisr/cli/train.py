@@ -20,9 +20,15 @@ def add_parser(subparsers) -> None:
         epilog="OUT receives weights.safetensors, config.json, last.pt (for resuming), log.jsonl.\n"
         "Many GPUs: torchrun --nproc-per-node N -m mrisr.cli.main train ...",
     )
+    add_run(parser, "base")
+
+
+def add_run(parser: argparse.ArgumentParser, config: str) -> None:
+    """Add what every kind of training run takes; `config` is the default preset."""
     parser.add_argument(
-        "--config", default="base", metavar="C", help="preset (see --list) or JSON file (default: base)"
+        "--config", default=config, metavar="C", help=f"preset (see --list) or JSON file (default: {config})"
     )
+    parser.add_argument("--init", metavar="W", help="weights to start from, by name or path, of the same preset")
     parser.add_argument("--data", nargs="+", metavar="PATH", help="folders of NIfTI scans, or scans")
     parser.add_argument(
         "--hold-out", nargs="+", metavar="NAME", help="file name prefixes kept for validation (whole people)"
@@ -37,20 +43,30 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; raises MrisrError, returns 0."""
-    from mrisr.train.config import CONFIGS, load_config
+    from mrisr.train.config import CONFIGS
+
+    return start(args, "train", CONFIGS)
+
+
+def start(args: argparse.Namespace, command: str, presets: dict, **overrides) -> int:
+    """List, plan or run a configuration of `presets`; `overrides` are fields that the command alone has."""
+    from mrisr.train.config import load_config
 
     if args.list:
-        print(json.dumps({name: json.loads(config.to_json()) for name, config in CONFIGS.items()}, indent=2))
+        print(json.dumps({name: json.loads(config.to_json()) for name, config in presets.items()}, indent=2))
         return 0
     config = load_config(
         args.config,
+        presets,
         data=None if args.data is None else tuple(args.data),
         hold_out=None if args.hold_out is None else tuple(args.hold_out),
+        init=args.init,
         steps=args.steps,
         seed=args.seed,
+        **overrides,
     )
     if not args.dry_run and args.out is None:
-        raise UsageError("train: expected --out, the folder of the run (or --dry-run)")
+        raise UsageError(f"{command}: expected --out, the folder of the run (or --dry-run)")
     use_threads(args.threads)
     from mrisr.train.loop import plan, train
 
@@ -60,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         import accelerate  # noqa: F401 - asked for here, so that a missing extra costs one line
     except ImportError as error:
-        raise InputError(f"train: needs accelerate ({error}); install it: pip install 'mrisr[train]'") from error
+        raise InputError(f"{command}: needs accelerate ({error}); install it: pip install 'mrisr[train]'") from error
     out = Path(args.out)
     try:
         out.mkdir(parents=True, exist_ok=True)

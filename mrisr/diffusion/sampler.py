@@ -77,6 +77,13 @@ def heun_solver(sigmas) -> Solver:
     return Solver.of_rows(levels, rows, sigmas[-1] == 0)
 
 
+def ddim_solver(sigmas) -> Solver:
+    """First-order steps (Song et al. 2021, arXiv 2010.02502, equation 12): those that step halving teaches."""
+    sigmas = [float(s) for s in sigmas]
+    ratios = [following / sigma for sigma, following in zip(sigmas[:-1], sigmas[1:])]
+    return Solver.of_rows(sigmas[:-1], [(r, 1 - r, 0.0, 0.0) for r in ratios], sigmas[-1] == 0)
+
+
 def dpmpp_2m_solver(sigmas, *, eta: float = 0.0, sample: int = 0, seed: int = 0) -> Solver:
     """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2): second order, one evaluation a step.
 

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from mrisr.diffusion.precond import Denoiser
-from mrisr.diffusion.sampler import dpmpp_2m_solver, solve
-from mrisr.diffusion.schedule import karras_sigmas
+from mrisr.diffusion.sampler import ddim_solver, dpmpp_2m_solver, solve
+from mrisr.diffusion.schedule import karras_sigmas, nested_sigmas
 from mrisr.infer import tiles
-from mrisr.nn.condition import Condition
+from mrisr.nn.condition import SAMPLE, Condition
 from mrisr.ops.blend import gather
 from mrisr.ops.noise import normal_noise
 from mrisr.physics.degrade import band_matrices, outside_band
@@ -41,8 +41,12 @@ def residual(job, plan: tiles.TilePlan, y: torch.Tensor, cond: Condition, report
         report(min(1.0, (done + fraction) / total))
 
     denoise = _denoiser(job, plan, y.device, tick)
-    sigmas = karras_sigmas(options.steps, base.sigma_min, base.sigma_max)
-    solver = dpmpp_2m_solver(sigmas).to(y)
+    if options.steps in job.model.meta.get("few_steps", ()):
+        sigmas = nested_sigmas(options.steps, base.sigma_min, base.sigma_max)
+        solver, cond = ddim_solver(sigmas).to(y), cond.with_mode(SAMPLE + options.steps)
+    else:
+        sigmas = karras_sigmas(options.steps, base.sigma_min, base.sigma_max)
+        solver = dpmpp_2m_solver(sigmas).to(y)
 
     def loop(x, y, cond):
         def step(x, sigma):

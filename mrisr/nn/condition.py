@@ -33,6 +33,7 @@ VECTOR_LAYOUT = {
     "profile": (8, 3 * len(KINDS)),
     "noise": (8 + 3 * len(KINDS), 1),
     "noise_known": (9 + 3 * len(KINDS), 1),
+    "step_share": (10 + 3 * len(KINDS), 1),
 }
 GUIDANCE_LAYOUT = (
     "log_bias", "displacement_d", "displacement_h", "displacement_w", "log_jacobian",
@@ -58,7 +59,8 @@ class Condition:
         width: float [N, 3], log2(acquired width / target voxel) per axis, >= 0.
         profile: long [N, 3], index into `mrisr.physics.psf.KINDS` (0 = unknown).
         noise: float [N], noise standard deviation / intensity scale, by `mrisr.physics.intensity.estimate_noise`.
-        mode: long [N], MEAN or SAMPLE.
+        mode: long [N]: MEAN, SAMPLE (an infinitesimal step of the ODE), or SAMPLE + n (one of n steps of
+            `mrisr.diffusion.schedule.nested_sigmas`, which distilled weights can take).
         width_known: float [N, 3], 1 or 0.
         noise_known: float [N], 1 or 0.
         guidance: float [N, 8, D/8, H/8, W/8] as `guidance_channels` makes it, or None (absent: flags 0).
@@ -150,12 +152,14 @@ class Condition:
         onehot = torch.nn.functional.one_hot(self.profile, len(KINDS)).flatten(1).float()
         parts = {
             "log_sigma": (torch.log(sigma.float() / sigma_data) / LOG_SIGMA_UNIT)[:, None],
-            "mode": self.mode.float()[:, None],
+            "mode": self.mode.clamp(max=SAMPLE).float()[:, None],
             "width": self.width,
             "width_known": self.width_known,
             "profile": onehot,
             "noise": (self.noise / NOISE_UNIT)[:, None],
             "noise_known": self.noise_known[:, None],
+            # Of one of n steps 1 / n, else 0.
+            "step_share": torch.where(self.mode > SAMPLE, 1.0 / (self.mode - SAMPLE).clamp(min=1), 0.0)[:, None],
         }
         known = torch.cat([parts[name] for name in VECTOR_LAYOUT], dim=1)
         return torch.nn.functional.pad(known, (0, VECTOR_DIM - known.shape[1]))

@@ -9,9 +9,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from mrisr.errors import TrainingError
+from mrisr.errors import ModelError, TrainingError
+from mrisr.nn.condition import VECTOR_LAYOUT
+from mrisr.weights import registry
 
 LAST = "last.pt"
+FORMAT = 2
+PATHS = frozenset({"data", "init", "teacher"})
 
 
 def save(path: Path, state: dict) -> None:
@@ -31,14 +35,40 @@ def load(path: Path) -> dict | None:
         raise TrainingError(f"{path}: not a readable checkpoint ({error}); move it away to start anew") from error
 
 
-def check_same_run(state: dict, config_json: str, path: Path) -> None:
-    """A run is resumed with its own configuration only (steps may grow)."""
+def check_same_run(state: dict, config_json: str, path: Path, free=frozenset({"steps"})) -> None:
+    """A run is resumed with its own configuration only; paths, intervals and the fields in `free` may differ."""
+    if state.get("format") != FORMAT:
+        raise TrainingError(f"{path}: was made by another version of mrisr; use another output folder")
     before, now = json.loads(state["config"]), json.loads(config_json)
-    ignored = {"steps", "data", "validate_every", "save_every"}
-    different = sorted(k for k in now if k not in ignored and before.get(k) != now[k])
+    ignored = PATHS | {"validate_every", "save_every"} | set(free)
+    different = sorted(k for k in before.keys() | now.keys() if k not in ignored and before.get(k) != now.get(k))
     if different:
-        changes = ", ".join(f"{k}: {before.get(k)!r} -> {now[k]!r}" for k in different)
+        changes = ", ".join(f"{k}: {before.get(k)!r} -> {now.get(k)!r}" for k in different)
         raise TrainingError(f"{path}: was made by another configuration ({changes}); use another output folder")
+
+
+def starting_weights(name: str, what: str) -> registry.LoadedModel:
+    """Weights by name or path, as `mrisr.load_model` takes them; `what` names the option in the error."""
+    try:
+        return registry.load(name)
+    except ModelError as error:
+        raise TrainingError(f"{what}: {error}") from error
+
+
+@torch.no_grad()
+def initialise(net: torch.nn.Module, config) -> float:
+    """Start `net` from the weights `config.init`, which have to be of the same preset; returns their sigma_data."""
+    model = starting_weights(config.init, "init")
+    if model.meta["preset"] != config.preset:
+        raise TrainingError(
+            f"init: {config.init} holds preset {model.meta['preset']!r}, the run is of preset {config.preset!r}; "
+            "start from weights of the same preset, or from none"
+        )
+    net.load_state_dict(model.denoiser.net.state_dict())
+    if "few_steps" not in model.meta:
+        # An entry that those weights were never shown: a random column would only disturb.
+        net.embed[0].weight[:, VECTOR_LAYOUT["step_share"][0]] = 0
+    return model.denoiser.sigma_data
 
 
 def export_weights(path: Path, tensors: dict[str, torch.Tensor], meta: dict) -> None:

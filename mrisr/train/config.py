@@ -19,10 +19,16 @@ class TrainConfig:
         hold_out: file name prefixes of the people kept for validation (split by person, never by patch).
         thin_weight: relative frequency of a 2D scan (thick slices), of which only the in-plane detail is learnt.
         synthetic: synthetic volumes to mix in, and synthetic_weight their total relative frequency.
-        steps, batch, patch: optimiser steps, patches a step, fine voxels along a patch (a multiple of 8).
+        init: weights to start from, by name or path, of the same preset; "": random ones.
+        steps, batch, patch: optimiser steps, patches a step (of all processes together), fine voxels along a patch (a
+            multiple of 8).
+        late_patch, late_from: patches of this size from this share of the steps on (0: never), as many fewer as keeps
+            the voxels of a step.
+        accumulate: pieces into which a step's batch is divided where memory is short.
         lr, muon_lr: peak learning rates of Adam and of Muon (`mrisr.train.optim`).
         warmup, final_lr: steps of linear warm-up, and where the cosine of lr ends (muon_lr in proportion).
-        ema: decay of the exponential moving average of the weights.
+        ema: largest decay of the two exponential moving averages of the weights (`mrisr.train.run.AVERAGES`); the one
+            that validates better at the end leaves the run.
         mean_fraction: share of the steps that train the `mean` mode (L2); the others train `sample` (EDM).
         loss: of the `mean` mode: "l2", whose minimiser is the posterior mean, or "l1" (the posterior median), the
             deterministic network that diffusion is measured against.
@@ -41,9 +47,13 @@ class TrainConfig:
     thin_weight: float = 0.25
     synthetic: int = 4
     synthetic_weight: float = 0.4
+    init: str = ""
     steps: int = 4600
     batch: int = 8
     patch: int = 48
+    late_patch: int = 0
+    late_from: float = 0.8
+    accumulate: int = 1
     lr: float = 1e-3
     muon_lr: float = 0.025
     warmup: int = 100
@@ -69,6 +79,9 @@ class TrainConfig:
             "steps": isinstance(self.steps, int) and self.steps >= 1,
             "batch": self.batch >= 1,
             "patch": self.patch >= 16 and self.patch % 8 == 0,
+            "late_patch": self.late_patch == 0 or (self.late_patch >= self.patch and self.late_patch % 8 == 0),
+            "late_from": 0 <= self.late_from <= 1,
+            "accumulate": isinstance(self.accumulate, int) and self.accumulate >= 1,
             "lr": 0 < self.lr < 1,
             "muon_lr": 0 < self.muon_lr < 1,
             "ema": 0 <= self.ema < 1,
@@ -85,8 +98,57 @@ class TrainConfig:
             if not fine:
                 raise TrainingError(f"config: {name}={getattr(self, name)!r} is out of range; see TrainConfig")
 
+    def patch_at(self, step: int) -> tuple[int, int]:
+        """(fine voxels along a patch, patches) of a step."""
+        if not self.late_patch or step < self.late_from * self.steps:
+            return self.patch, self.batch
+        count = max(1, round(self.batch * (self.patch / self.late_patch) ** 3))
+        return self.late_patch, max(self.accumulate, count // self.accumulate * self.accumulate)
+
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2)
+
+
+@dataclass(frozen=True)
+class DistillConfig(TrainConfig):
+    """A distillation (`mrisr.train.distill`); the ingredients are switched off by a zero.
+
+    Attributes:
+        teacher: weights of the teacher, by name or path; of any preset.
+        counts: numbers of steps learnt one after the other, each half of the one before; the teacher does twice the
+            first. Each gets the same share of the run.
+        serve: those that the student shall still know at the end.
+        halving: weight of the step-halving loss; 0: mode `sample` learns from the ground truth alone.
+        rehearse: share of the step-halving batches that keep up what the frozen copy has learnt.
+        ladder: share of the run in which the targets of `mean` go from blurred to sharp.
+        hints: weight of the decoder maps.
+        ground_truth, teacher_mean: weights of the two targets of `mean`.
+        direct: share of the `sample` batches that learn from the ground truth (none where ground_truth is 0).
+    """
+
+    teacher: str = ""
+    counts: tuple[int, ...] = (8, 4, 2, 1)
+    serve: tuple[int, ...] = (1, 2, 4)
+    halving: float = 1.0
+    rehearse: float = 0.4
+    ladder: float = 0.1
+    hints: float = 0.05
+    ground_truth: float = 0.6
+    teacher_mean: float = 0.4
+    direct: float = 0.15
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.counts or any(a != 2 * b for a, b in zip(self.counts, self.counts[1:])) or self.counts[-1] < 1:
+            raise TrainingError(f"config: counts={self.counts}: each has to be half of the one before")
+        if not set(self.serve) <= set(self.counts):
+            raise TrainingError(f"config: serve={self.serve} names steps that are not among counts={self.counts}")
+        shares = ("rehearse", "ladder", "direct")
+        for name in ("halving", "hints", "ground_truth", "teacher_mean", *shares):
+            if not 0 <= getattr(self, name) <= (1 if name in shares else 1000):
+                raise TrainingError(f"config: {name}={getattr(self, name)!r} is out of range; see DistillConfig")
+        if not self.ground_truth and not (self.teacher_mean and (self.halving or self.mean_fraction == 1)):
+            raise TrainingError("config: without ground_truth, teacher_mean and halving have to be above 0")
 
 
 CONFIGS = {
@@ -101,22 +163,34 @@ CONFIGS = {
                         validate_every=10, save_every=5),
 }  # fmt: skip
 
+DISTILLATIONS = {
+    # From the shipped weights: `mrisr distill --teacher runs/teacher-small`.
+    "distill": DistillConfig(init="base", steps=1600, mean_fraction=0.6, lr=5e-4, muon_lr=0.01, warmup=50, ema=0.998,
+                             validate_every=400, save_every=50),
+    # Seconds on a CPU: for tests.
+    "distill-tiny": DistillConfig(preset="tiny", steps=16, batch=2, patch=24, synthetic=2, warmup=2, precision="fp32",
+                                  mean_fraction=0.5, validate_every=8, save_every=4),
+}  # fmt: skip
 
-def load_config(source: str, **overrides) -> TrainConfig:
-    """A preset of `CONFIGS` by name, or a JSON file of TrainConfig fields; `overrides` that are not None win."""
-    if source in CONFIGS:
-        config = CONFIGS[source]
+
+def load_config(source: str, presets: dict | None = None, **overrides) -> TrainConfig:
+    """A preset (of `CONFIGS`, unless others are given) by name, or a JSON file of the fields of such a configuration;
+    `overrides` that are not None win."""
+    presets = CONFIGS if presets is None else presets
+    kind = type(next(iter(presets.values())))
+    if source in presets:
+        config = presets[source]
     else:
         path = Path(source)
         if not path.is_file():
-            raise TrainingError(f"config: {source!r} is neither a preset ({', '.join(CONFIGS)}) nor a file")
+            raise TrainingError(f"config: {source!r} is neither a preset ({', '.join(presets)}) nor a file")
         try:
             values = json.loads(path.read_text())
         except json.JSONDecodeError as error:
             raise TrainingError(f"config: {source}: not JSON: {error}") from error
-        known = {f.name for f in fields(TrainConfig)}
+        known = {f.name for f in fields(kind)}
         unknown = sorted(set(values) - known)
         if unknown:
             raise TrainingError(f"config: {source}: unknown fields {unknown}; known are {sorted(known)}")
-        config = TrainConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        config = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
     return replace(config, **{k: v for k, v in overrides.items() if v is not None})

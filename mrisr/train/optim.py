@@ -49,15 +49,16 @@ class Muon(torch.optim.Optimizer):
         return loss
 
 
-def build_optimizers(net: nn.Module, config) -> list[torch.optim.Optimizer]:
-    """[Muon for the 3^3 and 2^3 convolutions inside the network, Adam for the rest], peak rates in each group."""
+def build_optimizers(net: nn.Module, config, others=()) -> list[torch.optim.Optimizer]:
+    """[Muon for the 3^3 and 2^3 convolutions inside the network, Adam for the rest of it and `others`], peak rates in
+    each group."""
     inner, rest = [], []
     for name, p in net.named_parameters():
         is_conv = p.dim() == 5 and p.shape[2] > 1 and not name.startswith(("exit", "up"))
         (inner if is_conv else rest).append(p)
     optimizers = [
         Muon(inner, lr=config.muon_lr),
-        torch.optim.Adam(rest, lr=config.lr, betas=(0.9, 0.99)),
+        torch.optim.Adam([*rest, *others], lr=config.lr, betas=(0.9, 0.99)),
     ]
     for optimizer in optimizers:
         for group in optimizer.param_groups:

@@ -9,6 +9,7 @@ from mrisr.data.patches import Batch, PatchSampler
 from mrisr.diffusion.loss import edm_sigmas, edm_weight, mean_weight
 from mrisr.diffusion.precond import SIGMA_MAX_RATIO
 from mrisr.nn.condition import MEAN, SAMPLE
+from mrisr.train.batches import Draws
 
 PROBES = 256  # pairs that measure the residual before training
 
@@ -34,7 +35,7 @@ def class_weights(kinds, table: dict[str, float]) -> torch.Tensor:
 
 
 def step_loss(
-    denoiser, batch: Batch, table, *, sigma_data: float, mode: int, generator, loss: str = "l2"
+    denoiser, batch: Batch, table, *, sigma_data: float, mode: int, draws: Draws, loss: str = "l2"
 ) -> torch.Tensor:
     """The loss of one batch in one mode; `denoiser` may be wrapped (DDP). `loss` is that of the mean mode."""
     weight = class_weights(batch.kinds, table).to(batch.y.device)
@@ -45,9 +46,8 @@ def step_loss(
         x, gain = torch.zeros_like(batch.target), mean_weight(n, sigma_data)
     else:
         assert mode == SAMPLE
-        sigma = edm_sigmas(n, sigma_data, generator)
-        noise = torch.randn(batch.target.shape, generator=generator)
-        x = batch.target + (sigma[:, None, None, None, None] * noise).to(batch.target)
+        sigma = torch.cat([edm_sigmas(1, sigma_data, g) for g in draws.generators(1)])
+        x = batch.target + sigma.to(batch.target)[:, None, None, None, None] * draws.normal(batch.target)
         gain = edm_weight(sigma, sigma_data)
     predicted = denoiser(x, sigma.to(batch.y.device), batch.y, cond)
     error = batch.outside_band(predicted.float()) - batch.target

@@ -9,13 +9,18 @@ import torch
 
 from mrisr import grid as grids
 from mrisr.data.sources import TrainingVolume
-from mrisr.nn.condition import Condition
+from mrisr.diffusion.sampler import ddim_solver, solve
+from mrisr.diffusion.schedule import nested_sigmas
+from mrisr.evaluate import metrics
+from mrisr.nn.condition import SAMPLE, Condition
+from mrisr.ops.noise import normal_noise
 from mrisr.ops.resample3d import apply_axes, interpolation_matrix
 from mrisr.physics.degrade import ForwardModel, band_matrices, coarse_grid, degrade, outside_band, start_matrices
 from mrisr.physics.intensity import estimate_noise, foreground_mask
 from mrisr.physics.psf import AxisPSF
 
 BLOCK, MARGIN = 96, 16
+SAMPLED = ("iso2", "thick4")  # cases on which numbers of steps are validated
 # name: (factor per axis, kind per axis, noise / median)
 CASES = {
     "iso2": ((2, 2, 2), ("kspace",) * 3, 0.0),
@@ -29,7 +34,7 @@ CASES = {
 @dataclass(frozen=True)
 class Case:
     """One validation scan: target, y and cubic (its error) are [1, 1, B, B, B]; mask like them; data_range a number;
-    band of `band_matrices`."""
+    band of `band_matrices`; edge: cycles per voxel that the scan reaches along each axis."""
 
     name: str
     target: torch.Tensor
@@ -39,10 +44,29 @@ class Case:
     cond: Condition
     data_range: float
     band: tuple | None
+    edge: tuple[float, float, float]
 
     def psnr(self, error: torch.Tensor) -> float:
         """PSNR in the mask, dB, of an image with this error."""
         return float(10 * torch.log10(self.data_range**2 / error[self.mask].square().mean()))
+
+    def gain(self, predicted: torch.Tensor) -> float:
+        """PSNR of a residual above that of cubic interpolation, dB."""
+        return self.psnr(self.target - predicted) - self.psnr(self.cubic)
+
+    def beyond(self, predicted: torch.Tensor) -> tuple[float, float]:
+        """Beyond what the scan acquired: (area of the Fourier shell correlation, amplitude over the reference's).
+
+        An amplitude that falls while the PSNR rises is over-smoothing; one above 1 is invention.
+        """
+        reference, image, mask = ((v[0, 0].cpu()) for v in (self.y + self.target, self.y + predicted, self.mask))
+        area = metrics.fsc(reference, image, mask, band=self.edge).area
+        inner = tuple(slice(n // 8, n - n // 8) for n in reference.shape)
+        kept = _beyond_filter(reference[inner].shape, self.edge)
+        power = [
+            float((torch.fft.rfftn(v[inner] - v[inner].mean()).abs().square() * kept).sum()) for v in (image, reference)
+        ]
+        return area, (power[0] / max(power[1], 1e-12)) ** 0.5
 
 
 def validation_cases(volumes: list[TrainingVolume], block: int = BLOCK, seed: int = 7) -> list[Case]:
@@ -76,15 +100,58 @@ def _case(volume, name, factor, kinds, noise, block, seed) -> Case:
     cond = Condition.of_acquisition(psf, (1, 1, 1), estimate_noise(scan))
     reference_range = float(np.percentile(x.numpy(), 99.9))
     band = band_matrices(x.shape[2:], (1, 1, 1), psf)
-    return Case(name, x - y, y, x - cubic, foreground_mask(x), cond, reference_range, band)
+    edge = tuple(0.5 / max(1.0, float(f)) for f in factor)
+    return Case(name, x - y, y, x - cubic, foreground_mask(x), cond, reference_range, band, edge)
+
+
+def _beyond_filter(shape, edge) -> torch.Tensor:
+    """1 where a coefficient of `rfftn` lies beyond `edge`, twice where it stands for two, else 0."""
+    axes = [torch.fft.fftfreq(n).abs() for n in shape[:2]] + [torch.fft.rfftfreq(shape[2])]
+    outside = [a > e + metrics.BAND_GUARD for a, e in zip(axes, edge)]
+    kept = outside[0][:, None, None] | outside[1][None, :, None] | outside[2][None, None, :]
+    return kept * torch.where((axes[2] > 0) & (axes[2] < 0.5), 2.0, 1.0)
+
+
+def reconstructed(denoiser, case: Case) -> torch.Tensor:
+    """The posterior mean of a case, on the CPU."""
+    device = next(denoiser.parameters()).device
+    found = denoiser.mean(case.y.to(device), case.cond.to(device)).float().cpu()
+    return outside_band(found, case.band)
 
 
 @torch.no_grad()
 def validate(denoiser, cases: list[Case]) -> dict[str, float]:
-    """Gain of the posterior mean over cubic, dB, per case, with "mean" and "worst"."""
-    gains = {}
+    """Gain of the posterior mean over cubic, dB, per case, with "mean" and "worst"; and the means of what lies beyond
+    the acquired band, "fsc" and "amplitude" (`Case.beyond`), the early signs of over-smoothing."""
+    gains, beyond = {}, []
     for case in cases:
-        predicted = outside_band(denoiser.mean(case.y, case.cond).float(), case.band)
-        gains[case.name] = case.psnr(case.target - predicted) - case.psnr(case.cubic)
+        predicted = reconstructed(denoiser, case)
+        gains[case.name] = case.gain(predicted)
+        beyond.append(case.beyond(predicted))
     values = list(gains.values())
-    return {**gains, "mean": float(np.mean(values)), "worst": float(min(values))}
+    fsc, amplitude = (float(np.mean(v)) for v in zip(*beyond))
+    return {**gains, "mean": float(np.mean(values)), "worst": float(min(values)), "fsc": fsc, "amplitude": amplitude}
+
+
+@torch.no_grad()
+def sample(denoiser, case: Case, steps: int, seed: int = 0) -> torch.Tensor:
+    """A sample of a case by a distilled student in `steps` steps, as inference draws it."""
+    device = next(denoiser.parameters()).device
+    y, cond = case.y.to(device), case.cond.to(device).with_mode(SAMPLE + steps)
+    band = None if case.band is None else tuple(torch.as_tensor(m, device=device) for m in case.band)
+    sigmas = nested_sigmas(steps, denoiser.sigma_min, denoiser.sigma_max)
+    x = normal_noise(y.shape[2:], seed=seed, device=device)[None, None] * float(sigmas[0])
+    found = solve(lambda x, sigma: outside_band(denoiser(x, sigma, y, cond).float(), band), x, ddim_solver(sigmas))
+    return found.cpu()
+
+
+def validate_samples(denoiser, cases: list[Case], counts) -> dict[str, float]:
+    """For each number of steps, over the cases SAMPLED: "steps2/gain" (dB over cubic), "steps2/fsc" and
+    "steps2/amplitude"."""
+    found = {}
+    chosen = [case for case in cases if case.name.rpartition("/")[2] in SAMPLED]
+    for steps in counts if chosen else ():
+        rows = [(case.gain(x), *case.beyond(x)) for case in chosen for x in [sample(denoiser, case, steps)]]
+        for name, values in zip(("gain", "fsc", "amplitude"), zip(*rows)):
+            found[f"steps{steps}/{name}"] = float(np.mean(values))
+    return found

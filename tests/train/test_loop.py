@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mrisr.errors import TrainingError
-from mrisr.train import loop
+from mrisr.train import loop, run
 from mrisr.train.checkpoint import LAST
 from mrisr.train.config import CONFIGS, TrainConfig, load_config
 from mrisr.train.optim import Muon, orthogonalise
@@ -22,7 +22,7 @@ def config(scans):
 def tensors(folder):
     from safetensors.torch import load_file
 
-    return load_file(folder / loop.WEIGHTS)
+    return load_file(folder / run.WEIGHTS)
 
 
 def quiet(text):
@@ -32,17 +32,17 @@ def quiet(text):
 def test_a_resumed_run_is_bit_equal_to_one_in_one_piece(config, tmp_path, monkeypatch):
     loop.train(config, tmp_path / "whole", quiet)
     # Interrupted in the fifth step, two after the checkpoint of step 3.
-    original = loop.Run.advance
+    original = run.Run.advance
 
     def interrupted(run):
         if run.step == 4:
             raise KeyboardInterrupt
         return original(run)
 
-    monkeypatch.setattr(loop.Run, "advance", interrupted)
+    monkeypatch.setattr(run.Run, "advance", interrupted)
     with pytest.raises(KeyboardInterrupt):
         loop.train(config, tmp_path / "parts", quiet)
-    monkeypatch.setattr(loop.Run, "advance", original)
+    monkeypatch.setattr(run.Run, "advance", original)
     loop.train(config, tmp_path / "parts", quiet)
     whole, parts = tensors(tmp_path / "whole"), tensors(tmp_path / "parts")
     assert whole.keys() == parts.keys()
@@ -71,7 +71,7 @@ def test_training_lowers_the_loss(config, tmp_path):
 def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(config, tmp_path, monkeypatch):
     loop.train(replace(config, steps=3), tmp_path, quiet)
     before = (tmp_path / LAST).read_bytes()
-    monkeypatch.setattr(loop, "step_loss", lambda *a, **k: torch.tensor(float("nan"), requires_grad=True))
+    monkeypatch.setattr(run, "step_loss", lambda *a, **k: torch.tensor(float("nan"), requires_grad=True))
     with pytest.raises(TrainingError, match="the loss is nan; the last good checkpoint"):
         loop.train(config, tmp_path, quiet)
     assert (tmp_path / LAST).read_bytes() == before
@@ -118,7 +118,7 @@ def test_configurations_are_checked(tmp_path):
 
 def test_learning_rate_warms_up_and_ends_low():
     config = TrainConfig(steps=1000, warmup=100)
-    rates = [loop.learning_rate(s, config) for s in range(1000)]
+    rates = [run.learning_rate(s, config) for s in range(1000)]
     assert rates[0] == pytest.approx(config.lr / 100) and max(rates) == pytest.approx(config.lr, rel=1e-3)
     assert rates[-1] < 1.1 * config.final_lr + 1e-7
 

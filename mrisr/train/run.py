@@ -1,0 +1,215 @@
+"""The state of a run and one step of it: what plain training and distillation have in common."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import math
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from mrisr.data.patches import PatchSampler
+from mrisr.diffusion.precond import Denoiser
+from mrisr.errors import TrainingError
+from mrisr.nn.condition import MEAN, SAMPLE
+from mrisr.nn.presets import build
+from mrisr.train import checkpoint
+from mrisr.train.batches import Draws, pieces, places, share_of
+from mrisr.train.config import TrainConfig
+from mrisr.train.optim import build_optimizers
+from mrisr.train.teacher import measure_residual, step_loss
+from mrisr.train.validate import Case, validate
+from mrisr.train.volumes import gather_volumes
+
+WEIGHTS = "weights.safetensors"
+# What the scanners of mrisr.data.patches cover; the pipeline warns outside it.
+TRAINED_RANGE = {"isotropic": [1.0, 4.0], "slice": [1.0, 8.0]}
+# Averages of the weights: over the last 1/9 and 1/33 of the steps so far, until the stated decay is reached.
+AVERAGES = {"long": 9, "short": 33}
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Linear warm-up, then a cosine from lr to final_lr."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    done = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.final_lr + 0.5 * (config.lr - config.final_lr) * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+class Run:
+    """State of a run: weights, their averages, the optimisers, the step; saved and restored whole.
+
+    A kind of run of its own overrides `wrap` (what is trained), `loss_of` (what a step is), and where it has more state
+    than weights `extra_state` and `restore`.
+    """
+
+    resumes_with = frozenset({"steps"})  # what may differ when a run is resumed, beside paths and intervals
+
+    def __init__(self, config: TrainConfig, out: Path, accelerator):
+        self.config, self.out, self.accelerator = config, out, accelerator
+        share_of(config.batch, accelerator.num_processes, config.accumulate)
+        self.train, weights, self.held = gather_volumes(config)
+        told = dict(drop=config.drop, gradnl=config.gradnl, bias=config.bias)
+        self.sampler = PatchSampler(self.train, weights, seed=config.seed, **told)
+        state = checkpoint.load(out / checkpoint.LAST)
+        torch.manual_seed(config.seed)
+        net = build(config.preset)
+        if state is None:
+            self.step, self.chosen = 0, "long"
+            self.sigma_data = checkpoint.initialise(net, config) if config.init else None
+            measured, self.table = measure_residual(self.sampler)
+            self.sigma_data = self.sigma_data or measured
+        else:
+            checkpoint.check_same_run(state, config.to_json(), out / checkpoint.LAST, self.resumes_with)
+            self.step, self.chosen = state["step"], state["chosen"]
+            self.sigma_data, self.table = state["sigma_data"], state["table"]
+            net.load_state_dict(state["net"])
+        net = net.to(accelerator.device, memory_format=torch.channels_last_3d)
+        self.averages = {name: copy.deepcopy(net).eval().requires_grad_(False) for name in AVERAGES}
+        self.net = net
+        module, others = self.wrap(net)
+        self.module = module
+        optimizers = build_optimizers(net, config, others)
+        if state is not None:
+            for name, average in self.averages.items():
+                average.load_state_dict(state["averages"][name])
+            for optimizer, saved in zip(optimizers, state["optimizers"]):
+                optimizer.load_state_dict(saved)
+            self.restore(state)
+        self.module, *self.optimizers = accelerator.prepare(module, *optimizers)
+        self.seconds = {"data": 0.0, "step": 0.0}
+
+    def wrap(self, net: nn.Module) -> tuple[nn.Module, list[nn.Parameter]]:
+        """(what is called in training, its parameters beside those of `net`)."""
+        return Denoiser(net, self.sigma_data), []
+
+    def loss_of(self, batch, draws: Draws, mode: int) -> tuple[str, torch.Tensor]:
+        """(name of what was learnt, loss) of one piece of a batch."""
+        how = dict(sigma_data=self.sigma_data, mode=mode, draws=draws, loss=self.config.loss)
+        return ("mean" if mode == MEAN else "sample"), step_loss(self.module, batch, self.table, **how)
+
+    def extra_state(self) -> dict:
+        """More for the checkpoint."""
+        return {}
+
+    def restore(self, state: dict) -> None:
+        """Take `extra_state` back."""
+
+    @staticmethod
+    def accelerate_with() -> list:
+        """Settings for `accelerate.Accelerator`."""
+        return []
+
+    def progress(self) -> dict[str, float]:
+        """What the log says of the steps since it was asked last: the share of their time spent waiting for data."""
+        share = self.seconds["data"] / max(self.seconds["step"], 1e-9)
+        self.seconds = dict.fromkeys(self.seconds, 0.0)
+        return {"data_share": share}
+
+    @property
+    def averaged(self) -> Denoiser:
+        """The denoiser of the average that leaves the run."""
+        return Denoiser(self.averages[self.chosen], self.sigma_data)
+
+    def advance(self) -> tuple[str, float]:
+        """One optimiser step: (what was learnt, the loss averaged over the whole batch)."""
+        config, rank, ranks = self.config, self.accelerator.process_index, self.accelerator.num_processes
+        begun = time.perf_counter()
+        patch, total = config.patch_at(self.step)
+        count = share_of(total, ranks, config.accumulate)
+        batch = self.sampler.batch(self.step, count, patch, rank=rank, ranks=ranks)
+        draws = Draws(config.seed, self.step, places(count, rank, ranks))
+        self.seconds["data"] += time.perf_counter() - begun
+        # Spread evenly rather than drawn, so that short runs have the stated share too.
+        share = config.mean_fraction
+        mode = MEAN if math.floor((self.step + 1) * share) > math.floor(self.step * share) else SAMPLE
+        factor = learning_rate(self.step, config) / config.lr
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * factor
+            optimizer.zero_grad(set_to_none=True)
+        value = 0.0
+        for i, (part, drawn) in enumerate(pieces(batch, draws, config.accumulate)):
+            last = i == config.accumulate - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
+                name, found = self._backward(part, drawn, mode)
+            value += found
+        self.accelerator.clip_grad_norm_(self.module.parameters(), config.grad_clip)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self._average()
+        self.step += 1
+        self.seconds["step"] += time.perf_counter() - begun
+        return name, value
+
+    def _backward(self, part, draws: Draws, mode: int) -> tuple[str, float]:
+        with self.accelerator.autocast():
+            name, loss = self.loss_of(part.to(self.accelerator.device), draws, mode)
+        loss = loss / self.config.accumulate
+        value = float(self.accelerator.reduce(loss.detach(), "mean"))
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"step {self.step}: the loss is {value}; the last good checkpoint is {self.out / checkpoint.LAST}. "
+                "Lower the learning rate and run again"
+            )
+        self.accelerator.backward(loss)
+        return name, value
+
+    @torch.no_grad()
+    def _average(self):
+        for name, share in AVERAGES.items():
+            decay = min(self.config.ema, (1 + self.step) / (1 + share + self.step))
+            for slow, fast in zip(self.averages[name].parameters(), self.net.parameters()):
+                slow.lerp_(fast, 1 - decay)
+
+    def validate(self, cases: list[Case]) -> dict[str, float]:
+        """Gains over cubic and early signs of over-smoothing, of the average that leaves the run."""
+        return validate(self.averaged, cases)
+
+    def choose(self, cases: list[Case]) -> None:
+        """Take the average that validates better; without cases, the long one."""
+        if not cases:
+            return
+        gains = {}
+        for name in AVERAGES:
+            self.chosen = name
+            gains[name] = self.validate(cases)["mean"]
+        self.chosen = max(gains, key=gains.get)
+
+    def save(self):
+        """Checkpoint and weights (of the average), on the first process only."""
+        if not self.accelerator.is_main_process:
+            return
+        state = {
+            "format": checkpoint.FORMAT,
+            "config": self.config.to_json(),
+            "step": self.step,
+            "chosen": self.chosen,
+            "sigma_data": self.sigma_data,
+            "table": self.table,
+            "net": self.net.state_dict(),
+            "averages": {name: average.state_dict() for name, average in self.averages.items()},
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            **self.extra_state(),
+        }
+        checkpoint.save(self.out / checkpoint.LAST, state)
+        checkpoint.export_weights(self.out / WEIGHTS, self.averages[self.chosen].state_dict(), self.meta())
+
+    def meta(self) -> dict:
+        """What inference needs to know of the weights."""
+        return {
+            "format": 1,
+            "preset": self.config.preset,
+            "sigma_data": self.sigma_data,
+            "trained_range": TRAINED_RANGE,
+            "steps": self.step,
+            "average": self.chosen,
+            "trained_on": [v.name for v in self.train],
+            "held_out": [v.name for v in self.held],
+            # Without paths: they say nothing to anybody else.
+            "config": {k: v for k, v in json.loads(self.config.to_json()).items() if k not in checkpoint.PATHS},
+        }
