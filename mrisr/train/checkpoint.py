@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from mrisr.errors import ModelError, TrainingError
-from mrisr.nn.condition import VECTOR_LAYOUT
+from mrisr.nn.condition import STEP_SHARE
 from mrisr.weights import registry
 
 LAST = "last.pt"
@@ -67,7 +67,7 @@ def initialise(net: torch.nn.Module, config) -> float:
     net.load_state_dict(model.denoiser.net.state_dict())
     if "few_steps" not in model.meta:
         # An entry that those weights were never shown: a random column would only disturb.
-        net.embed[0].weight[:, VECTOR_LAYOUT["step_share"][0]] = 0
+        net.embed[0].weight[:, STEP_SHARE] = 0
     return model.denoiser.sigma_data
 
 

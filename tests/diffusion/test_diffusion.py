@@ -7,8 +7,8 @@ import torch
 
 from mrisr.diffusion.loss import edm_sigmas, edm_weight, mean_weight
 from mrisr.diffusion.precond import Denoiser
-from mrisr.diffusion.sampler import dpmpp_2m, dpmpp_2m_solver, heun, heun_solver, solve
-from mrisr.diffusion.schedule import karras_sigmas
+from mrisr.diffusion.sampler import ddim_solver, dpmpp_2m, dpmpp_2m_solver, heun, heun_solver, solve
+from mrisr.diffusion.schedule import karras_sigmas, nested_sigmas
 from mrisr.errors import UsageError
 from mrisr.nn.condition import Condition
 from mrisr.ops.noise import normal_noise
@@ -168,3 +168,23 @@ def test_the_sde_has_the_marginals_of_the_data(eta):
     again = dpmpp_2m(denoise, start, sigmas, eta=eta, seed=1).double()
     other = dpmpp_2m(denoise, start, sigmas, eta=eta, seed=1, sample=1).double()
     assert torch.equal(found, again) and float((found - other).abs().mean()) > 0.1
+
+
+def test_nested_levels_are_every_second_of_twice_as_many():
+    for steps in (1, 2, 4, 8):
+        coarse, fine = nested_sigmas(steps, 0.02, 40.0), nested_sigmas(2 * steps, 0.02, 40.0)
+        torch.testing.assert_close(coarse, fine[::2], rtol=1e-12, atol=0)
+        assert float(coarse[0]) == pytest.approx(40) and float(coarse[-1]) == 0
+    with pytest.raises(UsageError, match="steps"):
+        nested_sigmas(0, 0.02, 40.0)
+
+
+def test_ddim_steps_follow_the_ode_to_first_order():
+    """D(x, s) = x / (1 + s^2): the ODE has x(0) = x / sqrt(1 + s^2)."""
+    x = torch.ones(1, 1, 2, 2, 2, dtype=torch.float64)
+    errors = []
+    for steps in (64, 128):
+        sigmas = nested_sigmas(steps, 1e-3, 10.0)
+        found = solve(lambda x, sigma: x / (1 + sigma**2), x, ddim_solver(sigmas))
+        errors.append(abs(float(found.mean()) - 1 / math.sqrt(101)))
+    assert errors[1] < 0.6 * errors[0] < 0.02

@@ -11,6 +11,7 @@ from mrisr.grid import Grid
 from mrisr.nn.condition import (
     GUIDANCE_CHANNELS,
     SAMPLE,
+    STEP_SHARE,
     VECTOR_DIM,
     Condition,
     brick_grid,
@@ -89,3 +90,14 @@ def test_bricks_lie_in_the_middle_of_their_voxels():
     bricks = brick_grid(grid)
     assert bricks.shape == (3, 2, 1)
     assert bricks.affine @ (1, 0, 0, 1) == pytest.approx(grid.affine @ (11.5, 3.5, 3.5, 1))
+
+
+def test_one_of_n_steps_is_told_beside_the_mode():
+    cond = Condition.of_acquisition((AxisPSF("kspace", 2.0),) * 3, (1, 1, 1), 0.01)
+    plain = cond.with_mode(SAMPLE).vector(torch.ones(1), 0.1)
+    for steps in (1, 2, 4, 8):
+        vector = cond.with_mode(SAMPLE + steps).vector(torch.ones(1), 0.1)
+        assert float(vector[0, STEP_SHARE]) == 1 / steps
+        vector[0, STEP_SHARE] = 0
+        assert torch.equal(vector, plain)
+    assert float(cond.vector(torch.ones(1), 0.1)[0, STEP_SHARE]) == 0 == float(plain[0, STEP_SHARE])
