@@ -54,7 +54,8 @@ def upscale(
         affine, input_voxel_size: of an array or tensor: (4, 4) index -> mm, or mm per axis. Without both, 1
             mm is assumed with a warning.
         device: "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:N".
-        model: a shipped name, a path to .safetensors, or what `mrisr.load_model` returned.
+        model: a shipped name, a path to .safetensors or of a bundle (`mrisr export`), or what `mrisr.load_model`
+            returned.
         mode: "mean" (the faithful picture, bit-equal for every seed), "sample" (realistic texture, noise
             included), or None: "mean", but "sample" where `steps` or `samples` is above 1.
         steps: network evaluations per sample.
@@ -74,7 +75,8 @@ def upscale(
         tile: None (the whole head in one piece where the budget allows, else overlapping blended tiles), a size in
             output voxels, or "exact": the same result as in one piece in a fraction of its memory, by the PyTorch
             engine layer by layer, with the largest maps in a file in TMPDIR where the budget is too small for them.
-        engine: "auto", "torch", "openvino". One asked for by name never falls back to another.
+        engine: "auto", "torch", "openvino", "tensorrt" (of a bundle with a plan). One asked for by name never falls
+            back to another.
         threads: CPU threads (None: every core this process may use).
         progress: a callback(stage, fraction), or True for a bar when stderr is a terminal.
         return_info: also return a `mrisr.infer.info.Info`.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import sys
 
@@ -95,10 +94,7 @@ def engines() -> dict[str, str]:
     from mrisr.nn.presets import PRESETS
 
     device, student = pick_device("auto"), SimpleNamespace(config=PRESETS["student"])
-    found = {name: missing(name, device, student) or f"available on {device}" for name in NAMES}
-    if importlib.util.find_spec("tensorrt") is None:
-        found["tensorrt"] += "; the package tensorrt is not installed (pip install 'mrisr[tensorrt]')"
-    return found
+    return {name: missing(name, device, student) or f"available on {device}" for name in NAMES}
 
 
 def native_core() -> dict[str, str]:

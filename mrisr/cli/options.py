@@ -65,7 +65,8 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         "--engine",
         default="auto",
         metavar="E",
-        help="what runs the network: auto (by device), torch or openvino (default: auto)",
+        help="what runs the network: auto (by device), torch, openvino, or tensorrt where --model is a bundle with a "
+        "plan (default: auto)",
     )
     group.add_argument("--memory", metavar="SIZE", help="memory budget that is kept, such as 4GB or 512MB")
     group.add_argument(

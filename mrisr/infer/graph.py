@@ -144,7 +144,7 @@ class Graphs:
 
 
 def graphs_for(engine) -> Graphs | None:
-    """Of an engine whose work can be captured (PyTorch on a CUDA device); None for every other."""
-    if engine.name != "torch" or engine.device.type != "cuda":
+    """Of an engine whose work can be captured (PyTorch and TensorRT on a CUDA device); None for every other."""
+    if engine.name not in ("torch", "tensorrt") or engine.device.type != "cuda":
         return None
     return Graphs(engine.device)

@@ -133,7 +133,7 @@ def _prepare(volume: Volume, target: Grid, model: Any, options: Options, report:
     source = volume.grid
     psf, psf_from, certain = parse_psf(options.psf, source.voxel_size, volume.meta)
     budget = memory.parse_budget(options.memory)
-    engine, why = _engine(options, model.denoiser.net)
+    engine, why = _engine(options, model)
     if budget is None:
         budget = memory.default_budget(engine.device)
     held = memory.resident() if engine.device.type == "cpu" else 0
@@ -148,16 +148,17 @@ def _prepare(volume: Volume, target: Grid, model: Any, options: Options, report:
     return job
 
 
-def _engine(options: Options, net: torch.nn.Module) -> tuple[engines.Engine, str]:
+def _engine(options: Options, model: Any) -> tuple[engines.Engine, str]:
     """The engine and why it; exact tiling goes layer by layer, which only one engine can."""
     if options.tile != tiles.EXACT:
-        return engines.choose(options.engine, options.device, net, options.threads)
+        plan = getattr(model, "plan", None)
+        return engines.choose(options.engine, options.device, model.denoiser.net, options.threads, plan)
     if options.engine not in ("auto", "torch"):
         raise BackendError(
             f"tile: 'exact' runs the network layer by layer, which engine {options.engine!r} cannot; use "
             "engine='torch' or 'auto', or another tile"
         )
-    engine, why = engines.choose("torch", options.device, net, options.threads)
+    engine, why = engines.choose("torch", options.device, model.denoiser.net, options.threads)
     return engine, why if options.engine == "torch" else "auto: tile='exact' runs layer by layer"
 
 
@@ -223,7 +224,7 @@ def _plan(job: Job, y: torch.Tensor) -> tiles.TilePlan:
     """Whole box or tiles, by the budget; every frame has the box of its own foreground."""
     foreground = tiles.foreground_bricks(y)
     need, most = job.need, job.need.tile_voxels(job.budget)
-    given = job.options.tile
+    given = _engines_tile(job) if job.options.tile is None else job.options.tile
     plan = tiles.plan(job.target.shape, foreground, tile=given, max_voxels=most, align=job.align)
     if plan.kind == "tiles" and job.net.config.norm == "group":
         if given is not None:
@@ -245,6 +246,12 @@ def _plan(job: Job, y: torch.Tensor) -> tiles.TilePlan:
     return plan
 
 
+def _engines_tile(job: Job) -> tuple[int, int, int] | None:
+    """The piece that an engine is built for, in stored order; None where it takes any."""
+    tile = getattr(job.engine, "tile", None)
+    return None if tile is None else tuple(tile[job.order.index(axis)] for axis in range(3))
+
+
 def _demand(job: Job, spill: bool = False) -> memory.Demand:
     """What the job needs; refused here, before any volume exists, where not even the smallest tile would fit."""
     config = job.net.config
@@ -259,7 +266,7 @@ def _demand(job: Job, spill: bool = False) -> memory.Demand:
         samples=job.options.samples,
         steps=job.options.steps,
         ensemble=job.options.ensemble,
-        maps=job.engine.map_bytes(job.target.shape, spill) if job.engine.name == "torch" else None,
+        maps=job.engine.map_bytes(job.target.shape, spill) if hasattr(job.engine, "map_bytes") else None,
         state=job.options.mode != "mean",
         reordered=job.order != (0, 1, 2),
         corrected=job.options.consistency == "on" or (job.options.consistency == "auto" and job.psf_certain),

@@ -74,8 +74,12 @@ def pick_device(device: str | torch.device) -> torch.device:
     return torch.device("cuda", index)
 
 
-def missing(name: str, device: torch.device, net: torch.nn.Module) -> str | None:
-    """Why engine `name` cannot run `net` on `device`, or None where it can. Imports and allocates nothing."""
+def missing(name: str, device: torch.device, net: torch.nn.Module, plan=None) -> str | None:
+    """Why engine `name` cannot run `net` on `device`, or None where it can. Imports and allocates nothing.
+
+    Args:
+        plan: a TensorRT plan of `net` (`mrisr.export.bundle.Plan`), or None.
+    """
     if name == "torch":
         return None
     if name == "openvino":
@@ -87,33 +91,46 @@ def missing(name: str, device: torch.device, net: torch.nn.Module) -> str | None
         if config is None or config.norm == "group" or config.attention:
             return "it takes the networks without group normalisation and attention, and this one has them"
         return None
-    return "this version has no TensorRT engine yet"
+    if importlib.util.find_spec("tensorrt") is None:
+        return "the package tensorrt is not installed (pip install 'mrisr[tensorrt]')"
+    if device.type != "cuda":
+        return f"it runs on CUDA devices, and the device is {device}"
+    if plan is None:
+        return "the model has no plan (mrisr export --format tensorrt -o DIR makes one; then model=DIR)"
+    return None
 
 
-def choose(engine: str, device: str | torch.device, net: torch.nn.Module, threads: int | None) -> tuple[Engine, str]:
-    """(engine, why). Raises UsageError for an unknown name, BackendError where a named engine cannot run."""
+def choose(
+    engine: str, device: str | torch.device, net: torch.nn.Module, threads: int | None, plan=None
+) -> tuple[Engine, str]:
+    """(engine, why). `plan`: as for `missing`. Raises UsageError for an unknown name, BackendError where a named engine
+    cannot run."""
     if engine not in ("auto", *NAMES):
         raise UsageError(f"engine: expected one of auto, {', '.join(NAMES)}, found {engine!r}")
     count = thread_count(threads)
     # OpenVINO by name and no device by name: the one device that it runs on.
     where = pick_device("cpu" if engine == "openvino" and str(device) == "auto" else device)
     if engine != "auto":
-        reason = missing(engine, where, net)
+        reason = missing(engine, where, net, plan)
         if reason:
-            others = [n for n in NAMES if missing(n, where, net) is None]
+            others = [n for n in NAMES if missing(n, where, net, plan) is None]
             raise BackendError(f"engine: {engine} was asked for, but {reason}; use {' or '.join(others)}, or auto")
-        return _make(engine, where, net, count), "asked for"
+        return _make(engine, where, net, count, plan), "asked for"
     reason = missing("openvino", where, net)
     if reason is None:
         return _make("openvino", where, net, count), "auto: the fastest engine on a CPU"
     return _make("torch", where, net, count), f"auto: not openvino, because {reason}"
 
 
-def _make(name: str, device: torch.device, net: torch.nn.Module, threads: int) -> Engine:
+def _make(name: str, device: torch.device, net: torch.nn.Module, threads: int, plan=None) -> Engine:
     if name == "openvino":
         from mrisr.infer.engines.openvino import OpenVINOEngine
 
         return OpenVINOEngine(net, threads)
+    if name == "tensorrt":
+        from mrisr.infer.engines.tensorrt import TensorRTEngine
+
+        return TensorRTEngine(net, device, plan)
     from mrisr.infer.engines.torch import TorchEngine
 
     return TorchEngine(net, device, threads)

@@ -1,0 +1,176 @@
+"""TensorRT: what is asked of it, and what is refused. The package is absent in CI, so most of this runs on a stand-in
+(fake_tensorrt.py), which shows that our logic holds, not that TensorRT works; the last test needs the real one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import mrisr
+from mrisr.errors import BackendError, UsageError
+from mrisr.export import bundle, tensorrt
+from mrisr.export.describe import network_of
+from mrisr.infer.engines import tensorrt as engines
+from mrisr.nn.presets import PRESETS
+
+INPUTS = network_of(PRESETS["student"])["inputs"]
+REAL = importlib.util.find_spec("tensorrt") is not None
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """The stand-in in place of the package, and a CUDA stream that is none."""
+    from pathlib import Path
+
+    spec = importlib.util.spec_from_file_location("tensorrt", Path(__file__).with_name("fake_tensorrt.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.__spec__ = spec
+    module.State.calls = []
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=77))
+    monkeypatch.setattr(engines, "_loaded", {})
+    return module
+
+
+def built(folder, precision="float32", **options):
+    options = tensorrt.PlanOptions(**{"tile": (16, 24, 32), **options})
+    (folder / "model.onnx").write_bytes(b"a graph")
+    entry = tensorrt.write_plan(folder, "model.onnx", precision, INPUTS, options, lambda line: None)
+    return bundle.Plan(folder / entry["file"], precision)
+
+
+@pytest.mark.skipif(REAL, reason="tensorrt is installed")
+def test_the_absent_package_is_one_clear_error(tmp_path, exported):
+    with pytest.raises(BackendError, match=r"cannot be imported .*pip install 'mrisr\[tensorrt\]'.*trtexec"):
+        tensorrt.requirements()
+    with pytest.raises(
+        BackendError, match="engine: tensorrt was asked for, but the package tensorrt is not"
+    ):
+        mrisr.upscale(torch.rand(16, 16, 16), input_voxel_size=1, model=exported[0], engine="tensorrt")
+
+
+def test_options_are_checked():
+    for wrong in ({"tile": (100, 128, 128)}, {"smallest": (256, 64, 64)}, {"largest": (64, 128, 128)}, {"tile": (8,)}):
+        with pytest.raises(UsageError):
+            tensorrt.PlanOptions(**wrong)
+
+
+def test_the_trtexec_line_says_the_same_as_the_builder():
+    config = {"network": {"inputs": INPUTS}, "graphs": [{"file": "m.onnx", "format": "onnx", "precision": "float16"}]}
+    options = tensorrt.PlanOptions((64, 64, 64), (8, 16, 24), (96, 96, 96), True, True, "a cache")
+    line = tensorrt.trtexec(config, "float16", options)
+    assert line.startswith("trtexec --onnx=m.onnx --saveEngine=model.plan --stronglyTyped --noTF32 ")
+    assert "--minShapes=x:1x1x8x16x24,y:1x1x8x16x24,vector:1x24,guidance:1x8x1x2x3 " in line
+    assert "--maxShapes=x:1x1x96x96x96," in line and "--refit --versionCompatible" in line
+    assert line.endswith("--hardwareCompatibilityLevel=ampere+ '--timingCacheFile=a cache'")
+
+
+def test_a_plan_is_built_as_asked(fake, tmp_path):
+    cache = tmp_path / "cache"
+    cache.write_bytes(b"before")
+    built(tmp_path, "float16", smallest=(8, 8, 8), refit=True, portable=True, timing_cache=str(cache))
+    (config,) = fake.State.calls
+    assert config.flags == {fake.BuilderFlag.REFIT, fake.BuilderFlag.VERSION_COMPATIBLE}
+    assert config.hardware_compatibility_level == fake.HardwareCompatibilityLevel.AMPERE_PLUS
+    assert config.profiling_verbosity == fake.ProfilingVerbosity.DETAILED
+    assert config.profile.shapes["guidance"] == ((1, 8, 1, 1, 1), (1, 8, 2, 3, 4), (1, 8, 2, 3, 4))
+    assert config.given == b"before" and cache.read_bytes() == b"timings"
+    notes = json.loads((tmp_path / tensorrt.NOTES_NAME).read_text())
+    assert notes["precision"] == "float16" and notes["options"]["smallest"] == [8, 8, 8]
+    assert "built" in (tmp_path / tensorrt.LOG_NAME).read_text()
+    assert json.loads((tmp_path / tensorrt.LAYERS_NAME).read_text()) == {"Layers": []}
+
+
+@pytest.mark.parametrize("broken,words", [("parse", "node 3: not supported"), ("build", "was not built; ERROR: built")])
+def test_a_plan_that_cannot_be_built_says_why(fake, tmp_path, broken, words):
+    fake.State.broken = broken
+    with pytest.raises(BackendError, match=words):
+        built(tmp_path)
+    assert not (tmp_path / "model.plan").exists()
+
+
+def test_new_weights_go_into_a_plan_that_takes_them(fake, tmp_path):
+    built(tmp_path)
+    with pytest.raises(BackendError, match="takes no new weights"):
+        tensorrt.refit(tmp_path, "model.onnx")
+    built(tmp_path, refit=True)
+    tensorrt.refit(tmp_path, "model.onnx")
+    assert json.loads((tmp_path / "model.plan").read_bytes())["refitted"]
+    with pytest.raises(BackendError, match="do not fit"):
+        tensorrt.refit(tmp_path, "model.txt")
+
+
+def test_the_engine_runs_on_the_callers_stream_into_one_buffer(fake, tmp_path, random_model):
+    net = fake.State.net = random_model("local").denoiser.net
+    engine = engines.TensorRTEngine(net, torch.device("cpu"), built(tmp_path))
+    assert engine.tile == (16, 24, 32) and engine.precision == "float32"
+    run, given = engine.prepare((16, 24, 32)), _inputs((16, 24, 32))
+    first = run(*given)
+    with torch.inference_mode():
+        torch.testing.assert_close(first, net(*given), rtol=1e-4, atol=1e-6)
+    assert run(*given).data_ptr() == first.data_ptr()
+    assert {stream for stream, _ in fake.State.calls[1:]} == {77}
+    assert engine.map_bytes((16, 24, 32)) == 8_000_000 / (16 * 24 * 32)
+    before = len(fake.State.calls)
+    engines.TensorRTEngine(net, torch.device("cpu"), bundle.Plan(tmp_path / "model.plan", "float32"))
+    assert len(fake.State.calls) == before  # loaded and compared once
+
+
+def _inputs(shape):
+    g = torch.Generator().manual_seed(3)
+    sizes = ((1, 1, *shape), (1, 1, *shape), (1, 24), (1, 8, *(n // 8 for n in shape)))
+    return [torch.randn(s, generator=g) for s in sizes]
+
+
+def test_a_piece_of_another_size_is_refused_with_what_the_plan_takes(fake, tmp_path, random_model):
+    net = fake.State.net = random_model("local").denoiser.net
+    engine = engines.TensorRTEngine(net, torch.device("cpu"), built(tmp_path))
+    with pytest.raises(BackendError, match="takes volumes of 16x24x32 voxels, and a piece has 16x24x40; give tile="):
+        engine.prepare((16, 24, 40))
+    engine = engines.TensorRTEngine(net, torch.device("cpu"), built(tmp_path, smallest=(8, 8, 8)))
+    engine.prepare((8, 16, 32))
+    with pytest.raises(BackendError, match="8x8x8 to 16x24x32"):
+        engine.prepare((24, 24, 32))
+
+
+def test_a_plan_of_other_weights_is_refused(fake, tmp_path, random_model):
+    net = random_model("local").denoiser.net
+    fake.State.net = lambda *given: 1.01 * net(*given)
+    plan = built(tmp_path)
+    with pytest.raises(BackendError, match="other values than its weights in PyTorch"):
+        engines.TensorRTEngine(net, torch.device("cpu"), plan)
+    fake.State.net = lambda *given: net(*given) * float("nan")
+    with pytest.raises(BackendError, match="other values"):
+        engines.TensorRTEngine(net, torch.device("cpu"), plan)
+
+
+@pytest.mark.parametrize("broken,words", [("load", "cannot be loaded by TensorRT"), ("memory", "no device memory")])
+def test_a_plan_that_does_not_load_says_why(fake, tmp_path, random_model, broken, words):
+    plan = built(tmp_path)
+    fake.State.broken = broken
+    with pytest.raises(BackendError, match=words):
+        engines.TensorRTEngine(random_model("local").denoiser.net, torch.device("cpu"), plan)
+
+
+@pytest.mark.skipif(not REAL, reason="the package tensorrt is not installed (extra: tensorrt)")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", bundle.PRECISIONS)
+def test_tensorrt_gives_what_pytorch_gives(tmp_path, head, precision):
+    from mrisr.export.build import export_bundle
+    from mrisr.weights import registry
+
+    options = tensorrt.PlanOptions(tile=(64, 64, 64), smallest=(16, 16, 16))
+    export_bundle(registry.load("base"), tmp_path / "b", form="tensorrt", precisions=[precision], plan=options)
+    scan, how = head((40, 44, 36)), dict(input_voxel_size=1.0, device="cuda", tile=64)
+    found = mrisr.upscale(scan, model=tmp_path / "b", engine="tensorrt", **how)
+    expected = mrisr.upscale(scan, engine="torch", **how)
+    assert abs(found - expected).max() <= engines.TOLERANCE[precision] * expected.max()
