@@ -172,7 +172,7 @@ def _no_constant(name: str):
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise SchemaError(f"{text} is too large for a number")
+        raise SchemaError(f"{_shown(text)} is too large for a number")
     return value
 
 
