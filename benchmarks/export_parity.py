@@ -5,8 +5,8 @@
 Exports the weights to a scratch folder and runs every graph in every runtime that takes it. "network" rows: largest
 difference of f from PyTorch in float32, as a share of the largest value; inputs are random. "rounded" stands for the
 graph in ONNX Runtime with every value rounded where the graph rounds it, and sums in float32: what a device with half
-arithmetic does, while the runtimes on a CPU may compute in float32 between the casts. "scan" rows: largest difference of
-the upscaled scan from `mrisr.upscale(engine="torch")`, as a share of p99.9 - p0.1. Writes export_parity.json and
+arithmetic does, while the runtimes on a CPU may compute in float32 between the casts. "scan" rows: largest difference
+of the upscaled scan from `mrisr.upscale(engine="torch")`, as a share of p99.9 - p0.1. Writes export_parity.json and
 export_parity.md.
 """
 
@@ -112,13 +112,11 @@ def _scans(folder: Path, model: str, threads: int) -> list[dict]:
         scan, how = _phantom(shape), dict(input_voxel_size=size, threads=threads)
         expected = mrisr.upscale(scan, model=model, engine="torch", **how)
         low, high = np.percentile(expected, (0.1, 99.9))
-        ways = {
-            "bundle, torch": lambda: mrisr.upscale(scan, model=folder, engine="torch", **how),
-            "bundle, openvino": lambda: mrisr.upscale(scan, model=folder, engine="openvino", **how),
-        }
-        for way, compute in ways.items():
-            difference = float(np.abs(compute() - expected).max() / (high - low))
-            rows.append({"scan": name, "way": way, "output": list(expected.shape), "difference": difference})
+        for engine in ("torch", "openvino"):
+            found = mrisr.upscale(scan, model=folder, engine=engine, **how)
+            difference = float(np.abs(found - expected).max() / (high - low))
+            shown = {"scan": name, "way": f"bundle, {engine}", "output": list(expected.shape)}
+            rows.append({**shown, "difference": difference})
     return rows
 
 
