@@ -52,9 +52,7 @@ def built(folder, precision="float32", **options):
 def test_the_absent_package_is_one_clear_error(tmp_path, exported):
     with pytest.raises(BackendError, match=r"cannot be imported .*pip install 'mrisr\[tensorrt\]'.*trtexec"):
         tensorrt.requirements()
-    with pytest.raises(
-        BackendError, match="engine: tensorrt was asked for, but the package tensorrt is not"
-    ):
+    with pytest.raises(BackendError, match="engine: tensorrt was asked for, but the package tensorrt is not"):
         mrisr.upscale(torch.rand(16, 16, 16), input_voxel_size=1, model=exported[0], engine="tensorrt")
 
 
