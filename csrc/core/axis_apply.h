@@ -14,5 +14,23 @@ namespace cpu {
 void axis_apply(float* out, const float* x, const double* matrix, Index outer, Index n_in, Index n_out, Index inner,
                 double drop, int threads);
 
+// The same in two parts, for callers that own all memory: a matrix packed once, and applied.
+struct AxisBand {
+  Index first, count, at;  // columns first .. first + count of four rows, packed at coefficients + at
+};
+
+struct AxisMatrix {
+  Index n_in, n_out;
+  const AxisBand* bands;
+  const float* coefficients;
+};
+
+Index axis_bands(Index n_out);                             // AxisBands that axis_pack writes
+Index axis_coefficients(Index n_out, Index n_in);          // floats that it writes at most
+Index axis_scratch(Index n_in, int threads);               // floats that axis_apply works in
+AxisMatrix axis_pack(AxisBand* bands, float* coefficients, const double* matrix, Index n_out, Index n_in, double drop);
+void axis_apply(float* out, const float* x, const AxisMatrix& matrix, Index outer, Index inner, float* scratch,
+                int threads);
+
 }  // namespace cpu
 }  // namespace mrisr

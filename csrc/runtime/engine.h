@@ -1,0 +1,43 @@
+// What runs the network on one tile.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "bundle.h"
+#include "geometry.h"
+
+namespace mrisr::runtime {
+
+// Asks the caller of mrisr_run whether to go on.
+class Watch {
+ public:
+  virtual ~Watch() = default;
+  virtual bool cancelled() = 0;  // once true, always true
+};
+
+class Engine {
+ public:
+  virtual ~Engine() = default;
+  // Before the first tile of a size; later calls with the same size cost nothing.
+  virtual void prepare(const Triple& size) = 0;
+  // Raises Error: MRISR_ERROR_ENGINE, MRISR_ERROR_CANCELLED.
+  virtual void run(const mrisr_tile& tile, Watch& watch) = 0;
+  // Working memory between runs; what is compiled stays.
+  virtual void release() {}
+};
+
+// The built-in engine's graph of one bundle, shared by its jobs.
+class Network {
+ public:
+  virtual ~Network() = default;
+  virtual std::unique_ptr<Engine> engine(int threads) const = 0;
+};
+
+const char* builtin_engine();  // null where built without one
+// Null where built without one. cache: folder of compiled graphs, or empty.
+std::shared_ptr<const Network> load_network(const std::string& folder, const Config& config, const std::string& cache);
+
+std::unique_ptr<Engine> caller_engine(const mrisr_engine_vtable& table, const Config& config);
+
+}  // namespace mrisr::runtime

@@ -1,0 +1,160 @@
+// OpenVINO on the CPU, float32, compiled once per tile size; the settings of mrisr/infer/engines/openvino.py.
+#include <chrono>
+#include <list>
+#include <openvino/openvino.hpp>
+
+#include "engine.h"
+#include "error.h"
+
+namespace mrisr::runtime {
+namespace {
+
+constexpr std::size_t kKeepShapes = 3;  // compiled sizes held per job; each has its own packed copy of the weights
+constexpr auto kPatience = std::chrono::milliseconds(50);  // how often a running request looks for a cancellation
+
+template <class Call>
+auto guarded(const char* what, Call&& call) {
+  try {
+    return call();
+  } catch (const std::bad_alloc&) {
+    throw;
+  } catch (const Error&) {
+    throw;
+  } catch (const std::exception& error) {
+    std::string text = error.what();
+    if (text.size() > 600) text.resize(600);
+    for (char& c : text)
+      if (c == '\n') c = ' ';
+    MRISR_FAIL(MRISR_ERROR_ENGINE, "openvino: cannot " << what << ": " << text);
+  }
+}
+
+ov::Shape plain_shape(const Triple& size) {
+  return {1, 1, static_cast<std::size_t>(size[0]), static_cast<std::size_t>(size[1]), static_cast<std::size_t>(size[2])};
+}
+
+ov::Shape coarse_shape(const Triple& size, const Config& config) {
+  ov::Shape shape{1, static_cast<std::size_t>(config.guidance.channels)};
+  for (std::int64_t n : size) shape.push_back(static_cast<std::size_t>(n / config.guidance.stride));
+  return shape;
+}
+
+ov::Shape vector_shape(const Config& config) { return {1, static_cast<std::size_t>(config.vector.length)}; }
+
+class OpenVinoNetwork final : public Network {
+ public:
+  OpenVinoNetwork(const std::string& folder, const Config& config, const std::string& cache) : config_(config) {
+    const Graph* graph = config.graph("openvino");
+    if (graph == nullptr) graph = config.graph("onnx");
+    guarded("read the bundle's graph", [&] {
+      if (!cache.empty()) core_.set_property(ov::cache_dir(cache));
+      model_ = core_.read_model(folder + "/" + graph->file);
+      for (const std::string& name : config.network.inputs) model_->input(name);  // raises where it is not there
+      model_->output(config.network.output);
+    });
+  }
+
+  std::unique_ptr<Engine> engine(int threads) const override;
+
+  ov::CompiledModel compile(const Triple& size, int threads) const {
+    return guarded("compile the network", [&] {
+      const std::shared_ptr<ov::Model> model = model_->clone();
+      const auto& in = config_.network.inputs;
+      model->reshape({{in[0], plain_shape(size)}, {in[1], plain_shape(size)}, {in[2], vector_shape(config_)},
+                      {in[3], coarse_shape(size, config_)}});
+      return core_.compile_model(model, "CPU", ov::hint::inference_precision(ov::element::f32),
+                                 ov::hint::performance_mode(ov::hint::PerformanceMode::LATENCY), ov::num_streams(1),
+                                 ov::inference_num_threads(threads));
+    });
+  }
+
+  const Config& config() const { return config_; }
+
+ private:
+  const Config config_;
+  mutable ov::Core core_;
+  std::shared_ptr<ov::Model> model_;
+};
+
+class OpenVinoEngine final : public Engine {
+ public:
+  OpenVinoEngine(const OpenVinoNetwork& network, int threads) : network_(network), threads_(threads) {}
+
+  void prepare(const Triple& size) override {
+    for (auto it = ready_.begin(); it != ready_.end(); ++it)
+      if (it->size == size) {
+        ready_.splice(ready_.begin(), ready_, it);
+        return;
+      }
+    ov::CompiledModel compiled = network_.compile(size, threads_);
+    guarded("make a request", [&] {
+      ov::InferRequest request = compiled.create_infer_request();
+      ready_.push_front({size, std::move(compiled), std::move(request)});
+    });
+    while (ready_.size() > kKeepShapes) ready_.pop_back();
+  }
+
+  void run(const mrisr_tile& tile, Watch& watch) override {
+    const Triple size{tile.size[0], tile.size[1], tile.size[2]};
+    prepare(size);
+    ov::InferRequest& request = ready_.front().request;
+    const Config& config = network_.config();
+    const auto& in = config.network.inputs;
+    const auto tensor = [](const float* data, const ov::Shape& shape) {
+      return ov::Tensor(ov::element::f32, shape, const_cast<float*>(data));
+    };
+    guarded("run the network", [&] {
+      request.set_tensor(in[0], tensor(tile.x, plain_shape(size)));
+      request.set_tensor(in[1], tensor(tile.y, plain_shape(size)));
+      request.set_tensor(in[2], tensor(tile.vector, vector_shape(config)));
+      request.set_tensor(in[3], tensor(tile.guidance, coarse_shape(size, config)));
+      request.set_tensor(config.network.output, tensor(tile.f, plain_shape(size)));
+      request.start_async();
+      while (!request.wait_for(kPatience))
+        if (watch.cancelled()) stop(request);
+    });
+  }
+
+  void release() override {
+    for (Ready& ready : ready_) guarded("release memory", [&] { ready.compiled.release_memory(); });
+  }
+
+ private:
+  struct Ready {
+    Triple size;
+    ov::CompiledModel compiled;
+    ov::InferRequest request;
+  };
+
+  [[noreturn]] static void stop(ov::InferRequest& request) {
+    request.cancel();
+    try {
+      request.wait();
+    } catch (const std::exception&) {  // how OpenVINO says that it was cancelled
+    }
+    MRISR_FAIL(MRISR_ERROR_CANCELLED, "cancelled by the caller");
+  }
+
+  const OpenVinoNetwork& network_;
+  int threads_;
+  std::list<Ready> ready_;
+};
+
+std::unique_ptr<Engine> OpenVinoNetwork::engine(int threads) const { return std::make_unique<OpenVinoEngine>(*this, threads); }
+
+}  // namespace
+
+const char* builtin_engine() {
+  static const std::string text = [] {
+    const ov::Version version = ov::get_openvino_version();
+    const std::string build = version.buildNumber;
+    return "openvino " + build.substr(0, build.find('-'));
+  }();
+  return text.c_str();
+}
+
+std::shared_ptr<const Network> load_network(const std::string& folder, const Config& config, const std::string& cache) {
+  return std::make_shared<OpenVinoNetwork>(folder, config, cache);
+}
+
+}  // namespace mrisr::runtime

@@ -1,0 +1,154 @@
+#include "intensity.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace mrisr::runtime {
+namespace {
+
+__extension__ typedef unsigned __int128 Word;
+
+// numpy.random.default_rng(0).integers(n): PCG64 (O'Neill 2014, XSL-RR), Lemire's bounded numbers from its halves.
+class Subset {
+ public:
+  explicit Subset(std::uint32_t n) : n_(n) {}
+
+  std::uint32_t next() {
+    std::uint64_t m = static_cast<std::uint64_t>(half()) * n_;
+    if (static_cast<std::uint32_t>(m) < n_) {
+      const std::uint32_t threshold = (0u - n_) % n_;
+      while (static_cast<std::uint32_t>(m) < threshold) m = static_cast<std::uint64_t>(half()) * n_;
+    }
+    return static_cast<std::uint32_t>(m >> 32);
+  }
+
+ private:
+  static constexpr Word wide(std::uint64_t high, std::uint64_t low) { return static_cast<Word>(high) << 64 | low; }
+
+  std::uint32_t half() {
+    if (kept_) {
+      kept_ = false;
+      return rest_;
+    }
+    state_ = state_ * wide(0x2360ed051fc65da4, 0x4385df649fccf645) + wide(0x418ddadb3af71a82, 0x588133bc447873a9);
+    const std::uint64_t mixed = static_cast<std::uint64_t>(state_ >> 64) ^ static_cast<std::uint64_t>(state_);
+    const int turn = static_cast<int>(state_ >> 122);
+    const std::uint64_t word = mixed >> turn | mixed << ((64 - turn) & 63);
+    rest_ = static_cast<std::uint32_t>(word >> 32);
+    kept_ = true;
+    return static_cast<std::uint32_t>(word);
+  }
+
+  std::uint32_t n_, rest_ = 0;
+  bool kept_ = false;
+  Word state_ = wide(0x1aa1b5345996452d, 0x09585eb7a69561e3);
+};
+
+std::uint32_t key_of(float v) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &v, sizeof bits);
+  return bits ^ (bits >> 31 ? 0xffffffffu : 0x80000000u);
+}
+
+// numpy.percentile of sorted values, linear.
+double percentile(const float* sorted, std::int64_t n, double percent) {
+  const double at = static_cast<double>(n - 1) * (percent / 100);
+  const double below = std::floor(at);
+  if (at >= static_cast<double>(n - 1)) return sorted[n - 1];
+  const auto i = static_cast<std::int64_t>(below);
+  const float a = sorted[i], b = sorted[i + 1], step = b - a;
+  const double t = at - below;
+  return t >= 0.5 ? b - step * static_cast<float>(1 - t) : a + step * static_cast<float>(t);
+}
+
+}  // namespace
+
+void sort_floats(float* values, float* spare, std::int64_t n) {
+  constexpr int kBits = 11, kPlaces = 1 << kBits;
+  for (int pass = 0; pass < 3; ++pass) {
+    std::int64_t count[kPlaces] = {};
+    const int shift = pass * kBits;
+    for (std::int64_t i = 0; i < n; ++i) ++count[key_of(values[i]) >> shift & (kPlaces - 1)];
+    std::int64_t at = 0;
+    for (std::int64_t& c : count) {
+      const std::int64_t here = c;
+      c = at;
+      at += here;
+    }
+    for (std::int64_t i = 0; i < n; ++i) spare[count[key_of(values[i]) >> shift & (kPlaces - 1)]++] = values[i];
+    std::swap(values, spare);
+  }
+  std::memcpy(spare, values, sizeof(float) * static_cast<std::size_t>(n));  // three passes end in the other array
+}
+
+Scale intensity_scale(const float* data, std::int64_t n, const Config& config, float* values, float* spare) {
+  const auto& how = config.intensity;
+  std::int64_t count = n;
+  if (n > how.sample) {
+    Subset subset(static_cast<std::uint32_t>(n));
+    for (std::int64_t i = 0; i < how.sample; ++i) values[i] = data[subset.next()];
+    count = how.sample;
+    sort_floats(values, spare, count);
+    // Unless it misses what little there is.
+    const double low = std::max(0.0, percentile(values, count, how.offset_percentile));
+    if (!(percentile(values, count, how.first_percentile) > low)) count = n;
+  }
+  if (count == n) {
+    std::copy_n(data, n, values);
+    sort_floats(values, spare, n);
+  }
+  double offset = std::min(0.0, percentile(values, count, how.offset_percentile));
+  const auto shift = [&] {
+    for (std::int64_t i = 0; i < count; ++i) spare[i] = values[i] - static_cast<float>(offset);
+  };
+  shift();
+  double scale = percentile(spare, count, how.first_percentile);
+  if (scale <= 0) {  // hardly any voxel holds anything
+    offset = std::min(0.0, static_cast<double>(values[0]));
+    shift();
+    scale = spare[count - 1];
+  }
+  for (std::int64_t round = 0; round < how.rounds; ++round) {
+    const float level = static_cast<float>(how.foreground * scale);
+    const float* above = std::upper_bound(spare, spare + count, level);
+    if (above == spare + count) break;
+    const double following = percentile(above, spare + count - above, how.scale_percentile);
+    if (std::fabs(following - scale) <= how.settled * scale) break;
+    scale = following;
+  }
+  return {offset, scale};
+}
+
+double estimate_noise(const float* v, const Triple& shape, const Config& config, float* sample) {
+  const std::int64_t cells[3] = {shape[0] / 2, shape[1] / 2, shape[2] / 2};
+  const std::int64_t plane = shape[1] * shape[2], row = shape[2];
+  // call(pairs of neighbours along the last axis) of every cell whose mean is foreground.
+  const auto visit = [&](auto&& call) {
+    for (std::int64_t i = 0; i < cells[0]; ++i)
+      for (std::int64_t j = 0; j < cells[1]; ++j)
+        for (std::int64_t k = 0; k < cells[2]; ++k) {
+          const float* at = v + 2 * (i * plane + j * row + k);
+          const float* pairs[4] = {at, at + row, at + plane, at + plane + row};
+          float sum = pairs[0][0] + pairs[0][1];  // in the order in which PyTorch adds
+          for (int p = 1; p < 4; ++p) sum += pairs[p][0] + pairs[p][1];
+          if (sum / 8.0f > static_cast<float>(config.intensity.foreground)) call(pairs);
+        }
+  };
+  std::int64_t inside = 0;
+  visit([&](const float* const*) { ++inside; });
+  if (inside < config.noise.fewest_cells) return -1;
+  const std::int64_t step = std::max<std::int64_t>(1, inside / config.noise.sample);
+  std::int64_t seen = 0, count = 0;
+  visit([&](const float* const* p) {
+    if (seen++ % step != 0) return;
+    float d[4];
+    for (int i = 0; i < 4; ++i) d[i] = p[i][0] - p[i][1];
+    sample[count++] = std::fabs((d[0] - d[1]) - (d[2] - d[3]));
+  });
+  float* const middle = sample + (count - 1) / 2;
+  std::nth_element(sample, middle, sample + count);
+  return *middle * static_cast<float>(1.4826 / std::sqrt(8.0));
+}
+
+}  // namespace mrisr::runtime

@@ -1,0 +1,63 @@
+// A model, and a job on it: everything that mrisr_plan decides, and what mrisr_run works in.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "axes.h"
+#include "bundle.h"
+#include "engine.h"
+#include "geometry.h"
+#include "memory.h"
+#include "parallel.h"
+
+namespace mrisr::runtime {
+
+struct Model {
+  Config config;
+  std::shared_ptr<const Network> network;  // null without the built-in engine
+  mrisr_log_callback log = nullptr;
+  void* log_user = nullptr;
+
+  void say(mrisr_log_level level, const std::string& text) const {
+    if (log != nullptr) log(log_user, level, text.c_str());
+  }
+};
+
+struct Job {
+  std::shared_ptr<const Model> model;
+  Grid source{}, target{};
+  Psf psf{};
+  bool psf_certain = false, sample = false;
+  std::array<int, 3> order{};  // of the axes, as the network sees them
+  int steps = 1, samples = 1, threads = 1;
+  mrisr_consistency consistency = MRISR_CONSISTENCY_AUTO;
+  Triple tile{};
+  std::uint64_t budget = 0;
+  Demand need{};
+  std::int64_t most_voxels = 0;     // of a tile
+  std::int64_t largest_tile = 0;    // that can occur on this grid
+  Axes start, forward, adjoint;     // acquisition and its adjoint, where consistency looks at them
+  Axes to_modes, from_modes;        // eigenvectors of the acquisition
+  std::vector<double> spectrum[3];  // its eigenvalues per axis; empty: ones
+  std::vector<float> solver;        // rows of the sampler's table
+  std::vector<double> sigmas;
+  std::size_t workspace = 0;
+  std::unique_ptr<Workers> workers;
+  std::unique_ptr<Engine> engine;
+  std::atomic<bool> busy{false};
+
+  bool corrects() const {
+    return consistency == MRISR_CONSISTENCY_ON || (consistency == MRISR_CONSISTENCY_AUTO && psf_certain);
+  }
+  bool compares() const { return consistency != MRISR_CONSISTENCY_OFF; }
+  // No band is exact where an axis has a slice profile.
+  bool projects() const { return !(psf[0].slice() || psf[1].slice() || psf[2].slice()); }
+};
+
+std::unique_ptr<Job> plan_job(std::shared_ptr<const Model> model, const mrisr_plan_options& options);
+void run_job(Job& job, const mrisr_run_options& options, mrisr_run_info& info);
+
+}  // namespace mrisr::runtime

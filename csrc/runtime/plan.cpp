@@ -1,0 +1,200 @@
+// mrisr_plan: everything that can be decided before voxels are there.
+#include <sched.h>
+
+#include <algorithm>
+#include <cmath>
+#include <thread>
+
+#include "error.h"
+#include "job.h"
+#include "workspace.h"
+
+namespace mrisr::runtime {
+namespace {
+
+constexpr double kSameSpacing = 1e-3;  // below this ratio a difference in voxel size is rounding in a header
+constexpr std::int64_t kMostSourceVoxels = std::int64_t{1} << 31;
+constexpr int kMostThreads = 1024, kMostSteps = 1000, kMostSamples = 100000;
+constexpr double kOpenVinoFixed = 120e6, kOpenVinoMaps = 4, kPieceBytes = 32;  // mrisr/infer/memory.py
+
+std::int32_t within(const char* name, std::int32_t value, std::int32_t low, std::int32_t high) {
+  if (value < low || value > high)
+    MRISR_FAIL(MRISR_ERROR_ARGUMENT, name << ": expected " << low << " to " << high << ", found " << value);
+  return value;
+}
+
+int usable_cores() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0) return std::min(CPU_COUNT(&set), kMostThreads);
+  return static_cast<int>(std::clamp(std::thread::hardware_concurrency(), 1u, static_cast<unsigned>(kMostThreads)));
+}
+
+void plan_mode(Job& job, const mrisr_plan_options& options) {
+  job.steps = within("steps", options.steps, 1, kMostSteps);
+  job.samples = within("samples", options.samples, 1, kMostSamples);
+  const int mode = within("mode", options.mode, MRISR_MODE_AUTO, MRISR_MODE_SAMPLE);
+  const bool several = job.steps > 1 || job.samples > 1;
+  if (mode == MRISR_MODE_MEAN && several)
+    MRISR_FAIL(MRISR_ERROR_ARGUMENT, "mode: mean is one noiseless step, found steps=" << job.steps << " and samples=" << job.samples
+                                         << "; leave both at 1, or ask for MRISR_MODE_SAMPLE");
+  job.sample = mode == MRISR_MODE_SAMPLE || (mode == MRISR_MODE_AUTO && several);
+  job.consistency = static_cast<mrisr_consistency>(
+      within("consistency", options.consistency, MRISR_CONSISTENCY_AUTO, MRISR_CONSISTENCY_OFF));
+  job.threads = within("threads", options.threads, 0, kMostThreads);
+  if (job.threads == 0) job.threads = usable_cores();
+}
+
+void plan_grids(Job& job, const mrisr_plan_options& options) {
+  job.source = source_grid(options.shape, options.affine);
+  if (product(job.source.shape) > kMostSourceVoxels)
+    MRISR_FAIL(MRISR_ERROR_ARGUMENT, "shape: expected at most 2^31 voxels, found " << product(job.source.shape));
+  job.target = target_grid(job.source, options.voxel_size, options.factor);
+  const Config& config = job.model->config;
+  within("psf_stated", options.psf_stated, 0, 1);
+  job.psf = options.psf_stated != 0 ? stated_psf(options.psf, job.source.voxel)
+                                    : assumed_psf(job.source.voxel, config.start.thick_slice_ratio);
+  job.psf_certain = options.psf_stated != 0 && std::none_of(job.psf.begin(), job.psf.end(), [](const AxisPsf& p) {
+                      return p.kind == MRISR_PSF_UNKNOWN;
+                    });
+  for (const AxisPsf& p : job.psf)
+    if (std::find(config.vector.profiles.begin(), config.vector.profiles.end(), kind_name(p.kind)) == config.vector.profiles.end())
+      MRISR_FAIL(MRISR_ERROR_MODEL, "the model does not know the profile '" << kind_name(p.kind) << "'");
+  job.order = canonical_order(job.psf, job.target.voxel, config.vector.width_decimals);
+}
+
+void plan_axes(Job& job) {
+  const Grid &in = job.source, &out = job.target;
+  Matrix start[3], forward[3], adjoint[3], to[3], from[3];
+  for (int d = 0; d < 3; ++d) {
+    start[d] = start_matrix(in.shape[d], in.voxel[d], out.shape[d], out.voxel[d], job.psf[d], job.model->config.start.spline_order);
+    if (!job.compares()) continue;
+    forward[d] = acquisition_matrix(out.shape[d], out.voxel[d], in.shape[d], in.voxel[d], job.psf[d]);
+    if (!job.corrects()) continue;
+    adjoint[d] = transposed(forward[d]);
+    if (forward[d].identity()) continue;
+    eigen_of_square(forward[d], from[d], job.spectrum[d]);
+    to[d] = transposed(from[d]);
+  }
+  job.start = Axes(start);
+  job.forward = Axes(forward);
+  job.adjoint = Axes(adjoint);
+  job.to_modes = Axes(to);
+  job.from_modes = Axes(from);
+}
+
+// Karras' noise levels and the rows of DPM-Solver++(2M): mrisr/diffusion/schedule.py and sampler.py.
+void plan_sampler(Job& job) {
+  const auto& how = job.model->config.diffusion;
+  const double high = std::pow(how.sigma_max, 1 / how.rho), low = std::pow(how.sigma_min, 1 / how.rho);
+  for (int i = 0; i < job.steps; ++i) {
+    const double ramp = job.steps == 1 ? 0.0 : static_cast<double>(i) / (job.steps - 1);
+    job.sigmas.push_back(std::pow(high + ramp * (low - high), how.rho));
+  }
+  job.sigmas.push_back(0.0);
+  double before = 0;
+  for (int i = 0; i < job.steps; ++i) {
+    const double sigma = job.sigmas[i], following = job.sigmas[i + 1];
+    double row[6] = {0, 1, 0, 1, 0, 0};  // the last step, to zero, is its x0
+    if (following > 0) {
+      const double step = std::log(sigma / following), gain = -std::expm1(-step), weight = i == 0 ? 0.0 : step / (2 * before);
+      row[2] = following / sigma * std::exp(-0.0 * step);
+      row[3] = gain * (1 + weight);
+      row[4] = -gain * weight;
+      before = step;
+    }
+    for (double v : row) job.solver.push_back(static_cast<float>(v));
+  }
+}
+
+void plan_engine(Job& job, const mrisr_plan_options& options) {
+  const Config& config = job.model->config;
+  if (config.network.multiple % config.guidance.stride != 0)
+    MRISR_FAIL(MRISR_ERROR_MODEL, "network.multiple: expected a multiple of " << config.guidance.stride << ", found " << config.network.multiple);
+  if (options.engine != nullptr) {
+    job.engine = caller_engine(*options.engine, config);
+  } else if (job.model->network != nullptr) {
+    job.engine = job.model->network->engine(job.threads);
+  } else {
+    MRISR_FAIL(MRISR_ERROR_ENGINE, "engine: this library was built without OpenVINO; give mrisr_plan_options.engine");
+  }
+}
+
+void plan_tile(Job& job, const mrisr_plan_options& options) {
+  const Config& config = job.model->config;
+  const std::int64_t smallest = smallest_tile(config);
+  const bool given = options.tile[0] != 0 || options.tile[1] != 0 || options.tile[2] != 0;
+  for (int d = 0; d < 3; ++d) {
+    if (given && (options.tile[d] < smallest || options.tile[d] > (std::int64_t{1} << 20)))
+      MRISR_FAIL(MRISR_ERROR_ARGUMENT, "tile: expected 0, or at least " << smallest << " voxels along every axis, found "
+                                           << options.tile[0] << ", " << options.tile[1] << ", " << options.tile[2]);
+    job.tile[d] = options.tile[d];
+  }
+  if (given && config.network.whole_only)
+    MRISR_FAIL(MRISR_ERROR_ARGUMENT, "tile: model '" << config.name << "' normalises over the whole head, which tiles would each do for "
+                                         "themselves; leave tile at 0");
+}
+
+void plan_memory(Job& job, const mrisr_plan_options& options) {
+  const Config& config = job.model->config;
+  const Triple& fine = job.target.shape;
+  const auto width = static_cast<double>(config.network.widths[0]);
+  const bool own = options.engine != nullptr;
+  job.need.held = static_cast<double>(resident_bytes());
+  job.need.fixed = own ? static_cast<double>(options.engine->fixed_bytes)
+                       : kOpenVinoFixed + 2 * 4.0 * static_cast<double>(config.parameters);
+  job.need.per_voxel = kPieceBytes + (own ? options.engine->bytes_per_voxel : kOpenVinoMaps * width * 4 / 8);
+  job.need.volumes = volume_bytes(product(job.source.shape), product(fine), {job.steps, job.samples, job.corrects()});
+  job.budget = options.memory != 0 ? options.memory : default_budget();
+  job.most_voxels = job.need.tile_voxels(job.budget);
+  std::int64_t smallest = 1, whole = 1, tile = 1;
+  for (int d = 0; d < 3; ++d) {
+    const std::int64_t n = round_up(fine[d], config.tiling.brick);
+    whole *= n;
+    smallest *= std::min(smallest_tile(config), n);
+    tile *= std::min(job.tile[0] != 0 ? round_up(job.tile[d], config.tiling.brick) : n, n);
+  }
+  if (config.network.whole_only) smallest = 1;  // how much of the grid is head is known when its voxels are there
+  if (job.most_voxels < smallest) refuse(job.budget, job.need, config.network.whole_only ? whole : smallest, "smallest tile");
+  job.largest_tile = std::min(tile, job.most_voxels);
+}
+
+void warn(const Job& job) {
+  const Config& config = job.model->config;
+  for (int d = 0; d < 3; ++d) {
+    std::ostringstream text;
+    const double in = job.source.voxel[d], out = job.target.voxel[d], step = job.psf[d].width / out;
+    if (out / in > 1 + kSameSpacing) {
+      text << "axis " << d << ": the input (" << in << " mm) is already finer than the target (" << out
+           << " mm): detail is removed there";
+      job.model->say(MRISR_LOG_WARNING, text.str());
+    }
+    const Config::Range& range = job.psf[d].slice() ? config.trained_slice : config.trained_isotropic;
+    if (range.known && step > range.high * (1 + kSameSpacing)) {
+      text.str("");
+      text << "axis " << d << ": " << job.psf[d].width << " mm acquired to " << out << " mm is " << step << "x finer, and "
+           << config.name << " was trained on " << range.low << "x to " << range.high << "x: do not rely on it";
+      job.model->say(MRISR_LOG_WARNING, text.str());
+    }
+  }
+}
+
+}  // namespace
+
+std::unique_ptr<Job> plan_job(std::shared_ptr<const Model> model, const mrisr_plan_options& options) {
+  auto job = std::make_unique<Job>();
+  job->model = std::move(model);
+  plan_mode(*job, options);
+  plan_grids(*job, options);
+  plan_tile(*job, options);
+  plan_engine(*job, options);
+  plan_memory(*job, options);
+  plan_axes(*job);
+  plan_sampler(*job);
+  job->workspace = lay_out(*job, nullptr).bytes;
+  job->workers = std::make_unique<Workers>(job->threads);
+  warn(*job);
+  return job;
+}
+
+}  // namespace mrisr::runtime

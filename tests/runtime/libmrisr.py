@@ -1,0 +1,241 @@
+"""libmrisr through ctypes: the structures of csrc/include/mrisr.h, member for member."""
+
+from __future__ import annotations
+
+import ctypes as c
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+Triple = c.c_int64 * 3
+OK, ARGUMENT, INPUT, GEOMETRY, MODEL, MEMORY, ENGINE, CANCELLED, INTERNAL = range(9)
+KINDS = ("unknown", "kspace", "gaussian", "supergaussian")
+MODES = {None: 0, "mean": 1, "sample": 2}
+CONSISTENCY = {"auto": 0, "on": 1, "off": 2}
+
+LOG = c.CFUNCTYPE(None, c.c_void_p, c.c_int32, c.c_char_p)
+PROGRESS = c.CFUNCTYPE(c.c_int, c.c_void_p, c.c_double)
+RUN = c.CFUNCTYPE(c.c_int, c.c_void_p, c.c_void_p)
+
+
+class AxisPsf(c.Structure):
+    _fields_ = [("kind", c.c_int32), ("window", c.c_int32), ("width", c.c_double)]
+
+
+class Engine(c.Structure):
+    _fields_ = [
+        ("struct_size", c.c_size_t),
+        ("user", c.c_void_p),
+        ("name", c.c_char_p),
+        ("memory", c.c_int32),
+        ("stream", c.c_void_p),
+        ("fixed_bytes", c.c_uint64),
+        ("bytes_per_voxel", c.c_double),
+        ("prepare", c.c_void_p),
+        ("run", RUN),
+        ("allocate", c.c_void_p),
+        ("deallocate", c.c_void_p),
+        ("copy_in", c.c_void_p),
+        ("copy_out", c.c_void_p),
+        ("wait", c.c_void_p),
+        ("error_text", c.c_void_p),
+    ]
+
+
+class Tile(c.Structure):
+    _fields_ = [
+        ("struct_size", c.c_size_t),
+        ("size", Triple),
+        ("x", c.POINTER(c.c_float)),
+        ("y", c.POINTER(c.c_float)),
+        ("vector", c.POINTER(c.c_float)),
+        ("guidance", c.POINTER(c.c_float)),
+        ("f", c.POINTER(c.c_float)),
+        ("stream", c.c_void_p),
+    ]
+
+
+class OpenOptions(c.Structure):
+    _fields_ = [
+        ("struct_size", c.c_size_t),
+        ("log", LOG),
+        ("log_user", c.c_void_p),
+        ("skip_checksums", c.c_int32),
+        ("cache", c.c_char_p),
+    ]
+
+
+class ModelInfo(c.Structure):
+    _fields_ = [
+        ("struct_size", c.c_size_t),
+        ("name", c.c_char_p),
+        ("preset", c.c_char_p),
+        ("sha256", c.c_char_p),
+        ("sigma_data", c.c_double),
+        ("multiple", c.c_int32),
+    ]
+
+
+class PlanOptions(c.Structure):
+    _fields_ = [
+        ("struct_size", c.c_size_t),
+        ("shape", Triple),
+        ("affine", c.c_double * 16),
+        ("voxel_size", c.c_double * 3),
+        ("factor", c.c_double * 3),
+        ("psf_stated", c.c_int32),
+        ("psf", AxisPsf * 3),
+        ("mode", c.c_int32),
+        ("steps", c.c_int32),
+        ("samples", c.c_int32),
+        ("consistency", c.c_int32),
+        ("threads", c.c_int32),
+        ("tile", Triple),
+        ("memory", c.c_uint64),
+        ("engine", c.POINTER(Engine)),
+    ]
+
+
+class Geometry(c.Structure):
+    _fields_ = [
+        ("struct_size", c.c_size_t),
+        ("shape", Triple),
+        ("affine", c.c_double * 16),
+        ("voxel_size", c.c_double * 3),
+        ("psf", AxisPsf * 3),
+        ("psf_certain", c.c_int32),
+        ("threads", c.c_int32),
+        ("workspace_bytes", c.c_uint64),
+        ("expected_bytes", c.c_uint64),
+        ("budget_bytes", c.c_uint64),
+        ("largest_tile_voxels", c.c_int64),
+    ]
+
+
+class RunOptions(c.Structure):
+    _fields_ = [
+        ("struct_size", c.c_size_t),
+        ("input", c.c_void_p),
+        ("input_element", c.c_int32),
+        ("input_stride", Triple),
+        ("output", c.c_void_p),
+        ("output_stride", Triple),
+        ("spread", c.c_void_p),
+        ("seed", c.c_uint64),
+        ("workspace", c.c_void_p),
+        ("workspace_size", c.c_uint64),
+        ("progress", PROGRESS),
+        ("progress_user", c.c_void_p),
+    ]
+
+
+class RunInfo(c.Structure):
+    _fields_ = [
+        ("struct_size", c.c_size_t),
+        ("offset", c.c_double),
+        ("scale", c.c_double),
+        ("noise", c.c_double),
+        ("box_start", Triple),
+        ("box_stop", Triple),
+        ("tile", Triple),
+        ("tiles", c.c_int64),
+        ("tiles_run", c.c_int64),
+        ("corrected", c.c_int32),
+        ("chi2_before", c.c_double),
+        ("chi2_after", c.c_double),
+    ]
+
+
+class Failed(Exception):
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+@dataclass
+class Result:
+    data: np.ndarray
+    affine: np.ndarray
+    info: RunInfo
+    geometry: Geometry
+    spread: np.ndarray | None
+
+
+class Library:
+    """The shared library; every call raises `Failed` with the status and text of an error."""
+
+    def __init__(self, path: Path) -> None:
+        self.c = c.CDLL(str(path))
+        for name in (
+            "mrisr_version",
+            "mrisr_build_info",
+            "mrisr_builtin_engine",
+            "mrisr_last_error",
+            "mrisr_status_name",
+        ):
+            getattr(self.c, name).restype = c.c_char_p
+        self.c.mrisr_close.argtypes = self.c.mrisr_job_close.argtypes = [c.c_void_p]
+        self.c.mrisr_close.restype = self.c.mrisr_job_close.restype = None
+
+    def made(self, kind, **members):
+        names = {Engine: "engine_vtable", OpenOptions: "open_options", ModelInfo: "model_info", PlanOptions: "plan_options",
+                 Geometry: "geometry", RunOptions: "run_options", RunInfo: "run_info"}  # fmt: skip
+        made = kind()
+        getattr(self.c, f"mrisr_{names[kind]}_init")(c.byref(made), c.c_size_t(c.sizeof(kind)))
+        for name, value in members.items():
+            setattr(made, name, value)
+        return made
+
+    def call(self, name: str, *arguments) -> None:
+        status = getattr(self.c, name)(*arguments)
+        if status != OK:
+            raise Failed(status, self.c.mrisr_last_error().decode())
+
+    def open(self, bundle, **options) -> c.c_void_p:
+        model = c.c_void_p()
+        self.call("mrisr_open", str(bundle).encode(), c.byref(self.made(OpenOptions, **options)), c.byref(model))
+        return model
+
+    def plan(self, model, shape, affine=None, *, voxel_size=None, factor=None, psf=None, mode=None, steps=1, samples=1,
+             consistency="auto", threads=1, tile=None, memory=0, engine=None) -> c.c_void_p:  # fmt: skip
+        how = self.made(PlanOptions, shape=Triple(*shape), mode=MODES[mode], steps=steps, samples=samples, threads=threads,
+                        consistency=CONSISTENCY[consistency], memory=memory)  # fmt: skip
+        if affine is not None:
+            how.affine[:] = np.asarray(affine, np.float64).ravel().tolist()
+        for name, value in (("voxel_size", voxel_size), ("factor", factor), ("tile", tile)):
+            if value is not None:
+                getattr(how, name)[:] = [value] * 3 if np.isscalar(value) else list(value)
+        if psf is not None:
+            how.psf_stated = 1
+            for axis, (kind, width) in enumerate(psf):
+                how.psf[axis] = AxisPsf(KINDS.index(kind), 0, width)
+        if engine is not None:
+            how.engine = c.pointer(engine)
+        job = c.c_void_p()
+        self.call("mrisr_plan", model, c.byref(how), c.byref(job))
+        return job
+
+    def geometry(self, job) -> Geometry:
+        found = self.made(Geometry)
+        self.call("mrisr_job_geometry", job, c.byref(found))
+        return found
+
+    def run(self, job, data: np.ndarray, *, seed=0, spread=False, **options) -> Result:
+        geometry = self.geometry(job)
+        out = np.full(tuple(geometry.shape), np.nan, np.float32)
+        std = np.full_like(out, np.nan) if spread else None
+        info = self.made(RunInfo)
+        element = {"float32": 0, "int16": 1}[data.dtype.name]
+        stride = Triple(*(s // data.itemsize for s in data.strides))
+        how = self.made(RunOptions, input=data.ctypes.data, input_element=element, input_stride=stride,
+                        output=out.ctypes.data, spread=None if std is None else std.ctypes.data, seed=seed, **options)  # fmt: skip
+        self.call("mrisr_run", job, c.byref(how), c.byref(info))
+        return Result(out, np.array(geometry.affine).reshape(4, 4), info, geometry, std)
+
+    def upscale(self, model, data: np.ndarray, affine=None, *, seed=0, spread=False, **options) -> Result:
+        job = self.plan(model, data.shape, affine, **options)
+        try:
+            return self.run(job, data, seed=seed, spread=spread)
+        finally:
+            self.c.mrisr_job_close(job)
