@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from mrisr import grid as grids
+from mrisr.corrections import corrections
 from mrisr.errors import MrisrWarning, UsageError
 from mrisr.infer.mirrors import MIRRORINGS
 from mrisr.infer.pipeline import Options, upscale_volume
@@ -33,6 +34,11 @@ def upscale(
     seed: int = 0,
     ensemble: int = 1,
     psf: Any = "auto",
+    gradnl: Any = None,
+    gradnl_done: str = "auto",
+    slice_axis: int = 2,
+    bias: Any = None,
+    bias_out: str = "corrected",
     consistency: str | bool = "auto",
     memory: str | int | None = None,
     tile: int | Sequence[int] | str | None = None,
@@ -68,6 +74,15 @@ def upscale(
         psf: how the scan was acquired: "auto", one kind for all axes, or three entries (one per stored axis),
             each a kind ("kspace", "gaussian", "supergaussian", "unknown"), a pair (kind, acquired width in
             mm), or an `mrisr.physics.psf.AxisPSF`.
+        gradnl: gradient nonlinearity to undo, in the same interpolation as the change of grid: a path of Siemens
+            coefficients (.grad; a .coef by `mrisr.physics.coils.read`, with its radius), a displacement field [X, Y,
+            Z, 3] in mm along R, A and S (a path, a nibabel image or a Volume), or a `mrisr.physics.gradnl.Distortion`.
+        gradnl_done: what the scanner has corrected already: "none", "2D" (within slices), "3D" (nothing is left to
+            do), or "auto": from ImageType.
+        slice_axis: stored axis across slices, for "2D".
+        bias: bias field to take out: "auto" (estimated by N4, which needs SimpleITK), or a field on the scan's grid (a
+            path, a nibabel image, a Volume, an array or a tensor [X, Y, Z]).
+        bias_out: "corrected", or "kept": the result is multiplied by the field again.
         consistency: "on" (or True) corrects the result so that it explains the input to within its noise,
             "off" (or False) does not, "auto" does where the point spread is stated.
         memory: a budget that is kept: "2GB", "512MB" or bytes. On a CPU it is the process's resident memory,
@@ -93,7 +108,7 @@ def upscale(
         BackendError: the device or engine cannot run.
     """
     chosen = choose_mode(mode, steps, samples)
-    options = Options(
+    how = dict(
         device=device,
         engine=engine,
         threads=threads,
@@ -111,6 +126,8 @@ def upscale(
         with report.stage("read"), _kept_warnings() as said:
             source, restore = to_volume(volume, affine=affine, input_voxel_size=input_voxel_size)
             target = grids.plan(source.grid, voxel_size=voxel_size, factor=factor)
+            known = dict(done=gradnl_done, slice_axis=slice_axis, bias_out=bias_out)
+            options = Options(**how, corrections=corrections(source, gradnl, bias, **known))
         with report.stage("load model"):
             loaded = model if hasattr(model, "denoiser") else registry.load(model)
         result, info = upscale_volume(source, target, loaded, options, report)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import warnings
 from pathlib import Path
 
-from mrisr.cli.options import add_threads, positive_float, use_threads, write_text
+from mrisr.cli.options import add_gradnl, add_threads, use_threads, write_text
 from mrisr.cli.outputs import Outputs
-from mrisr.errors import InputError, MrisrWarning, UsageError
+from mrisr.errors import InputError, UsageError
 
 IMAGES = ("--output", "--displacement", "--jacobian", "--bias-field")
 
@@ -30,26 +29,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--info", metavar="JSON", help="record of what was done")
 
     geometry = parser.add_argument_group("gradient nonlinearity")
-    geometry.add_argument(
-        "--gradnl",
-        metavar="COEFFS",
-        help="Siemens coefficients (.grad or .coef), or a displacement field [X, Y, Z, 3] in mm as NIfTI",
-    )
-    geometry.add_argument("--radius", type=positive_float, metavar="MM", help="R0 of a .coef file, which states none")
-    geometry.add_argument(
-        "--corrected",
-        choices=("auto", "none", "2D", "3D"),
-        default="auto",
-        help="what the scanner has corrected already (default: auto, from ImageType)",
-    )
-    geometry.add_argument(
-        "--slice-axis",
-        type=int,
-        choices=(0, 1, 2),
-        default=2,
-        metavar="A",
-        help="axis across slices (default: 2)",
-    )
+    add_gradnl(geometry)
     geometry.add_argument("--displacement", metavar="OUT", help="where each voxel was read, mm to R, A, S")
     geometry.add_argument("--jacobian", metavar="OUT", help="the factor on the intensity")
 
@@ -150,20 +130,12 @@ def correct(source, args: argparse.Namespace) -> tuple[dict, dict]:
 
 def _bias(source, x, args: argparse.Namespace):
     """(field [X, Y, Z], where it is from)."""
-    import torch
-
-    from mrisr.io import nifti
+    from mrisr import corrections
     from mrisr.io.adapters import to_volume
     from mrisr.physics import bias as biases
 
     if args.bias != "auto":
-        given = nifti.read(args.bias, scan=False)
-        if given.data.ndim != 3:
-            raise InputError(f"{args.bias}: expected a bias field [X, Y, Z], found shape {given.data.shape}")
-        biases.check_same_grid(given.grid, source.grid, args.bias)
-        field = torch.from_numpy(given.data)
-        biases.check_field(field, source.data.shape[:3], args.bias)
-        return field, f"from {args.bias}"
+        return corrections.read_field(args.bias, source)
     scan = x if x.ndim == 3 else x.mean(0)
     if args.t2w is None:
         return biases.estimate(scan.numpy(), source.voxel_size), "estimated by N4"
@@ -175,56 +147,13 @@ def _bias(source, x, args: argparse.Namespace):
     return field, f"estimated from this scan and {args.t2w}"
 
 
-def read_distortion(path: str, radius: float | None, meta: dict):
-    """A coil or a displacement field from a file, by its ending; the wrong vendor for the scan is refused."""
-    from mrisr.io import nifti
-    from mrisr.physics import coils, gradnl
-
-    if path.lower().endswith(nifti.READ_ENDINGS):
-        return gradnl.DisplacementField.from_volume(nifti.read(path, scan=False))
-    coil = coils.read(path, radius=radius)
-    gradnl.check_vendor(path, meta)
-    return coil
-
-
-def warn_unless_scanner_coordinates(source) -> None:
-    """A MrisrWarning where the header says that the affine leads to a template, where no gradient coil is."""
-    header = source.header
-    if header is None or "sform_code" not in header:
-        return
-    code = int(header["sform_code"]) or int(header["qform_code"])
-    if code != 1:
-        warnings.warn(
-            f"{source.name}: its affine is not said to lead to scanner coordinates (code {code}, expected 1); gradient "
-            "nonlinearity is right only if it does",
-            MrisrWarning,
-            stacklevel=2,
-        )
-
-
 def _warp(source, args: argparse.Namespace):
     """(the Warp, what was done and why)."""
+    from mrisr import corrections
     from mrisr.physics import gradnl
 
-    distortion = read_distortion(args.gradnl, args.radius, source.meta)
-    done, why = gradnl.scanner_correction(source.meta)
-    if args.corrected != "auto":
-        done, why = args.corrected, "stated by --corrected"
-    if done == "unknown":
-        done = "none"
-        warnings.warn(
-            f"{source.name}: {why}; it is corrected in full because that was asked for (state --corrected)",
-            MrisrWarning,
-            stacklevel=2,
-        )
-    if done == "3D":
-        warnings.warn(
-            f"{source.name}: corrected by the scanner already ({why}); its geometry is left as it is",
-            MrisrWarning,
-            stacklevel=2,
-        )
-    else:
-        warn_unless_scanner_coordinates(source)
+    distortion, _ = corrections.read_distortion(args.gradnl, args.radius, source.meta)
+    done, why = corrections.already_corrected(source, args.corrected, "--corrected")
     warp = gradnl.correction(distortion, source.grid, done=done, slice_axis=args.slice_axis)
     what = {"none": "corrected in full", "2D": "corrected across slices", "3D": "nothing left to correct"}[done]
     return warp, f"{what} ({why})"

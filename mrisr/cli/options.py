@@ -79,6 +79,30 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add_threads(group)
 
 
+def add_gradnl(group) -> None:
+    """Add what is known of a scan's gradient nonlinearity."""
+    group.add_argument(
+        "--gradnl",
+        metavar="COEFFS",
+        help="Siemens coefficients (.grad or .coef), or a displacement field [X, Y, Z, 3] in mm as NIfTI",
+    )
+    group.add_argument("--radius", type=positive_float, metavar="MM", help="R0 of a .coef file, which states none")
+    group.add_argument(
+        "--corrected",
+        choices=("auto", "none", "2D", "3D"),
+        default="auto",
+        help="what the scanner has corrected already (default: auto, from ImageType)",
+    )
+    group.add_argument(
+        "--slice-axis",
+        type=int,
+        choices=(0, 1, 2),
+        default=2,
+        metavar="A",
+        help="axis across slices (default: 2)",
+    )
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file, or raise an OutputError that names it."""
     try:

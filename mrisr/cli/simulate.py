@@ -8,7 +8,6 @@ import sys
 import warnings
 from pathlib import Path
 
-from mrisr.cli.correct import read_distortion, warn_unless_scanner_coordinates
 from mrisr.cli.options import add_threads, positive_float, use_threads, write_text
 from mrisr.cli.outputs import Outputs
 from mrisr.errors import InputError, MrisrWarning, UsageError
@@ -115,6 +114,7 @@ def simulate(source, args: argparse.Namespace):
     """(the simulated Volume, record) of the Volume `source`."""
     import torch
 
+    from mrisr.corrections import read_distortion, warn_unless_scanner_coordinates
     from mrisr.physics import bias, field, gradnl
     from mrisr.physics.degrade import ForwardModel, rician
 
@@ -138,7 +138,7 @@ def simulate(source, args: argparse.Namespace):
         summary["shading"] = f"random, log-standard deviation {args.bias:g}"
     if args.gradnl is not None:
         warn_unless_scanner_coordinates(source)
-        warp = gradnl.simulation(read_distortion(args.gradnl, args.radius, source.meta), source.grid)
+        warp = gradnl.simulation(read_distortion(args.gradnl, args.radius, source.meta)[0], source.grid)
         x = warp.forward(x)
         summary["distortion"] = f"{args.gradnl}, up to {float(warp.offset.square().sum(0).sqrt().max()):.3g} mm"
     model = ForwardModel.between(source.data.shape, source.voxel_size, coarse.shape, coarse.voxel_size, psf)

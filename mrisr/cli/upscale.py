@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from mrisr.cli.options import add_run_options, positive_float, positive_int, use_threads, write_text
+from mrisr.cli.options import add_gradnl, add_run_options, positive_float, positive_int, use_threads, write_text
 from mrisr.cli.outputs import Outputs
 from mrisr.errors import UsageError
 
@@ -68,6 +68,19 @@ def add_parser(subparsers) -> None:
         default="auto",
         help="make the output reproduce the input to within noise (default: auto, where --psf is stated)",
     )
+    known = parser.add_argument_group("distortions to take out on the way")
+    add_gradnl(known)
+    known.add_argument(
+        "--bias",
+        metavar="FIELD",
+        help="auto: estimate it by N4 (needs SimpleITK); or the bias field on IN's grid",
+    )
+    known.add_argument(
+        "--bias-out",
+        choices=("corrected", "kept"),
+        default="corrected",
+        help="whether OUT is without the bias field or multiplied by it again (default: corrected)",
+    )
     add_run_options(parser)
 
 
@@ -80,7 +93,11 @@ def run(args: argparse.Namespace) -> int:
     factor = _one_or_three("--factor", args.factor)
     psf = _psf(args.psf)
     _check_extensions(args)
-    with Outputs(targets, force=args.force, inputs=(args.input,)) as outputs:
+    if args.radius is not None and args.gradnl is None:
+        raise UsageError("--radius: needs --gradnl")
+    field = args.bias if args.bias != "auto" else None
+    inputs = tuple(path for path in (args.input, args.gradnl, field) if path is not None)
+    with Outputs(targets, force=args.force, inputs=inputs) as outputs:
         from mrisr.io import nifti
         from mrisr.io.adapters import to_volume
 
@@ -102,6 +119,11 @@ def run(args: argparse.Namespace) -> int:
             seed=args.seed,
             ensemble=args.ensemble,
             psf=psf,
+            gradnl=_coil(args, source),
+            gradnl_done=args.corrected,
+            slice_axis=args.slice_axis,
+            bias=args.bias,
+            bias_out=args.bias_out,
             consistency=args.consistency,
             memory=args.memory,
             tile=args.tile,
@@ -124,6 +146,15 @@ def run(args: argparse.Namespace) -> int:
     if not args.quiet:
         print(_summary(source, result, info, args.output), file=sys.stderr)
     return 0
+
+
+def _coil(args: argparse.Namespace, source):
+    """--gradnl, read here where --radius belongs to it; else its path."""
+    if args.radius is None:
+        return args.gradnl
+    from mrisr.corrections import read_distortion
+
+    return read_distortion(args.gradnl, args.radius, source.meta)[0]
 
 
 def _one_or_three(option: str, values: list[float] | None) -> float | tuple[float, ...] | None:
@@ -169,5 +200,15 @@ def _summary(source, result, info, path: str) -> str:
     return (
         f"{grid(source)}\n  -> {grid(result)}: {path}\n"
         f"model {info.model}, mode {info.mode}{averaged}, {info.engine.name} on {info.engine.device}, {seconds:.1f} s\n"
-        f"point spread {info.resolution_from}\n{info.notice}"
+        f"point spread {info.resolution_from}\n{_distortions(info)}{info.notice}"
     )
+
+
+def _distortions(info) -> str:
+    lines = ""
+    if info.gradnl.state != "absent":
+        lines += f"gradient nonlinearity: up to {info.gradnl.largest_mm:.3g} mm ({info.gradnl.why})\n"
+    if info.bias.state != "absent":
+        low, high = info.bias.span
+        lines += f"bias field: {info.bias.source}, {low:.3g} to {high:.3g}, {info.bias.output} in the output\n"
+    return lines

@@ -91,6 +91,40 @@ class ConsistencyInfo:
     noise_sigma: float | None = None
 
 
+@dataclass(frozen=True)
+class GradnlInfo:
+    """Gradient nonlinearity.
+
+    state: "given" or "absent" (it cannot be estimated). source: where it is from. done, why: what the scanner had
+    corrected already ("none", "2D" or "3D": nothing was left to do), and who says so. largest_mm: how far a voxel of
+    the output lies from where the scan shows it, at most. det: lowest and highest factor on the intensity. told:
+    whether the network was told of it.
+    """
+
+    state: str
+    source: str = ""
+    done: str = "none"
+    why: str = ""
+    largest_mm: float = 0.0
+    det: tuple[float, float] = (1.0, 1.0)
+    told: str = ""
+
+
+@dataclass(frozen=True)
+class BiasInfo:
+    """Bias field.
+
+    state: "given", "estimated" or "absent". source: where it is from. span: its lowest and highest value. output:
+    "corrected", or "kept" where the output is multiplied by the field again. told: whether the network was told of it.
+    """
+
+    state: str
+    source: str = ""
+    span: tuple[float, float] = (1.0, 1.0)
+    output: str = "corrected"
+    told: str = ""
+
+
 @dataclass
 class Info:
     """Everything about one run.
@@ -122,6 +156,8 @@ class Info:
     memory_budget: int
     memory_expected: int
     seconds: dict[str, float]
+    gradnl: GradnlInfo = field(default_factory=lambda: GradnlInfo("absent"))
+    bias: BiasInfo = field(default_factory=lambda: BiasInfo("absent"))
     warnings: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     notice: str = RESEARCH_USE

@@ -89,7 +89,9 @@ def _denoiser(job, plan: tiles.TilePlan, device: torch.device, tick) -> Callable
 
     # In the processed box only: it moves with the head, so that air around it changes nothing.
     inside = tuple(slice(a, min(b, n)) for a, b, n in zip(*plan.box, plan.shape))
-    band = band_matrices([s.stop - s.start for s in inside], job.target.voxel_size, job.psf)
+    band = None
+    if not job.options.corrections.displaces:  # what was displaced has no band that is exact; so in training
+        band = band_matrices([s.stop - s.start for s in inside], job.target.voxel_size, job.psf)
     if band is not None:
         band = tuple(torch.as_tensor(m, device=device) for m in band)
     weights = tiles.weights_on(plan, device)
@@ -97,12 +99,18 @@ def _denoiser(job, plan: tiles.TilePlan, device: torch.device, tick) -> Callable
     def shown(volume, start):
         return gather(volume, start, plan.tile).permute(order).contiguous()[None, None]
 
+    def told(cond, start):
+        if cond.guidance is None:
+            return cond
+        bricks = [slice(start[i] // tiles.BRICK, (start[i] + plan.tile[i]) // tiles.BRICK) for i in order]
+        return replace(cond, guidance=cond.guidance[(..., *bricks)].contiguous())
+
     def run(x, sigma, y, cond):
         def piece(start):
             if x is None:
-                found = denoise.mean(shown(y, start), cond)
+                found = denoise.mean(shown(y, start), told(cond, start))
             else:
-                found = denoise(shown(x, start), sigma, shown(y, start), cond)
+                found = denoise(shown(x, start), sigma, shown(y, start), told(cond, start))
             return found[0, 0].permute(back).contiguous()
 
         seams = tiles.Seams(plan)

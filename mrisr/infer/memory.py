@@ -139,7 +139,7 @@ class Demand:
         fixed: libraries, compiled kernels, weights.
         volumes: copies of source and target beside the network.
         per_voxel: of a tile.
-        finish: copies of source and target where the result is made, with no tile left.
+        finish: copies of source and target where the start or the result is made, with no tile alive.
     """
 
     held: int
@@ -174,6 +174,9 @@ def demand(
     reordered: bool = True,
     corrected: bool = True,
     captured: bool = False,
+    start_copies: float = 0.0,
+    source_copies: float = 0.0,
+    points: int = 0,
 ) -> Demand:
     """The demand of a job.
 
@@ -189,18 +192,23 @@ def demand(
         reordered: the network sees the axes in another order than they are stored in.
         corrected: the result may be corrected by the scan (consistency).
         captured: the loop may become a CUDA graph, which has volumes of its own for what goes in and comes out.
+        start_copies: copies of the target alive while the start is made.
+        source_copies: copies of the source beyond `SOURCE_COPIES`, for its bias field.
+        points: bytes that evaluating a displacement takes while the start is made.
     """
     cost = COSTS[engine]
     results = frames * (2 if samples > 1 else 1)
     extra = results + 2 * (steps > 1) + 3 * ((samples > 1) + captured + (ensemble > 1))
     copies = TARGET_COPIES + extra + (CORRECTION_COPIES if corrected else 0)
-    finish = int(4 * (copies * target_voxels + SOURCE_COPIES * source_voxels))
+    source = (SOURCE_COPIES + source_copies) * source_voxels
+    start = int(4 * ((start_copies + extra) * target_voxels + source)) + points
+    finish = max(start, int(4 * (copies * target_voxels + source)))
     fixed = cost.fixed + 2 * weight_bytes
     if maps is None:
         return Demand(held, fixed, finish, cost.maps * width * 4 / 8 + PIECE_BYTES)
     copies = NETWORK_COPIES + extra
     piece = PIECE_BYTES if state else LEAN_PIECE_BYTES * (1 + reordered)
-    volumes = int(4 * (copies * target_voxels + SOURCE_COPIES * source_voxels))
+    volumes = int(4 * (copies * target_voxels + source))
     return Demand(held, fixed, volumes, maps + piece, finish)
 
 

@@ -40,7 +40,7 @@ def residual(
     """
     mirrorings = MIRRORINGS[job.options.ensemble]
     if len(mirrorings) == 1:
-        return loop.residual(job, plan, y, cond, job.report.tick)
+        return loop.residual(job, plan, y, job.told(cond), job.report.tick)
     total, seams, spill = torch.zeros_like(y), [], job.spill
     for k, axes in enumerate(mirrorings):
 
@@ -48,7 +48,7 @@ def residual(
             job.report.tick((k + fraction) / len(mirrorings))
 
         shown = y.flip(axes) if axes else y
-        found, _ = loop.residual(job, plan_for(shown) if axes else plan, shown, cond, tick)
+        found, _ = loop.residual(job, plan_for(shown) if axes else plan, shown, job.told(cond, axes), tick)
         total += found.flip(axes) if axes else found
         seams += [] if job.seam is None else [job.seam]
     job.plan, job.spill = plan, spill

@@ -16,6 +16,7 @@ from mrisr import grid as grids
 from mrisr.errors import BackendError, MrisrWarning
 from mrisr.grid import Grid
 from mrisr.infer import engines, memory, mirrors, tiles
+from mrisr.infer.corrections import Corrections, Corrector, check_consistency
 from mrisr.infer.graph import CAPTURING_CALL, Graphs, graphs_for
 from mrisr.infer.info import (
     ConsistencyInfo,
@@ -27,9 +28,8 @@ from mrisr.infer.info import (
 )
 from mrisr.infer.progress import Report
 from mrisr.nn.condition import MEAN, SAMPLE, Condition, canonical_order
-from mrisr.ops.resample3d import apply_axes
 from mrisr.physics.consistency import correct, residual_chi2
-from mrisr.physics.degrade import SLICE_KINDS, ForwardModel, start_matrices
+from mrisr.physics.degrade import SLICE_KINDS, ForwardModel
 from mrisr.physics.intensity import estimate_noise, intensity_scale, robust_range
 from mrisr.physics.psf import PSF, parse_psf
 from mrisr.volume import Volume
@@ -55,6 +55,7 @@ class Options:
     consistency: str = "auto"
     memory: str | int | None = None
     tile: int | tuple[int, int, int] | str | None = None
+    corrections: Corrections = Corrections()
 
 
 @dataclass
@@ -75,7 +76,7 @@ class Job:
     frames: int
     report: Report
     order: tuple[int, int, int] = (0, 1, 2)  # of the axes, as the network sees them
-    start: tuple = ()
+    corrector: Corrector | None = None
     forward: ForwardModel | None = None
     need: memory.Demand | None = None
     expected: int = 0
@@ -88,6 +89,10 @@ class Job:
     @property
     def net(self) -> torch.nn.Module:
         return self.model.denoiser.net
+
+    def told(self, cond: Condition, mirrored: tuple[int, ...] = ()) -> Condition:
+        """`cond` with what the network is told of corrections to the target, mirrored along stored axes or not."""
+        return self.corrector.told_to(cond, self.order, mirrored)
 
     @property
     def align(self) -> int:
@@ -108,6 +113,9 @@ def upscale_volume(volume: Volume, target: Grid, model: Any, options: Options, r
     """
     with report.stage("prepare"):
         job = _prepare(volume, target, model, options, report)
+    if options.corrections.estimates:
+        with report.stage("bias"):
+            job.corrector.estimate_field(volume.data, options.threads)
     shape = target.shape + volume.data.shape[3:]
     out = np.empty(shape, np.float32)
     std = np.empty(shape, np.float32) if options.samples > 1 else None
@@ -130,7 +138,8 @@ def upscale_volume(volume: Volume, target: Grid, model: Any, options: Options, r
 
 
 def _prepare(volume: Volume, target: Grid, model: Any, options: Options, report: Report) -> Job:
-    source = volume.grid
+    source, given = volume.grid, options.corrections
+    check_consistency(given, options.consistency)
     psf, psf_from, certain = parse_psf(options.psf, source.voxel_size, volume.meta)
     budget = memory.parse_budget(options.memory)
     engine, why = _engine(options, model)
@@ -142,7 +151,7 @@ def _prepare(volume: Volume, target: Grid, model: Any, options: Options, report:
     job.graphs = graphs_for(engine)
     job.order = canonical_order(psf, target.voxel_size)
     job.need = _demand(job)
-    job.start = start_matrices(source.shape, source.voxel_size, target.shape, target.voxel_size, psf)
+    job.corrector = Corrector(given, source, target, psf, model.meta.get("guidance", ()), engine.device)
     job.forward = ForwardModel.between(target.shape, target.voxel_size, source.shape, source.voxel_size, psf)
     _warn_about_range(job)
     return job
@@ -196,10 +205,13 @@ def _frame(job: Job, data: np.ndarray, out: np.ndarray, std: np.ndarray | None):
     """One 3D volume into `out` (and `std`): (ConsistencyInfo, (offset, scale))."""
     report, device = job.report, job.engine.device
     with report.stage("start"):
-        offset, scale = intensity_scale(data)
-        lr = (torch.from_numpy(np.ascontiguousarray(data)) - offset).div_(scale).to(device)
-        noise = estimate_noise(lr)
-        y = apply_axes(lr, job.start).contiguous()
+        flat = job.corrector.unshaded(data)
+        offset, scale = intensity_scale(flat)
+        lr = (torch.from_numpy(np.ascontiguousarray(flat)) - offset).div_(scale)
+        # Of the scan as it was acquired: dividing by a field makes the noise uneven, which the network is told apart.
+        noise = estimate_noise(lr if flat is data else (torch.from_numpy(data) - offset).div_(scale))
+        lr = lr.to(device)
+        y = job.corrector.start(lr)
         plan = _plan(job, y)
         mode = SAMPLE if job.options.mode == "sample" else MEAN
         psf, voxel_size = (tuple(v[i] for i in job.order) for v in (job.psf, job.target.voxel_size))
@@ -214,9 +226,9 @@ def _frame(job: Job, data: np.ndarray, out: np.ndarray, std: np.ndarray | None):
     with report.stage("finish"):
         if job.seam is not None:
             job.seam /= robust_range(result)
-        out[...] = result.mul_(scale).add_(offset).cpu().numpy()
+        out[...] = job.corrector.reshaded(result.mul_(scale).add_(offset)).cpu().numpy()
         if std is not None:
-            std[...] = spread.mul_(scale).cpu().numpy()
+            std[...] = job.corrector.reshaded(spread.mul_(scale)).cpu().numpy()
     return note, (offset, scale)
 
 
@@ -271,6 +283,9 @@ def _demand(job: Job, spill: bool = False) -> memory.Demand:
         reordered=job.order != (0, 1, 2),
         corrected=job.options.consistency == "on" or (job.options.consistency == "auto" and job.psf_certain),
         captured=job.graphs is not None and _runs(job) >= CAPTURING_CALL,
+        start_copies=job.options.corrections.start_copies(job.target.shape),
+        source_copies=job.options.corrections.source_copies,
+        points=job.options.corrections.points_bytes,
     )
     if not spill and (job.options.tile == tiles.EXACT or config.norm == "group"):
         _demand(job, spill=True)  # what does not fit into memory goes into a file
@@ -296,6 +311,9 @@ def _way_out(job: Job) -> str:
 def _consistent(job: Job, result: torch.Tensor, lr: torch.Tensor, noise: float | None):
     """The result, corrected where that is asked for or certain, and what was done and why."""
     wanted = job.options.consistency
+    if job.options.corrections.displaces:
+        why = "off: the scan is displaced by its gradients, so that no model along the axes gives it back"
+        return result, ConsistencyInfo(False, "switched off" if wanted == "off" else why)
     if noise is None:
         return result, ConsistencyInfo(False, "too little foreground to know the noise, hence when to stop")
     if wanted == "on" or (wanted == "auto" and job.psf_certain):
@@ -347,6 +365,8 @@ def _info(job: Job, notes: list[ConsistencyInfo], scales: list[tuple[float, floa
         seconds=dict(job.report.seconds),
         warnings=list(job.warnings),
         std_scale=_std_scale(job),
+        gradnl=job.corrector.gradnl_info(job.model.name),
+        bias=job.corrector.bias_info(job.model.name),
         versions=environment.versions(name for name in environment.LIBRARIES if name in sys.modules),
     )
 

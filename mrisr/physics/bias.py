@@ -97,6 +97,7 @@ def estimate(
     shrink: int = 4,
     spacing: float = 180.0,
     iterations: tuple[int, ...] = (50, 50, 50, 50),
+    threads: int | None = None,
 ) -> torch.Tensor:
     """The bias field of one scan by N4 (SimpleITK): float32 [X, Y, Z], geometric mean 1 within the mask.
 
@@ -107,6 +108,7 @@ def estimate(
         shrink: the estimate is made on every `shrink`-th voxel; fewer along axes with fewer than 32 voxels.
         spacing: of the B-spline's control points, mm.
         iterations: at most, per level; each level halves the spacing.
+        threads: CPU threads; None: as many as SimpleITK takes by itself.
 
     Raises:
         InputError: SimpleITK is missing, or too little of the scan is tissue.
@@ -123,6 +125,8 @@ def estimate(
     small, where = (sitk.Shrink(each, factors) for each in (image, where))
     n4 = sitk.N4BiasFieldCorrectionImageFilter()
     n4.SetMaximumNumberOfIterations([int(i) for i in iterations])
+    if threads is not None:
+        n4.SetNumberOfThreads(int(threads))
     # A B-spline of order 3 has three control points more than it has spans.
     extents = [n * v for n, v in zip(data.shape, voxel_size)]
     n4.SetNumberOfControlPoints([max(1, round(e / spacing)) + 3 for e in extents])

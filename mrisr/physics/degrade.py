@@ -82,15 +82,19 @@ def start_matrices(lr_shape, lr_voxel, hr_shape, hr_voxel, psf: PSF) -> tuple:
     Fourier where the axis is a cut of k-space (all that was measured comes back exactly), quintic B-spline across
     slices (whose samples alias, so that a trigonometric polynomial would ring). None where nothing changes.
     """
-    matrices = []
-    for n_in, v_in, n_out, v_out, p in zip(lr_shape, lr_voxel, hr_shape, hr_voxel, psf):
+    matrices, filled = [], fourier_axes(lr_voxel, hr_voxel, psf)
+    for n_in, v_in, n_out, v_out, fourier in zip(lr_shape, lr_voxel, hr_shape, hr_voxel, filled):
         ratio = float(v_out) / float(v_in)
         if n_in == n_out and abs(ratio - 1.0) < 1e-9:
             matrices.append(None)
             continue
-        fourier = p.kind not in SLICE_KINDS or ratio > 1.0
         matrices.append(interpolation_matrix(n_in, n_out, ratio, "fourier" if fourier else "bspline"))
     return tuple(matrices)
+
+
+def fourier_axes(lr_voxel, hr_voxel, psf: PSF) -> tuple[bool, bool, bool]:
+    """Which axes a start is interpolated along by Fourier sums: all but slices on a finer target."""
+    return tuple(p.kind not in SLICE_KINDS or float(o) > float(i) for i, o, p in zip(lr_voxel, hr_voxel, psf))
 
 
 def band_matrices(shape, voxel, psf: PSF) -> tuple | None:

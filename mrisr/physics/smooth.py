@@ -19,7 +19,7 @@ from mrisr.ops.resample3d import apply_axes
 Function = Callable[[torch.Tensor], torch.Tensor]  # points [3, P] float64 (RAS, mm) -> values [C, P]
 CHECKED = 500  # voxels
 MOST_POINTS = 97  # per axis
-AT_ONCE = 1 << 22  # voxels, where each is evaluated by itself
+AT_ONCE = 1 << 20  # voxels, where each is evaluated by itself
 
 
 def world(affine: np.ndarray, axes) -> torch.Tensor:

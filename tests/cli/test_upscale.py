@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import mrisr
+from mrisr.errors import MrisrWarning
 
 
 def names(folder):
@@ -135,3 +136,36 @@ def test_the_spread_of_samples_is_an_image_of_its_own(scan, tmp_path, mrisr_comm
     image, spread = nib.load(out), nib.load(std)
     assert image.shape == spread.shape and spread.get_fdata().min() >= 0 and spread.get_fdata().max() > 0
     assert (image.affine == spread.affine).all()
+
+
+def test_distortions_are_taken_out_on_the_way(scan, weights, tmp_path, mrisr_command):
+    from mrisr.physics import coils
+
+    coefficients = tmp_path / "coil.grad"
+    coefficients.write_text(" 0.100 m = R0, lnorm = 4?\n  1 A( 3, 0)  -0.2000  z\n")
+    image = nib.load(scan)
+    field = 1 + 0.3 * np.linspace(0, 1, image.shape[0])[:, None, None] * np.ones(image.shape)
+    nib.save(nib.Nifti1Image(field.astype(np.float32), image.affine), tmp_path / "b.nii")
+    end = mrisr_command(
+        "upscale", "-i", scan, "-o", tmp_path / "o.nii", "--factor", 2, "--model", weights, "--threads", 1,
+        "--gradnl", coefficients, "--corrected", "none", "--bias", tmp_path / "b.nii", "--bias-out", "kept",
+        "--info", tmp_path / "i.json", "--engine", "torch",
+    )  # fmt: skip
+    assert (end.code, end.errors) == (0, [])
+    assert "gradient nonlinearity: up to" in end.err and "kept in the output" in end.err
+    record = json.loads((tmp_path / "i.json").read_text())
+    assert record["gradnl"]["why"] == "stated by the caller" and record["gradnl"]["largest_mm"] > 0.1
+    assert record["bias"]["state"] == "given" and record["bias"]["span"] == pytest.approx([1, 1.3])
+    with pytest.warns(MrisrWarning, match="scanner coordinates"):
+        expected = mrisr.upscale(
+            str(scan), factor=2, model=weights, threads=1, gradnl=coils.read(coefficients), gradnl_done="none",
+            bias=field.astype(np.float32), bias_out="kept", engine="torch",
+        )  # fmt: skip
+    assert np.array_equal(nib.load(tmp_path / "o.nii").get_fdata(), expected.get_fdata())
+    for options, text in (
+        (("--radius", 250), "--radius: needs --gradnl"),
+        (("--bias-out", "kept"), "needs a bias field"),
+        (("--gradnl", tmp_path / "b.nii"), "expected a displacement field"),
+    ):
+        end = mrisr_command("upscale", "-i", scan, "-o", tmp_path / "p.nii", "--model", weights, *options)
+        assert end.code in (2, 3) and text in end.errors[0] and not (tmp_path / "p.nii").exists()

@@ -1,0 +1,155 @@
+"""What a caller says of a scan's gradient nonlinearity and bias field, read and checked.
+
+Shared by `mrisr.upscale`, `mrisr upscale` and `mrisr correct`, so that all three follow the same rules: coefficients of
+another vendor are refused, what the scanner corrected itself is never corrected twice, and doubts are said.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+
+from mrisr.errors import InputError, MrisrWarning, UsageError
+from mrisr.infer.corrections import Corrections
+from mrisr.io import nifti
+from mrisr.physics import bias, coils, gradnl
+from mrisr.volume import Volume
+
+DONE = ("auto", "none", "2D", "3D")
+BIAS_OUT = ("corrected", "kept")
+
+
+def corrections(
+    scan: Volume,
+    gradnl_from: Any = None,
+    bias_from: Any = None,
+    *,
+    done: str = "auto",
+    slice_axis: int = 2,
+    radius: float | None = None,
+    bias_out: str = "corrected",
+) -> Corrections:
+    """The arguments of `mrisr.upscale` about distortions -> a `mrisr.infer.corrections.Corrections`.
+
+    Args:
+        gradnl_from, bias_from: `gradnl` and `bias` of `mrisr.upscale`.
+        done: what the scanner has corrected: "auto" (from its metadata), "none", "2D" or "3D".
+        slice_axis: stored axis across slices, for "2D".
+        radius: R0 of a .coef file, mm.
+        bias_out: "corrected" or "kept".
+
+    Raises:
+        UsageError: a wrong argument. InputError: a file or field that cannot be used.
+    """
+    if bias_out not in BIAS_OUT:
+        raise UsageError(f"bias_out: expected one of {', '.join(BIAS_OUT)}, found {bias_out!r}")
+    if bias_out == "kept" and bias_from is None:
+        raise UsageError("bias_out: 'kept' needs a bias field; give bias, or leave bias_out out")
+    if done not in DONE:
+        raise UsageError(f"gradnl_done: expected one of {', '.join(DONE)}, found {done!r}")
+    if slice_axis not in (0, 1, 2):
+        raise UsageError(f"slice_axis: expected 0, 1 or 2, found {slice_axis!r}")
+    found: dict[str, Any] = {}
+    if gradnl_from is not None:
+        distortion, name = read_distortion(gradnl_from, radius, scan.meta)
+        done, why = already_corrected(scan, done)
+        found.update(distortion=distortion, distortion_from=name, done=done, why=why, slice_axis=slice_axis)
+    if bias_from is not None:
+        field, name = read_field(bias_from, scan)
+        found.update(field=field, field_from=name, kept=bias_out == "kept")
+    return Corrections(**found)
+
+
+def read_distortion(source: Any, radius: float | None, meta: dict) -> tuple[gradnl.Distortion, str]:
+    """(distortion, its name) from Siemens coefficients, or from a displacement field as an image, a Volume or a file.
+
+    An object with `displacement_at` and `gradient_at` passes. Coefficients of another vendor than the scan's are
+    refused.
+    """
+    if hasattr(source, "displacement_at") and hasattr(source, "gradient_at"):
+        return source, getattr(source, "name", type(source).__name__)
+    if isinstance(source, str) and source == "auto":
+        raise UsageError(
+            "gradnl: cannot be estimated from a scan; give the coefficients of its scanner, or a displacement field"
+        )
+    if isinstance(source, str | os.PathLike):
+        name = os.fspath(source)
+        if name.lower().endswith(nifti.READ_ENDINGS):
+            return gradnl.DisplacementField.from_volume(nifti.read(name, scan=False)), name
+        coil = coils.read(name, radius=radius)
+        gradnl.check_vendor(name, meta)
+        return coil, name
+    volume = _image(source)
+    if volume is None:
+        raise UsageError(
+            "gradnl: expected a path (.grad, .coef or a displacement field), an image or Volume [X, Y, Z, 3] in mm, or "
+            f"a coil, found {type(source).__name__}"
+        )
+    return gradnl.DisplacementField.from_volume(volume), volume.name
+
+
+def read_field(source: Any, scan: Volume) -> tuple[torch.Tensor | str, str]:
+    """(field float32 [X, Y, Z] on the scan's grid, or "auto"; where it is from) from a file, an image or an array."""
+    if isinstance(source, str) and source == "auto":
+        return "auto", "estimated by N4"
+    name = "bias field"
+    if isinstance(source, str | os.PathLike):
+        source, name = nifti.read(source, scan=False), os.fspath(source)
+    volume = _image(source)
+    if volume is not None:
+        data = volume.data
+        if data.ndim == 3:
+            bias.check_same_grid(volume.grid, scan.grid, name)
+    elif isinstance(source, np.ndarray | torch.Tensor):
+        data = source.detach().cpu().numpy() if isinstance(source, torch.Tensor) else source
+    else:
+        raise UsageError(f"bias: expected 'auto', a path, an image or an array, found {type(source).__name__}")
+    if data.ndim != 3 or data.dtype.kind not in "fiu":
+        raise InputError(f"{name}: expected a bias field [X, Y, Z], found {data.dtype} of shape {tuple(data.shape)}")
+    field = torch.from_numpy(np.ascontiguousarray(data, dtype=np.float32))
+    bias.check_field(field, scan.data.shape[:3], name)
+    return field, f"from {name}" if name != "bias field" else "given"
+
+
+def already_corrected(scan: Volume, stated: str = "auto", by: str = "the caller") -> tuple[str, str]:
+    """("none", "2D" or "3D": what the scanner has corrected; who says so), with the warnings that belong to it."""
+    done, why = gradnl.scanner_correction(scan.meta)
+    if stated != "auto":
+        done, why = stated, f"stated by {by}"
+    if done == "unknown":
+        done = "none"
+        _warn(f"{scan.name}: {why}; it is corrected in full because that was asked for (state what was corrected)")
+    if done == "3D":
+        _warn(f"{scan.name}: corrected by the scanner already ({why}); its geometry is left as it is")
+    else:
+        warn_unless_scanner_coordinates(scan)
+    return done, why
+
+
+def warn_unless_scanner_coordinates(scan: Volume) -> None:
+    """A MrisrWarning where the header says that the affine leads to a template, where no gradient coil is."""
+    header = scan.header
+    if header is None or "sform_code" not in header:
+        return
+    code = int(header["sform_code"]) or int(header["qform_code"])
+    if code != 1:
+        _warn(
+            f"{scan.name}: its affine is not said to lead to scanner coordinates (code {code}, expected 1); gradient "
+            "nonlinearity is right only if it does"
+        )
+
+
+def _image(source: Any) -> Volume | None:
+    if isinstance(source, Volume):
+        return source
+    if hasattr(source, "dataobj") and hasattr(source, "affine"):
+        return nifti.from_image(source, scan=False)
+    return None
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, MrisrWarning, stacklevel=3)

@@ -1,0 +1,259 @@
+"""Gradient nonlinearity and bias field of a scan: taken out on the way to the start, and told to the network.
+
+Undoing a displacement and changing the grid are one interpolation. A spline on the coarse grid would lose what a cut of
+k-space holds up to its edge, so those axes are filled with zeros to the target's spacing first, which loses nothing:
+measured on a T1w head, that start is within 0.05 dB of the start of an undistorted scan, a quintic spline straight from
+the coarse grid 0.2 to 1 dB below it (benchmarks/results/guidance.md). Slices keep their own grid until then.
+
+The displaced start is made some rows at a time, so that displacements of the whole target never exist at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from mrisr.errors import UsageError
+from mrisr.grid import Grid, plan
+from mrisr.infer.info import BiasInfo, GradnlInfo
+from mrisr.nn.condition import GUIDANCE_CHANNELS, GUIDANCE_STRIDE, Condition, brick_grid, guidance_channels
+from mrisr.ops.resample3d import apply_axes, resample3d
+from mrisr.physics import bias, gradnl
+from mrisr.physics.degrade import fourier_axes, start_matrices
+from mrisr.physics.psf import PSF
+
+ROWS = 32  # of the target that are displaced at a time
+REACH = 24  # rows beyond them that the prefilter of a quintic spline needs: 0.43^24 is 2e-9
+# float32 volumes of the size of such rows alive at once: displacement twice, its size, factor, result, its source.
+ROW_COPIES = 16.0
+POINTS_BYTES = 300 * 10**6  # basis functions, or samples of a displacement field, at the points of a chunk
+# float32 source volumes: a field, its logarithm, what was divided; N4 has copies of its own in float32 and float64.
+FIELD_COPIES, ESTIMATE_COPIES = 4.0, 12.0
+
+
+@dataclass(frozen=True, eq=False)
+class Corrections:
+    """What is known of a scan's distortions; read and checked by `mrisr.corrections`.
+
+    Attributes:
+        distortion: a `mrisr.physics.gradnl.Distortion`, or None.
+        distortion_from: what messages call it.
+        done, why: what the scanner has corrected already ("none", "2D" or "3D"), and who says so.
+        slice_axis: stored axis across slices, for "2D".
+        field: the bias field, float32 [X, Y, Z] on the scan's grid, "auto" to estimate it by N4, or None.
+        field_from: what messages call it.
+        kept: multiply the result by the field again.
+    """
+
+    distortion: gradnl.Distortion | None = None
+    distortion_from: str = ""
+    done: str = "none"
+    why: str = ""
+    slice_axis: int = 2
+    field: torch.Tensor | str | None = None
+    field_from: str = ""
+    kept: bool = False
+
+    @property
+    def displaces(self) -> bool:
+        """Whether anything is moved: then the forward model along the axes does not hold."""
+        return self.distortion is not None and self.done != "3D"
+
+    @property
+    def shades(self) -> bool:
+        """Whether anything is divided by."""
+        return self.field is not None
+
+    @property
+    def estimates(self) -> bool:
+        """Whether the field is still to be found."""
+        return isinstance(self.field, str)
+
+    def start_copies(self, shape: tuple[int, int, int]) -> float:
+        """float32 target volumes alive at once while the start is made, or the result is shaded again."""
+        if not self.displaces:
+            return 2.0
+        rows = min(shape[0], ROWS)
+        return 3.0 + (ROW_COPIES * rows + 2.0 * min(shape[0], rows + 3 * REACH)) / shape[0]
+
+    @property
+    def source_copies(self) -> float:
+        """float32 source volumes alive at once beyond those of a scan without corrections."""
+        return ESTIMATE_COPIES if self.estimates else FIELD_COPIES if self.shades else 0.0
+
+    @property
+    def points_bytes(self) -> int:
+        """What positions and basis functions take while a displacement is evaluated."""
+        return POINTS_BYTES if self.displaces else 0
+
+
+class Corrector:
+    """The corrections of one scan on one target grid, on one device.
+
+    Args:
+        told: which of "gradnl" and "bias" the network has learnt to be told of.
+    """
+
+    def __init__(
+        self, given: Corrections, source: Grid, target: Grid, psf: PSF, told=(), device: torch.device | str = "cpu"
+    ) -> None:
+        self.given, self.source, self.target, self.device = given, source, target, device
+        self.told = {"gradnl": "gradnl" in told and given.displaces, "bias": "bias" in told and given.shades}
+        self.matrices = start_matrices(source.shape, source.voxel_size, target.shape, target.voxel_size, psf)
+        self.field = given.field
+        self._largest, self._det = 0.0, (1.0, 1.0)
+        if given.displaces:
+            filled = fourier_axes(source.voxel_size, target.voxel_size, psf)
+            self.matrices = tuple(m if f else None for m, f in zip(self.matrices, filled))
+            sizes = [t if f else s for s, t, f in zip(source.voxel_size, target.voxel_size, filled)]
+            self.between = plan(source, voxel_size=tuple(sizes))
+
+    def estimate_field(self, data: np.ndarray, threads: int | None) -> None:
+        """Find the field by N4, of the mean over the frames of `data` [X, Y, Z] or [X, Y, Z, T]."""
+        scan = data if data.ndim == 3 else data.mean(axis=3)
+        self.field = bias.estimate(scan, self.source.voxel_size, threads=threads)
+
+    def unshaded(self, data: np.ndarray) -> np.ndarray:
+        """One frame [X, Y, Z] divided by the field; itself where there is none."""
+        return data if self.field is None else data / self.field.numpy()
+
+    def start(self, lr: torch.Tensor) -> torch.Tensor:
+        """The network's start on the target grid from a frame [X, Y, Z] without its shading."""
+        between = apply_axes(lr, self.matrices)
+        if not self.given.displaces:
+            return lr.clone() if between is lr else between.contiguous()
+        y = lr.new_empty(self.target.shape)
+        self._largest, low, high = 0.0, np.inf, 0.0
+        for rows, warp, moved in self._displacements(self.between):
+            piece, index = _rows_for(between, warp, moved)
+            y[rows] = resample3d(piece, warp.target.shape, index, displacement=moved, modulate=warp.gain)
+            self._largest = max(self._largest, float(warp.offset.square().sum(0).max()) ** 0.5)
+            low, high = min(low, float(warp.gain.min())), max(high, float(warp.gain.max()))
+        self._det = (low, high)
+        return y
+
+    def reshaded(self, volume: torch.Tensor) -> torch.Tensor:
+        """A volume on the target grid, multiplied by the field (in place) where that was asked for."""
+        if not (self.given.kept and self.given.shades):
+            return volume
+        field = self.field.log().to(self.device)
+        for rows, slab, moved in self._places(self.source):
+            index = np.linalg.inv(self.source.affine) @ slab.affine
+            volume[rows] *= resample3d(field, slab.shape, index, displacement=moved, order=3).exp_()
+        return volume
+
+    def told_to(self, cond: Condition, order: tuple[int, int, int], mirrored: tuple[int, ...] = ()) -> Condition:
+        """`cond` with what the network is told, [1, 8, D/8, H/8, W/8].
+
+        Args:
+            order: of the stored axes, as the network sees them.
+            mirrored: stored axes along which it sees the target turned round.
+        """
+        if not any(self.told.values()):
+            return cond
+        bricks = brick_grid(_mirrored(self.target, mirrored))
+        # A brick that the grid's end cuts off has its middle outside: it is told what its neighbour is.
+        whole = tuple(max(1, n // GUIDANCE_STRIDE) for n in self.target.shape)
+        pad = [p for n, k in zip(reversed(bricks.shape), reversed(whole)) for p in (0, n - k)]
+        channels = F.pad(self._channels(Grid(whole, bricks.affine)), pad, mode="replicate")
+        components = [0, *(1 + i for i in order), *range(4, GUIDANCE_CHANNELS)]
+        shown = channels[:, components].permute(0, 1, *(2 + i for i in order)).contiguous()
+        return replace(cond, guidance=shown)
+
+    def _channels(self, bricks: Grid) -> torch.Tensor:
+        """The channels at the voxels of a grid whose voxels are 8 of the target's, along its axes."""
+        fields, moved = {}, None
+        if self.given.displaces:
+            warp = self._correction(bricks, bricks)
+            if self.told["gradnl"]:
+                fields["displacement"] = warp.voxels() * GUIDANCE_STRIDE
+                fields["log_det"] = warp.gain.clamp_min(1e-3).log()
+            moved = replace(warp, source=self.source).voxels()
+        if self.told["bias"]:
+            index = np.linalg.inv(self.source.affine) @ bricks.affine
+            log = self.field.log().to(self.device)
+            fields["log_bias"] = resample3d(log, bricks.shape, index, displacement=moved, order=3)
+        return guidance_channels(**fields)
+
+    def gradnl_info(self, model: str) -> GradnlInfo:
+        """The account of the geometry."""
+        given = self.given
+        if given.distortion is None:
+            return GradnlInfo("absent", told="nothing to tell")
+        told = _told(self.told["gradnl"], model) if given.displaces else "nothing to tell"
+        return GradnlInfo("given", given.distortion_from, given.done, given.why, self._largest, self._det, told)
+
+    def bias_info(self, model: str) -> BiasInfo:
+        """The account of the shading."""
+        if self.field is None:
+            return BiasInfo("absent", told="nothing to tell")
+        state = "estimated" if isinstance(self.given.field, str) else "given"
+        span = (float(self.field.min()), float(self.field.max()))
+        output = "kept" if self.given.kept else "corrected"
+        return BiasInfo(state, self.given.field_from, span, output, _told(self.told["bias"], model))
+
+    def _correction(self, source: Grid, target: Grid) -> gradnl.Warp:
+        given = self.given
+        return gradnl.correction(
+            given.distortion, source, target, done=given.done, slice_axis=given.slice_axis, device=self.device
+        )
+
+    def _slabs(self) -> Iterator[tuple[slice, Grid]]:
+        """Rows of the target, and the grid that they are."""
+        shape, affine = self.target.shape, self.target.affine
+        for first in range(0, shape[0], ROWS):
+            rows = slice(first, min(first + ROWS, shape[0]))
+            shift = np.eye(4)
+            shift[0, 3] = first
+            yield rows, Grid((rows.stop - first, *shape[1:]), affine @ shift)
+
+    def _displacements(self, source: Grid) -> Iterator[tuple[slice, gradnl.Warp, torch.Tensor]]:
+        """Rows of the target, how they are read from `source`, and the displacement in its voxels."""
+        for rows, slab in self._slabs():
+            warp = self._correction(source, slab)
+            yield rows, warp, warp.voxels()
+
+    def _places(self, source: Grid) -> Iterator[tuple[slice, Grid, torch.Tensor | None]]:
+        """Rows of the target, their grid, and the displacement in voxels of `source`, None where nothing is."""
+        if not self.given.displaces:
+            yield from ((rows, slab, None) for rows, slab in self._slabs())
+            return
+        for rows, warp, moved in self._displacements(source):
+            yield rows, warp.target, moved
+
+
+def _mirrored(grid: Grid, axes: tuple[int, ...]) -> Grid:
+    """The same voxels, counted from the other end along `axes`."""
+    turn = np.eye(4)
+    for axis in axes:
+        turn[axis, [axis, 3]] = -1, grid.shape[axis] - 1
+    return Grid(grid.shape, grid.affine @ turn)
+
+
+def _rows_for(volume: torch.Tensor, warp: gradnl.Warp, moved: torch.Tensor):
+    """The rows of `volume` (on warp.source) that the target's are read from, and target -> their index [4, 4]."""
+    index = np.linalg.inv(warp.source.affine) @ warp.target.affine
+    line = torch.arange(warp.target.shape[0], device=moved.device) * index[0, 0] + index[0, 3]
+    at = line[:, None, None] + moved[0]
+    n = volume.shape[0]
+    low = int(np.clip(np.floor(float(at.min())) - REACH, 0, n - 1))
+    high = int(np.clip(np.ceil(float(at.max())) + REACH + 1, low + 1, n))
+    index[0, 3] -= low
+    return volume[low:high].contiguous(), index
+
+
+def _told(yes: bool, model: str) -> str:
+    return "told to the network" if yes else f"not told to the network: {model} was trained without it"
+
+
+def check_consistency(given: Corrections, wanted: str) -> None:
+    """UsageError where consistency is asked for and geometry is corrected."""
+    if wanted == "on" and given.displaces:
+        raise UsageError(
+            "consistency: 'on' needs a forward model along the axes, which a scan with gradient nonlinearity has not; "
+            "use 'auto' or 'off', or correct the scan first: mrisr correct"
+        )
