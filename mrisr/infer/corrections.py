@@ -250,6 +250,13 @@ def _told(yes: bool, model: str) -> str:
     return "told to the network" if yes else f"not told to the network: {model} was trained without it"
 
 
+def learnt(meta: dict) -> tuple[str, ...]:
+    """Which of "gradnl" and "bias" a network has learnt to be told of, by what its weights say of themselves."""
+    if "guidance" in meta:
+        return tuple(meta["guidance"])
+    return tuple(name for name in ("gradnl", "bias") if meta.get("config", {}).get(name, 0) > 0)
+
+
 def check_consistency(given: Corrections, wanted: str) -> None:
     """UsageError where consistency is asked for and geometry is corrected."""
     if wanted == "on" and given.displaces:

@@ -16,7 +16,7 @@ from mrisr import grid as grids
 from mrisr.errors import BackendError, MrisrWarning
 from mrisr.grid import Grid
 from mrisr.infer import engines, memory, mirrors, tiles
-from mrisr.infer.corrections import Corrections, Corrector, check_consistency
+from mrisr.infer.corrections import Corrections, Corrector, check_consistency, learnt
 from mrisr.infer.graph import CAPTURING_CALL, Graphs, graphs_for
 from mrisr.infer.info import (
     ConsistencyInfo,
@@ -151,7 +151,7 @@ def _prepare(volume: Volume, target: Grid, model: Any, options: Options, report:
     job.graphs = graphs_for(engine)
     job.order = canonical_order(psf, target.voxel_size)
     job.need = _demand(job)
-    job.corrector = Corrector(given, source, target, psf, model.meta.get("guidance", ()), engine.device)
+    job.corrector = Corrector(given, source, target, psf, learnt(model.meta), engine.device)
     job.forward = ForwardModel.between(target.shape, target.voxel_size, source.shape, source.voxel_size, psf)
     _warn_about_range(job)
     return job

@@ -206,6 +206,7 @@ class Run:
             "preset": self.config.preset,
             "sigma_data": self.sigma_data,
             "trained_range": TRAINED_RANGE,
+            "guidance": [name for name in ("gradnl", "bias") if getattr(self.config, name) > 0],
             "steps": self.step,
             "average": self.chosen,
             "trained_on": [v.name for v in self.train],
