@@ -34,7 +34,7 @@ from mrisr.ops.resample3d import apply_axes
 from mrisr.train import checkpoint
 from mrisr.train.config import DistillConfig
 from mrisr.train.run import Run
-from mrisr.train.teacher import class_weights, step_loss
+from mrisr.train.teacher import class_weights, step_loss, weighed
 from mrisr.train.validate import validate_samples
 
 RUNGS, BLUR = 10, 2.0  # of the sharpness ladder: levels, and the first one's sigma in voxels
@@ -196,8 +196,9 @@ class Distillation(Run):
         sigma = torch.full((n,), SIGMA_MAX_RATIO * self.sigma_data, device=x.device)
         predicted, ours = self._student(x, sigma, batch.y, cond, hinted=config.hints > 0)
         predicted = batch.outside_band(predicted.float())
-        errors = [w * (predicted - blurred(goal, level)).square().mean(dim=(1, 2, 3, 4)) for w, goal in goals if w]
-        loss = self._weighed(batch, sum(errors), mean_weight(n, self.sigma_data))
+        gain = mean_weight(n, self.sigma_data)
+        errors = [(w, predicted - blurred(goal, level)) for w, goal in goals if w]
+        loss = sum(w * self._weighed(batch, error, gain, config.loss) for w, error in errors)
         return loss + config.hints * hint_loss(ours, theirs) if config.hints else loss
 
     def _halving(self, batch, draws, count: int, *, rehearse: bool) -> torch.Tensor:
@@ -218,7 +219,7 @@ class Distillation(Run):
             goal = taught(x, sigma) if rehearse else two_steps(taught, x, sigma, mid, end)[0]
         hinted = config.hints > 0 and teacher is self.teacher
         predicted, ours = self._student(x, sigma, batch.y, cond, hinted=hinted)
-        error = (batch.outside_band(predicted.float()) - goal).square().mean(dim=(1, 2, 3, 4))
+        error = batch.outside_band(predicted.float()) - goal
         loss = config.halving * self._weighed(batch, error, edm_weight(sigma, self.sigma_data))
         return loss + config.hints * hint_loss(ours, theirs[:2]) if hinted else loss
 
@@ -226,8 +227,8 @@ class Distillation(Run):
         found = self.module(x, sigma, y, cond, hinted)
         return found if hinted else (found, [])
 
-    def _weighed(self, batch, error, gain) -> torch.Tensor:
-        return (class_weights(batch.kinds, self.table).to(error) * gain.to(error) * error).mean()
+    def _weighed(self, batch, error, gain, loss: str = "l2") -> torch.Tensor:
+        return weighed(error, class_weights(batch.kinds, self.table).to(error), gain, loss)
 
     @property
     def few_steps(self) -> list[int]:

@@ -51,7 +51,12 @@ def step_loss(
         gain = edm_weight(sigma, sigma_data)
     predicted = denoiser(x, sigma.to(batch.y.device), batch.y, cond)
     error = batch.outside_band(predicted.float()) - batch.target
-    if mode == MEAN and loss == "l1":
+    return weighed(error, weight, gain, loss if mode == MEAN else "l2")
+
+
+def weighed(error: torch.Tensor, weight: torch.Tensor, gain: torch.Tensor, loss: str = "l2") -> torch.Tensor:
+    """Mean over a batch of errors [N, 1, D, H, W], squared ("l2") or absolute ("l1"); weight, gain: [N], of squares."""
+    if loss == "l1":
         error, weight, gain = error.abs(), weight.sqrt(), gain.sqrt()
     else:
         error = error.square()
