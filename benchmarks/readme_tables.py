@@ -1,7 +1,7 @@
-"""The measured figures of the README, made from the committed result files and from nothing else.
+"""The measured figures of the README and of the model cards, from the committed result files and from nothing else.
 
-python benchmarks/readme_tables.py            writes them between the markers of README.md
-python benchmarks/readme_tables.py --check    exits 1 where README.md says something else
+python benchmarks/readme_tables.py            writes them between the markers of README.md and of every card there is
+python benchmarks/readme_tables.py --check    exits 1 where one of them says something else
 """
 
 from __future__ import annotations
@@ -14,9 +14,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, README = ROOT / "benchmarks" / "results", ROOT / "README.md"
-CARD = ROOT / "mrisr" / "weights" / "base.md"
+WEIGHTS = ROOT / "mrisr" / "weights"
+CARD = WEIGHTS / "base.md"
 BEGIN, END = "<!-- measured:begin -->", "<!-- measured:end -->"
 DETAIL = "<!-- performance:begin -->", "<!-- performance:end -->"
+# Pages of benchmarks/results whose tables a card holds: the title, and which of the tables (None: all of them).
+PAGES = {
+    "comparison": ("What was to be shown, and every method", (0, 1)),
+    "resolution_sweep": ("Every resolution", None),
+    "safety": ("Safety and the spread of the samples", (0, 2)),
+    "guidance": ("Guidance", None),
+    "distill_ablation": ("What each ingredient of the distillation buys", None),
+}
+CARDS = {"base": tuple(PAGES), "teacher-small": ("comparison", "guidance")}
 
 
 def measured(folder: Path = RESULTS) -> str:
@@ -30,6 +40,7 @@ def measured(folder: Path = RESULTS) -> str:
     for name, render, missing in parts:
         path = folder / f"{name}.json"
         text.append(render(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else missing)
+    text += optional(folder)
     text.append("GPU: nothing ran on one so far; see [what is unmeasured](benchmarks/results/UNMEASURED.md).")
     return "\n\n".join(text)
 
@@ -79,6 +90,46 @@ def _quality(report: dict) -> str:
         cells = [("" if gain is None else f"{gain:+.2f}") for gain in gains]
         lines.append(f"| {entry['method']} | {' | '.join(cells)} | {entry['worst']['gain']:+.2f} |")
     return "\n".join(lines)
+
+
+def optional(folder: Path = RESULTS) -> list[str]:
+    """A line for each further page there is."""
+    said = {"comparison": _comparison, "resolution_sweep": _sweep, "safety": _safety}
+    lines = []
+    for name, (title, _) in PAGES.items():
+        path = folder / f"{name}.json"
+        if path.is_file():
+            text = said[name](json.loads(path.read_text(encoding="utf-8"))) if name in said else "the tables."
+            lines.append(f"**{title}** ([page](benchmarks/results/{name}.md)): {text}")
+    return lines
+
+
+def _comparison(result: dict) -> str:
+    gains = ", ".join(f"{entry['method']} {entry['mean']['gain']:+.2f}" for entry in result["summary"])
+    met = sum(v["met"] for v in result["verdicts"])
+    return f"gain over cubic in dB, mean of the cases: {gains}; {met} of {len(result['verdicts'])} bars met."
+
+
+def _sweep(result: dict) -> str:
+    def count(rows, holds):
+        return sum(all(holds(person) for person in row["people"]) for row in rows)
+
+    inside = [row for row in result["rows"] if row["inside"]]
+    outside = [row for row in result["rows"] if not row["inside"]]
+    wins = count(inside, lambda person: person["gain"] > 0)
+    least = min(person["gain"] for row in inside for person in row["people"])
+    return (
+        f"{wins} of {len(inside)} rows inside the trained range beat cubic on everybody (least gain {least:+.2f} dB); "
+        f"of {len(outside)} outside, {count(outside, lambda person: person['warned'])} warn."
+    )
+
+
+def _safety(result: dict) -> str:
+    bars = [bar for bar in result["bars"] if bar["method"] == "mrisr"]
+    lesions = "; ".join(f"{bar['bar']}: {bar['found']}" for bar in bars[:3])
+    judged = [bar for bar in result["bars"] if bar["met"] is not None]
+    missed = sorted({bar["bar"] for bar in judged if not bar["met"]})
+    return f"{lesions}. Bars missed: {'; '.join(missed) or 'none'}."
 
 
 def _demo(record: dict) -> str:
@@ -189,9 +240,35 @@ def take_demo(folder: Path, results: Path = RESULTS) -> None:
 
 
 def quality(folder: Path = RESULTS) -> str:
-    """The table of the model card."""
+    """The table of cases in the card of base."""
     path = folder / "evaluation.json"
     return _quality(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else "Not measured yet."
+
+
+def card(name: str, folder: Path = RESULTS) -> str:
+    """Everything measured in the card of the weights `name`: whole tables, of the pages that there are."""
+    parts = [quality(folder)] if name == "base" else []
+    for page in CARDS[name]:
+        path = folder / f"{page}.md"
+        if path.is_file():
+            title, wanted = PAGES[page]
+            found = tables(path.read_text(encoding="utf-8"))
+            found = found if wanted is None else [found[k] for k in wanted if k < len(found)]
+            parts.append("\n\n".join([f"**{title}** ([page](benchmarks/results/{page}.md))", *found]))
+    return "\n\n".join(parts) or "Not measured yet."
+
+
+def tables(page: str) -> list[str]:
+    """The tables of a Markdown page, in order."""
+    found: list[list[str]] = []
+    before = ""
+    for line in page.splitlines():
+        if line.startswith("|"):
+            if not before.startswith("|"):
+                found.append([])
+            found[-1].append(line)
+        before = line
+    return ["\n".join(lines) for lines in found]
 
 
 def readme(page: str) -> str:
@@ -216,7 +293,11 @@ def main() -> int:
     if args.demo:
         take_demo(args.demo)
     differing = 0
-    for page, fill in ((README, readme), (CARD, lambda card: filled(card, quality()))):
+    pages = [(README, readme)]
+    for name in CARDS:
+        path = WEIGHTS / f"{name}.md"
+        pages += [(path, lambda page, name=name: filled(page, card(name)))] if path.is_file() else []
+    for page, fill in pages:
         now = page.read_text(encoding="utf-8")
         new = fill(now)
         differing += now != new
