@@ -125,13 +125,14 @@ void read_vector(Config& config, const Field& root) {
   v.width_decimals = static_cast<int>(vector["width_decimals"].whole(0, 9));
   for (const Field& profile : vector["profiles"].list(1, 16)) v.profiles.push_back(word(profile));
   const Field layout = vector["layout"];
-  layout.exactly({"log_sigma", "mode", "width", "width_known", "profile", "noise", "noise_known"});
+  layout.exactly({"log_sigma", "mode", "width", "width_known", "profile", "noise", "noise_known", "step_share"});
   const struct {
     const char* name;
     Span* span;
     int count;
   } entries[] = {{"log_sigma", &v.log_sigma, 1}, {"mode", &v.mode, 1}, {"width", &v.width, 3}, {"width_known", &v.width_known, 3},
-                 {"profile", &v.profile, 3 * static_cast<int>(v.profiles.size())}, {"noise", &v.noise, 1}, {"noise_known", &v.noise_known, 1}};
+                 {"profile", &v.profile, 3 * static_cast<int>(v.profiles.size())}, {"noise", &v.noise, 1}, {"noise_known", &v.noise_known, 1},
+                 {"step_share", &v.step_share, 1}};
   std::uint64_t used = 0;
   for (const auto& entry : entries) {
     const Field place = layout[entry.name];
@@ -161,12 +162,13 @@ void read_guidance(Config& config, const Field& root) {
 
 void read_diffusion(Config& config, const Field& root) {
   const Field diffusion = root["diffusion"];
-  diffusion.exactly({"sigma_data", "sigma_min", "sigma_max", "sampler", "rho", "mode", "steps"});
+  diffusion.exactly({"sigma_data", "sigma_min", "sigma_max", "sampler", "rho", "mode", "steps", "few_steps"});
   config.diffusion = {diffusion["sigma_data"].number(0, 10, true), diffusion["sigma_min"].number(0, 1e3, true),
-                      diffusion["sigma_max"].number(0, 1e3, true), diffusion["rho"].number(1, 100)};
+                      diffusion["sigma_max"].number(0, 1e3, true), diffusion["rho"].number(1, 100), {}};
   diffusion["sampler"].one_of({"dpmpp_2m"});
   diffusion["mode"].one_of({"mean", "sample"});
   diffusion["steps"].whole(1, 1000);
+  for (const Field& steps : diffusion["few_steps"].list(0, 16)) config.diffusion.few_steps.push_back(steps.whole(1, 1000));
   if (config.diffusion.sigma_min >= config.diffusion.sigma_max)
     refuse(diffusion.where(), "sigma_min must be below sigma_max");
 }

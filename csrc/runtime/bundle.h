@@ -36,7 +36,7 @@ struct Config {
 
   struct {
     int length;
-    Span log_sigma, mode, width, width_known, profile, noise, noise_known;
+    Span log_sigma, mode, width, width_known, profile, noise, noise_known, step_share;
     double log_sigma_unit, noise_unit;
     int mode_mean, mode_sample;
     std::vector<std::string> profiles;
@@ -49,6 +49,7 @@ struct Config {
 
   struct {
     double sigma_data, sigma_min, sigma_max, rho;
+    std::vector<std::int64_t> few_steps;  // that the weights were distilled for
   } diffusion;
 
   struct Range {

@@ -83,12 +83,15 @@ void plan_axes(Job& job) {
   job.from_modes = Axes(from);
 }
 
-// Karras' noise levels and the rows of DPM-Solver++(2M): mrisr/diffusion/schedule.py and sampler.py.
+// Karras' noise levels and the rows of DPM-Solver++(2M), or of first-order steps where the weights were distilled for
+// them: mrisr/diffusion/schedule.py and sampler.py.
 void plan_sampler(Job& job) {
   const auto& how = job.model->config.diffusion;
   const double high = std::pow(how.sigma_max, 1 / how.rho), low = std::pow(how.sigma_min, 1 / how.rho);
+  job.distilled = job.sample && std::count(how.few_steps.begin(), how.few_steps.end(), job.steps) > 0;
+  const int intervals = std::max(1, job.distilled ? job.steps : job.steps - 1);
   for (int i = 0; i < job.steps; ++i) {
-    const double ramp = job.steps == 1 ? 0.0 : static_cast<double>(i) / (job.steps - 1);
+    const double ramp = static_cast<double>(i) / intervals;
     job.sigmas.push_back(std::pow(high + ramp * (low - high), how.rho));
   }
   job.sigmas.push_back(0.0);
@@ -96,7 +99,10 @@ void plan_sampler(Job& job) {
   for (int i = 0; i < job.steps; ++i) {
     const double sigma = job.sigmas[i], following = job.sigmas[i + 1];
     double row[6] = {0, 1, 0, 1, 0, 0};  // the last step, to zero, is its x0
-    if (following > 0) {
+    if (following > 0 && job.distilled) {
+      row[2] = following / sigma;
+      row[3] = 1 - row[2];
+    } else if (following > 0) {
       const double step = std::log(sigma / following), gain = -std::expm1(-step), weight = i == 0 ? 0.0 : step / (2 * before);
       row[2] = following / sigma * std::exp(-0.0 * step);
       row[3] = gain * (1 + weight);

@@ -137,6 +137,7 @@ class Denoiser {
       const auto profile = std::find(v.profiles.begin(), v.profiles.end(), kind_name(psf.kind)) - v.profiles.begin();
       to[v.profile.first + a * static_cast<int>(v.profiles.size()) + static_cast<int>(profile)] = 1.0f;
     }
+    if (job_.distilled) to[v.step_share.first] = 1.0f / static_cast<float>(job_.steps);
     if (noise_ >= 0) {
       to[v.noise.first] = static_cast<float>(noise_) / static_cast<float>(v.noise_unit);
       to[v.noise_known.first] = 1.0f;

@@ -16,11 +16,13 @@ c_out = s d / sqrt(s^2 + d^2), c_in = 1 / sqrt(s^2 + d^2). Mode "mean" is x = 0,
 **The vector.** Zero but for the entries of `vector.layout` (first place, number of places): log_sigma = ln(s / d) /
 `log_sigma_unit`; mode = `mode_mean` or `mode_sample`; width = max(0, log2(acquired width / target voxel)) per axis and
 width_known = 1; profile = one-hot per axis over `profiles`; noise = (noise / intensity scale) / `noise_unit` with
-noise_known = 1, or both 0 where it is not known. Axes are in canonical order: sorted, stably, by that width rounded to
-`width_decimals`, coarsest last. **The guidance** is all zeros where there is none: its flags are channels too.
+noise_known = 1, or both 0 where it is not known; step_share = 1 / steps in mode "sample" where `few_steps` has steps.
+Axes are in canonical order: sorted, stably, by that width rounded to `width_decimals`, coarsest last. **The guidance** is all zeros where there is none: its flags are channels too.
 
 **Modes.** "mean" is one evaluation. "sample" starts from sigma_max times normal noise (Philox, keyed by seed and voxel)
-and takes `steps` evaluations of DPM-Solver++(2M) on Karras' levels with `rho` between sigma_max and sigma_min.
+and takes `steps` evaluations of DPM-Solver++(2M) on Karras' levels with `rho` between sigma_max and sigma_min. Where
+`few_steps` has steps, the levels are Karras' of steps + 1 without the last (sigma_min), and each step is of first
+order: x becomes r x + (1 - r) x0, r = following level / level; the last gives x0.
 
 **Files.** `files` has the size and SHA-256 of every file but config.json. Their names are plain (no folder); what the
 names stand for lies in the folder (no link out of it). `graphs` says what each graph is. Files that are not listed are
@@ -112,7 +114,8 @@ CONFIG = Record(
                 "length": Whole(1, 64),
                 "layout": Record(
                     dict.fromkeys(
-                        ("log_sigma", "mode", "width", "width_known", "profile", "noise", "noise_known"), _span
+                        ("log_sigma", "mode", "width", "width_known", "profile", "noise", "noise_known", "step_share"),
+                        _span,
                     )
                 ),
                 "log_sigma_unit": Number(0, 1e3, above=True),
@@ -139,6 +142,7 @@ CONFIG = Record(
                 "rho": Number(1, 100),
                 "mode": OneOf(("mean", "sample")),  # of a caller who does not say
                 "steps": Whole(1, 1000),
+                "few_steps": Several(Whole(1, 1000), 0, 16),  # numbers of steps that the weights were distilled for
             }
         ),
         # how much finer than acquired the training went, per kind of axis; null: not known
@@ -328,8 +332,11 @@ def _contradiction(config: dict) -> str | None:
             "vector.layout.profile: expected three times as many places as profiles",
         ),
         (
-            [vector["layout"][k][1] for k in ("log_sigma", "mode", "width", "width_known", "noise", "noise_known")]
-            != [1, 1, 3, 3, 1, 1],
+            [
+                vector["layout"][k][1]
+                for k in ("log_sigma", "mode", "width", "width_known", "noise", "noise_known", "step_share")
+            ]
+            != [1, 1, 3, 3, 1, 1, 1],
             "vector.layout: expected 3 places for width and width_known, and 1 for the others",
         ),
         (diffusion["sigma_min"] >= diffusion["sigma_max"], "diffusion: sigma_min must be below sigma_max"),

@@ -46,7 +46,7 @@ def config_of(model, opset: int, graphs: list[dict]) -> dict:
             "stride": condition.GUIDANCE_STRIDE,
             "layout": list(condition.GUIDANCE_LAYOUT),
         },
-        "diffusion": _diffusion(model.denoiser),
+        "diffusion": _diffusion(model.denoiser, meta),
         "trained_range": {kind: meta.get("trained_range", {}).get(kind) for kind in ("isotropic", "slice")},
         **_preprocessing(),
         "tiling": _tiling(net.config),
@@ -85,7 +85,7 @@ def _vector() -> dict:
     }
 
 
-def _diffusion(denoiser) -> dict:
+def _diffusion(denoiser, meta: dict) -> dict:
     return {
         "sigma_data": denoiser.sigma_data,
         "sigma_min": denoiser.sigma_min,
@@ -94,6 +94,7 @@ def _diffusion(denoiser) -> dict:
         "rho": _default(karras_sigmas, "rho"),
         "mode": "mean",
         "steps": 1,
+        "few_steps": list(meta.get("few_steps", ())),
     }
 
 

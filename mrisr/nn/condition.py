@@ -33,8 +33,9 @@ VECTOR_LAYOUT = {
     "profile": (8, 3 * len(KINDS)),
     "noise": (8 + 3 * len(KINDS), 1),
     "noise_known": (9 + 3 * len(KINDS), 1),
+    "step_share": (10 + 3 * len(KINDS), 1),  # 1 / n where one of n steps is asked for; distilled weights alone know it
 }
-STEP_SHARE = 10 + 3 * len(KINDS)  # place of 1 / n where one of n steps is asked for; distilled weights alone know it
+STEP_SHARE = VECTOR_LAYOUT["step_share"][0]
 GUIDANCE_LAYOUT = (
     "log_bias", "displacement_d", "displacement_h", "displacement_w", "log_jacobian",
     "bias_known", "displacement_known", "jacobian_known",
@@ -158,10 +159,9 @@ class Condition:
             "profile": onehot,
             "noise": (self.noise / NOISE_UNIT)[:, None],
             "noise_known": self.noise_known[:, None],
+            "step_share": torch.where(self.mode > SAMPLE, 1.0 / (self.mode - SAMPLE).clamp(min=1), 0.0)[:, None],
         }
         known = torch.cat([parts[name] for name in VECTOR_LAYOUT], dim=1)
-        share = torch.where(self.mode > SAMPLE, 1.0 / (self.mode - SAMPLE).clamp(min=1), 0.0)[:, None]
-        known = torch.cat([known, share], dim=1)
         return torch.nn.functional.pad(known, (0, VECTOR_DIM - known.shape[1]))
 
     def guidance_for(self, shape) -> torch.Tensor:
