@@ -17,7 +17,8 @@ c_out = s d / sqrt(s^2 + d^2), c_in = 1 / sqrt(s^2 + d^2). Mode "mean" is x = 0,
 `log_sigma_unit`; mode = `mode_mean` or `mode_sample`; width = max(0, log2(acquired width / target voxel)) per axis and
 width_known = 1; profile = one-hot per axis over `profiles`; noise = (noise / intensity scale) / `noise_unit` with
 noise_known = 1, or both 0 where it is not known; step_share = 1 / steps in mode "sample" where `few_steps` has steps.
-Axes are in canonical order: sorted, stably, by that width rounded to `width_decimals`, coarsest last. **The guidance** is all zeros where there is none: its flags are channels too.
+Axes are in canonical order: sorted, stably, by that width rounded to `width_decimals`, coarsest last. **The guidance**
+is all zeros where there is none: its flags are channels too.
 
 **Modes.** "mean" is one evaluation. "sample" starts from sigma_max times normal noise (Philox, keyed by seed and voxel)
 and takes `steps` evaluations of DPM-Solver++(2M) on Karras' levels with `rho` between sigma_max and sigma_min. Where
