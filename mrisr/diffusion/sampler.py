@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from mrisr.diffusion.schedule import karras_sigmas, nested_sigmas
 from mrisr.ops.sampler_step import clocks, sampler_step
 
 Denoise = Callable[[torch.Tensor, float], torch.Tensor]
@@ -109,6 +110,17 @@ def dpmpp_2m_solver(sigmas, *, eta: float = 0.0, sample: int = 0, seed: int = 0)
         )
         before = step
     return Solver.of_rows(sigmas[: len(rows)], rows, sigmas[-1] == 0, sample, seed)
+
+
+def solver_for(steps: int, few_steps, sigma_min: float, sigma_max: float) -> tuple[Solver, int]:
+    """(solver, n) for `steps` steps of a network that was distilled to the numbers of steps in `few_steps`.
+
+    n is the number of steps that the network has to be told of (`Condition.mode`): `steps` where it was distilled to
+    them, 0 where it is a denoiser of the ODE.
+    """
+    if steps in few_steps:
+        return ddim_solver(nested_sigmas(steps, sigma_min, sigma_max)), steps
+    return dpmpp_2m_solver(karras_sigmas(steps, sigma_min, sigma_max)), 0
 
 
 def solve(evaluate: Denoise, x: torch.Tensor, solver: Solver) -> torch.Tensor:

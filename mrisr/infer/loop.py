@@ -14,8 +14,7 @@ import numpy as np
 import torch
 
 from mrisr.diffusion.precond import Denoiser
-from mrisr.diffusion.sampler import ddim_solver, dpmpp_2m_solver, solve
-from mrisr.diffusion.schedule import karras_sigmas, nested_sigmas
+from mrisr.diffusion.sampler import solve, solver_for
 from mrisr.infer import tiles
 from mrisr.nn.condition import SAMPLE, Condition
 from mrisr.ops.blend import gather
@@ -41,12 +40,9 @@ def residual(job, plan: tiles.TilePlan, y: torch.Tensor, cond: Condition, report
         report(min(1.0, (done + fraction) / total))
 
     denoise = _denoiser(job, plan, y.device, tick)
-    if options.steps in job.model.meta.get("few_steps", ()):
-        sigmas = nested_sigmas(options.steps, base.sigma_min, base.sigma_max)
-        solver, cond = ddim_solver(sigmas).to(y), cond.with_mode(SAMPLE + options.steps)
-    else:
-        sigmas = karras_sigmas(options.steps, base.sigma_min, base.sigma_max)
-        solver = dpmpp_2m_solver(sigmas).to(y)
+    few = job.model.meta.get("few_steps", ())
+    solver, told = solver_for(options.steps, few, base.sigma_min, base.sigma_max)
+    solver, cond = solver.to(y), cond.with_mode(SAMPLE + told)
 
     def loop(x, y, cond):
         def step(x, sigma):
@@ -60,7 +56,7 @@ def residual(job, plan: tiles.TilePlan, y: torch.Tensor, cond: Condition, report
     run = _by_graph(job, plan, loop)
     mean = spread = None
     for k in range(options.samples):
-        x = normal_noise(y.shape, seed=options.seed, sample=k, device=y.device).mul_(float(sigmas[0]))
+        x = normal_noise(y.shape, seed=options.seed, sample=k, device=y.device).mul_(solver.levels[0])
         x = run(x, y=y, cond=cond)
         done = (k + 1) * options.steps  # a graph does not count
         tick(0.0)

@@ -9,8 +9,7 @@ import torch
 
 from mrisr import grid as grids
 from mrisr.data.sources import TrainingVolume
-from mrisr.diffusion.sampler import ddim_solver, solve
-from mrisr.diffusion.schedule import nested_sigmas
+from mrisr.diffusion.sampler import solve, solver_for
 from mrisr.evaluate import metrics
 from mrisr.nn.condition import SAMPLE, Condition
 from mrisr.ops.noise import normal_noise
@@ -134,15 +133,14 @@ def validate(denoiser, cases: list[Case]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def sample(denoiser, case: Case, steps: int, seed: int = 0) -> torch.Tensor:
-    """A sample of a case by a distilled student in `steps` steps, as inference draws it."""
+def sample(denoiser, case: Case, steps: int, few_steps=(), seed: int = 0) -> torch.Tensor:
+    """A sample of a case in `steps` steps, as inference draws it; `few_steps`: what the network was distilled to."""
     device = next(denoiser.parameters()).device
-    y, cond = case.y.to(device), case.cond.to(device).with_mode(SAMPLE + steps)
+    solver, told = solver_for(steps, few_steps, denoiser.sigma_min, denoiser.sigma_max)
+    y, cond = case.y.to(device), case.cond.to(device).with_mode(SAMPLE + told)
     band = None if case.band is None else tuple(torch.as_tensor(m, device=device) for m in case.band)
-    sigmas = nested_sigmas(steps, denoiser.sigma_min, denoiser.sigma_max)
-    x = normal_noise(y.shape[2:], seed=seed, device=device)[None, None] * float(sigmas[0])
-    found = solve(lambda x, sigma: outside_band(denoiser(x, sigma, y, cond).float(), band), x, ddim_solver(sigmas))
-    return found.cpu()
+    x = normal_noise(y.shape[2:], seed=seed, device=device)[None, None] * solver.levels[0]
+    return solve(lambda x, sigma: outside_band(denoiser(x, sigma, y, cond).float(), band), x, solver).cpu()
 
 
 def validate_samples(denoiser, cases: list[Case], counts) -> dict[str, float]:
@@ -151,7 +149,7 @@ def validate_samples(denoiser, cases: list[Case], counts) -> dict[str, float]:
     found = {}
     chosen = [case for case in cases if case.name.rpartition("/")[2] in SAMPLED]
     for steps in counts if chosen else ():
-        rows = [(case.gain(x), *case.beyond(x)) for case in chosen for x in [sample(denoiser, case, steps)]]
+        rows = [(case.gain(x), *case.beyond(x)) for case in chosen for x in [sample(denoiser, case, steps, counts)]]
         for name, values in zip(("gain", "fsc", "amplitude"), zip(*rows)):
             found[f"steps{steps}/{name}"] = float(np.mean(values))
     return found
