@@ -14,6 +14,7 @@ from mrisr.physics.intensity import FOREGROUND, intensity_scale
 from mrisr.physics.psf import THICK_SLICE_RATIO
 
 SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh")
+PACK_SUFFIX = ".pack"  # of `mrisr.data.pack`
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,10 @@ class TrainingVolume:
         offset, scale = intensity_scale(data)
         normalised = torch.from_numpy(((data - offset) / scale).astype(np.float32))
         inside = torch.nonzero(normalised > FOREGROUND)
+        if not len(inside):
+            raise InputError(
+                f"{name}: no voxel is above {FOREGROUND:.0%} of the intensity scale; nothing to learn from"
+            )
         size = np.asarray(voxel_size, np.float64)
         fine = tuple(bool(s < THICK_SLICE_RATIO * size.min()) for s in size)
         # Every k-th foreground voxel: enough to reach everywhere, small enough to keep.
@@ -59,19 +64,31 @@ def find_scans(source: str | Path | list) -> list[Path]:
 
 
 def load_volumes(paths: list[Path]) -> list[TrainingVolume]:
-    """Read every scan; a broken one is named in a warning and left out. TrainingError where none is left."""
-    from mrisr.io import nifti  # here, so that training on packed data needs no nibabel
-
+    """Read every scan and every pack; a broken scan is named in a warning and left out, and how many were is said at
+    the end. TrainingError where none is left. A broken pack is an InputError: it holds many."""
     volumes, broken = [], []
     for path in paths:
-        try:
-            volume = nifti.read(path)
-        except InputError as error:
-            broken.append(path)
-            warnings.warn(f"left out of training: {error}", MrisrWarning, stacklevel=2)
+        if path.suffix == PACK_SUFFIX:
+            from mrisr.data.pack import read_pack
+
+            volumes += read_pack(path)
             continue
-        for i, frame in enumerate(volume.frames()):
-            volumes.append(TrainingVolume.from_array(frame, volume.voxel_size, f"{path.name}[{i}]"))
+        try:
+            volumes += _read(path)
+        except InputError as error:
+            broken.append(path.name)
+            warnings.warn(f"left out of training: {error}", MrisrWarning, stacklevel=2)
     if not volumes:
         raise TrainingError(f"none of the {len(paths)} scans could be read ({len(broken)} broken): nothing to train on")
+    if broken:
+        said = f"{len(broken)} of {len(paths)} scans were left out: {', '.join(broken)}"
+        warnings.warn(said, MrisrWarning, stacklevel=2)
     return volumes
+
+
+def _read(path: Path) -> list[TrainingVolume]:
+    from mrisr.io import nifti  # here, so that training on packed data needs no nibabel
+
+    volume = nifti.read(path)
+    frames = enumerate(volume.frames())
+    return [TrainingVolume.from_array(frame, volume.voxel_size, f"{path.name}[{i}]") for i, frame in frames]

@@ -72,8 +72,11 @@ class Student(nn.Module):
 
 
 def hint_loss(ours, theirs) -> torch.Tensor:
-    """Mean over the levels of the squared error of the adapted maps, in units of the teacher's variance."""
-    errors = [(a.float() - b.float()).square().mean() / b.float().var().clamp(min=1e-6) for a, b in zip(ours, theirs)]
+    """Mean over levels and pairs of the squared error of the adapted maps, in units of the teacher's variance there."""
+    errors = []
+    for a, b in zip(ours, theirs):
+        spread = b.float().var(dim=(1, 2, 3, 4)).clamp(min=1e-6)
+        errors.append(((a.float() - b.float()).square().mean(dim=(1, 2, 3, 4)) / spread).mean())
     return torch.stack(errors).mean()
 
 

@@ -65,13 +65,19 @@ def train(config: TrainConfig, out: Path, report=print) -> dict:
             saved = time.time()
         if not (main and due):
             continue
+        gains = run.choose(cases) if last else run.validate(cases) if cases else {}
         if last:
-            run.choose(cases)
-            run.save()
-        gains = run.validate(cases) if cases else {}
-        entry = {"step": run.step, **_means(losses), **run.progress(), "seconds": time.time() - began, **gains}
+            run.save()  # once more, with the average that was chosen
+        entry = {
+            "step": run.step,
+            "average": run.chosen,
+            **_means(losses),
+            **run.progress(),
+            "seconds": time.time() - began,
+            **gains,
+        }
         _log(out, entry, board, cases, run)
-        report(json.dumps({k: round(v, 4) for k, v in entry.items()}))
+        report(json.dumps({k: v if isinstance(v, str) else round(v, 4) for k, v in entry.items()}))
         losses = []
     return gains
 
@@ -102,7 +108,8 @@ def _log(out: Path, entry: dict, board, cases, run: Run) -> None:
     if board is None:
         return
     for name, value in entry.items():
-        board.add_scalar(name, value, run.step)
+        if not isinstance(value, str):
+            board.add_scalar(name, value, run.step)
     if cases:
         case = cases[0]
         middle = case.y.shape[2] // 2

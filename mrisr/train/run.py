@@ -170,15 +170,15 @@ class Run:
         """Gains over cubic and early signs of over-smoothing, of the average that leaves the run."""
         return validate(self.averaged, cases)
 
-    def choose(self, cases: list[Case]) -> None:
-        """Take the average that validates better; without cases, the long one."""
+    def choose(self, cases: list[Case]) -> dict[str, float]:
+        """Let the average that validates better leave the run (without cases, the long one), and its validation."""
         if not cases:
-            return
-        gains = {}
-        for name in AVERAGES:
-            self.chosen = name
-            gains[name] = self.validate(cases)["mean"]
-        self.chosen = max(gains, key=gains.get)
+            return {}
+        found = {}
+        for self.chosen in AVERAGES:
+            found[self.chosen] = self.validate(cases)
+        self.chosen = max(found, key=lambda name: found[name]["mean"])
+        return found[self.chosen]
 
     def save(self):
         """Checkpoint and weights (of the average), on the first process only."""

@@ -65,7 +65,12 @@ def test_auto_says_why_it_did_not_take_openvino(random_model):
     ("engine", "device", "kind", "text"),
     [
         ("openvino", "cpu", "tiny", "openvino was asked for, but .*; use torch, or auto"),
-        ("tensorrt", "cpu", "local", "tensorrt was asked for, but (the package tensorrt is not installed|it runs on CUDA)"),
+        (
+            "tensorrt",
+            "cpu",
+            "local",
+            "tensorrt was asked for, but (the package tensorrt is not installed|it runs on CUDA)",
+        ),
     ],
 )
 def test_an_engine_asked_for_never_falls_back(random_model, engine, device, kind, text):
