@@ -49,14 +49,16 @@ DEARER = 1.5  # a distilling step, in the network passes of a plain one
 
 
 def configurations(data: tuple[str, ...], seed: int, steps: int, work: Path) -> dict[str, TrainConfig]:
-    """Every run of a seed by name; the first two are what the others begin with."""
+    """Every run of a seed by name; the first two are what the others begin with. One teacher serves all seeds."""
     small = dict(data=data, batch=4, patch=32, warmup=20, synthetic=2, seed=seed, gradnl=0.0, bias=0.0, ema=0.995,
                  validate_every=10**6, save_every=200)  # fmt: skip
     student = dict(small, preset="ablation-student", lr=2e-3)
-    start, teacher = (str(work / f"{seed}-{name}" / "weights.safetensors") for name in ("start", "teacher"))
+    start, teacher = (str(work / name / "weights.safetensors") for name in (f"{seed}-start", "0-teacher"))
     full = DistillConfig(**student, init=start, teacher=teacher, steps=steps, mean_fraction=0.5)
     found = {
-        "teacher": TrainConfig(**small, preset="ablation-teacher", lr=2e-3, steps=4 * steps, mean_fraction=0.4),
+        "teacher": TrainConfig(
+            **{**small, "seed": 0}, preset="ablation-teacher", lr=2e-3, steps=4 * steps, mean_fraction=0.4
+        ),
         "start": TrainConfig(**student, steps=steps, mean_fraction=0.5),
         "full": full,
         **{f"no {name}": replace(full, **{name: 0.0}) for name in LEFT_OUT},
@@ -115,9 +117,9 @@ def table(content: dict) -> str:
         "# What each ingredient of the distillation buys",
         "",
         f"Held-out people {', '.join(HELD_OUT)}, cases {', '.join(SAMPLED)}, the middle {BLOCK}^3 voxels. Gain over",
-        "cubic in dB, SSIM, and area of the Fourier shell correlation beyond the acquired band; mean of the seeds, +- half",
-        "their range. A difference below the spread says nothing. `no teacher` is plain training for as many passes;",
-        "`start` is what every student began with; the teacher's row is its own ODE in as few steps.",
+        "cubic in dB, SSIM, and area of the Fourier shell correlation beyond the acquired band; mean of the students' seeds,",
+        "+- half their range; one teacher for all. A difference below the spread says nothing. `no teacher` is plain",
+        "training for as many passes; `start` is what every student began with; the teacher's row is its own ODE.",
         "",
         "| variant | seeds | " + " | ".join(f"{c} {f}" for c in _headings() for f in ("dB", "SSIM", "FSC")) + " |",
         "|---|---|" + "---|" * (3 * len(COUNTS)),
@@ -171,7 +173,7 @@ def main() -> int:
     for seed in options.seeds:
         configured = configurations(data, seed, options.steps, options.work)
         for name, config in configured.items():
-            key = f"{seed}-{name}"
+            key = "0-teacher" if name == "teacher" else f"{seed}-{name}"
             if key in runs:
                 continue
             began, folder = time.process_time(), options.work / key.replace(" ", "-")
