@@ -2,8 +2,8 @@
 
 Undoing a displacement and changing the grid are one interpolation. A spline on the coarse grid would lose what a cut of
 k-space holds up to its edge, so those axes are filled with zeros to the target's spacing first, which loses nothing:
-measured on a T1w head, that start is within 0.05 dB of the start of an undistorted scan, a quintic spline straight from
-the coarse grid 0.2 to 1 dB below it (benchmarks/results/guidance.md). Slices keep their own grid until then.
+that start is as good as the start of an undistorted scan, a quintic spline straight from the coarse grid 0.1 to 1 dB
+worse (benchmarks/results/guidance.md). Slices keep their own grid until then.
 
 The displaced start is made some rows at a time, so that displacements of the whole target never exist at once.
 """
@@ -30,7 +30,8 @@ ROWS = 32  # of the target that are displaced at a time
 REACH = 24  # rows beyond them that the prefilter of a quintic spline needs: 0.43^24 is 2e-9
 # float32 volumes of the size of such rows alive at once: displacement twice, its size, factor, result, its source.
 ROW_COPIES = 16.0
-POINTS_BYTES = 300 * 10**6  # basis functions, or samples of a displacement field, at the points of a chunk
+# At the points of a chunk: basis functions of a polynomial, or else samples of the displacement and its gradient.
+BASIS_BYTES, SAMPLED_BYTES = 120 * 10**6, 300 * 10**6
 # float32 source volumes: a field, its logarithm, what was divided; N4 has copies of its own in float32 and float64.
 FIELD_COPIES, ESTIMATE_COPIES = 4.0, 12.0
 
@@ -88,7 +89,9 @@ class Corrections:
     @property
     def points_bytes(self) -> int:
         """What positions and basis functions take while a displacement is evaluated."""
-        return POINTS_BYTES if self.displaces else 0
+        if not self.displaces:
+            return 0
+        return SAMPLED_BYTES if self.distortion.degree is None else BASIS_BYTES
 
 
 class Corrector:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -231,6 +233,19 @@ def test_every_tile_is_told_what_belongs_to_it_in_the_networks_own_axes(channel,
     middle = got[tuple(slice(3, 8 * len(f), 8) for f in first)]
     inner = (slice(1, -1),) * 3
     assert np.abs(middle[inner] - expected[inner]).max() < 0.02 + 0.02 * np.abs(expected).max()
+
+
+def test_engines_and_exact_tiling_are_told_the_same(random_model):
+    grid, bend = grid_of((34, 36, 32), (2.0, 2.0, 2.0)), Bend()
+    scan = bend.scan(grid).astype(np.float32) + 300
+    model = random_model("local")
+    learnt = replace(model, meta={"config": {"gradnl": 0.3, "bias": 0.0}})
+    silent, _ = run(scan, grid, model, gradnl=bend)
+    told, info = run(scan, grid, learnt, gradnl=bend)
+    assert info.gradnl.told == "told to the network" and np.abs(told - silent).max() > 1
+    for options in (dict(engine="openvino"), dict(tile="exact")):
+        other, _ = run(scan, grid, learnt, gradnl=bend, **options)
+        assert np.abs(other - told).max() < 1e-5 * 1300
 
 
 def test_mirrored_scans_are_told_mirrored_displacements():
