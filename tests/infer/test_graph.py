@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 import mrisr
 from mrisr.infer import graph, loop, tiles
+from mrisr.infer.corrections import Corrections
 from mrisr.infer.engines.torch import TorchEngine
 from mrisr.nn.condition import MEAN, SAMPLE, Condition
 from mrisr.physics.psf import AxisPSF
@@ -185,7 +187,7 @@ def job_of(model, plan, mode, graphs, net, steps=3):
         model=model,
         engine=SimpleNamespace(name="torch", prepare=lambda shape, **how: net),
         graphs=graphs,
-        options=SimpleNamespace(mode=mode, steps=steps, samples=2, seed=4),
+        options=SimpleNamespace(mode=mode, steps=steps, samples=2, seed=4, corrections=Corrections()),
         order=(0, 1, 2),
         spill=False,
         seam=None,
@@ -196,7 +198,8 @@ def job_of(model, plan, mode, graphs, net, steps=3):
 
 @pytest.mark.parametrize("mode", ["mean", "sample"])
 @pytest.mark.parametrize("preset", ["local", "teacher-small"])
-def test_the_loop_asks_the_host_for_nothing(random_model, mode, preset):
+@pytest.mark.parametrize("told", [False, True])
+def test_the_loop_asks_the_host_for_nothing(random_model, mode, preset, told):
     """On the meta device, whose tensors hold nothing: reading one raises, and copies from the host are noted."""
     model, graphs = random_model(preset), WatchedGraphs()
     plan = tiles.plan((32, 30, 27), np.pad(np.ones((2, 2, 2), bool), 1))
@@ -208,6 +211,8 @@ def test_the_loop_asks_the_host_for_nothing(random_model, mode, preset):
     with torch.no_grad():
         y = torch.zeros(plan.shape, device="meta")
         cond = Condition.of_acquisition((AxisPSF("kspace", 2.0),) * 3, (1, 1, 1), 0.01, device="meta")
+        if told:
+            cond = replace(cond, guidance=torch.zeros(1, 8, 4, 4, 4, device="meta"))
         found, _ = loop.residual(job_of(model, plan, mode, graphs, net), plan, y, cond, no_report)
     assert found.device.type == "meta" and found.shape == y.shape
     assert graphs.keys == [("loop", plan.box)] * (1 if mode == "mean" else 2)
