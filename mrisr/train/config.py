@@ -154,7 +154,8 @@ class DistillConfig(TrainConfig):
 CONFIGS = {
     # The shipped weights v0: `mrisr train --config base`.
     "base": TrainConfig(),
-    "teacher-small": TrainConfig(preset="teacher-small", mean_fraction=0.4),
+    # The shipped teacher-small.
+    "teacher-small": TrainConfig(preset="teacher-small", steps=2600, mean_fraction=0.4),
     "teacher": TrainConfig(preset="teacher", batch=32, patch=64, steps=20000, mean_fraction=0.4),
     # The yardstick: the student's size and budget, one step, L1 alone, no diffusion.
     "deterministic": TrainConfig(mean_fraction=1.0, loss="l1"),
