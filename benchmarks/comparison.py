@@ -188,9 +188,9 @@ def main() -> int:
 
 def command(args: argparse.Namespace) -> str:
     """What to type to repeat it; folders are left out, for they are another's."""
-    said = ["python benchmarks/comparison.py --data SCANS", f"--model {args.model}"]
+    said = ["python benchmarks/comparison.py --data SCANS", f"--model {Path(args.model).name}"]
     said += [f"--l1 {Path(args.l1).name}"] if args.l1 else []
-    said += [f"--teacher {args.teacher} --teacher-steps {args.teacher_steps}"] if args.teacher else []
+    said += [f"--teacher {Path(args.teacher).name} --teacher-steps {args.teacher_steps}"] if args.teacher else []
     said += [] if args.cases == list(CASES) else [f"--cases {' '.join(args.cases)}"]
     return " ".join([*said, f"--crop {args.crop}"])
 

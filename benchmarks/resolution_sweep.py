@@ -305,9 +305,10 @@ def main() -> int:
         )
         gains = ", ".join(f"{p['gain']:+.2f} ({p['gain_stated']:+.2f})" for p in people)
         print(f"{spec.group}, {spec.label}: {gains} dB", file=sys.stderr, flush=True)
+    name = Path(args.model).name  # a folder of this machine is nobody else's
     result = {
-        "command": f"python benchmarks/resolution_sweep.py --data SCANS --model {args.model} --crop {args.crop}",
-        "model": f"{model.name} (sha256 {model.sha256[:12]})",
+        "command": f"python benchmarks/resolution_sweep.py --data SCANS --model {name} --crop {args.crop}",
+        "model": f"{name} (sha256 {model.sha256[:12]})",
         "trained_range": trained,
         "crop": args.crop,
         "people": [row["person"] for row in rows[0]["people"]],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 from mrisr.cli.options import add_threads, positive_int, use_threads
 from mrisr.errors import UsageError
@@ -129,6 +130,9 @@ def _safety(args: argparse.Namespace, paths, cases, methods, how: dict) -> int:
             progress(f"{trial.subject}  {trial.case.name}  {args.samples} samples")
             spreads.append(spread_of(trial, model, args.samples, args.steps, args.seed, **how))
     settings = {**_settings(args, cases, methods), "samples": args.samples, "steps": args.steps}
+    command = f"mrisr evaluate SCANS -o DIR --safety --model {Path(args.model).name} --cases {args.cases}"
+    command += f" --methods {','.join(methods)} --samples {args.samples} --steps {args.steps} --seed {args.seed}"
+    settings["command"] = command + (f" --crop {args.crop}" if args.crop else "")
     uncertainty = calibrate(spreads, args.samples, args.steps)
     report = safety_report.build(outcome, uncertainty, model.sha256, settings)
     write_pair(folder, safety_report.STEM, report, safety_report.render(report), force=args.force)

@@ -112,9 +112,13 @@ def _spread_bars(uncertainty: dict | None) -> list[dict]:
 
 def render(report: dict) -> str:
     """safety.md from the JSON form alone."""
-    given = ", ".join(f"{key} {joined(value)}" for key, value in report["settings"].items() if value not in (None, []))
+    given = dict(report["settings"])
+    command = given.pop("command")
+    given = ", ".join(f"{key} {joined(value)}" for key, value in given.items() if value not in (None, []))
     lines = [
         "# Safety",
+        "",
+        f"`{command}`",
         "",
         f"- volumes: {', '.join(report['volumes'])}",
         f"- settings: {given}",
