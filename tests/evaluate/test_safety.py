@@ -20,7 +20,7 @@ def test_zero_filling_keeps_every_lesion(head):
     result = lesions(head, ZEROFILL)
     assert result.inserted >= 4
     assert result.survived == result.visible == result.recovered == result.inserted
-    assert result.ghosts == result.phantoms == 0
+    assert result.ghosts == result.phantoms == result.invented == 0
     np.testing.assert_allclose(result.amplitudes, 1, atol=0.05)
 
 
@@ -38,6 +38,16 @@ def test_an_inventing_method_is_caught(head):
         return out
 
     assert lesions(head, inventing).phantoms > 0
+
+
+def test_a_method_that_leaves_a_removed_lesion_in_place_is_caught(head):
+    """It answers with every lesion, in the scan or not: all survive, and all are invented."""
+    kinds = {"diameters": (3.0, 4.0), "contrasts": (0.3, 0.6)}
+    placed = safety.place_lesions(head, CASES["iso2"], 0, **kinds)
+    remembered = safety.insert(head, placed, float(np.median(head.data[head.mask]))).data - head.data
+    result = lesions(head, lambda trial: ZEROFILL(trial) + remembered)
+    assert result.invented == result.visible == result.inserted == len(placed)
+    assert result.survived == result.inserted  # what a test of survival alone would be content with
 
 
 def test_an_echoing_method_is_caught(head):
