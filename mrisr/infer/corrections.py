@@ -10,6 +10,7 @@ The displaced start is made some rows at a time, so that displacements of the wh
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -109,6 +110,7 @@ class Corrector:
         self.matrices = start_matrices(source.shape, source.voxel_size, target.shape, target.voxel_size, psf)
         self.field = given.field
         self._largest, self._det = 0.0, (1.0, 1.0)
+        self.doubts: list[str] = []  # what the user has to be told of the displacement
         if given.displaces:
             filled = fourier_axes(source.voxel_size, target.voxel_size, psf)
             self.matrices = tuple(m if f else None for m, f in zip(self.matrices, filled))
@@ -201,9 +203,12 @@ class Corrector:
 
     def _correction(self, source: Grid, target: Grid) -> gradnl.Warp:
         given = self.given
-        return gradnl.correction(
-            given.distortion, source, target, done=given.done, slice_axis=given.slice_axis, device=self.device
-        )
+        how = dict(done=given.done, slice_axis=given.slice_axis, device=self.device)
+        with warnings.catch_warnings(record=True) as caught:  # once for a scan, not once for every few rows
+            warnings.simplefilter("always")
+            warp = gradnl.correction(given.distortion, source, target, **how)
+        self.doubts = self.doubts or [str(w.message) for w in caught]
+        return warp
 
     def _slabs(self) -> Iterator[tuple[slice, Grid]]:
         """Rows of the target, and the grid that they are."""

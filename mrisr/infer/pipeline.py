@@ -212,6 +212,8 @@ def _frame(job: Job, data: np.ndarray, out: np.ndarray, std: np.ndarray | None):
         noise = estimate_noise(lr if flat is data else (torch.from_numpy(data) - offset).div_(scale))
         lr = lr.to(device)
         y = job.corrector.start(lr)
+        for doubt in job.corrector.doubts:
+            _warn(job, doubt)
         plan = _plan(job, y)
         mode = SAMPLE if job.options.mode == "sample" else MEAN
         psf, voxel_size = (tuple(v[i] for i in job.order) for v in (job.psf, job.target.voxel_size))

@@ -312,6 +312,28 @@ def test_bad_corrections_are_refused_and_named(untrained, tmp_path):
         run(other, grid, untrained, gradnl=siemens)
 
 
+class Folds(Bend):
+    """Small waves, steep enough to fold over, and no polynomial."""
+
+    degree = None
+
+    def displacement_at(self, points):
+        return torch.stack([6 * torch.sin(points[0] / 3), 0 * points[0], 0 * points[0]])
+
+    def gradient_at(self, points):
+        found = points.new_zeros(3, 3, points.shape[1])
+        found[0, 0] = 2 * torch.cos(points[0] / 3)
+        return found
+
+
+def test_what_folds_over_is_said_once(untrained):
+    grid = grid_of((40, 24, 20), (1.5, 3.0, 3.0))
+    with pytest.warns(MrisrWarning, match="folds over") as caught:
+        _, info = run(Bend().scan(grid).astype(np.float32), grid, untrained, gradnl=Folds())
+    folding = [w for w in caught if "folds over" in str(w.message)]
+    assert len(folding) == 1 and [str(folding[0].message)] == [w for w in info.warnings if "folds over" in w]
+
+
 def test_the_memory_of_corrections_is_counted():
     shape = (320, 320, 320)
     plain, bent = Corrections(), Corrections(Bend())
