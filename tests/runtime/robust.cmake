@@ -1,0 +1,30 @@
+# Hostile bundles and failing allocations; the head of each program says what it does. With Clang, fuzz_bundle is a
+# libFuzzer target too: -DMRISR_LIBFUZZER=ON, then runtime_libfuzzer -max_total_time=SECONDS CORPUS.
+option(MRISR_LIBFUZZER "Build the libFuzzer target of the bundle reader (needs Clang)" OFF)
+set(example ${PROJECT_SOURCE_DIR}/tests/export/config.json)
+
+add_executable(runtime_fuzz fuzz_bundle.cpp)
+target_link_libraries(runtime_fuzz PRIVATE mrisr_parts)
+add_executable(runtime_fail_allocations fail_allocations.cpp)
+target_link_libraries(runtime_fail_allocations PRIVATE mrisr)
+target_compile_definitions(runtime_fail_allocations PRIVATE MRISR_TEST_CONFIG="${example}")
+foreach(program runtime_fuzz runtime_fail_allocations)
+  target_compile_options(${program} PRIVATE -Wall -Wextra)
+  if(MRISR_SANITIZE)
+    target_compile_options(${program} PRIVATE -fsanitize=${MRISR_SANITIZE} -fno-sanitize-recover=all -g -O1)
+    target_link_options(${program} PRIVATE -fsanitize=${MRISR_SANITIZE})
+  endif()
+endforeach()
+add_test(NAME runtime.fuzz COMMAND runtime_fuzz mutate ${example} 20000 1)
+# Its bundle has files of one byte, which the built-in engine would want to read.
+if(NOT OpenVINO_FOUND)
+  add_test(NAME runtime.fail_allocations COMMAND runtime_fail_allocations)
+endif()
+
+if(MRISR_LIBFUZZER)
+  add_executable(runtime_libfuzzer fuzz_bundle.cpp)
+  target_link_libraries(runtime_libfuzzer PRIVATE mrisr_parts)
+  target_compile_definitions(runtime_libfuzzer PRIVATE MRISR_LIBFUZZER)
+  target_compile_options(runtime_libfuzzer PRIVATE -fsanitize=fuzzer)
+  target_link_options(runtime_libfuzzer PRIVATE -fsanitize=fuzzer)
+endif()
