@@ -32,7 +32,7 @@ def method_names(l1: str | None, teacher: str | None, teacher_steps: int) -> lis
     """What `mrisr evaluate --methods` would be given."""
     names = ["cubic", "zerofill", "linear"]
     names += [f"L1={l1}"] if l1 else []
-    names += ["mean=mrisr", "mean-ensemble8=mrisr@ensemble8"]
+    names += ["mean=mrisr", *(f"mean-ensemble{n}=mrisr@ensemble{n}" for n in (2, 4, 8))]
     names += [f"sample-{n}=mrisr@sample{n}" for n in (1, 2, 4)]
     if teacher:
         names += [f"teacher-mean={teacher}", f"teacher-{teacher_steps}={teacher}@sample{teacher_steps}"]
