@@ -267,7 +267,8 @@ def plot(result: dict, path: Path) -> None:
             stated = [row["people"][k]["gain_stated"] for row in rows]
             ax.plot(x, stated, "x:", color=f"C{k}", label=f"{person}, psf stated")
         if kind:
-            ax.axvspan(1, result["trained_range"].get(kind, (1, max(x)))[1], color="0.92", label="trained range")
+            edge = result["trained_range"].get(kind, (1, max(x, default=1)))[1]
+            ax.axvspan(1, edge, color="0.92", label="trained range")
         ax.axhline(0, color="black", lw=0.8)
         ax.set(title=title, ylabel="PSNR gain over cubic, dB")
     axes.flat[0].legend(fontsize=8)
