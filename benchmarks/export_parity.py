@@ -1,13 +1,13 @@
 """Does an exported bundle compute what PyTorch computes? Shapes x precisions x runtimes, and whole scans.
 
-    python benchmarks/export_parity.py [--model base] [--threads 1]
+    python benchmarks/export_parity.py [--model base] [--threads 1] [--library PATH/libmrisr.so]
 
 Exports the weights to a scratch folder and runs every graph in every runtime that takes it. "network" rows: largest
 difference of f from PyTorch in float32, as a share of the largest value; inputs are random. "rounded" stands for the
 graph in ONNX Runtime with every value rounded where the graph rounds it, and sums in float32: what a device with half
 arithmetic does, while the runtimes on a CPU may compute in float32 between the casts. "scan" rows: largest difference
-of the upscaled scan from `mrisr.upscale(engine="torch")`, as a share of p99.9 - p0.1. Writes export_parity.json and
-export_parity.md.
+of the upscaled scan from `mrisr.upscale(engine="torch")`, as a share of p99.9 - p0.1, libmrisr among them where
+`--library` is given. Writes export_parity.json and export_parity.md.
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import checkout  # noqa: F401
 import record
+import throughput
 
 SHAPES = ((16, 8, 24), (48, 56, 40), (64, 96, 80))
 SCANS = {"isotropic 1.4 mm": ((40, 44, 36), (1.4, 1.4, 1.4)), "slices 1 x 1 x 4 mm": ((48, 44, 14), (1.0, 1.0, 4.0))}
+MODES = (("mean", 1), ("sample", 2))
 SCAN_LIMIT = 1e-5
 
 
-def run(model: str = "base", threads: int = 1, folder: Path = record.RESULTS) -> dict:
+def run(model: str = "base", threads: int = 1, library: Path | None = None, folder: Path = record.RESULTS) -> dict:
     """Measure, write the two files into `folder`, and return the content. RuntimeError where a row is out of bounds."""
     import torch
 
@@ -42,7 +44,7 @@ def run(model: str = "base", threads: int = 1, folder: Path = record.RESULTS) ->
     with tempfile.TemporaryDirectory() as scratch:
         made = export_bundle(loaded, Path(scratch) / "bundle", form="openvino", precisions=PRECISIONS)
         network = _network(loaded.denoiser.net, made)
-        scans = _scans(made.folder, model, threads)
+        scans = _scans(made.folder, model, threads, library)
         content = {
             "model": {"name": model, "sha256": loaded.sha256, "opset": made.config["opset"]},
             "bytes": {name: entry["bytes"] for name, entry in made.config["files"].items()},
@@ -104,19 +106,28 @@ def _rounded(path: Path):
     return lambda feed: session.run(None, feed)[0]
 
 
-def _scans(folder: Path, model: str, threads: int) -> list[dict]:
+def _scans(folder: Path, model: str, threads: int, library: Path | None) -> list[dict]:
     import mrisr
 
     rows = []
     for name, (shape, size) in SCANS.items():
-        scan, how = _phantom(shape), dict(input_voxel_size=size, threads=threads)
-        expected = mrisr.upscale(scan, model=model, engine="torch", **how)
-        low, high = np.percentile(expected, (0.1, 99.9))
-        for engine in ("torch", "openvino"):
-            found = mrisr.upscale(scan, model=folder, engine=engine, **how)
-            difference = float(np.abs(found - expected).max() / (high - low))
-            shown = {"scan": name, "way": f"bundle, {engine}", "output": list(expected.shape)}
-            rows.append({**shown, "difference": difference})
+        scan = _phantom(shape)
+        for mode, steps in MODES:
+            how = dict(input_voxel_size=size, threads=threads, mode=mode, steps=steps, seed=3)
+            expected = mrisr.upscale(scan, model=model, engine="torch", **how)
+            low, high = np.percentile(expected, (0.1, 99.9))
+            found = {
+                f"bundle, {engine}": mrisr.upscale(scan, model=folder, engine=engine, **how)
+                for engine in ("torch", "openvino")
+            }
+            if library is not None:
+                lib = throughput.bindings().Library(library)
+                plan = dict(mode=mode, steps=steps, seed=3, threads=threads)
+                found["libmrisr"] = lib.upscale(lib.open(folder), scan, np.diag([*size, 1.0]), **plan).data
+            for way, result in found.items():
+                difference = float(np.abs(result - expected).max() / (high - low))
+                shown = {"scan": f"{name}, {mode}, {steps} steps", "way": way, "output": list(expected.shape)}
+                rows.append({**shown, "difference": difference})
     return rows
 
 
@@ -164,8 +175,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="base")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--library", type=Path, metavar="SO", help="libmrisr.so with its engine")
     args = parser.parse_args()
-    print(_table(run(args.model, args.threads)))
+    print(_table(run(args.model, args.threads, args.library and args.library.resolve())))
     return 0
 
 

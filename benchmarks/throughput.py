@@ -69,7 +69,7 @@ def run(library: Path, kind="head", threads=2, volumes=10, shape=None, folder: P
 def _ways(library: Path, bundle: Path, scan: np.ndarray, threads: int) -> dict:
     import mrisr
 
-    lib = _ctypes().Library(library)
+    lib = bindings().Library(library)
     job = lib.plan(lib.open(bundle), scan.shape, np.eye(4), voxel_size=cases.REFERENCE_TARGET, threads=threads)
     model = mrisr.load_model(bundle)
     how = dict(input_voxel_size=1.0, voxel_size=cases.REFERENCE_TARGET, model=model, threads=threads)
@@ -79,7 +79,7 @@ def _ways(library: Path, bundle: Path, scan: np.ndarray, threads: int) -> dict:
     }
 
 
-def _ctypes():
+def bindings():
     """tests/runtime/libmrisr.py, which has the structures of the C header."""
     spec = importlib.util.spec_from_file_location("libmrisr", checkout.ROOT / "tests" / "runtime" / "libmrisr.py")
     module = importlib.util.module_from_spec(spec)
@@ -111,7 +111,7 @@ def _start(library: Path, bundle: Path, shape, threads: int, cache: Path) -> flo
 
 
 def _open_and_plan(library: Path, bundle: str, shape, threads: int, cache: str) -> float:
-    lib = _ctypes().Library(library)
+    lib = bindings().Library(library)
     start = time.perf_counter()
     model = lib.open(bundle, cache=cache.encode())
     lib.plan(model, shape, np.eye(4), voxel_size=cases.REFERENCE_TARGET, threads=threads)
