@@ -122,17 +122,17 @@ class Guided:
 
     def acquired(self, x: torch.Tensor, psf: PSF) -> torch.Tensor:
         """The crop [size]^3 as the scanner shows it: shaded, then displaced."""
-        x = x if self.field is None else x * self.field
+        x = x if self.field is None else x * self.field.to(x)
         if self.distortion is None:
             return x
-        moved = smooth.polynomial(self.distortion.inverse, Grid(x.shape, np.eye(4)), POINTS - 1)
+        moved = smooth.polynomial(self.distortion.inverse, Grid(x.shape, np.eye(4)), POINTS - 1, device=x.device)
         # A cubic spline keeps 99 % of what half the bandwidth holds; where more is acquired, a quintic one has to.
         order = 3 if min(p.width for p in psf) >= 2 else 5
         return resample3d(x, x.shape, np.eye(4), displacement=moved[:3], order=order).div_(moved[3])
 
     def corrected(self, y: torch.Tensor) -> torch.Tensor:
         """A start [patch]^3 divided by the field."""
-        return y if self.field is None else y / self.field[(self.core,) * 3]
+        return y if self.field is None else y / self.field[(self.core,) * 3].to(y)
 
     def start(self, scan: torch.Tensor, matrices, positions, psf) -> torch.Tensor:
         """The distorted scan brought back onto the core: [patch]^3.
@@ -145,7 +145,7 @@ class Guided:
             positions: float64 [size] per axis, where the fine voxels lie in the scan (index).
         """
         grid = self._core_grid()
-        moved = smooth.polynomial(self.distortion.forward, grid, POINTS - 1)
+        moved = smooth.polynomial(self.distortion.forward, grid, POINTS - 1, device=scan.device)
         first = max(0, self.core.start - AROUND)
         kept = slice(first, self.core.stop + AROUND)
         filled, index = [], np.zeros((3, 4))

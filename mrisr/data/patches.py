@@ -151,6 +151,8 @@ class PatchSampler:
         drop: probability of forgetting each entry of the condition.
         gradnl, bias: probability that a pair is displaced by gradients, and that it has a known bias field, which the
             start is corrected for and the network told of (`mrisr.data.guidance`). The other pairs do not depend on it.
+        device: where the volumes lie and pairs are made. What is drawn is the same everywhere, except for the values of
+            the noise, which are the device's own.
     """
 
     def __init__(
@@ -162,8 +164,11 @@ class PatchSampler:
         drop: float = 0.1,
         gradnl: float = 0.0,
         bias: float = 0.0,
+        device="cpu",
     ):
-        self.volumes, self.seed, self.drop = volumes, seed, drop
+        self.device = torch.device(device)
+        self.volumes = [replace(v, data=v.data.to(self.device)) for v in volumes]
+        self.seed, self.drop = seed, drop
         self.gradnl, self.bias = gradnl, bias
         weights = np.ones(len(volumes)) if weights is None else np.asarray(weights, np.float64)
         self.weights = weights / weights.sum()
@@ -219,11 +224,11 @@ class PatchSampler:
         lr_shape, lr_voxel, shift = _coarse_axes(size, scanner.factor, rng)
         model = ForwardModel(hr.shape, lr_shape, _shifted_forward(hr.shape, lr_shape, lr_voxel, scanner.psf, shift))
         bias = bias_field((size,) * 3, generator, 0.15) if rng.random() < 0.3 else None
-        reference = x if bias is None else x * bias
+        reference = x if bias is None else x * bias.to(x)
         median = float(reference[reference > 0.15].median()) if bool((reference > 0.15).any()) else 1.0
         guided = random_guidance(np.random.default_rng([self.seed, index, 2]), size, patch, self.gradnl, self.bias)
         seen = reference if guided is None else guided.acquired(reference, scanner.psf)
-        lr = degrade(seen, model, noise_sigma=scanner.noise * median, generator=generator)
+        lr = degrade(seen, model, noise_sigma=scanner.noise * median, generator=self._on_device(generator, index))
         core = (slice(margin, margin + patch),) * 3
         start, positions = _shifted_start(lr_shape, lr_voxel, hr.shape, scanner.psf, shift)
         displaced = guided is not None and guided.distortion is not None
@@ -237,6 +242,12 @@ class PatchSampler:
         band = None if displaced else band_matrices((patch,) * 3, (1.0, 1.0, 1.0), scanner.psf)
         band = torch.zeros(3, patch, patch) if band is None else torch.from_numpy(np.stack(band)).float()
         return reference[core] - y, y, cond.drop(self.drop, generator, GUIDANCE_DROP), scanner.kind, band
+
+    def _on_device(self, generator: torch.Generator, index: int) -> torch.Generator:
+        if self.device.type == "cpu":
+            return generator
+        seed = int(np.random.default_rng([self.seed, index, 3]).integers(2**62))
+        return torch.Generator(self.device).manual_seed(seed)
 
     def _crop(self, volume: TrainingVolume, size: int, order: list[int], rng) -> torch.Tensor:
         """[size]^3 of a volume on its own or a coarser grid, its axes in `order`, flipped at random."""
@@ -254,7 +265,7 @@ class PatchSampler:
             jitter = int(rng.integers(-8, 9))
             start = int(np.clip(centre[axis] + jitter - span // 2, 0, max(0, n - span)))
             # A volume shorter than the crop is continued by its border.
-            index = torch.arange(start, start + span).clamp(max=n - 1)
+            index = torch.arange(start, start + span, device=x.device).clamp(max=n - 1)
             x = x.index_select(axis, index) if len(index) > n else x.narrow(axis, start, span)
         if max(zooms) > 1:
             x = apply_axes(x, [_coarser(s, size, z) for s, z in zip(spans, zooms)])

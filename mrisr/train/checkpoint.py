@@ -40,7 +40,7 @@ def check_same_run(state: dict, config_json: str, path: Path, free=frozenset({"s
     if state.get("format") != FORMAT:
         raise TrainingError(f"{path}: was made by another version of mrisr; use another output folder")
     before, now = json.loads(state["config"]), json.loads(config_json)
-    ignored = PATHS | {"validate_every", "save_every"} | set(free)
+    ignored = PATHS | {"validate_every", "save_every", "prefetch"} | set(free)
     different = sorted(k for k in before.keys() | now.keys() if k not in ignored and before.get(k) != now.get(k))
     if different:
         changes = ", ".join(f"{k}: {before.get(k)!r} -> {now.get(k)!r}" for k in different)

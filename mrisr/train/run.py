@@ -7,12 +7,13 @@ import copy
 import json
 import math
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from mrisr.data.patches import PatchSampler
+from mrisr.data.patches import Batch, PatchSampler
 from mrisr.diffusion.precond import Denoiser
 from mrisr.errors import TrainingError
 from mrisr.nn.condition import MEAN, SAMPLE
@@ -51,9 +52,11 @@ class Run:
 
     def __init__(self, config: TrainConfig, out: Path, accelerator):
         self.config, self.out, self.accelerator = config, out, accelerator
-        share_of(config.batch, accelerator.num_processes, config.accumulate)
+        for step in (0, config.steps - 1):  # now, not when the first late patch is due
+            share_of(config.patch_at(step)[1], accelerator.num_processes, config.accumulate)
         self.train, weights, self.held = gather_volumes(config)
-        told = dict(drop=config.drop, gradnl=config.gradnl, bias=config.bias)
+        where = accelerator.device if config.degrade_on == "device" else "cpu"
+        told = dict(drop=config.drop, gradnl=config.gradnl, bias=config.bias, device=where)
         self.sampler = PatchSampler(self.train, weights, seed=config.seed, **told)
         state = checkpoint.load(out / checkpoint.LAST)
         torch.manual_seed(config.seed)
@@ -82,6 +85,8 @@ class Run:
             self.restore(state)
         self.module, *self.optimizers = accelerator.prepare(module, *optimizers)
         self.seconds = {"data": 0.0, "step": 0.0}
+        # One thread only: the sampler remembers the step before.
+        self._thread, self._ahead = ThreadPoolExecutor(1), None
 
     def wrap(self, net: nn.Module) -> tuple[nn.Module, list[nn.Parameter]]:
         """(what is called in training, its parameters beside those of `net`)."""
@@ -117,12 +122,10 @@ class Run:
 
     def advance(self) -> tuple[str, float]:
         """One optimiser step: (what was learnt, the loss averaged over the whole batch)."""
-        config, rank, ranks = self.config, self.accelerator.process_index, self.accelerator.num_processes
-        begun = time.perf_counter()
-        patch, total = config.patch_at(self.step)
-        count = share_of(total, ranks, config.accumulate)
-        batch = self.sampler.batch(self.step, count, patch, rank=rank, ranks=ranks)
-        draws = Draws(config.seed, self.step, places(count, rank, ranks))
+        config, begun = self.config, time.perf_counter()
+        batch = self._batch()
+        stand = places(len(batch.kinds), self.accelerator.process_index, self.accelerator.num_processes)
+        draws = Draws(config.seed, self.step, stand)
         self.seconds["data"] += time.perf_counter() - begun
         # Spread evenly rather than drawn, so that short runs have the stated share too.
         share = config.mean_fraction
@@ -145,6 +148,22 @@ class Run:
         self.step += 1
         self.seconds["step"] += time.perf_counter() - begun
         return name, value
+
+    def _batch(self) -> Batch:
+        """The pairs of this process for this step; with `prefetch` those of the next are begun."""
+        if not self.config.prefetch:
+            return self._make(self.step)
+        if self._ahead is None or self._ahead[0] != self.step:
+            self._ahead = (self.step, self._thread.submit(self._make, self.step))
+        batch = self._ahead[1].result()
+        self._ahead = (self.step + 1, self._thread.submit(self._make, self.step + 1))
+        return batch
+
+    def _make(self, step: int) -> Batch:
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        patch, total = self.config.patch_at(step)
+        count = share_of(total, ranks, self.config.accumulate)
+        return self.sampler.batch(step, count, patch, rank=rank, ranks=ranks)
 
     def _backward(self, part, draws: Draws, mode: int) -> tuple[str, float]:
         with self.accelerator.autocast():

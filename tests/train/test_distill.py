@@ -26,14 +26,14 @@ def quiet(text):
 def teacher(scans, tmp_path_factory):
     """A teacher that has learnt a little, so that it differs from the student's start."""
     folder = tmp_path_factory.mktemp("teacher")
-    config = replace(CONFIGS["tiny"], data=(str(scans),), steps=8, mean_fraction=0.5, validate_every=8)
+    config = replace(CONFIGS["tiny"], data=(str(scans),), synthetic=0, steps=8, mean_fraction=0.5, validate_every=8)
     loop.train(config, folder, quiet)
     return str(folder)
 
 
 @pytest.fixture
 def config(scans, teacher):
-    return replace(DISTILLATIONS["distill-tiny"], data=(str(scans),), hold_out=("bela",), teacher=teacher)
+    return replace(DISTILLATIONS["distill-tiny"], data=(str(scans),), synthetic=0, hold_out=("bela",), teacher=teacher)
 
 
 def test_two_steps_in_one_land_where_two_do():

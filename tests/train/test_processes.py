@@ -57,19 +57,26 @@ def test_batches_that_cannot_be_divided_are_refused():
             share_of(count, ranks, parts)
 
 
-def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path):
-    config = replace(CONFIGS["tiny"], steps=4, batch=4, patch=16, synthetic=1, validate_every=1, mean_fraction=0.5)
+def test_accumulated_gradients_are_those_of_the_whole_batch(scans, tmp_path):
+    """And pairs made ahead in a thread are those made when they are wanted, at the change of patches too."""
+    config = replace(CONFIGS["tiny"], data=(str(scans),), synthetic=0, steps=4, batch=4, patch=16, validate_every=1,
+                     mean_fraction=0.5)  # fmt: skip
     loop.train(config, tmp_path / "whole", quiet)
     loop.train(replace(config, accumulate=2), tmp_path / "pieces", quiet)
+    late = replace(config, late_patch=24, late_from=0.5)
+    loop.train(late, tmp_path / "late", quiet)
+    loop.train(replace(late, prefetch=True), tmp_path / "ahead", quiet)
+    assert losses(tmp_path / "ahead") == losses(tmp_path / "late") != losses(tmp_path / "whole")
     assert losses(tmp_path / "pieces") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
 
 
-def test_two_processes_lose_what_one_does(tmp_path):
+def test_two_processes_lose_what_one_does(scans, tmp_path):
     """Distillation, whose batches use now these parameters, now those; started as `torchrun` starts it."""
     teacher = tmp_path / "teacher"
-    loop.train(replace(CONFIGS["tiny"], steps=2, synthetic=1, patch=16, mean_fraction=0.5), teacher, quiet)
-    config = replace(DISTILLATIONS["distill-tiny"], steps=6, batch=4, patch=16, synthetic=1, counts=(4, 2, 1),
-                     validate_every=1, teacher=str(teacher))  # fmt: skip
+    alike = dict(data=(str(scans),), synthetic=0, patch=16)
+    loop.train(replace(CONFIGS["tiny"], steps=2, mean_fraction=0.5, **alike), teacher, quiet)
+    config = replace(DISTILLATIONS["distill-tiny"], steps=6, batch=4, counts=(4, 2, 1), validate_every=1,
+                     teacher=str(teacher), **alike)  # fmt: skip
     loop.train(config, tmp_path / "one", quiet)
     file = tmp_path / "config.json"
     file.write_text(config.to_json())
