@@ -49,7 +49,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument(
         "--samples", type=positive_int, default=8, metavar="K", help="--safety: whose spread is calibrated (default: 8)"
     )
-    parser.add_argument("--steps", type=positive_int, default=1, metavar="N", help="--safety: of each (default: 1)")
+    parser.add_argument("--steps", type=positive_int, default=4, metavar="N", help="--safety: of each (default: 4)")
     parser.add_argument("--no-pictures", action="store_true", help="tables only")
     parser.add_argument("--seed", type=int, default=0, help="of noise and bias fields (default: 0)")
     parser.add_argument("--force", action="store_true", help="overwrite an earlier report in DIR")
