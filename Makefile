@@ -15,7 +15,7 @@ STAMP  := $(VENV)/.mrisr-installed
 NATIVE := $(shell find csrc -type f 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint figures compile-only native-test sanitize sanitize-thread check-all clean
+.PHONY: help setup demo test lint figures compile-only native-test sanitize sanitize-thread runtime runtime-sanitize check-all clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -47,7 +47,15 @@ sanitize: $(STAMP) ## the same tests under AddressSanitizer and UndefinedBehavio
 sanitize-thread: $(STAMP) ## the same tests under ThreadSanitizer
 	$(RUN) tests/native/ctest.py --sanitize thread
 
-check-all: lint test sanitize sanitize-thread compile-only demo ## what has to pass before a release
+runtime: $(STAMP) ## libmrisr: build, C++ tests, install into build/runtime/installed, examples, parity with Python
+	$(RUN) tests/runtime/build.py
+	MRISR_LIBRARY=$(CURDIR)/build/runtime/installed/lib/libmrisr.so $(RUN) -m pytest -q --durations=5 tests/runtime
+
+runtime-sanitize: $(STAMP) ## libmrisr's C++ tests under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
+	$(RUN) tests/runtime/build.py --sanitize address,undefined
+	$(RUN) tests/runtime/build.py --sanitize thread
+
+check-all: lint test sanitize sanitize-thread runtime runtime-sanitize compile-only demo ## what has to pass before a release
 
 clean: ## remove build products and outputs; keeps the environment
 	rm -rf build dist _skbuild out .pytest_cache .ruff_cache .benchmarks *.egg-info mrisr/_native*.so mrisr/_build_info.py

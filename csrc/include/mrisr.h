@@ -120,7 +120,8 @@ typedef struct mrisr_open_options {
 
 MRISR_API void mrisr_open_options_init(mrisr_open_options* options, size_t struct_size);
 
-/* Read a bundle directory (`mrisr export`). options may be NULL. On an error *model is NULL. */
+/* Read a bundle directory (`mrisr export`) and check its files; the network itself is read by the first mrisr_plan with
+ * the built-in engine. options may be NULL. On an error *model is NULL. */
 MRISR_API mrisr_status mrisr_open(const char* bundle, const mrisr_open_options* options, mrisr_model** model);
 /* NULL is allowed. Jobs of the model stay usable. */
 MRISR_API void mrisr_close(mrisr_model* model);

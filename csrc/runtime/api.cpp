@@ -168,7 +168,8 @@ MRISR_API mrisr_status mrisr_open(const char* bundle, const mrisr_open_options* 
     found->config = mrisr::runtime::read_bundle(bundle, how.skip_checksums == 0);
     found->log = how.log;
     found->log_user = how.log_user;
-    found->network = mrisr::runtime::load_network(bundle, found->config, how.cache != nullptr ? how.cache : "");
+    found->folder = bundle;
+    found->cache = how.cache != nullptr ? how.cache : "";
     *model = new mrisr_model{std::move(found)};
   });
 }

@@ -6,6 +6,8 @@
 namespace mrisr::runtime {
 namespace {
 
+constexpr float kNull = 1e-13f;  // of the largest eigenvalue: what H removes
+
 class Correction {
  public:
   Correction(const Job& job, const Workspace& w, double noise)
@@ -18,7 +20,10 @@ class Correction {
     if (!job_.corrects() || info.chi2_before <= 1.0) return;
     job_.to_modes.apply(c_.modes, c_.residual, coarse_, c_.a, c_.b, w_.scratch, job_.threads);
     const double damping = discrepancy();
-    each_mode([&](std::int64_t i, std::int64_t, float spectrum) { c_.residual[i] = c_.modes[i] / (spectrum + static_cast<float>(damping)); });
+    const float null = kNull * static_cast<float>(top());
+    each_mode([&](std::int64_t i, std::int64_t, float spectrum) {
+      c_.residual[i] = spectrum > null ? c_.modes[i] / (spectrum + static_cast<float>(damping)) : 0.0f;
+    });
     job_.from_modes.apply(c_.modes, c_.residual, coarse_, c_.a, c_.b, w_.scratch, job_.threads);
     job_.adjoint.apply(w_.found, c_.modes, coarse_, c_.a, c_.b, w_.scratch, job_.threads);
     parallel_for(product(fine_), 1 << 16, job_.threads, [&](Index begin, Index end) {
@@ -72,6 +77,14 @@ class Correction {
     });
   }
 
+  // The largest eigenvalue.
+  double top() const {
+    double found = 1;
+    for (int d = 0; d < 3; ++d)
+      if (!job_.spectrum[d].empty()) found *= *std::max_element(job_.spectrum[d].begin(), job_.spectrum[d].end());
+    return static_cast<float>(found);
+  }
+
   // What is left of the residual's power at a damping.
   double left(double log_damping) {
     const double damping = std::exp(log_damping);
@@ -88,11 +101,7 @@ class Correction {
   // The largest damping with chi^2 = 1 (Morozov's discrepancy principle), by bisection of its logarithm.
   double discrepancy() {
     const double target = sigma_ * sigma_ * inside_;
-    double top = 1;
-    for (int d = 0; d < 3; ++d)
-      if (!job_.spectrum[d].empty()) top *= *std::max_element(job_.spectrum[d].begin(), job_.spectrum[d].end());
-    top = static_cast<float>(top);
-    double low = std::log(job_.model->config.consistency.smallest_eigenvalue * top), high = std::log(1e6 * top);
+    double low = std::log(job_.model->config.consistency.smallest_eigenvalue * top()), high = std::log(1e6 * top());
     if (left(low) > target) return std::exp(low);  // modes that H removes cannot be fitted: do what a stable solve can
     for (int round = 0; round < 24; ++round) {
       const double middle = 0.5 * (low + high);

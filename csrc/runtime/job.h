@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -17,13 +18,24 @@ namespace mrisr::runtime {
 
 struct Model {
   Config config;
-  std::shared_ptr<const Network> network;  // null without the built-in engine
+  std::string folder, cache;
   mrisr_log_callback log = nullptr;
   void* log_user = nullptr;
 
   void say(mrisr_log_level level, const std::string& text) const {
     if (log != nullptr) log(log_user, level, text.c_str());
   }
+
+  // The built-in engine's graph, read when a job first wants it: who brings an engine never loads it. Null without one.
+  std::shared_ptr<const Network> network() const {
+    const std::lock_guard<std::mutex> hold(lock_);
+    if (network_ == nullptr) network_ = load_network(folder, config, cache);
+    return network_;
+  }
+
+ private:
+  mutable std::mutex lock_;
+  mutable std::shared_ptr<const Network> network_;
 };
 
 struct Job {

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <charconv>
-#include <cmath>
 
 #include "error.h"
 
@@ -132,9 +131,7 @@ class Parser {
     }
     const char *begin = text_.data() + from, *end = text_.data() + at_;
     found.kind = Json::Kind::number;
-    const auto read = std::from_chars(begin, end, found.number);
-    const bool tiny = read.ec == std::errc::result_out_of_range && std::fabs(found.number) < 1;
-    if ((read.ec != std::errc() && !tiny) || !std::isfinite(found.number)) fail("a number that is too large");
+    if (std::from_chars(begin, end, found.number).ec != std::errc()) fail("a number beyond what a double holds");
     found.whole = whole && std::from_chars(begin, end, found.integer).ec == std::errc();
   }
 

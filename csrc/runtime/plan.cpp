@@ -119,8 +119,8 @@ void plan_engine(Job& job, const mrisr_plan_options& options) {
     MRISR_FAIL(MRISR_ERROR_MODEL, "network.multiple: expected a multiple of " << config.guidance.stride << ", found " << config.network.multiple);
   if (options.engine != nullptr) {
     job.engine = caller_engine(*options.engine, config);
-  } else if (job.model->network != nullptr) {
-    job.engine = job.model->network->engine(job.threads);
+  } else if (const auto network = job.model->network()) {
+    job.engine = network->engine(job.threads);
   } else {
     MRISR_FAIL(MRISR_ERROR_ENGINE, "engine: this library was built without OpenVINO; give mrisr_plan_options.engine");
   }

@@ -21,6 +21,7 @@ from mrisr.physics.intensity import foreground_mask
 # Below this share of the intensity scale a residual is rounding, not signal: clean scans are fitted no closer.
 NOISE_FLOOR = 1e-3
 SMALLEST_EIGENVALUE = 1e-4
+NULL = 1e-13  # of the largest eigenvalue: what H removes. Dividing by the damping would amplify rounding there.
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ def correct(x: torch.Tensor, lr: torch.Tensor, model: ForwardModel, noise_sigma:
     bases, spectrum = _eigen(model, lr)
     modes = apply_axes(residual, transposed(bases))
     damping = _discrepancy(modes.double().square(), spectrum.double(), sigma**2 * int(mask.sum()))
-    dual = apply_axes(modes / (spectrum + damping), bases)
+    fitted = torch.where(spectrum > NULL * spectrum.max(), modes / (spectrum + damping), 0.0)
+    dual = apply_axes(fitted, bases)
     corrected = x + model.adjoint(dual)
     after = _chi2((lr - model.forward(corrected))[mask], sigma)
     return Consistency(corrected, before, after, True)

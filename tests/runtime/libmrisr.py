@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes as c
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+LIBRARY = os.environ.get("MRISR_LIBRARY")  # libmrisr.so of an installed tree
 Triple = c.c_int64 * 3
 OK, ARGUMENT, INPUT, GEOMETRY, MODEL, MEMORY, ENGINE, CANCELLED, INTERNAL = range(9)
 KINDS = ("unknown", "kspace", "gaussian", "supergaussian")
@@ -147,6 +149,17 @@ class RunInfo(c.Structure):
     ]
 
 
+INIT = {
+    Engine: "engine_vtable",
+    OpenOptions: "open_options",
+    ModelInfo: "model_info",
+    PlanOptions: "plan_options",
+    Geometry: "geometry",
+    RunOptions: "run_options",
+    RunInfo: "run_info",
+}
+
+
 class Failed(Exception):
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
@@ -179,10 +192,8 @@ class Library:
         self.c.mrisr_close.restype = self.c.mrisr_job_close.restype = None
 
     def made(self, kind, **members):
-        names = {Engine: "engine_vtable", OpenOptions: "open_options", ModelInfo: "model_info", PlanOptions: "plan_options",
-                 Geometry: "geometry", RunOptions: "run_options", RunInfo: "run_info"}  # fmt: skip
         made = kind()
-        getattr(self.c, f"mrisr_{names[kind]}_init")(c.byref(made), c.c_size_t(c.sizeof(kind)))
+        getattr(self.c, f"mrisr_{INIT[kind]}_init")(c.byref(made), c.c_size_t(c.sizeof(kind)))
         for name, value in members.items():
             setattr(made, name, value)
         return made
@@ -197,13 +208,14 @@ class Library:
         self.call("mrisr_open", str(bundle).encode(), c.byref(self.made(OpenOptions, **options)), c.byref(model))
         return model
 
-    def plan(self, model, shape, affine=None, *, voxel_size=None, factor=None, psf=None, mode=None, steps=1, samples=1,
-             consistency="auto", threads=1, tile=None, memory=0, engine=None) -> c.c_void_p:  # fmt: skip
-        how = self.made(PlanOptions, shape=Triple(*shape), mode=MODES[mode], steps=steps, samples=samples, threads=threads,
-                        consistency=CONSISTENCY[consistency], memory=memory)  # fmt: skip
+    def plan(self, model, shape, affine=None, *, psf=None, mode=None, consistency="auto", engine=None, **options):
+        """options: members of mrisr_plan_options; one number stands for three."""
+        how = self.made(PlanOptions, shape=Triple(*shape), threads=1)
+        how.mode, how.consistency = MODES[mode], CONSISTENCY[consistency]
         if affine is not None:
             how.affine[:] = np.asarray(affine, np.float64).ravel().tolist()
-        for name, value in (("voxel_size", voxel_size), ("factor", factor), ("tile", tile)):
+        for name in ("voxel_size", "factor", "tile"):
+            value = options.pop(name, None)
             if value is not None:
                 getattr(how, name)[:] = [value] * 3 if np.isscalar(value) else list(value)
         if psf is not None:
@@ -212,6 +224,8 @@ class Library:
                 how.psf[axis] = AxisPsf(KINDS.index(kind), 0, width)
         if engine is not None:
             how.engine = c.pointer(engine)
+        for name, value in options.items():
+            setattr(how, name, value)
         job = c.c_void_p()
         self.call("mrisr_plan", model, c.byref(how), c.byref(job))
         return job
@@ -226,10 +240,10 @@ class Library:
         out = np.full(tuple(geometry.shape), np.nan, np.float32)
         std = np.full_like(out, np.nan) if spread else None
         info = self.made(RunInfo)
-        element = {"float32": 0, "int16": 1}[data.dtype.name]
-        stride = Triple(*(s // data.itemsize for s in data.strides))
-        how = self.made(RunOptions, input=data.ctypes.data, input_element=element, input_stride=stride,
-                        output=out.ctypes.data, spread=None if std is None else std.ctypes.data, seed=seed, **options)  # fmt: skip
+        how = self.made(RunOptions, input=data.ctypes.data, output=out.ctypes.data, seed=seed, **options)
+        how.input_element = {"float32": 0, "int16": 1}[data.dtype.name]
+        how.input_stride = Triple(*(s // data.itemsize for s in data.strides))
+        how.spread = None if std is None else std.ctypes.data
         self.call("mrisr_run", job, c.byref(how), c.byref(info))
         return Result(out, np.array(geometry.affine).reshape(4, 4), info, geometry, std)
 

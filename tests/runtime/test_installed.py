@@ -1,0 +1,103 @@
+"""What `cmake --install` leaves behind: symbols, CMake and pkg-config files, examples, memory of a fresh process."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from libmrisr import LIBRARY
+
+import mrisr
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+PREFIX = Path(LIBRARY or "lib/libmrisr.so").parents[1]
+
+
+def run(*command, **options):
+    return subprocess.run([str(c) for c in command], capture_output=True, text=True, **options)
+
+
+def test_exported_symbols_are_those_listed():
+    nm = shutil.which("nm")
+    assert nm, "nm is needed (binutils)"
+    lines = run(nm, "-D", "--defined-only", "--format=posix", LIBRARY, check=True).stdout.split("\n")
+    found = sorted(line.split("@")[0].split()[0] for line in lines if line.split()[1:2] == ["T"])
+    versions = {line.split()[0] for line in lines if line.split()[1:2] not in ([], ["T"])}
+    assert found == (HERE / "symbols.txt").read_text().split()
+    assert versions == {"MRISR_1"}, "something other than functions leaves the library"
+
+
+@pytest.mark.parametrize("program", ["upscale_c", "upscale_cpp"])
+def test_examples_give_what_python_gives(folder, loaded, scan, tmp_path, program):
+    scan.astype(np.float32).tofile(tmp_path / "in.raw")
+    numbers = [str(v) for v in (*scan.shape, 1.4, 1.4, 1.4)]
+    done = run(PREFIX.parent / "examples" / program, folder, tmp_path / "in.raw", *numbers, tmp_path / "out.raw", "0.8")
+    expected = mrisr.upscale(
+        scan, input_voxel_size=1.4, voxel_size=0.8, model=loaded, engine="openvino", tile=None, threads=None
+    )
+    assert done.returncode == 0, done.stderr
+    assert (
+        done.stdout == " ".join(map(str, expected.shape)) + "\n"
+    )  # what the example prints, and nothing of the library
+    found = np.fromfile(tmp_path / "out.raw", np.float32).reshape(expected.shape)
+    assert np.abs(found - expected).max() <= 1e-5 * (expected.max() - expected.min())
+
+
+def test_examples_say_what_is_wrong(folder, tmp_path):
+    (tmp_path / "short.raw").write_bytes(b"1234")
+    example = PREFIX.parent / "examples" / "upscale_c"
+    done = run(example, folder, tmp_path / "short.raw", 8, 8, 8, 1, 1, 1, tmp_path / "out.raw")
+    assert done.returncode == 1 and "cannot read" in done.stderr
+    done = run(example, tmp_path, tmp_path / "short.raw", 8, 8, 8, 1, 1, 1, tmp_path / "out.raw")
+    assert done.returncode == 1 and "config.json: is missing" in done.stderr
+
+
+def test_pkg_config_builds_the_c_example(tmp_path):
+    tool, compiler = shutil.which("pkg-config"), shutil.which("cc")
+    if tool is None or compiler is None:
+        pytest.skip("pkg-config or cc is not installed")
+    found = {**os.environ, "PKG_CONFIG_PATH": str(PREFIX / "lib" / "pkgconfig")}
+    flags = run(tool, "--cflags", "--libs", "mrisr", env=found, check=True).stdout.split()
+    source = ROOT / "examples" / "embed" / "upscale.c"
+    strict = ["-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic"]
+    run(compiler, *strict, source, "-o", tmp_path / "upscale", *flags, check=True)
+    done = run(tmp_path / "upscale", env={**os.environ, "LD_LIBRARY_PATH": str(PREFIX / "lib")})
+    assert done.returncode == 2 and "usage" in done.stderr
+
+
+def test_the_headers_version_is_the_packages(library):
+    assert library.c.mrisr_version().decode() == mrisr.__version__
+    assert library.c.mrisr_builtin_engine().decode().startswith("openvino ")
+
+
+FRESH = """
+import json, re, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from libmrisr import Library
+import numpy as np
+library = Library(Path(sys.argv[2]))
+model = library.open(sys.argv[3])
+budget = int(sys.argv[4])
+axis = np.linspace(-1, 1, 80)
+radius = np.sqrt(axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2)
+data = np.where(radius < 0.9, 500 + 200 * np.sin(25 * axis), 0).astype(np.float32)
+found = library.upscale(model, data, factor=1.75, memory=budget)
+peak = int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+print(json.dumps({"peak": peak, "tiles": found.info.tiles_run, "expected": found.geometry.expected_bytes}))
+"""
+
+
+def test_the_budget_is_kept(folder):
+    budget = 480 * 10**6
+    done = run(sys.executable, "-c", FRESH, HERE, LIBRARY, folder, budget)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["tiles"] > 1 and found["peak"] <= budget and found["expected"] <= budget

@@ -1,0 +1,141 @@
+"""libmrisr and `mrisr.upscale` (OpenVINO, the same tiles): the same picture, geometry and account."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from libmrisr import CANCELLED, PROGRESS, Failed
+
+import mrisr
+from mrisr import grid as grids
+
+pytestmark = pytest.mark.filterwarnings("ignore::mrisr.errors.MrisrWarning")
+THICK = ((34, 40, 16), np.diag([1.0, 1.0, 4.0, 1.0]))
+CUT = [("kspace", 1.4)] * 3
+
+
+def compared(library, model, loaded, data, affine, spread=False, python=None, **options):
+    """Both results of one job, held against each other; returns libmrisr's."""
+    python = {"engine": "openvino", **(python or {})}
+    ours = mrisr.upscale(
+        data.astype(np.float32), affine=affine, model=loaded, threads=1, return_info=True, **options, **python
+    )
+    found = library.upscale(model, data, affine, spread=spread, **options)
+    expected, info = ours
+    size = np.percentile(expected, 99.9) - np.percentile(expected, 0.1)
+    assert found.data.shape == expected.shape
+    assert np.abs(found.data - expected).max() <= 1e-5 * size
+    np.testing.assert_allclose(found.affine, info.target.affine, rtol=1e-12, atol=1e-12)
+    assert (found.info.offset, found.info.scale) == pytest.approx(info.intensity[0], rel=1e-7)
+    assert (tuple(found.info.tile), found.info.tiles, found.info.tiles_run) == (
+        info.tiles.size, info.tiles.count, info.tiles.computed)  # fmt: skip
+    assert (tuple(found.info.box_start), tuple(found.info.box_stop)) == info.tiles.box
+    note = info.consistency[0]
+    assert bool(found.info.corrected) == note.applied
+    if note.noise_sigma is None:
+        assert found.info.noise < 0
+    else:
+        assert found.info.noise == pytest.approx(note.noise_sigma, rel=1e-6)
+        assert found.info.chi2_before == pytest.approx(note.chi2_before, rel=1e-4, abs=1e-6)
+        assert found.info.chi2_after == pytest.approx(note.chi2_after, rel=1e-4, abs=1e-6)
+    if spread:
+        assert np.abs(found.spread - info.std.data).max() <= 1e-5 * size
+    return found
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"tile": 48},
+        {"mode": "sample", "steps": 3, "seed": 2**63 + 11},
+        {"samples": 2, "seed": 5, "spread": True},
+        {"psf": [("gaussian", 2.0), ("kspace", 1.4), ("supergaussian", 1.8)], "voxel_size": (0.7, 0.8, 0.9)},
+        {"psf": [("kspace", 2.0), ("unknown", 1.4), ("kspace", 1.4)], "consistency": "on"},
+        {"voxel_size": (2.0, 1.0, 0.9)},
+        {"factor": (1.0, 2.0, 1.5)},
+    ],
+    ids=["mean", "tiles", "sample", "spread", "profiles", "unknown", "coarser", "factor"],
+)
+def test_isotropic_scan(library, model, loaded, scan, affine, options):
+    compared(library, model, loaded, scan, affine, **options)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
+def test_thick_slices_along_any_axis(library, model, loaded, head, order):
+    data = head(THICK[0])
+    affine = np.diag([*(THICK[1].diagonal()[list(order)]), 1.0])
+    compared(library, model, loaded, np.ascontiguousarray(data.transpose(order)), affine, voxel_size=1.0)
+
+
+def test_correction_by_the_scan(library, model, loaded, head):
+    psf = [("kspace", 1.0), ("kspace", 1.0), ("gaussian", 4.0)]
+    found = compared(library, model, loaded, head((40, 48, 20)), THICK[1], voxel_size=1.0, psf=psf)
+    assert found.info.corrected and found.info.chi2_after < found.info.chi2_before
+
+
+def test_negative_values_and_whole_numbers(library, model, loaded, scan, affine):
+    compared(library, model, loaded, (scan - 300).astype(np.int16), affine, psf=CUT)
+
+
+def test_a_scan_with_hardly_any_foreground(library, model, loaded, affine):
+    data = np.zeros((24, 24, 24), np.float32)
+    data[11:13, 12, 12] = 100
+    found = compared(library, model, loaded, data, affine)
+    assert found.info.noise < 0
+
+
+def test_percentiles_of_a_large_scan_are_of_the_same_subset(library, model, loaded, head):
+    data = head((170, 165, 160))
+    compared(library, model, loaded, data, np.eye(4), voxel_size=4.0)
+
+
+def test_grids(library, model):
+    rng = np.random.default_rng(4)
+    for _ in range(40):
+        shape = tuple(int(n) for n in rng.integers(8, 40, 3))
+        sizes = np.round(rng.uniform(0.6, 5.0, 3), int(rng.integers(1, 4)))
+        turn, _ = np.linalg.qr(rng.standard_normal((3, 3)))
+        affine = np.eye(4)
+        affine[:3, :3], affine[:3, 3] = np.float32(turn * sizes), rng.uniform(-90, 90, 3)
+        target = {"voxel_size": float(np.round(rng.uniform(0.6, 1.5), 2))} if rng.random() < 0.5 else {"factor": 1.5}
+        job = library.plan(model, shape, affine, **target)
+        found = library.geometry(job)
+        library.c.mrisr_job_close(job)
+        expected = grids.plan(grids.Grid(shape, affine), **target)
+        assert tuple(found.shape) == expected.shape
+        np.testing.assert_allclose(np.reshape(found.affine, (4, 4)), expected.affine, rtol=1e-12, atol=1e-11)
+
+
+def test_a_network_that_sees_the_whole_head(library, random_model, head, affine, tmp_path):
+    """Group norm and attention: one piece, aligned to the windows; Python has it in PyTorch."""
+    from dataclasses import replace
+
+    from mrisr.export.build import export_bundle
+
+    tiny = replace(random_model("tiny"), meta={"preset": "tiny", "sigma_data": 0.05, "name": "tiny"})
+    export_bundle(tiny, tmp_path / "tiny")
+    model = library.open(tmp_path / "tiny")
+    try:
+        compared(library, model, tiny, head((30, 34, 28)), affine, python={"engine": "torch"})
+        with pytest.raises(Failed, match="normalises over the whole head"):
+            library.plan(model, (30, 34, 28), affine, tile=96)
+    finally:
+        library.c.mrisr_close(model)
+
+
+def test_runs_repeat_and_threads_agree(library, model, scan, affine):
+    one, again, two = (library.upscale(model, scan, affine, threads=t).data for t in (1, 1, 2))
+    assert np.array_equal(one, again)
+    assert np.abs(one - two).max() <= 1e-5 * (one.max() - one.min())
+
+
+def test_cancelling_leaves_the_job_usable(library, model, scan, affine):
+    job = library.plan(model, scan.shape, affine, tile=48)
+    asked = []
+    stop = PROGRESS(lambda user, fraction: asked.append(fraction) or fraction > 0.1)
+    with pytest.raises(Failed, match="cancelled by the caller") as error:
+        library.run(job, scan, progress=stop)
+    assert error.value.status == CANCELLED and asked[-1] < 0.3
+    assert np.array_equal(library.run(job, scan).data, library.upscale(model, scan, affine, tile=48).data)
+    library.c.mrisr_job_close(job)
