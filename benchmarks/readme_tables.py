@@ -23,10 +23,10 @@ PAGES = {
     "comparison": ("What was to be shown, and every method", (0, 1)),
     "resolution_sweep": ("Every resolution", None),
     "safety": ("Safety and the spread of the samples", (0, 2)),
-    "guidance": ("Guidance", None),
+    "guidance": ("Gradient nonlinearity and bias field, corrected and told to the network", (0, 1)),
     "distill_ablation": ("What each ingredient of the distillation buys", None),
 }
-CARDS = {"base": tuple(PAGES), "teacher-small": ("comparison", "guidance")}
+CARDS = {"base": tuple(PAGES), "teacher-small": ("comparison",)}
 
 
 def measured(folder: Path = RESULTS) -> str:
@@ -99,7 +99,7 @@ def optional(folder: Path = RESULTS) -> list[str]:
     for name, (title, _) in PAGES.items():
         path = folder / f"{name}.json"
         if path.is_file():
-            text = said[name](json.loads(path.read_text(encoding="utf-8"))) if name in said else "the tables."
+            text = said[name](json.loads(path.read_text(encoding="utf-8"))) if name in said else "measured there."
             lines.append(f"**{title}** ([page](benchmarks/results/{name}.md)): {text}")
     return lines
 
