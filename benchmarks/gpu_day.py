@@ -1,6 +1,6 @@
 """Everything worth doing on a GPU, in order of value, each part with a time limit of its own.
 
-    python benchmarks/gpu_day.py [--out DIR] [--only PART ...] [--redo] [--budget SECONDS] [--train "COMMAND"]
+    python benchmarks/gpu_day.py [--out DIR] [--only PART ...] [--redo] [--budget SECONDS] [--pack FILE]
     python benchmarks/gpu_day.py --dry-run        every part's steps on the CPU, at sizes of nothing
 
 Needs Python, PyTorch, Triton, numpy, safetensors and, to build the extension, cmake, ninja, pybind11 and nvcc; no
@@ -27,7 +27,7 @@ import checkout  # noqa: F401
 import record
 from gpu_setting import Setting, summary
 
-# Part -> its time limit in seconds, in order of value; the functions are in gpu_parts.py and gpu_network.py.
+# Part -> its time limit in seconds, in order of value; the functions are in gpu_*.py.
 LIMITS = {
     "environment": 120,
     "build": 420,
@@ -42,6 +42,7 @@ LIMITS = {
     "profile": 120,
     "sanitizer": 300,
     "training": 3600,
+    "distillation": 3600,
 }
 DONE, FAILED, LATE = "done", "failed", "out of time"
 
@@ -50,8 +51,10 @@ def function_of(part: str):
     """The function of a part: takes a Setting, returns plain JSON; "failures" in it makes the part a failure."""
     import gpu_network
     import gpu_parts
+    import gpu_training
 
-    return getattr(gpu_parts, part, None) or getattr(gpu_network, part)
+    modules = (gpu_parts, gpu_network, gpu_training)
+    return next(getattr(module, part) for module in modules if hasattr(module, part))
 
 
 def entry(part: str, setting) -> dict:
@@ -72,6 +75,8 @@ def apart(part: str, setting, limit: float, log: Path) -> dict:
     answer.unlink(missing_ok=True)
     command = [sys.executable, __file__, "--part", part, "--answer", str(answer), "--device", setting.device]
     command += ["--train", setting.train] if setting.train else []
+    command += ["--pack", setting.pack] if setting.pack else []
+    command += ["--out", str(setting.out)]
     command += ["--dry-run"] if setting.tiny else []
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with log.open("ab") as output:
@@ -107,10 +112,16 @@ class Store:
         os.replace(beside, self.path)
 
 
+def setting_of(options: argparse.Namespace) -> Setting:
+    """What the parts are told."""
+    pack = str(options.pack.resolve()) if options.pack else ""
+    return Setting(options.device, options.dry_run, options.train, pack, options.out.resolve())
+
+
 def run(options: argparse.Namespace) -> int:
     """Do the parts that are asked for and not done yet; 1 where one failed or none had the time."""
     store, ended = Store(options.out), time.monotonic() + options.budget
-    setting = Setting(options.device, options.dry_run, options.train)
+    setting = setting_of(options)
     for part in options.only or LIMITS:
         if not options.redo and store.parts.get(part, {}).get("status") == DONE and part != "build":
             print(f"{part}: done before ({store.parts[part]['date']}, commit {store.parts[part]['commit']})")
@@ -137,6 +148,7 @@ def main() -> int:
     parser.add_argument(
         "--train", default="", metavar="COMMAND", help="a training run to hand the machine over to, last"
     )
+    parser.add_argument("--pack", type=Path, help="scans (mrisr pack): teacher and student are trained on them, last")
     parser.add_argument("--dry-run", action="store_true", help="on the CPU, at sizes of nothing: does it run?")
     parser.add_argument("--device", help="default: cuda, and cpu in a dry run")
     parser.add_argument("--part", choices=list(LIMITS), help=argparse.SUPPRESS)
@@ -144,7 +156,7 @@ def main() -> int:
     options = parser.parse_args()
     options.device = options.device or ("cpu" if options.dry_run else "cuda")
     if options.part:
-        found = entry(options.part, Setting(options.device, options.dry_run, options.train))
+        found = entry(options.part, setting_of(options))
         options.answer.write_text(json.dumps(found))
         return 0
     return run(options)

@@ -147,11 +147,3 @@ def sanitizer(setting: Setting) -> dict:
         if run.returncode:
             failures.append(f"{tool} ended with {run.returncode}: {run.stdout[-1500:]}")
     return {"tools": found, "failures": failures}
-
-
-def training(setting: Setting) -> dict:
-    """Hand the machine over: run the command that was given."""
-    if not setting.train:
-        return {"skipped": 'no command given: --train "COMMAND"'}
-    run = subprocess.run(setting.train, shell=True, cwd=ROOT)
-    return {"command": setting.train, "failures": [f"ended with {run.returncode}"] if run.returncode else []}

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
 class Setting:
-    """device: where to work. tiny: sizes of nothing, for a dry run. train: the command of the training part."""
+    """device: where to work. tiny: sizes of nothing, for a dry run. out: where runs are kept. train: the command of the
+    training part; pack: what is trained on where there is none."""
 
     device: str
     tiny: bool = False
     train: str = ""
+    pack: str = ""
+    out: Path = Path()
 
     @property
     def on_gpu(self) -> bool:

@@ -3,8 +3,8 @@
     python benchmarks/teacher_20_steps.py [--out DIR]
 
 The preset `teacher` (20 to 30 M parameters) on a synthetic volume with patches of 24^3, so that minutes suffice; the
-last five steps twice, once in one piece and once from the checkpoint. Writes teacher_20_steps.json and fails where a promise
-is not kept. Training it for real needs a GPU.
+last five steps twice, once in one piece and once from the checkpoint. Writes teacher_20_steps.json and fails where a
+promise is not kept. Training it for real needs a GPU.
 """
 
 from __future__ import annotations

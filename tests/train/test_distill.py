@@ -171,6 +171,22 @@ def test_what_cannot_be_distilled_is_said(config, tmp_path, scans):
     assert load_config("distill-tiny", DISTILLATIONS, seed=4).seed == 4
 
 
+def test_nan_keeps_the_last_good_checkpoint(config, tmp_path, monkeypatch):
+    short = replace(config, hold_out=(), steps=4, save_every=1)
+    original = distill.Distillation.loss_of
+
+    def broken(run, batch, draws, mode):
+        name, loss = original(run, batch, draws, mode)
+        return name, loss * float("nan") if run.step == 2 else loss
+
+    monkeypatch.setattr(distill.Distillation, "loss_of", broken)
+    with pytest.raises(TrainingError, match="step 2: the loss is nan; the last good checkpoint"):
+        loop.train(short, tmp_path, quiet)
+    state = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert state["step"] == 2 and all(bool(torch.isfinite(v).all()) for v in state["net"].values())
+    assert registry.load(tmp_path).meta["steps"] == 2
+
+
 def distill_draws():
     from mrisr.train.batches import Draws
 

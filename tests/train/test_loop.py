@@ -86,6 +86,21 @@ def test_another_configuration_does_not_resume(config, tmp_path):
         loop.train(config, tmp_path, quiet)
 
 
+def test_a_checkpoint_of_another_preset_or_kind_does_not_resume(config, tmp_path, few_probes):
+    loop.train(replace(config, steps=1, hold_out=()), tmp_path, quiet)
+    before = (tmp_path / LAST).read_bytes()
+    with pytest.raises(TrainingError, match="preset: 'tiny' -> 'student'"):
+        loop.train(replace(config, steps=1, hold_out=(), preset="student"), tmp_path, quiet)
+    with pytest.raises(TrainingError, match="init: base holds preset 'student'"):
+        loop.train(replace(config, init="base"), tmp_path / "other", quiet)
+    state = torch.load(tmp_path / LAST, weights_only=True)
+    torch.save({**state, "format": 1}, tmp_path / LAST)
+    with pytest.raises(TrainingError, match="another version of mrisr"):
+        loop.train(replace(config, steps=1, hold_out=()), tmp_path, quiet)
+    (tmp_path / LAST).write_bytes(before)
+    loop.train(replace(config, steps=2, hold_out=()), tmp_path, quiet)
+
+
 def test_dry_run_counts_without_training(config, tmp_path):
     plan = loop.plan(config)
     assert plan["parameters"] > 1000 and plan["voxels_per_step"] == 2 * 24**3
