@@ -15,7 +15,7 @@ STAMP  := $(VENV)/.mrisr-installed
 NATIVE := $(shell find csrc -type f 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint figures compile-only native-test sanitize sanitize-thread runtime runtime-sanitize check-all clean
+.PHONY: help setup demo test lint figures compile-only native-test sanitize sanitize-thread runtime runtime-sanitize teacher-steps check-all clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -55,7 +55,10 @@ runtime-sanitize: $(STAMP) ## libmrisr's C++ tests under AddressSanitizer, Undef
 	$(RUN) tests/runtime/build.py --sanitize address,undefined
 	$(RUN) tests/runtime/build.py --sanitize thread
 
-check-all: lint test sanitize sanitize-thread runtime runtime-sanitize compile-only demo ## what has to pass before a release
+teacher-steps: $(STAMP) ## twenty steps of the 20-30 M parameter teacher on the CPU (minutes)
+	$(RUN) benchmarks/teacher_20_steps.py --out $(OUT)
+
+check-all: lint test sanitize sanitize-thread runtime runtime-sanitize compile-only teacher-steps demo ## what has to pass before a release
 
 clean: ## remove build products and outputs; keeps the environment
 	rm -rf build dist _skbuild out .pytest_cache .ruff_cache .benchmarks *.egg-info mrisr/_native*.so mrisr/_build_info.py

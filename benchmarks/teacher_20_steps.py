@@ -2,8 +2,8 @@
 
     python benchmarks/teacher_20_steps.py [--out DIR]
 
-The preset `teacher` (20 to 30 M parameters) on a synthetic volume with patches of 24^3, so that minutes suffice; the
-last five steps twice, once in one piece and once from the checkpoint. Writes teacher_20_steps.json and fails where a
+The preset `teacher` (20 to 30 M parameters) learns one batch of two synthetic patches of 24^3 by heart, in both modes, so
+that minutes suffice and the loss has to fall; the last steps twice, once in one piece and once from the checkpoint. Writes teacher_20_steps.json and fails where a
 promise is not kept. Training it for real needs a GPU.
 """
 
@@ -22,25 +22,26 @@ import record
 import torch
 from accelerate import Accelerator
 
+from mrisr.nn.condition import MEAN
 from mrisr.train import teacher
 from mrisr.train.config import CONFIGS
 from mrisr.train.run import Run
 from mrisr.weights import registry
 
-STEPS, AGAIN = 20, 5
+STEPS, AGAIN = 20, 3
 PARAMETERS = (20e6, 30e6)
 
 
 def config():
     """The preset, as small as it gets in everything but the network."""
     small = dict(batch=2, patch=24, synthetic=1, warmup=3, accumulate=2, precision="fp32", prefetch=False)
-    return replace(CONFIGS["teacher"], steps=STEPS, gradnl=0.0, bias=0.0, **small)
+    return replace(CONFIGS["teacher"], steps=STEPS, mean_fraction=0.6, gradnl=0.0, bias=0.0, **small)
 
 
-def fixed_loss(run: Run, batch, draws) -> float:
-    """The loss of the posterior mean on one batch: comparable between steps, unlike those of training."""
+def fixed_loss(run: Run, batch) -> float:
+    """The loss of the posterior mean on a batch: comparable between steps, unlike those of two modes."""
     with torch.no_grad():
-        return float(run.loss_of(batch, draws, 0)[1])
+        return float(run.loss_of(batch, None, MEAN)[1])
 
 
 def measure(folder: Path) -> dict:
@@ -48,10 +49,13 @@ def measure(folder: Path) -> dict:
     teacher.PROBES = 32
     run = Run(config(), folder, Accelerator(cpu=True))
     batch = run.sampler.batch(0, 2, 24)
-    before, began = fixed_loss(run, batch, None), time.perf_counter()
+    run.sampler.batch = lambda *where, **rank: batch
+    before, began = fixed_loss(run, batch), time.perf_counter()
     losses = [run.advance() for _ in range(STEPS - AGAIN)]
+    print(losses, flush=True)
     run.save()
     resumed = Run(config(), folder, Accelerator(cpu=True))
+    resumed.sampler.batch = run.sampler.batch
     losses += [run.advance() for _ in range(AGAIN)]
     seconds = (time.perf_counter() - began) / STEPS
     again = [resumed.advance() for _ in range(AGAIN)]
@@ -61,7 +65,7 @@ def measure(folder: Path) -> dict:
         "parameters": sum(p.numel() for p in run.net.parameters()),
         "losses": [[name, round(value, 4)] for name, value in losses],
         "fixed_batch_before": round(before, 4),
-        "fixed_batch_after": round(fixed_loss(run, batch, None), 4),
+        "fixed_batch_after": round(fixed_loss(run, batch), 4),
         "resumed_bit_equal": equal and again == losses[-AGAIN:],
         "seconds_per_step": round(seconds, 2),
         "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
@@ -69,7 +73,7 @@ def measure(folder: Path) -> dict:
     }
     promises = {
         "20 to 30 M parameters": PARAMETERS[0] <= found["parameters"] <= PARAMETERS[1],
-        "the loss on a fixed batch falls": found["fixed_batch_after"] < found["fixed_batch_before"],
+        "the loss falls by a tenth at least": found["fixed_batch_after"] < 0.9 * found["fixed_batch_before"],
         "a resumed run is bit-equal": found["resumed_bit_equal"],
         "the weights load": found["loads"],
     }
