@@ -44,7 +44,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress, no summary; warnings and errors stay")
 
     model = parser.add_argument_group("what to compute")
-    model.add_argument("--model", default="base", metavar="M", help="name or .safetensors (default: base)")
+    model.add_argument("--model", default="base", metavar="M", help="name, .safetensors or bundle (default: base)")
     model.add_argument(
         "--mode",
         choices=("mean", "sample"),

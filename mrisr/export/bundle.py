@@ -28,7 +28,7 @@ order: x becomes r x + (1 - r) x0, r = following level / level; the last gives x
 **Files.** `files` has the size and SHA-256 of every file but config.json. Their names are plain (no folder); what the
 names stand for lies in the folder (no link out of it). `graphs` says what each graph is. Files that are not listed are
 not read. A reader checks all of that, refuses a `format_version` that it does not know and any field that it does not
-know: a change of this page is a new version. docs of every field: `CONFIG`; an example: tests/export/config.json.
+know: a change of this page is a new version. Every field stands in `CONFIG`; an example is tests/export/config.json.
 """
 
 from __future__ import annotations
