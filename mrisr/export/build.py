@@ -15,8 +15,8 @@ from mrisr.export import onnx as graphs
 from mrisr.export.describe import INPUTS, config_of, network_of
 from mrisr.io.atomic import replacing_folder
 
-# Largest difference from PyTorch in float32, as a share of the largest value. With its 8 bits of mantissa bfloat16 would
-# need the finest level in float32 to stay below 5e-3, and that is most of the work.
+# Largest difference from PyTorch in float32, as a share of the largest value. With its 8 bits of mantissa, bfloat16
+# would need the finest level in float32 to stay below 5e-3, and that is most of the work.
 TOLERANCE = {"float32": 1e-5, "float16": 5e-3, "bfloat16": 3e-2}
 CHECKED_SHAPES = ((16, 8, 24), (32, 40, 48), (64, 48, 72))
 
