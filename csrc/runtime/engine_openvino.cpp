@@ -23,8 +23,9 @@ auto guarded(const char* what, Call&& call) {
   } catch (const std::exception& error) {
     std::string text = error.what();
     if (text.size() > 600) text.resize(600);
+    // It may quote a damaged graph, and the caller expects text.
     for (char& c : text)
-      if (c == '\n') c = ' ';
+      if (static_cast<unsigned char>(c) - 0x20u > 0x5eu) c = c == '\n' ? ' ' : '?';
     MRISR_FAIL(MRISR_ERROR_ENGINE, "openvino: cannot " << what << ": " << text);
   }
 }
