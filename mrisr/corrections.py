@@ -15,7 +15,6 @@ import torch
 
 from mrisr.errors import InputError, MrisrWarning, UsageError
 from mrisr.infer.corrections import Corrections
-from mrisr.io import nifti
 from mrisr.physics import bias, coils, gradnl
 from mrisr.volume import Volume
 
@@ -77,6 +76,8 @@ def read_distortion(source: Any, radius: float | None, meta: dict) -> tuple[grad
             "gradnl: cannot be estimated from a scan; give the coefficients of its scanner, or a displacement field"
         )
     if isinstance(source, str | os.PathLike):
+        from mrisr.io import nifti  # where there are files; arrays need no nibabel
+
         name = os.fspath(source)
         if name.lower().endswith(nifti.READ_ENDINGS):
             return gradnl.DisplacementField.from_volume(nifti.read(name, scan=False)), name
@@ -98,6 +99,8 @@ def read_field(source: Any, scan: Volume) -> tuple[torch.Tensor | str, str]:
         return "auto", "estimated by N4"
     name = "bias field"
     if isinstance(source, str | os.PathLike):
+        from mrisr.io import nifti
+
         source, name = nifti.read(source, scan=False), os.fspath(source)
     volume = _image(source)
     if volume is not None:
@@ -147,6 +150,8 @@ def _image(source: Any) -> Volume | None:
     if isinstance(source, Volume):
         return source
     if hasattr(source, "dataobj") and hasattr(source, "affine"):
+        from mrisr.io import nifti
+
         return nifti.from_image(source, scan=False)
     return None
 
