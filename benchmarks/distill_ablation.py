@@ -3,7 +3,8 @@
     python benchmarks/distill_ablation.py --data SCANS [--work DIR] [--seeds 0 1] [--steps 240]
 
 A small teacher and a small student that has been trained a little, then the student distilled with everything, with
-each ingredient left out, and trained on without a teacher for as many network passes. Minutes a run on one core. The
+each ingredient left out, and trained on without a teacher for as many network passes; beside them a network of the
+student's size with one step and an absolute loss (L1) for as many passes in all. Minutes a run on one core. The
 same command again goes on; DIR (default out/distill_ablation) keeps the runs. Writes distill_ablation.json and .md into
 benchmarks/results after every run.
 """
@@ -41,7 +42,8 @@ SIZES = {
     "ablation-student": UNetConfig(widths=(16, 32, 64), encoder=(1, 1), middle=1, decoder=(1, 1), embed=64),
 }
 LEFT_OUT = ("halving", "ladder", "hints", "ground_truth", "teacher_mean")
-VARIANTS = ("full", *(f"no {name}" for name in LEFT_OUT), "no teacher")
+DETERMINISTIC = "L1 network"
+VARIANTS = ("full", *(f"no {name}" for name in LEFT_OUT), "no teacher", DETERMINISTIC)
 COUNTS = ("mean", 1, 2, 4)
 BLOCK = 64  # voxels along a measured block
 PROBES = 96  # pairs that a run measures its residual on
@@ -64,6 +66,7 @@ def configurations(data: tuple[str, ...], seed: int, steps: int, work: Path) -> 
         **{f"no {name}": replace(full, **{name: 0.0}) for name in LEFT_OUT},
     }
     found["no teacher"] = TrainConfig(**student, init=start, steps=round(DEARER * steps), mean_fraction=0.5)
+    found[DETERMINISTIC] = TrainConfig(**student, steps=steps + round(DEARER * steps), mean_fraction=1.0, loss="l1")
     return found
 
 
@@ -76,12 +79,12 @@ def read_once() -> None:
     run.gather_volumes = lambda config: gathered(config.data, config.seed, config.synthetic)
 
 
-def measure(weights: Path, cases) -> dict:
+def measure(weights: Path, cases, counts=COUNTS) -> dict:
     """Gain over cubic (dB), SSIM, and area of the Fourier shell correlation beyond the acquired band: mean over the
     cases, for the posterior mean and for 1, 2 and 4 steps."""
     model = registry.load(weights)
     few, rows = model.meta.get("few_steps", ()), {}
-    for count in COUNTS:
+    for count in counts:
         values = []
         for case in cases:
             with torch.no_grad():
@@ -104,7 +107,7 @@ def summary(runs: dict) -> list[dict]:
             continue
         row = {"variant": name, "seeds": len(found)}
         for count in map(str, COUNTS):
-            for figure in ("gain", "ssim", "fsc"):
+            for figure in ("gain", "ssim", "fsc") if count in found[0] else ():
                 values = [f[count][figure] for f in found]
                 row[f"{count}/{figure}"] = [float(np.mean(values)), (max(values) - min(values)) / 2]
         rows.append(row)
@@ -119,7 +122,8 @@ def table(content: dict) -> str:
         f"Held-out people {', '.join(HELD_OUT)}, cases {', '.join(SAMPLED)}, the middle {BLOCK}^3 voxels. Gain over",
         "cubic in dB, SSIM, and area of the Fourier shell correlation beyond the acquired band; mean of the students'",
         "seeds, +- half their range; one teacher for all. A difference below the spread says nothing. `no teacher` is",
-        "plain training for as many passes; `start` is what every student began with; the teacher's row is its ODE.",
+        "plain training for as many passes; `start` is what every student began with; the teacher's row is its ODE;",
+        f"`{DETERMINISTIC}` is of the student's size, one step, absolute loss, for as many passes from its own start.",
         "",
         "| variant | seeds | " + " | ".join(f"{c} {f}" for c in _headings() for f in ("dB", "SSIM", "FSC")) + " |",
         "|---|---|" + "---|" * (3 * len(COUNTS)),
@@ -128,6 +132,9 @@ def table(content: dict) -> str:
         cells = []
         for count in map(str, COUNTS):
             for figure, digits in (("gain", 2), ("ssim", 4), ("fsc", 3)):
+                if f"{count}/{figure}" not in row:
+                    cells.append("-")
+                    continue
                 mean, spread = row[f"{count}/{figure}"]
                 # One seed has no spread to state.
                 cells.append(f"{mean:.{digits}f}" + (f" +- {spread:.{digits}f}" if row["seeds"] > 1 else ""))
@@ -182,7 +189,7 @@ def main() -> int:
                 continue
             began, folder = time.process_time(), options.work / key.replace(" ", "-")
             loop.train(config, folder)
-            figures = measure(folder / "weights.safetensors", cases)
+            figures = measure(folder / "weights.safetensors", cases, COUNTS[:1] if name == DETERMINISTIC else COUNTS)
             runs[key] = {"figures": figures, "cpu_seconds": round(time.process_time() - began, 1)}
             with replacing(store, force=True) as beside:
                 beside.write_text(json.dumps(runs))
