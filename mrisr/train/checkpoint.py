@@ -66,9 +66,14 @@ def initialise(net: torch.nn.Module, config) -> float:
         )
     net.load_state_dict(model.denoiser.net.state_dict())
     if "few_steps" not in model.meta:
-        # An entry that those weights were never shown: a random column would only disturb.
-        net.embed[0].weight[:, STEP_SHARE] = 0
+        forget_step_share(net)
     return model.denoiser.sigma_data
+
+
+@torch.no_grad()
+def forget_step_share(net: torch.nn.Module) -> None:
+    """Make `net` blind to an entry that undistilled weights were never shown: a random column would only disturb."""
+    net.embed[0].weight[:, STEP_SHARE] = 0
 
 
 def export_weights(path: Path, tensors: dict[str, torch.Tensor], meta: dict) -> None:
