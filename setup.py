@@ -189,7 +189,7 @@ def extensions() -> list[Extension]:
     # A source distribution carries the C++ and CUDA files wherever it is made.
     if native_refusal() and "sdist" not in sys.argv:
         return []
-    sources = sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in {".h", ".c", ".cpp", ".cu", ".cuh"})
+    sources = sorted(p for p in (ROOT / "csrc").rglob("*") if p.is_file())
     depends = ["CMakeLists.txt", *(str(path.relative_to(ROOT)) for path in sources)]
     # A module that fails to build leaves a pure-Python install (unless MRISR_NATIVE=1), hence optional.
     return [Extension("mrisr._native", sources=[], depends=depends, optional=True)]

@@ -105,7 +105,11 @@ def test_an_interrupted_run_leaves_no_file(number, scan, tmp_path):
         "--voxel-size", "0.2", "--threads", "1", "--engine", "torch", "--tile", "88",
         "--info", tmp_path / "i.json",
     ]  # fmt: skip
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+
+    def as_in_a_terminal():  # a shell starts background jobs, hence whole test runs, with Ctrl-C ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=as_in_a_terminal) as process:
         deadline = time.monotonic() + 120
         while "libtorch" not in maps(process.pid) and time.monotonic() < deadline:
             time.sleep(0.1)
