@@ -76,7 +76,8 @@ def upscale(
             mm), or an `mrisr.physics.psf.AxisPSF`.
         gradnl: gradient nonlinearity to undo, in the same interpolation as the change of grid: a path of Siemens
             coefficients (.grad; a .coef by `mrisr.physics.coils.read`, with its radius), a displacement field [X, Y,
-            Z, 3] in mm along R, A and S (a path, a nibabel image or a Volume), or a `mrisr.physics.gradnl.Distortion`.
+            Z, 3] in mm along R, A and S (a path, a nibabel image or a Volume; what is at x the scan shows at x +
+            field(x); its grid has to cover the scan's), or a `mrisr.physics.gradnl.Distortion`.
         gradnl_done: what the scanner has corrected already: "none", "2D" (within slices), "3D" (nothing is left to
             do), or "auto": from ImageType.
         slice_axis: stored axis across slices, for "2D".

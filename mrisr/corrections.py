@@ -125,7 +125,7 @@ def already_corrected(scan: Volume, stated: str = "auto", by: str = "the caller"
         done, why = stated, f"stated by {by}"
     if done == "unknown":
         done = "none"
-        _warn(f"{scan.name}: {why}; it is corrected in full because that was asked for (state what was corrected)")
+        _warn(f"{scan.name}: {why}; it is corrected in full, as asked for (or state gradnl_done, --corrected)")
     if done == "3D":
         _warn(f"{scan.name}: corrected by the scanner already ({why}); its geometry is left as it is")
     else:

@@ -84,7 +84,8 @@ def add_gradnl(group) -> None:
     group.add_argument(
         "--gradnl",
         metavar="COEFFS",
-        help="Siemens coefficients (.grad or .coef), or a displacement field [X, Y, Z, 3] in mm as NIfTI",
+        help="Siemens coefficients (.grad or .coef), or a displacement field [X, Y, Z, 3] as NIfTI, mm to R, A, S: "
+        "what is at x is shown at x + field(x)",
     )
     group.add_argument("--radius", type=positive_float, metavar="MM", help="R0 of a .coef file, which states none")
     group.add_argument(

@@ -29,7 +29,9 @@ def add_run(parser: argparse.ArgumentParser, config: str) -> None:
         "--config", default=config, metavar="C", help=f"preset (see --list) or JSON file (default: {config})"
     )
     parser.add_argument("--init", metavar="W", help="weights to start from, by name or path, of the same preset")
-    parser.add_argument("--data", nargs="+", metavar="PATH", help="folders of NIfTI scans, or scans")
+    parser.add_argument(
+        "--data", nargs="+", metavar="PATH", help="folders of NIfTI scans, scans, or packs (mrisr pack)"
+    )
     parser.add_argument(
         "--hold-out", nargs="+", metavar="NAME", help="file name prefixes kept for validation (whole people)"
     )

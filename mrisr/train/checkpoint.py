@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 
 from mrisr.errors import ModelError, TrainingError
 from mrisr.nn.condition import STEP_SHARE
@@ -47,8 +47,21 @@ def check_same_run(state: dict, config_json: str, path: Path, free=frozenset({"s
         raise TrainingError(f"{path}: was made by another configuration ({changes}); use another output folder")
 
 
+def check_same_scans(state: dict, names: list[str], path: Path) -> None:
+    """A run goes on with the scans it began with, wherever they lie now: its weights name them."""
+    before = state["trained_on"]
+    if sorted(before) != sorted(names):
+        odd = sorted(set(before) ^ set(names))
+        raise TrainingError(
+            f"{path}: was trained on other scans ({len(before)} then, {len(names)} now; not in both: "
+            f"{', '.join(odd[:5])}{', ...' if len(odd) > 5 else ''}); give the same --data, or another output folder"
+        )
+
+
 def starting_weights(name: str, what: str) -> registry.LoadedModel:
     """Weights by name or path, as `mrisr.load_model` takes them; `what` names the option in the error."""
+    if not name:
+        raise TrainingError(f"{what}: expected weights, by name or path; none are given (--{what})")
     try:
         return registry.load(name)
     except ModelError as error:
@@ -80,5 +93,5 @@ def export_weights(path: Path, tensors: dict[str, torch.Tensor], meta: dict) -> 
     """Weights as safetensors with `meta` (JSON) in the header, atomically."""
     part = path.with_name(path.name + ".part")
     plain = {k: v.detach().float().contiguous().cpu() for k, v in tensors.items()}
-    save_file(plain, part, metadata={"mrisr": json.dumps(meta)})
+    part.write_bytes(to_bytes(plain, metadata={"mrisr": json.dumps(meta)}))  # save_file makes what only its owner reads
     os.replace(part, path)

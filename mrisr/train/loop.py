@@ -9,8 +9,10 @@ from pathlib import Path
 
 import torch
 
+from mrisr.errors import TrainingError
 from mrisr.io.atomic import replacing
 from mrisr.nn.presets import build
+from mrisr.train import checkpoint
 from mrisr.train.config import DistillConfig, TrainConfig
 from mrisr.train.distill import Distillation
 from mrisr.train.run import Run
@@ -24,6 +26,10 @@ def plan(config: TrainConfig) -> dict:
     """What a run would do, without doing it (`--dry-run`)."""
     train, weights, held = gather_volumes(config)
     net = build(config.preset)
+    if config.init:
+        checkpoint.initialise(net, config)
+    if isinstance(config, DistillConfig):
+        checkpoint.starting_weights(config.teacher, "teacher")
     return {
         "config": json.loads(config.to_json()),
         "parameters": sum(p.numel() for p in net.parameters()),
@@ -48,6 +54,13 @@ def train(config: TrainConfig, out: Path, report=print) -> dict:
         kwargs_handlers=kind.accelerate_with(),
     )
     run = kind(config, out, accelerator)
+    if run.step > config.steps:
+        raise TrainingError(
+            f"{out}: is at step {run.step} already, and steps={config.steps} are asked for; ask for more steps, or use "
+            "another output folder"
+        )
+    if run.step == config.steps:
+        report(json.dumps({"step": run.step, "note": "all steps are done: nothing left to do"}))
     main = accelerator.is_main_process
     if main:
         with replacing(out / "config.json", force=True) as path:

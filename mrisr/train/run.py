@@ -68,6 +68,7 @@ class Run:
             self.sigma_data = self.sigma_data or measured
         else:
             checkpoint.check_same_run(state, config.to_json(), out / checkpoint.LAST, self.resumes_with)
+            checkpoint.check_same_scans(state, [v.name for v in self.train], out / checkpoint.LAST)
             self.step, self.chosen = state["step"], state["chosen"]
             self.sigma_data, self.table = state["sigma_data"], state["table"]
             net.load_state_dict(state["net"])
@@ -210,6 +211,7 @@ class Run:
             "chosen": self.chosen,
             "sigma_data": self.sigma_data,
             "table": self.table,
+            "trained_on": [v.name for v in self.train],
             "net": self.net.state_dict(),
             "averages": {name: average.state_dict() for name, average in self.averages.items()},
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],

@@ -43,7 +43,7 @@ def publish(
     if Path(name).name != name or name.endswith(".safetensors"):
         raise UsageError(f"name: expected a plain name such as teacher-small, found {name!r}")
     import torch
-    from safetensors.torch import save_file
+    from safetensors.torch import save as to_bytes
 
     path = registry.locate(source)
     meta, tensors = registry.read(path)
@@ -58,7 +58,8 @@ def publish(
     target = folder / f"{name}.safetensors"
     beside = target.with_name(f".{target.name}.part")
     try:
-        save_file({k: t.contiguous() for k, t in tensors.items()}, beside, metadata={"mrisr": json.dumps(meta)})
+        header = {"mrisr": json.dumps(meta)}
+        beside.write_bytes(to_bytes({k: t.contiguous() for k, t in tensors.items()}, metadata=header))
         os.replace(beside, target)
     finally:
         beside.unlink(missing_ok=True)

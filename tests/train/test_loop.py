@@ -1,6 +1,7 @@
 """Training: resumes bit for bit, keeps people apart, stops on NaN with its last good checkpoint."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -84,6 +85,22 @@ def test_another_configuration_does_not_resume(config, tmp_path):
     (tmp_path / LAST).write_bytes(b"damaged")
     with pytest.raises(TrainingError, match="not a readable checkpoint"):
         loop.train(config, tmp_path, quiet)
+
+
+def test_a_run_does_not_go_back_nor_on_with_other_scans(config, tmp_path, few_probes):
+    loop.train(replace(config, steps=2), tmp_path, quiet)
+    kept = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
+    with pytest.raises(TrainingError, match="is at step 2 already, and steps=1 are asked for"):
+        loop.train(replace(config, steps=1), tmp_path, quiet)
+    more = tmp_path / "more"
+    shutil.copytree(config.data[0], more)
+    shutil.copy(next(more.glob("bela*")), more / "carla.nii.gz")
+    with pytest.raises(TrainingError, match="was trained on other scans .*carla"):
+        loop.train(replace(config, steps=3, data=(str(more),)), tmp_path, quiet)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()} == kept
+    said = []
+    loop.train(replace(config, steps=2), tmp_path, said.append)
+    assert "nothing left to do" in said[0]
 
 
 def test_a_checkpoint_of_another_preset_or_kind_does_not_resume(config, tmp_path, few_probes):
