@@ -26,7 +26,7 @@ def test_the_example_is_valid_and_up_to_date():
     for config in (now, then):
         for name in OF_THE_MODEL:
             config.pop(name, None)
-        for name in ("sigma_data", "sigma_min", "sigma_max"):
+        for name in ("sigma_data", "sigma_min", "sigma_max", "few_steps"):
             config["diffusion"].pop(name)
     assert now == then
 
