@@ -65,8 +65,9 @@ def draw(runs: dict[str, list[dict]], path: Path) -> None:
             if found:
                 axes[1, 1].plot(*zip(*found), "o-", ms=3, color=f"C{j}", label=f"{name}, {n} steps")
     lines = ", ".join(f"{name} {styles[k % 4]}" for k, name in enumerate(runs))
-    axes[0, 0].set(title="gain over cubic, held-out people (dotted: worst case)", ylabel="dB", xlabel="step")
-    axes[0, 1].set(title=f"by kind of scan ({lines})", ylabel="dB", xlabel="step")
+    axes[0, 0].set(title="gain over cubic (dotted: worst case)", ylabel="dB", xlabel="step")
+    axes[0, 1].set_title(f"by kind of scan\n({lines})", fontsize=7)
+    axes[0, 1].set(ylabel="dB", xlabel="step")
     axes[1, 0].set(title="training loss", xlabel="step", yscale="log")
     axes[1, 1].set(title="samples of few steps, gain over cubic", ylabel="dB", xlabel="step")
     for ax in axes.flat:
