@@ -56,6 +56,8 @@ def locate(name: str | Path) -> Path:
         if bundle.is_bundle(name) and not path.is_file():
             raise ModelError(f"{path}: is missing; export or copy the bundle again")
     if path.is_file():
+        if path.name != bundle.WEIGHTS_NAME and bundle.is_bundle(path.parent):
+            raise ModelError(f"{path}: is one file of a bundle; give the bundle's folder, {path.parent}")
         return path
     raise ModelError(f"model: {str(name)!r} is neither shipped ({', '.join(available()) or 'none'}) nor a weights file")
 

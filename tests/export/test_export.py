@@ -156,6 +156,11 @@ def test_a_damaged_bundle_is_refused(copy, how, words):
         mrisr.load_model(copy)
 
 
+def test_one_file_of_a_bundle_is_not_the_bundle(copy):
+    with pytest.raises(ModelError, match="model.onnx: is one file of a bundle; give the bundle's folder"):
+        registry.load(copy / "model.onnx")
+
+
 def test_a_link_inside_the_bundle_is_fine(copy):
     os.replace(copy / "card.md", copy / "text.md")
     (copy / "card.md").symlink_to("text.md")
