@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <new>
+#include <utility>
 
 #include "correct.h"
 #include "error.h"
@@ -25,6 +26,19 @@ Strides strides_of(const std::int64_t given[3], const Triple& shape, const char*
       MRISR_FAIL(MRISR_ERROR_ARGUMENT, name << ": expected three strides in elements, or all 0, found " << given[0] << ", " << given[1]
                                             << ", " << given[2]);
   return {{given[0], given[1], given[2]}};
+}
+
+// Where a strided volume lies: its first byte, and one past its last.
+std::pair<std::intptr_t, std::intptr_t> bytes_of(const void* start, const Strides& stride, const Triple& n, std::size_t element) {
+  std::int64_t low = 0, high = 0;
+  for (int d = 0; d < 3; ++d) (stride.s[d] < 0 ? low : high) += (n[d] - 1) * stride.s[d];
+  const auto at = reinterpret_cast<std::intptr_t>(start), size = static_cast<std::intptr_t>(element);
+  return {at + low * size, at + (high + 1) * size};
+}
+
+void check_apart(const std::pair<std::intptr_t, std::intptr_t>& a, const std::pair<std::intptr_t, std::intptr_t>& b, const char* what) {
+  if (a.first < b.second && b.first < a.second)
+    MRISR_FAIL(MRISR_ERROR_ARGUMENT, what << ": must not overlap; give each a block of its own (mrisr_job_geometry has the output's shape)");
 }
 
 // The workspace of a call: the caller's, or one block of our own.
@@ -101,6 +115,9 @@ void run_stages(Job& job, const mrisr_run_options& options, const Workspace& w, 
   const Triple &coarse = job.source.shape, &fine = job.target.shape;
   const std::int64_t n = product(coarse), voxels = product(fine);
   const Strides in = strides_of(options.input_stride, coarse, "input_stride"), out = strides_of(options.output_stride, fine, "output_stride");
+  const auto to = bytes_of(options.output, out, fine, sizeof(float));
+  check_apart(bytes_of(options.input, in, coarse, options.input_element == MRISR_INT16 ? 2 : sizeof(float)), to, "input and output");
+  if (options.spread != nullptr) check_apart(to, bytes_of(options.spread, out, fine, sizeof(float)), "output and spread");
   Progress progress(options.progress, options.progress_user);
   progress.at(0);
   if (options.input_element == MRISR_INT16)

@@ -22,7 +22,7 @@ static void print_log(void* user, int32_t level, const char* text) {
 static float* read_volume(const char* path, size_t count) {
   FILE* file = fopen(path, "rb");
   float* voxels = file == NULL ? NULL : malloc(count * sizeof *voxels);
-  if (voxels != NULL && fread(voxels, sizeof *voxels, count, file) != count) {
+  if (voxels != NULL && (fread(voxels, sizeof *voxels, count, file) != count || fgetc(file) != EOF)) {
     free(voxels);
     voxels = NULL;
   }
@@ -61,7 +61,7 @@ static int upscale(mrisr_model* model, const mrisr_plan_options* how, const char
   run.input = in;
   run.output = out;
   if (in == NULL || out == NULL) {
-    fprintf(stderr, "upscale: cannot read %s\n", input);
+    fprintf(stderr, "upscale: %s: expected a file of exactly NX * NY * NZ float32 voxels\n", input);
   } else if (mrisr_run(job, &run, NULL) != MRISR_OK) {
     failed("run");
   } else if (!write_volume(output, out, count)) {

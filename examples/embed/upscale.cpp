@@ -60,8 +60,9 @@ class Workspace {
 std::vector<float> read_volume(const char* path, std::size_t count) {
   std::vector<float> voxels(count);
   std::ifstream file(path, std::ios::binary);
-  if (!file.read(reinterpret_cast<char*>(voxels.data()), static_cast<std::streamsize>(count * sizeof(float))))
-    throw std::runtime_error(std::string("cannot read ") + path);
+  if (!file.read(reinterpret_cast<char*>(voxels.data()), static_cast<std::streamsize>(count * sizeof(float))) ||
+      file.peek() != std::ifstream::traits_type::eof())
+    throw std::runtime_error(path + std::string(": expected a file of exactly NX * NY * NZ float32 voxels"));
   return voxels;
 }
 

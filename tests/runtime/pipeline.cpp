@@ -282,6 +282,7 @@ void test_run_errors(const Bench& bench) {
   refused(MRISR_ERROR_ARGUMENT, "options: struct_size is 0", [](Options& o, auto&) { o.struct_size = 0; });
   refused(MRISR_ERROR_ARGUMENT, "input: is NULL", [](Options& o, auto&) { o.input = nullptr; });
   refused(MRISR_ERROR_ARGUMENT, "output: is NULL", [](Options& o, auto&) { o.output = nullptr; });
+  refused(MRISR_ERROR_ARGUMENT, "input and output: must not overlap", [](Options& o, Result& r) { o.input = r.out.data() + 7; });
   refused(MRISR_ERROR_ARGUMENT, "input_element: expected a mrisr_element", [](Options& o, auto&) { o.input_element = 4; });
   refused(MRISR_ERROR_ARGUMENT, "input_stride: expected three strides", [](Options& o, auto&) { o.input_stride[0] = 1; });
   refused(MRISR_ERROR_ARGUMENT, "output_stride: expected three strides", [](Options& o, auto&) { o.output_stride[1] = 1; });

@@ -54,7 +54,7 @@ def test_examples_say_what_is_wrong(folder, tmp_path):
     (tmp_path / "short.raw").write_bytes(b"1234")
     example = PREFIX.parent / "examples" / "upscale_c"
     done = run(example, folder, tmp_path / "short.raw", 8, 8, 8, 1, 1, 1, tmp_path / "out.raw")
-    assert done.returncode == 1 and "cannot read" in done.stderr
+    assert done.returncode == 1 and "expected a file of exactly" in done.stderr
     done = run(example, tmp_path, tmp_path / "short.raw", 8, 8, 8, 1, 1, 1, tmp_path / "out.raw")
     assert done.returncode == 1 and "config.json: is missing" in done.stderr
 
