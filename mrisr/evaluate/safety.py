@@ -70,8 +70,8 @@ def three_class_thresholds(values: np.ndarray, bins: int = 128) -> tuple[float, 
     i, j = np.meshgrid(np.arange(1, bins), np.arange(1, bins), indexing="ij")
 
     def term(a, b):
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.nan_to_num((moment[b] - moment[a]) ** 2 / (weight[b] - weight[a]))
+        inside = weight[b] - weight[a]  # an empty class adds nothing
+        return np.divide((moment[b] - moment[a]) ** 2, inside, out=np.zeros(inside.shape), where=inside > 0)
 
     between = np.where(i < j, term(0, i) + term(i, j) + term(j, bins), -1.0)
     best = np.unravel_index(int(between.argmax()), between.shape)

@@ -38,7 +38,6 @@ class Step:
         source: the map (or "input") it reads.
         target: the map (or "output") it writes; the same as `source` for steps in place.
         level: of the target, 0 at 1/2 resolution.
-        halo: rows of the source it needs on either side of a slab.
         frees: maps that nobody reads afterwards.
     """
 
@@ -47,7 +46,6 @@ class Step:
     source: str
     target: str
     level: int
-    halo: int
     frees: tuple[str, ...] = ()
 
 
@@ -110,18 +108,18 @@ def compile_network(net: UNet) -> Program:
     if net.config.norm == "group":
         channels |= {f"t{level}": width for level, width in enumerate(widths)}
     steps = [
-        Step("enter", net.entrance, "input", "h0", 0, 1),
+        Step("enter", net.entrance, "input", "h0", 0),
         *_stage(net.encode0, 0),
-        Step("down", net.down0, "h0", "h1", 1, 0),
+        Step("down", net.down0, "h0", "h1", 1),
         *_stage(net.encode1, 1),
-        Step("down", net.down1, "h1", "h2", 2, 0),
-        Step("guide", net.guide, "h2", "h2", 2, 0),
+        Step("down", net.down1, "h1", "h2", 2),
+        Step("guide", net.guide, "h2", "h2", 2),
         *_stage(net.middle.stage, 2, net.middle.attention),
-        Step("up_add", net.up1, "h2", "h1", 1, 0, frees=("h2",)),
+        Step("up_add", net.up1, "h2", "h1", 1, frees=("h2",)),
         *_stage(net.decode1, 1),
-        Step("up_add", net.up0, "h1", "h0", 0, 0, frees=("h1",)),
+        Step("up_add", net.up0, "h1", "h0", 0, frees=("h1",)),
         *_stage(net.decode0, 0),
-        Step("exit", net.exit, "h0", "output", 0, 1, frees=("h0",)),
+        Step("exit", net.exit, "h0", "output", 0, frees=("h0",)),
     ]
     return Program(tuple(steps), channels, {name: int(name[1:]) for name in channels})
 
@@ -130,9 +128,9 @@ def _stage(stage: Stage, level: int, attention=()) -> Iterator[Step]:
     h, t = f"h{level}", f"t{level}"
     for block, attend in zip_longest(stage.blocks, attention):
         if hasattr(block, "groups"):
-            yield Step("norm_conv", block, h, t, level, 1)
-            yield Step("norm_conv_add", block, t, h, level, 1, frees=(t,))
+            yield Step("norm_conv", block, h, t, level)
+            yield Step("norm_conv_add", block, t, h, level, frees=(t,))
         else:
-            yield Step("film_block", block, h, h, level, 2)
+            yield Step("film_block", block, h, h, level)
         if attend is not None:
-            yield Step("attend", attend, h, h, level, 0)
+            yield Step("attend", attend, h, h, level)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,10 @@ def test_nan_and_shape_are_errors_without_end(contest):
     one = three(contest, 2, 2)
     assert contest.error_of(one, torch.tensor([0.0, 2.0, torch.nan, 6.0])) == float("inf")
     assert contest.error_of(one, torch.zeros(3)) == float("inf")
+    assert contest.error_of(one, torch.full_like(one.expected, torch.inf)) == float("inf")
+    endless = replace(one, expected=torch.tensor([torch.inf, 2.0, 4.0, 6.0], dtype=torch.float64))
+    assert contest.error_of(endless, torch.tensor([torch.inf, 2.0, 4.0, 9.0])) == 0.5
+    assert contest.error_of(endless, torch.tensor([-torch.inf, 2.0, 4.0, 6.0])) == float("inf")
 
 
 def test_every_contest_runs_by_pytest_benchmark():
