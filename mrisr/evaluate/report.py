@@ -24,16 +24,23 @@ CHI2_RANGE, TISSUE_LIMIT = (0.9, 1.1), 0.01
 SURVIVAL, GAIN_FLOOR = 0.99, -0.02
 
 
-def build_report(outcome: Outcome, settings: dict) -> dict:
-    """Everything needed to read the numbers, and to repeat them: JSON-ready."""
-    rows = rows_as_dicts(outcome.rows)
+def circumstances(format: str, settings: dict) -> dict:
+    """What every report begins with: its format, when, by which commit, on what, and the settings to repeat it."""
     return {
-        "format": FORMAT,
+        "format": format,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": commit(),
         "machine": machine(),
         "versions": versions(),
         "settings": settings,
+    }
+
+
+def build_report(outcome: Outcome, settings: dict) -> dict:
+    """Everything needed to read the numbers, and to repeat them: JSON-ready."""
+    rows = rows_as_dicts(outcome.rows)
+    return {
+        **circumstances(FORMAT, settings),
         "cases": {name: str(CASES[name]) for name in _in_order(rows, "case") if name in CASES},
         "volumes": outcome.volumes,
         "skipped": outcome.skipped,

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timezone
 
 import numpy as np
 
-from mrisr.environment import commit, machine, versions
 from mrisr.evaluate.baselines import BASELINES
 from mrisr.evaluate.protocol import Outcome, rows_as_dicts
-from mrisr.evaluate.report import CHI2_RANGE, SURVIVAL, TISSUE_LIMIT, joined
+from mrisr.evaluate.report import CHI2_RANGE, SURVIVAL, TISSUE_LIMIT, circumstances, joined
 
 FORMAT = "mrisr-safety/1"
 STEM = "safety"
@@ -46,12 +44,7 @@ def build(outcome: Outcome, uncertainty: dict | None, weights: str, settings: di
     rows = [{k: v for k, v in row.items() if k not in ("fsc_curve", "nmi")} for row in rows_as_dicts(outcome.rows)]
     methods = list(dict.fromkeys(row["method"] for row in rows))
     return {
-        "format": FORMAT,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit(),
-        "machine": machine(),
-        "versions": versions(),
-        "settings": settings,
+        **circumstances(FORMAT, settings),
         "weights": weights,
         "volumes": outcome.volumes,
         "skipped": outcome.skipped,
