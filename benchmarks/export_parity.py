@@ -35,8 +35,8 @@ def run(model: str = "base", threads: int = 1, library: Path | None = None, fold
     """Measure, write the two files into `folder`, and return the content. RuntimeError where a row is out of bounds."""
     import torch
 
+    from mrisr.bundle import PRECISIONS
     from mrisr.export.build import TOLERANCE, export_bundle
-    from mrisr.export.bundle import PRECISIONS
     from mrisr.weights import registry
 
     torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-// The bundle: config.json (format "mrisr-bundle", version 1; mrisr/export/bundle.py holds its specification) and the
+// The bundle: config.json (format "mrisr-bundle", version 1; mrisr/bundle/__init__.py holds its specification) and the
 // files that it names.
 #pragma once
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
+from mrisr import bundle
 from mrisr.errors import BackendError, UsageError
-from mrisr.export import bundle
 from mrisr.export import onnx as graphs
 from mrisr.export.describe import INPUTS, config_of, network_of
 from mrisr.io.atomic import replacing_folder

@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 
 from mrisr import __version__
+from mrisr.bundle import FORMAT, MODEL_NAME, VERSION
 from mrisr.diffusion.schedule import karras_sigmas
-from mrisr.export.bundle import FORMAT, MODEL_NAME, VERSION
 from mrisr.infer import tiles
 from mrisr.infer.info import RESEARCH_USE
 from mrisr.infer.pipeline import WINDOW_ALIGN

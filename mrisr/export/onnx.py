@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from mrisr import __version__
+from mrisr.bundle import WEIGHTS_NAME
 from mrisr.errors import BackendError, ModelError
-from mrisr.export.bundle import WEIGHTS_NAME
 from mrisr.export.describe import INPUTS, OUTPUTS
 from mrisr.nn.condition import GUIDANCE_CHANNELS, GUIDANCE_STRIDE, VECTOR_DIM
 from mrisr.nn.unet import MULTIPLE

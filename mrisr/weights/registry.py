@@ -10,8 +10,8 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mrisr import bundle
 from mrisr.errors import ModelError
-from mrisr.export import bundle
 
 FOLDER = Path(__file__).parent
 FORMAT = 1
@@ -29,7 +29,7 @@ class LoadedModel:
             "uncertainty", see `mrisr.weights.publish`).
         sha256: of the weights file.
         card: path of the model card, or None.
-        plan: of a bundle with a TensorRT plan, a `mrisr.export.bundle.Plan`.
+        plan: of a bundle with a TensorRT plan, a `mrisr.bundle.Plan`.
     """
 
     denoiser: object

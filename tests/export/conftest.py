@@ -11,8 +11,8 @@ import pytest
 def exported(tmp_path_factory):
     """(folder, lines said) of the shipped weights as a bundle with every precision and an OpenVINO graph."""
     pytest.importorskip("onnxscript", reason="exporting needs onnxscript (extra: export)")
+    from mrisr.bundle import PRECISIONS
     from mrisr.export.build import export_bundle
-    from mrisr.export.bundle import PRECISIONS
     from mrisr.weights import registry
 
     folder, lines = tmp_path_factory.mktemp("export") / "base", []

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from mrisr import bundle
 from mrisr.errors import ModelError
-from mrisr.export import bundle
 from mrisr.export.describe import config_of
 from mrisr.weights import registry
 
@@ -51,7 +51,9 @@ def change(*path, to):
         (b"\xff{}", "not UTF-8"),
         (b"[1]", "not the configuration of a bundle"),
         (b'{"format": "mrisr-bundle", "format_version": 2}', "format version 2, and this mrisr reads up to 1"),
-        (b'{"format": "mrisr-bundle", "format_version": 0}', "lacks library_version"),
+        (b'{"format": "mrisr-bundle", "format_version": 0}', "format_version: expected 1, found 0"),
+        (b'{"format": "mrisr-bundle", "format_version": 1}', "lacks library_version"),
+        (b'{"a": "\\ud800"}', "half of a surrogate pair"),
         (b"[" * 100_000, "nests more than"),
         (b'{"a": NaN}', "NaN is not a number"),
         (b'{"a": 1e999}', "too large for a number"),
@@ -62,8 +64,11 @@ def change(*path, to):
         (change("network", "norm", to="batch"), "network.norm: expected 'channel' or 'group', found 'batch'"),
         (change("network", "multiple", to=8.0), "network.multiple: expected a whole number"),
         (change("network", "multiple", to=True), "network.multiple: expected a whole number"),
-        (change("diffusion", "sigma_data", to="0.1"), "diffusion.sigma_data: expected a number, found '0.1'"),
-        (change("diffusion", "sigma_data", to=0), "diffusion.sigma_data: expected above 0"),
+        (
+            change("diffusion", "sigma_data", to="0.1"),
+            "diffusion.sigma_data: expected a number above 0.*, found '0.1'",
+        ),
+        (change("diffusion", "sigma_data", to=0), "diffusion.sigma_data: expected a number above 0"),
         (change("diffusion", "sigma_data", to=10**400), "not JSON|at most 10"),
         (change("diffusion", "sigma_min", to=5.0), "sigma_min must be below sigma_max"),
         (change("files", "../../etc/passwd", to={"bytes": 1, "sha256": "0" * 64}), "files: expected a plain file name"),

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import mrisr
+from mrisr import bundle, schema
 from mrisr.errors import ModelError, OutputError, UsageError
-from mrisr.export import bundle
 from mrisr.weights import registry
 
 onnx = pytest.importorskip("onnx", reason="exporting needs onnx (extra: export)")
@@ -126,7 +126,7 @@ def damage(folder, how):
     elif how == "newer":
         config.write_text(config.read_text().replace('"format_version": 1', '"format_version": 2'))
     elif how == "huge":
-        config.write_bytes(b" " * (bundle.LARGEST_CONFIG + 1))
+        config.write_bytes(b" " * (schema.LARGEST + 1))
     elif how == "other sigma":
         config.write_text(config.read_text().replace('"sigma_data": 0.', '"sigma_data": 0.9'))
     elif how == "no config":

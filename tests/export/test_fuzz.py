@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from mrisr import bundle, schema
+from mrisr.bundle.config import Config
 from mrisr.errors import ModelError
-from mrisr.export import bundle
 from mrisr.weights import registry
 
 ROUNDS = int(os.environ.get("MRISR_FUZZ_ROUNDS", "1"))
@@ -82,7 +83,7 @@ def test_any_configuration_is_read_or_refused(make):
             refused += 1
             assert str(error).startswith("config.json") and "\n" not in str(error) and len(str(error)) < 2000
         else:
-            bundle.CONFIG.check(config, "again")
+            schema.check(config, Config, "again")
     assert refused > 1000 * ROUNDS
 
 

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 import mrisr
+from mrisr import bundle
 from mrisr.errors import BackendError, UsageError
-from mrisr.export import bundle, tensorrt
+from mrisr.export import tensorrt
 from mrisr.export.describe import network_of
 from mrisr.infer.engines import tensorrt as engines
 from mrisr.nn.presets import PRESETS

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from mrisr import bundle
 from mrisr.errors import ModelError
-from mrisr.export import bundle
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [ROOT / "csrc" / "runtime" / f"{name}.cpp" for name in ("bundle", "json", "sha256")]

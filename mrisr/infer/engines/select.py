@@ -78,7 +78,7 @@ def missing(name: str, device: torch.device, net: torch.nn.Module, plan=None) ->
     """Why engine `name` cannot run `net` on `device`, or None where it can. Imports and allocates nothing.
 
     Args:
-        plan: a TensorRT plan of `net` (`mrisr.export.bundle.Plan`), or None.
+        plan: a TensorRT plan of `net` (`mrisr.bundle.Plan`), or None.
     """
     if name == "torch":
         return None

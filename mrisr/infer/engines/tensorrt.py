@@ -32,7 +32,7 @@ class TensorRTEngine:
         tile: the size of volume that the plan is fastest for, voxels; the pipeline's tile unless another is stated.
 
     Args:
-        plan: with `path` and `precision`, as `mrisr.export.bundle.Plan`.
+        plan: with `path` and `precision`, as `mrisr.bundle.Plan`.
 
     Raises:
         BackendError: the package, the plan or the device does not work, or the plan gives other values than PyTorch.

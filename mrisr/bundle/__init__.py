@@ -1,6 +1,6 @@
 """The bundle: a folder that holds a trained network and all that is needed to upscale with it, without Python.
 
-    DIR/config.json          what this file describes: `CONFIG` below, version 1
+    DIR/config.json          what this file describes: `mrisr.bundle.config.Config`, version 1
     DIR/model.onnx           the raw network in float32, F(x, y, vector, guidance) -> f
     DIR/weights.safetensors  the weights, once: the graphs refer to them (ONNX external data), and Python reads them
     DIR/card.md              the model card
@@ -28,7 +28,7 @@ order: x becomes r x + (1 - r) x0, r = following level / level; the last gives x
 **Files.** `files` has the size and SHA-256 of every file but config.json. Their names are plain (no folder); what the
 names stand for lies in the folder (no link out of it). `graphs` says what each graph is. Files that are not listed are
 not read. A reader checks all of that, refuses a `format_version` that it does not know and any field that it does not
-know: a change of this page is a new version. Every field stands in `CONFIG`; an example is tests/export/config.json.
+know: a change of this page is a new version. Every field stands in `Config`; an example is tests/export/config.json.
 """
 
 from __future__ import annotations
@@ -41,165 +41,16 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from mrisr import schema
+from mrisr.bundle.config import FORMAT, GRAPHS, PRECISIONS, VERSION, Config
 from mrisr.errors import ModelError
-from mrisr.export.schema import (
-    Either,
-    Number,
-    OneOf,
-    Record,
-    SchemaError,
-    Several,
-    Table,
-    Text,
-    Whole,
-    parse,
-)
 
-FORMAT, VERSION = "mrisr-bundle", 1
+__all__ = [
+    "CARD_NAME", "CONFIG_NAME", "FORMAT", "GRAPHS", "MODEL_NAME", "PRECISIONS", "VERSION", "WEIGHTS_NAME",
+    "Bundle", "BundleError", "Plan", "check_config", "describe_file", "is_bundle", "read", "read_config",
+    "write_config",
+]  # fmt: skip
 CONFIG_NAME, CARD_NAME, WEIGHTS_NAME, MODEL_NAME = "config.json", "card.md", "weights.safetensors", "model.onnx"
-LARGEST_CONFIG = 1 << 20  # bytes
-LARGEST_FILE = 1 << 33
-PRECISIONS = ("float32", "float16", "bfloat16")
-GRAPHS = ("onnx", "openvino", "tensorrt")
-
-_word = Text(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}", "a word of letters, digits and ._+-")
-_file = Text(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", "a plain file name")
-_line = Text(r"[^\x00-\x1f\x7f]{0,400}", "one line of text")
-_percent = Number(0, 100)
-_share = Number(0, 1, above=True)
-_port = Record(
-    {
-        "name": _word,
-        # of each axis: a fixed size, or the depth, height or width, or an eighth of it
-        "shape": Several(OneOf((*range(1, 65), "D", "H", "W", "D/8", "H/8", "W/8")), 1, 5),
-    }
-)
-_span = Several(Whole(0, 63), 2, 2)  # (first place, number of places)
-
-CONFIG = Record(
-    {
-        "format": OneOf((FORMAT,)),
-        "format_version": OneOf((VERSION,)),
-        "library_version": _word,  # of the mrisr that wrote it
-        "notice": _line,
-        "name": _word,
-        "model_version": Whole(0, 10**6),
-        "preset": _word,
-        "parameters": Whole(1, 10**9),
-        "opset": Whole(18, 25),
-        "files": Table(
-            _file,
-            Record(
-                {
-                    "bytes": Whole(1, LARGEST_FILE),
-                    "sha256": Text(r"[0-9a-f]{64}", "64 hexadecimal digits"),
-                }
-            ),
-            3,
-            32,
-        ),
-        # model.onnx in float32 is always the first
-        "graphs": Several(Record({"file": _file, "format": OneOf(GRAPHS), "precision": OneOf(PRECISIONS)}), 1, 16),
-        "network": Record(
-            {
-                "inputs": Several(_port, 4, 4),
-                "outputs": Several(_port, 1, 1),
-                "multiple": Whole(1, 64),  # of D, H and W
-                "widths": Several(Whole(8, 4096), 3, 3),  # channels at 1/2, 1/4 and 1/8 resolution
-                "norm": OneOf(("channel", "group")),  # "group" sees the whole volume: no tiles
-                "attention_window": Whole(0, 64),  # tokens at 1/8 resolution, counted from the origin; 0: no attention
-            }
-        ),
-        "vector": Record(
-            {
-                "length": Whole(1, 64),
-                "layout": Record(
-                    dict.fromkeys(
-                        ("log_sigma", "mode", "width", "width_known", "profile", "noise", "noise_known", "step_share"),
-                        _span,
-                    )
-                ),
-                "log_sigma_unit": Number(0, 1e3, above=True),
-                "noise_unit": Number(0, 1e3, above=True),
-                "mode_mean": Whole(0, 1),
-                "mode_sample": Whole(0, 1),
-                "profiles": Several(_word, 1, 16),
-                "width_decimals": Whole(0, 9),
-            }
-        ),
-        "guidance": Record(
-            {
-                "channels": Whole(1, 64),
-                "stride": Whole(1, 64),
-                "layout": Several(_word, 1, 64),
-            }
-        ),
-        "diffusion": Record(
-            {
-                "sigma_data": Number(0, 10, above=True),  # normalised intensities
-                "sigma_min": Number(0, 1e3, above=True),
-                "sigma_max": Number(0, 1e3, above=True),
-                "sampler": OneOf(("dpmpp_2m",)),
-                "rho": Number(1, 100),
-                "mode": OneOf(("mean", "sample")),  # of a caller who does not say
-                "steps": Whole(1, 1000),
-                "few_steps": Several(Whole(1, 1000), 0, 16),  # numbers of steps that the weights were distilled for
-            }
-        ),
-        # how much finer than acquired the training went, per kind of axis; null: not known
-        "trained_range": Record(
-            dict.fromkeys(("isotropic", "slice"), Either(Several(Number(0, 1e3, above=True), 2, 2)))
-        ),
-        # (v - offset) / scale: mrisr/physics/intensity.py `intensity_scale`
-        "intensity": Record(
-            {
-                "foreground": _share,  # of the scale
-                "offset_percentile": _percent,  # of all voxels; an offset above 0 is 0
-                "first_percentile": _percent,  # of all voxels: the scale that the fixed point starts from
-                "scale_percentile": _percent,  # of the foreground
-                "rounds": Whole(1, 1000),
-                "settled": Number(0, 1),  # relative change
-                "sample": Whole(1, 10**9),  # voxels, where a volume has more
-            }
-        ),
-        # mrisr/physics/intensity.py `estimate_noise`
-        "noise": Record(
-            {
-                "fewest_cells": Whole(1, 10**9),
-                "sample": Whole(1, 10**9),
-            }
-        ),
-        # the start y: mrisr/physics/degrade.py `start_matrices`
-        "start": Record(
-            {
-                "spline_order": OneOf((1, 3, 5)),  # across slices; Fourier elsewhere
-                "thick_slice_ratio": Number(1, 100),  # from where an axis is taken for a slice axis, psf "auto"
-            }
-        ),
-        # voxels of the target grid: mrisr/infer/tiles.py
-        "tiling": Record(
-            {
-                "brick": Whole(1, 256),
-                "align": Whole(1, 1024),  # starts of tiles are multiples of it
-                "overlap": Whole(0, 1024),
-                "trim": Whole(0, 512),
-                "smallest": Whole(1, 4096),  # edge of a tile
-                "margin": Whole(0, 1024),
-                "fade": Whole(1, 1024),
-                "air": _share,  # normalised intensity
-                "bright": Number(1, 1e3),
-                "fewest_neighbours": Whole(0, 26),
-            }
-        ),
-        # mrisr/physics/consistency.py
-        "consistency": Record(
-            {
-                "noise_floor": _share,
-                "smallest_eigenvalue": _share,
-            }
-        ),
-    }
-)
 
 
 class BundleError(ModelError):
@@ -220,7 +71,7 @@ class Bundle:
 
     Attributes:
         folder: where it lies.
-        config: config.json, checked against `CONFIG`.
+        config: config.json, checked against `Config`.
     """
 
     folder: Path
@@ -273,19 +124,16 @@ def read_config(folder: Path) -> dict:
     """config.json of a bundle, checked but for the files that it names."""
     path = folder / CONFIG_NAME
     size = _regular(folder, CONFIG_NAME)
-    if size > LARGEST_CONFIG:
-        raise BundleError(f"{path}: {size} bytes; a configuration has at most {LARGEST_CONFIG}")
+    if size > schema.LARGEST:
+        raise BundleError(f"{path}: {size} bytes; a configuration has at most {schema.LARGEST}")
     return check_config(path.read_bytes(), str(path))
 
 
 def check_config(text: bytes, where: str) -> dict:
     """The configuration in `text`, checked; `where` begins every error."""
-    try:
-        config = parse(text, where)
-        _check_version(config, where)
-        CONFIG.check(config, where)
-    except SchemaError as error:
-        raise BundleError(str(error)) from None
+    config = schema.parse(text, where, error=BundleError)
+    _check_version(config, where)
+    schema.check(config, Config, where, error=BundleError)
     wrong = _contradiction(config)
     if wrong:
         raise BundleError(f"{where}: {wrong}")
