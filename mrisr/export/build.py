@@ -50,6 +50,11 @@ def export_bundle(
         raise UsageError(
             f"export: {model.name} does not say which preset it is; export weights that `mrisr train` wrote"
         )
+    if model.denoiser.net.config.global_attention:
+        raise UsageError(
+            f"export: {model.name} attends to the whole volume, which a graph on tiles cannot; export a network with "
+            "attention in windows, or with none"
+        )
     graphs.requirements()
     if form == "tensorrt":
         from mrisr.export import tensorrt

@@ -11,7 +11,7 @@ from mrisr.infer import tiles
 from mrisr.infer.info import RESEARCH_USE
 from mrisr.infer.pipeline import WINDOW_ALIGN
 from mrisr.nn import condition
-from mrisr.nn.blocks import WindowAttention
+from mrisr.nn.blocks import WINDOW
 from mrisr.nn.unet import MULTIPLE
 from mrisr.ops.axis_matrices import interpolation_matrix
 from mrisr.physics import consistency, intensity, psf
@@ -68,7 +68,7 @@ def network_of(config) -> dict:
         "multiple": MULTIPLE,
         "widths": list(config.widths),
         "norm": config.norm,
-        "attention_window": WindowAttention.window if config.attention else 0,
+        "attention_window": WINDOW if config.attention else 0,
     }
 
 

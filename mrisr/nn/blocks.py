@@ -7,6 +7,7 @@ import math
 import torch
 from torch import nn
 
+from mrisr.errors import UsageError
 from mrisr.ops.attention3d import attention3d
 from mrisr.ops.channel_norm import channel_norm
 from mrisr.ops.group_norm import group_norm
@@ -29,6 +30,11 @@ def depth_to_space(x: torch.Tensor) -> torch.Tensor:
 
 
 FILM_STD = 0.06
+WINDOW = 8  # edge of an attention window, tokens
+GLOBAL_TOKENS = (
+    2**16
+)  # the most that attend to each other: 320^3 voxels at 1/8 resolution; the work grows with its square
+TOKEN_EPS = 1e-6
 
 
 def initialise_conv(conv: nn.Conv3d | nn.ConvTranspose3d, gain: float = 1.0) -> None:
@@ -108,26 +114,45 @@ def mask_out(x: torch.Tensor, active: torch.Tensor | None) -> torch.Tensor:
 
 
 class WindowAttention(nn.Module):
-    """Multi-head self-attention in 8^3 windows counted from the volume's origin, optionally shifted by half a window.
+    """Multi-head self-attention in 8^3 windows counted from the volume's origin, optionally shifted by half a window,
+    or over the whole volume.
 
-    Tokens outside the volume (the last windows may stick out) and inactive ones are no keys.
+    Tokens outside the volume (the last windows may stick out) and inactive ones are no keys. The channels of every
+    token are normalised before the projection, and with `qk_norm` the queries and keys of every head after it, so that
+    no logit exceeds sqrt(head_dim) times the learnt gains (Henry et al. 2020).
     """
 
-    window = 8
-
-    def __init__(self, channels: int, head_dim: int = 64, shifted: bool = False):
+    def __init__(
+        self,
+        channels: int,
+        head_dim: int = 64,
+        shifted: bool = False,
+        *,
+        everywhere: bool = False,
+        qk_norm: bool = False,
+    ):
         super().__init__()
         self.heads = channels // head_dim
-        self.shift = self.window // 2 if shifted else 0
+        self.window = None if everywhere else WINDOW
+        self.shift = WINDOW // 2 if shifted and not everywhere else 0
         self.scale = nn.Parameter(torch.ones(channels))
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = nn.Linear(channels, channels)
+        self.q_gain, self.k_gain = (nn.Parameter(torch.ones(head_dim)) if qk_norm else None for _ in range(2))
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
     def forward(self, x: torch.Tensor, active: torch.Tensor | None) -> torch.Tensor:
-        tokens = x.permute(0, 2, 3, 4, 1)
-        normed = tokens * torch.rsqrt(tokens.square().mean(-1, keepdim=True) + 1e-6) * self.scale
+        if self.window is None and x.shape[2] * x.shape[3] * x.shape[4] > GLOBAL_TOKENS:
+            raise UsageError(
+                f"attention over the whole volume takes at most {GLOBAL_TOKENS} tokens; these are {list(x.shape[2:])}; "
+                "process the volume in tiles"
+            )
+        # FiLM multiplies by 1 + its scale; the difference is exact for gains from 1/2 to 2.
+        normed = channel_norm(x, (self.scale - 1).expand(x.shape[:2]), eps=TOKEN_EPS)
         key = None if active is None else active[:, 0] > 0
-        y = attention3d(self.qkv(normed), self.heads, window=self.window, shift=self.shift, mask=key)
+        how = dict(window=self.window, shift=self.shift, mask=key)
+        if self.q_gain is not None:
+            how |= dict(norm_eps=TOKEN_EPS, q_gain=self.q_gain, k_gain=self.k_gain)
+        y = attention3d(self.qkv(normed.permute(0, 2, 3, 4, 1)), self.heads, **how)
         return x + mask_out(self.out(y).permute(0, 4, 1, 2, 3), active)

@@ -11,7 +11,8 @@ PRESETS = {
     "student": UNetConfig(widths=(32, 64, 128), encoder=(2, 1), middle=2, decoder=(2, 2)),
     # 20-30 M parameters, 280-475 kFLOP: needs a GPU to train.
     "teacher": UNetConfig(
-        widths=(64, 128, 256), encoder=(2, 2), middle=5, decoder=(2, 2), norm="group", attention=2, embed=256
+        widths=(64, 128, 256), encoder=(2, 2), middle=5, decoder=(2, 2), norm="group", attention=3, embed=256,
+        global_attention=1, qk_norm=True,
     ),
     # <= 3 M parameters: the teacher for machines without a GPU.
     "teacher-small": UNetConfig(
@@ -19,7 +20,7 @@ PRESETS = {
     ),
     # For tests: seconds on a CPU, every mechanism of the teacher inside.
     "tiny": UNetConfig(widths=(8, 16, 32), encoder=(1, 1), middle=2, decoder=(1, 1), norm="group", attention=2,
-                       head_dim=16, embed=32),
+                       head_dim=16, embed=32, qk_norm=True),
 }  # fmt: skip
 
 

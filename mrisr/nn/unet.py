@@ -37,7 +37,9 @@ class UNetConfig:
         encoder, decoder: residual blocks at 1/2 and 1/4 on the way down and up.
         middle: residual blocks at 1/8.
         norm: "channel" (per voxel: local) or "group" (statistics over active voxels).
-        attention: window-attention layers at 1/8, alternating unshifted and shifted.
+        attention: attention layers at 1/8, in windows that are unshifted and shifted by turns.
+        global_attention: how many of these, the last ones, attend to the whole volume instead.
+        qk_norm: whether attention normalises queries and keys (its layers then have two more parameters).
         embed: width of the conditioning embedding.
     """
 
@@ -49,6 +51,8 @@ class UNetConfig:
     attention: int = 0
     head_dim: int = 64
     embed: int = 128
+    global_attention: int = 0
+    qk_norm: bool = False
 
     def __post_init__(self):
         if any(w % 8 or w < 8 for w in self.widths):
@@ -58,6 +62,11 @@ class UNetConfig:
         if self.attention and self.widths[2] % self.head_dim:
             raise UsageError(
                 f"UNetConfig: width {self.widths[2]} at 1/8 must be a multiple of head_dim={self.head_dim}"
+            )
+        if not 0 <= self.global_attention <= self.attention <= self.middle:
+            raise UsageError(
+                f"UNetConfig: global_attention ({self.global_attention}) may not exceed attention ({self.attention}), "
+                f"nor attention the blocks of the middle ({self.middle})"
             )
 
 
@@ -81,8 +90,12 @@ class Middle(nn.Module):
     def __init__(self, config: UNetConfig):
         super().__init__()
         self.stage = Stage(config, config.widths[2], config.middle)
+        windows = config.attention - config.global_attention
         self.attention = nn.ModuleList(
-            WindowAttention(config.widths[2], config.head_dim, shifted=i % 2 == 1) for i in range(config.attention)
+            WindowAttention(
+                config.widths[2], config.head_dim, i % 2 == 1, everywhere=i >= windows, qk_norm=config.qk_norm
+            )
+            for i in range(config.attention)
         )
 
     def forward(self, x, embedding, active):

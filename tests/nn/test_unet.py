@@ -170,6 +170,17 @@ def test_bad_sizes_and_names():
         UNetConfig(widths=(8, 16, 24), encoder=(1, 1), middle=1, decoder=(1, 1), attention=1)
 
 
+def test_attention_over_the_whole_volume_and_its_normalisation_are_asked_for():
+    """The parameters of a configuration that asks for neither are those of the shipped teachers."""
+    plain = dict(widths=(8, 8, 16), encoder=(1, 1), middle=3, decoder=(1, 1), attention=3, head_dim=16, embed=16)
+    windows, both = UNet(UNetConfig(**plain)), UNet(UNetConfig(**plain, global_attention=1, qk_norm=True))
+    assert [layer.window for layer in both.middle.attention] == [8, 8, None]
+    more = set(both.state_dict()) - set(windows.state_dict())
+    assert more == {f"middle.attention.{i}.{name}_gain" for i in range(3) for name in "qk"}
+    with pytest.raises(UsageError, match="global_attention \\(4\\) may not exceed attention \\(3\\)"):
+        UNetConfig(**plain, global_attention=4)
+
+
 def test_gradients_reach_every_parameter():
     net = randomised(build("tiny")).train()
     out = net(*inputs((16, 16, 16)))

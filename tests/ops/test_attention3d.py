@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -52,6 +53,37 @@ def test_the_layer_is_attention_in_padded_windows(shifted, head_dim):
     leaves = [x, *layer.parameters()]
     for a, b in zip(*(torch.autograd.grad(y.square().sum(), leaves) for y in (found, expected))):
         assert (a - b).abs().max() <= 1e-5 * b.abs().max().clamp(min=1)
+
+
+def by_hand(layer: WindowAttention, x: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
+    """The layer over the whole volume, queries and keys normalised, in plain operations and float64."""
+    x, layer = x.double(), copy.deepcopy(layer).double()
+    tokens = x.permute(0, 2, 3, 4, 1).flatten(1, 3)
+    normed = tokens * torch.rsqrt(tokens.square().mean(-1, keepdim=True) + 1e-6) * layer.scale
+    q, k, v = (t.unflatten(-1, (layer.heads, -1)).transpose(1, 2) for t in layer.qkv(normed).chunk(3, -1))
+    q, k = (
+        t * torch.rsqrt(t.square().mean(-1, keepdim=True) + 1e-6) * g for t, g in ((q, layer.q_gain), (k, layer.k_gain))
+    )
+    key = (active.flatten(2) > 0)[:, :, None]
+    logits = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).masked_fill(~key, -math.inf)
+    y = layer.out((logits.softmax(-1) @ v).transpose(1, 2).flatten(2)).transpose(1, 2)
+    return x + y.reshape(x.shape) * active
+
+
+def test_the_layer_over_the_whole_volume_with_normalised_queries_and_keys():
+    torch.manual_seed(0)
+    layer = WindowAttention(64, 32, shifted=True, everywhere=True, qk_norm=True)
+    assert {name for name, _ in layer.named_parameters()} >= {"q_gain", "k_gain"}
+    for p in (layer.out.weight, layer.scale, layer.q_gain, layer.k_gain):
+        torch.nn.init.normal_(p, 0.6, std=0.1)
+    x, active = draw(2, 64, 9, 5, 11), draw(2, 1, 9, 5, 11) > 0
+    torch.testing.assert_close(layer(x, active).double(), by_hand(layer, x, active), rtol=0, atol=2e-5)
+
+
+def test_the_layer_over_the_whole_volume_has_a_limit():
+    layer = WindowAttention(16, 16, everywhere=True)
+    with pytest.raises(UsageError, match="at most 65536 tokens; these are .41, 40, 40.; process the volume in tiles"):
+        layer(torch.zeros(1, 16, 41, 40, 40), None)
 
 
 @pytest.mark.parametrize("backend", ["native", "sdpa", "reference"])
