@@ -95,9 +95,11 @@ def _network(net, made) -> list[dict]:
 
 def _rounded(path: Path):
     import onnx
-    import onnxruntime
 
+    from mrisr import third_party
     from mrisr.export import onnx as graphs
+
+    onnxruntime = third_party.onnxruntime()
 
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # keeps every cast

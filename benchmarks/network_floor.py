@@ -100,9 +100,10 @@ class _openvino:
     """The plain export: what `ov.convert_model` makes of the module, compiled for the shape, with layer times."""
 
     def __init__(self, net, shape, threads: int) -> None:
-        import openvino as ov
-
+        from mrisr import third_party
         from mrisr.infer.engines import openvino as engine
+
+        ov = third_party.openvino()
 
         model = engine._convert(net)
         model.reshape(dict(zip(model.inputs, engine._shapes(shape))))

@@ -1,4 +1,7 @@
-"""Where something ran: processor, versions, commit. For `mrisr doctor`, result files and the record of a run."""
+"""Where something ran (processor, versions, commit), and every environment variable that mrisr reads.
+
+For `mrisr doctor`, result files and the record of a run. `docs/environment.md` is written from `VARIABLES`.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,94 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterable
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
 LIBRARIES = ("torch", "triton", "openvino", "numpy", "scipy", "nibabel")
+
+
+@dataclass(frozen=True)
+class Variable:
+    """An environment variable that mrisr reads.
+
+    Attributes:
+        name: of the variable.
+        when: "run" (Python and the commands), "libmrisr", "build", or "test" (also benchmarks).
+        meaning: what it does, in one sentence.
+        default: what holds where it is not set.
+    """
+
+    name: str
+    when: str
+    meaning: str
+    default: str
+
+
+VARIABLES = (
+    Variable(
+        "MRISR_CACHE",
+        "run",
+        "Folder of converted graphs, which save seconds at each start; `off` keeps nothing. Nothing else is written "
+        "beside the outputs, and a folder that cannot be used is no error.",
+        "`$XDG_CACHE_HOME/mrisr`, else `~/.cache/mrisr`",
+    ),
+    Variable("XDG_CACHE_HOME", "run", "Parent of the cache, where MRISR_CACHE is not set.", "`~/.cache`"),
+    Variable(
+        "MRISR_BACKEND",
+        "run",
+        "Backend of the operators: one for all (`native`) or by family (`noise=reference,blend=native`). One that "
+        "cannot run is an error, never replaced.",
+        "the first that can run",
+    ),
+    Variable(
+        "MRISR_ISA",
+        "run, libmrisr",
+        "Instruction set of the native core: `base`, `v3` (AVX2) or `v4` (AVX-512). Never more than the processor has.",
+        "the processor's best",
+    ),
+    Variable(
+        "TMPDIR",
+        "run",
+        'Folder of the scratch file where `tile="exact"` does not fit the memory budget. Nothing stays there.',
+        "the system's temporary folder",
+    ),
+    Variable(
+        "TRITON_INTERPRET",
+        "run",
+        "`1` runs Triton kernels in Triton's interpreter, on the CPU, for tests.",
+        "compiled, on a GPU",
+    ),
+    Variable(
+        "MRISR_NATIVE",
+        "build",
+        "`1`: the native core is built, or the build fails; `0`: pure Python; `auto`: built where that works.",
+        "`auto`",
+    ),
+    Variable("MRISR_CUDA", "build", "The same for the CUDA kernels: `auto` builds them where nvcc is found.", "`auto`"),
+    Variable("MRISR_CUDA_ARCHS", "build", "CUDA architectures to compile for.", "`80 90a 100`"),
+    Variable("MRISR_BUILD_TYPE", "build", "CMake build type of the native core.", "`Release`"),
+    Variable("CXX", "build", "The C++ compiler.", "`c++`, `g++` or `clang++`, whichever is found first"),
+    Variable("CUDA_HOME", "build", "Where the CUDA toolkit lies.", "`nvcc` on PATH, else `/usr/local/cuda`"),
+    Variable("CUDA_PATH", "build", "As CUDA_HOME, read where that is not set.", "-"),
+    Variable("MRISR_LIBRARY", "test", "The installed libmrisr.so that the tests of libmrisr load.", "they are skipped"),
+    Variable("MRISR_FUZZ_ROUNDS", "test", "How many times as many damaged inputs the fuzz tests make.", "`1`"),
+    Variable("MRISR_BENCH", "test", "`full`: `pytest benchmarks/` times full sizes.", "small sizes"),
+    Variable("CI", "test", "Tests whose tools are missing fail in place of being skipped.", "skipped, with the reason"),
+    Variable("OUT", "test", "Folder of the results of `benchmarks/gpu_day.py`.", "`benchmarks/results`"),
+)
+
+
+def cache_folder() -> Path | None:
+    """Where mrisr may keep files between runs: `MRISR_CACHE`, else the user's cache; None where there is none."""
+    stated = os.environ.get("MRISR_CACHE")
+    if stated is not None:
+        return None if stated.lower() in ("", "0", "off") else Path(stated)
+    parent = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(parent or Path.home() / ".cache") / "mrisr"
+    except RuntimeError:  # no HOME, and the user has no entry in the password file
+        return None
 
 
 def versions(names: Iterable[str] = LIBRARIES, absent: str | None = None) -> dict[str, str]:
@@ -67,7 +154,9 @@ def commit() -> str | None:
     here = Path(__file__).resolve().parents[1]
     try:
         head = _git(here, "rev-parse", "--short=12", "HEAD")
-        return head + ("+" if _git(here, "status", "--porcelain", "--untracked-files=no") else "")
+        # Without optional locks: looking at a checkout does not write to it.
+        changed = _git(here, "--no-optional-locks", "status", "--porcelain", "--untracked-files=no")
+        return head + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 
@@ -75,3 +164,26 @@ def commit() -> str | None:
 def _git(folder: Path, *words: str) -> str:
     done = subprocess.run(["git", "-C", str(folder), *words], check=True, capture_output=True, text=True)
     return done.stdout.strip()
+
+
+PAGE = """# Environment variables
+
+Every variable that mrisr reads, written from `mrisr/environment.py` (`python -m mrisr.environment`). Options of a call
+or a command stand above variables. `run`: Python and the commands; `build`: setup.py; `test`: tests and benchmarks.
+
+Nothing leaves the machine: neither mrisr nor a package that it loads sends anything, and the telemetry of OpenVINO's
+Python package and of ONNX Runtime is kept from starting (`mrisr/third_party.py`).
+
+| variable | read by | what it does | where it is not set |
+|---|---|---|---|
+"""
+
+
+def page() -> str:
+    """docs/environment.md."""
+    rows = (f"| `{v.name}` | {v.when} | {v.meaning} | {v.default} |" for v in VARIABLES)
+    return PAGE + "\n".join(rows) + "\n"
+
+
+if __name__ == "__main__":
+    print(page(), end="")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from mrisr import bundle
+from mrisr import bundle, third_party
 from mrisr.errors import BackendError, UsageError
 from mrisr.export import onnx as graphs
 from mrisr.export.describe import INPUTS, config_of, network_of
@@ -21,6 +21,7 @@ TOLERANCE = {"float32": 1e-5, "float16": 5e-3, "bfloat16": 3e-2}
 CHECKED_SHAPES = ((16, 8, 24), (32, 40, 48), (64, 48, 72))
 
 
+@third_party.nothing_compiled()
 def export_bundle(
     model,
     folder: str | os.PathLike,
@@ -113,8 +114,7 @@ def _write_graphs(model, folder: Path, names: list[str], say) -> list[dict]:
 
 
 def _write_ir(folder: Path) -> dict:
-    import openvino as ov
-
+    ov = third_party.openvino()
     core = ov.Core()
     ov.save_model(core.read_model(folder / bundle.MODEL_NAME), folder / "model.xml", compress_to_fp16=False)
     return {"file": "model.xml", "format": "openvino", "precision": "float32"}
@@ -141,14 +141,13 @@ def _check(net: torch.nn.Module, folder: Path, entry: dict, say) -> None:
 
 def runtimes(path: Path, precision: str) -> dict[str, Callable]:
     """name -> run(inputs by name) -> f, of the runtimes that are installed and take the graph on a CPU."""
-    import openvino as ov
-
+    ov = third_party.openvino()
     # f32: a CPU with bfloat16 may compute all in it otherwise.
     compiled = ov.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     found = {"OpenVINO": lambda feed: compiled(feed)[0]}
     if path.suffix == ".onnx" and precision != "bfloat16":  # ONNX Runtime has no bfloat16 convolution on a CPU
         try:
-            import onnxruntime
+            onnxruntime = third_party.onnxruntime()
         except ImportError:
             return found
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

@@ -7,6 +7,7 @@ import torch
 
 from mrisr.errors import UsageError
 from mrisr.ops._dispatch import Family, choose
+from mrisr.ops._library import custom_op
 from mrisr.ops._spec import Spec
 from mrisr.ops.group_norm import FAMILY as GROUP_NORM
 from mrisr.ops.group_norm import as_layout, dense, group_norm
@@ -51,7 +52,7 @@ def add_stats(
     return _add_stats(x, as_layout(y, x), groups, mask, backend or "")
 
 
-@torch.library.custom_op("mrisr::add_stats", mutates_args=())
+@custom_op("mrisr::add_stats", mutates_args=())
 def _add_stats(
     x: torch.Tensor, y: torch.Tensor, groups: int, mask: torch.Tensor | None, backend: str
 ) -> tuple[torch.Tensor, torch.Tensor]:

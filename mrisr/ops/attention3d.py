@@ -15,6 +15,7 @@ import torch
 
 from mrisr.errors import UsageError
 from mrisr.ops._dispatch import choose
+from mrisr.ops._library import custom_op
 from mrisr.ops._spec import Spec
 from mrisr.ops.attention3d_backends import FAMILY, Reference, segments
 from mrisr.ops.attention3d_onnx import to_onnx
@@ -120,7 +121,7 @@ def _check(qkv, heads, window, mask, norm_eps, q_gain, k_gain, scale) -> None:
         raise UsageError(f"attention3d: mask must be bool or uint8; it is {mask.dtype}")
 
 
-@torch.library.custom_op("mrisr::attention3d", mutates_args=())
+@custom_op("mrisr::attention3d", mutates_args=())
 def _attention3d(
     qkv: torch.Tensor,
     heads: int,
@@ -165,7 +166,7 @@ def _backward(ctx, grad, _lse):
 _attention3d.register_autograd(_backward, setup_context=_save)
 
 
-@torch.library.custom_op("mrisr::attention3d_backward", mutates_args=())
+@custom_op("mrisr::attention3d_backward", mutates_args=())
 def _attention3d_backward(
     grad: torch.Tensor,
     out: torch.Tensor,

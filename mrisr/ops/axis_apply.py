@@ -14,6 +14,7 @@ import torch
 from mrisr import native
 from mrisr.errors import UsageError
 from mrisr.ops._dispatch import Backend, Family, choose
+from mrisr.ops._library import custom_op
 from mrisr.ops._spec import Spec, address, always, takes_all, threads
 
 DROP = 1e-9  # of a row's largest entry; the float32 rounding of the sum is 60 times larger
@@ -55,7 +56,7 @@ def _shape(x) -> tuple[int, ...]:
     return tuple(x.shape)
 
 
-@torch.library.custom_op("mrisr::axis_apply", mutates_args=())
+@custom_op("mrisr::axis_apply", mutates_args=())
 def _axis_apply(x: torch.Tensor, matrix: torch.Tensor, axis: int, backend: str) -> torch.Tensor:
     return choose(FAMILY, backend, x, matrix, axis).run(x, matrix, axis)
 

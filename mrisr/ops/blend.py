@@ -14,6 +14,7 @@ import torch
 from mrisr import native
 from mrisr.errors import UsageError
 from mrisr.ops._dispatch import Backend, Family, choose, interpreted, triton_reason
+from mrisr.ops._library import custom_op
 from mrisr.ops._spec import Spec, address, always, takes_all, threads
 
 _CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
@@ -71,7 +72,7 @@ def _triple(values: Sequence[int], op: str, name: str) -> list[int]:
     return triple
 
 
-@torch.library.custom_op("mrisr::blend_add", mutates_args=("volume",))
+@custom_op("mrisr::blend_add", mutates_args=("volume",))
 def _blend_add(
     volume: torch.Tensor,
     tile: torch.Tensor,
@@ -90,7 +91,7 @@ def _(volume, tile, origin, w0, w1, w2, backend):
     return None
 
 
-@torch.library.custom_op("mrisr::gather", mutates_args=())
+@custom_op("mrisr::gather", mutates_args=())
 def _gather(volume: torch.Tensor, origin: list[int], shape: list[int], backend: str) -> torch.Tensor:
     return choose(GATHER, backend, volume, origin, shape).run(volume, origin, shape)
 

@@ -10,6 +10,7 @@ import torch
 
 from mrisr.errors import UsageError
 from mrisr.ops._dispatch import Family, choose
+from mrisr.ops._library import custom_op
 from mrisr.ops._spec import Spec
 from mrisr.ops.channel_norm_cases import CASES
 from mrisr.ops.group_norm import as_layout, check_out, dense
@@ -89,7 +90,7 @@ def _check(x, scale, shift, act, eps) -> None:
             raise UsageError(f"channel_norm: {name} is on {t.device}, x on {x.device}; move one to the other")
 
 
-@torch.library.custom_op("mrisr::channel_norm", mutates_args=())
+@custom_op("mrisr::channel_norm", mutates_args=())
 def _channel_norm(
     x: torch.Tensor, scale: torch.Tensor | None, shift: torch.Tensor | None, act: str, eps: float, backend: str
 ) -> torch.Tensor:
@@ -103,7 +104,7 @@ def _(x, scale, shift, act, eps, backend):
     return torch.empty_like(x)
 
 
-@torch.library.custom_op("mrisr::channel_norm_out", mutates_args=("out",))
+@custom_op("mrisr::channel_norm_out", mutates_args=("out",))
 def _channel_norm_out(
     out: torch.Tensor,
     x: torch.Tensor,
@@ -136,7 +137,7 @@ def _backward(ctx, grad):
 _channel_norm.register_autograd(_backward, setup_context=_save)
 
 
-@torch.library.custom_op("mrisr::channel_norm_backward", mutates_args=())
+@custom_op("mrisr::channel_norm_backward", mutates_args=())
 def _channel_norm_backward(
     grad: torch.Tensor,
     x: torch.Tensor,

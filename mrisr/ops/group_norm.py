@@ -13,6 +13,7 @@ import torch
 
 from mrisr.errors import UsageError
 from mrisr.ops._dispatch import Family, choose
+from mrisr.ops._library import custom_op
 from mrisr.ops._spec import Spec
 from mrisr.ops.group_norm_cases import CASES
 from mrisr.ops.group_norm_onnx import to_onnx
@@ -184,7 +185,7 @@ def is_channels_last(x: torch.Tensor) -> bool:
     return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last_3d)
 
 
-@torch.library.custom_op("mrisr::group_norm", mutates_args=())
+@custom_op("mrisr::group_norm", mutates_args=())
 def _group_norm(
     x: torch.Tensor,
     groups: int,
@@ -209,7 +210,7 @@ def _(x, groups, weight, bias, scale, shift, mask, partials, act, eps, backend):
     return torch.empty_like(x), statistics, torch.empty_like(statistics)
 
 
-@torch.library.custom_op("mrisr::group_norm_out", mutates_args=("out",))
+@custom_op("mrisr::group_norm_out", mutates_args=("out",))
 def _group_norm_out(
     out: torch.Tensor,
     x: torch.Tensor,
@@ -261,7 +262,7 @@ def _backward(ctx, grad, _mean, _rstd):
 _group_norm.register_autograd(_backward, setup_context=_save)
 
 
-@torch.library.custom_op("mrisr::group_norm_backward", mutates_args=())
+@custom_op("mrisr::group_norm_backward", mutates_args=())
 def _group_norm_backward(
     grad: torch.Tensor,
     x: torch.Tensor,

@@ -14,6 +14,7 @@ import torch
 from mrisr import native
 from mrisr.errors import UsageError
 from mrisr.ops._dispatch import Backend, Family, choose, triton_reason
+from mrisr.ops._library import custom_op
 from mrisr.ops._spec import Spec, address, always, takes_all, threads
 
 _M0, _M1, _W0, _W1 = 0xD2511F53, 0xCD9E8D57, 0x9E3779B9, 0xBB67AE85
@@ -76,7 +77,7 @@ def check_box(
     return box
 
 
-@torch.library.custom_op("mrisr::normal_noise", mutates_args=())
+@custom_op("mrisr::normal_noise", mutates_args=())
 def _normal_noise(
     shape: list[int],
     origin: list[int],

@@ -16,6 +16,7 @@ from mrisr import native
 from mrisr.errors import UsageError
 from mrisr.ops import axis_apply
 from mrisr.ops._dispatch import Backend, Family, choose
+from mrisr.ops._library import custom_op
 from mrisr.ops._spec import Spec, address, always, takes_all, threads
 from mrisr.ops.axis_matrices import BOUNDARIES, check_spline, coefficient_matrix
 
@@ -50,12 +51,12 @@ def prefilter(x: torch.Tensor, order: int = 5, boundary: str = "linear", *, back
     return _prefilter(x, order, boundary, backend or "")
 
 
-@torch.library.custom_op("mrisr::prefilter", mutates_args=())
+@custom_op("mrisr::prefilter", mutates_args=())
 def _prefilter(x: torch.Tensor, order: int, boundary: str, backend: str) -> torch.Tensor:
     return choose(FAMILY, backend, x, order, boundary, False).run(x, order, boundary, False)
 
 
-@torch.library.custom_op("mrisr::prefilter_adjoint", mutates_args=())
+@custom_op("mrisr::prefilter_adjoint", mutates_args=())
 def _prefilter_adjoint(grad: torch.Tensor, order: int, boundary: str, backend: str) -> torch.Tensor:
     return choose(FAMILY, backend, grad, order, boundary, True).run(grad, order, boundary, True)
 

@@ -16,6 +16,7 @@ import torch
 
 from mrisr.errors import UsageError
 from mrisr.ops._dispatch import Family, asked_for, choose
+from mrisr.ops._library import custom_op
 from mrisr.ops._spec import Spec
 from mrisr.ops.axis_apply import axis_apply
 from mrisr.ops.axis_matrices import (
@@ -229,7 +230,7 @@ def _restored(matrix, source, target, order, boundary) -> Sampling:
     return Sampling(tuple(matrix), tuple(source), tuple(target), order, boundary)
 
 
-@torch.library.custom_op("mrisr::resample3d", mutates_args=())
+@custom_op("mrisr::resample3d", mutates_args=())
 def _resample3d(
     coefficients: torch.Tensor,
     displacement: torch.Tensor | None,
@@ -244,7 +245,7 @@ def _resample3d(
     return choose(FAMILY, backend, *args).run(*args)
 
 
-@torch.library.custom_op("mrisr::resample3d_slope", mutates_args=())
+@custom_op("mrisr::resample3d_slope", mutates_args=())
 def _slope(
     coefficients: torch.Tensor,
     displacement: torch.Tensor,
@@ -260,7 +261,7 @@ def _slope(
     return choose(FAMILY, backend, *args).run.slope(*args)
 
 
-@torch.library.custom_op("mrisr::resample3d_adjoint", mutates_args=())
+@custom_op("mrisr::resample3d_adjoint", mutates_args=())
 def _adjoint(
     displacement: torch.Tensor | None,
     grad: torch.Tensor,

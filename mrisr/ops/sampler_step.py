@@ -19,6 +19,7 @@ from mrisr import native
 from mrisr.errors import UsageError
 from mrisr.ops import noise as noise_family
 from mrisr.ops._dispatch import Backend, Family, choose, interpreted, triton_reason
+from mrisr.ops._library import custom_op
 from mrisr.ops._spec import Spec, address, always, takes_all, threads
 
 COLUMNS = 6  # c_skip, c_out, a, b, c, d
@@ -118,7 +119,7 @@ def _check(x, f, table, clock, before) -> None:
             raise UsageError(f"sampler_step: {name} is on {tensor.device}, x on {x.device}; move one to the other")
 
 
-@torch.library.custom_op("mrisr::sampler_step", mutates_args=())
+@custom_op("mrisr::sampler_step", mutates_args=())
 def _sampler_step(
     x: torch.Tensor,
     f: torch.Tensor,

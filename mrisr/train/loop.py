@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from mrisr import third_party
 from mrisr.errors import TrainingError
 from mrisr.io.atomic import replacing
 from mrisr.nn.presets import build
@@ -39,6 +40,7 @@ def plan(config: TrainConfig) -> dict:
     }
 
 
+@third_party.nothing_compiled()
 def train(config: TrainConfig, out: Path, report=print) -> dict:
     """Run (or resume) a configuration into the folder `out`; returns the last validation, gains in dB.
 

@@ -158,7 +158,7 @@ def test_a_damaged_cache_entry_costs_a_conversion_not_a_result(net, cache):
 
 @pytest.mark.parametrize("text", ["off", "0", ""])
 def test_the_cache_can_be_switched_off(monkeypatch, text):
-    from mrisr.infer.engines.openvino import cache_folder
+    from mrisr.environment import cache_folder
 
     monkeypatch.setenv("MRISR_CACHE", text)
     assert cache_folder() is None

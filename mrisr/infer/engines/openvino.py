@@ -22,13 +22,16 @@ from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
-import openvino as ov
 import torch
 
+from mrisr import third_party
+from mrisr.environment import cache_folder
 from mrisr.errors import BackendError
 from mrisr.infer.engines.select import Network
 from mrisr.infer.engines.torch import limited
 from mrisr.nn.condition import GUIDANCE_CHANNELS, GUIDANCE_STRIDE, VECTOR_DIM
+
+ov = third_party.openvino()
 
 KEEP_SHAPES = 3  # compiled shapes held per network; each has its own packed copy of the weights
 TRACE_SIZE = 32  # edge of the example volume: the graph is made for any size afterwards
@@ -152,7 +155,7 @@ def _convert(net: torch.nn.Module) -> ov.Model:
     net.eval()
     try:
         # One thread: the trace runs many tiny operators, whose threads would only wait for each other.
-        with torch.no_grad(), limited(1), warnings.catch_warnings():
+        with torch.no_grad(), limited(1), third_party.without_telemetry(), warnings.catch_warnings():
             # The check that sizes are multiples of 8 is a constant of the trace; the pipeline keeps it true.
             warnings.simplefilter("ignore", torch.jit.TracerWarning)
             return ov.convert_model(_FourInputs(net), example_input=example)
@@ -176,12 +179,14 @@ def _from_disk_or_converted(net: torch.nn.Module, core: ov.Core) -> ov.Model:
     if folder is None:
         return _convert(net)
     entry = folder / f"openvino-{_fingerprint(net)}"
-    if (entry / "model.xml").is_file():
-        try:
+    try:
+        if (entry / "model.xml").is_file():
             return core.read_model(entry / "model.xml")
-        except RuntimeError as error:  # a damaged entry costs a conversion, never a result
-            log.warning("unreadable cache entry %s (%s): converting again", entry, error)
-            shutil.rmtree(entry, ignore_errors=True)
+    except RuntimeError as error:  # a damaged entry costs a conversion, never a result
+        log.warning("unreadable cache entry %s (%s): converting again", entry, error)
+        shutil.rmtree(entry, ignore_errors=True)
+    except OSError as error:  # a folder that one may not enter
+        log.info("cannot read the cache %s: %s", folder, error)
     model = _convert(net)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -200,14 +205,6 @@ def _store(model: ov.Model, entry: Path) -> None:
             os.replace(beside, entry)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-
-
-def cache_folder() -> Path | None:
-    """Of converted graphs: MRISR_CACHE, else XDG_CACHE_HOME/mrisr or ~/.cache/mrisr; None for "off"."""
-    stated = os.environ.get("MRISR_CACHE")
-    if stated is not None:
-        return None if stated.lower() in ("", "0", "off") else Path(stated)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mrisr"
 
 
 def _fingerprint(net: torch.nn.Module) -> str:

@@ -1,0 +1,159 @@
+"""Nothing leaves the machine, and nothing is written beside the outputs and the cache: every command, the Python API
+under `spawn`, and a program that had imported OpenVINO before.
+
+Each runs in a process of its own under a C library that refuses to send (`no_network.c`), with an empty HOME, TMPDIR
+and working folder, which are looked at afterwards.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mrisr.cli.main import COMMANDS
+
+HERE = Path(__file__).parent
+# As `python -m mrisr.cli.main`, but training measures its residual on few probes, which takes a minute otherwise.
+QUICKLY = "import sys; from mrisr.train import teacher; teacher.PROBES = 12; from mrisr.cli.main import entry; entry()"
+# command -> lines that run it; {scan}, {scans} (a folder) and {weights} are files, o is what it may write
+LINES = {
+    "upscale": ["-i {scan} -o o.nii.gz --preview o.png --info o.json --voxel-size 1.5 --engine openvino"],
+    "correct": ["-i {scan} -o o.nii.gz --bias auto"],
+    "simulate": ["-i {scan} -o o.nii.gz --like 7T"],
+    "demo": ["-o o --model {weights} --quiet"],
+    "evaluate": ["{scan} -o o --model {weights} --cases iso2 --methods mrisr"],
+    "pack": ["{scans} -o o.pack"],
+    "train": ["--config tiny --steps 1 --data {scans} --out o"],
+    "distill": ["--config distill-tiny --steps 1 --data {scans} --out o --teacher {weights}"],
+    "export": ["-o o --model {weights} --format openvino"],
+    "bench": ["--script ops -- --quick --families noise"],
+    "doctor": [""],
+}
+
+
+@pytest.fixture(scope="session")
+def no_network(tmp_path_factory):
+    """Path of the library that refuses to send."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None or not sys.platform.startswith("linux"):
+        pytest.skip("needs a C compiler and LD_PRELOAD (Linux)")
+    library = tmp_path_factory.mktemp("preload") / "no_network.so"
+    source = HERE / "no_network.c"
+    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True)
+    return library
+
+
+@pytest.fixture
+def alone(no_network, tmp_path):
+    """run(command) -> CompletedProcess, after which HOME, TMPDIR, the working folder and the log were looked at."""
+
+    def run(command: list[str], outputs=("o",), env: dict | None = None) -> subprocess.CompletedProcess:
+        places = {name: tmp_path / name for name in ("home", "tmp", "work")}
+        for folder in places.values():
+            folder.mkdir()
+        log = tmp_path / "log"
+        surroundings = {
+            **{k: v for k, v in os.environ.items() if not k.startswith(("MRISR_", "XDG_", "TORCHINDUCTOR_", "CI"))},
+            "HOME": str(places["home"]),
+            "TMPDIR": str(places["tmp"]),
+            "LD_PRELOAD": str(no_network),
+            "NO_NETWORK_LOG": str(log),
+            **(env or {}),
+        }
+        done = subprocess.run(command, cwd=places["work"], env=surroundings, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert not log.exists(), log.read_text()
+        assert _under(places["home"]) <= {".cache", ".cache/mrisr"}, "something was written into HOME"
+        assert _under(places["tmp"]) == set(), "something was left in TMPDIR"
+        assert {Path(name).name.split(".")[0] for name in os.listdir(places["work"])} <= set(outputs)
+        return done
+
+    return run
+
+
+def _under(folder: Path) -> set[str]:
+    """Everything in a folder but the inside of the cache."""
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*")}
+    return {name for name in found if not name.startswith(".cache/mrisr/")}
+
+
+def test_every_command_is_watched():
+    assert set(LINES) == {command.__name__.rsplit(".", 1)[-1] for command in COMMANDS}
+
+
+# Exporting, and the whole template of the demo, take more than ten seconds.
+SLOW = dict.fromkeys(("demo", "export"), pytest.mark.slow)
+ALL = [pytest.param(c, line, marks=SLOW.get(c, ())) for c, lines in LINES.items() for line in lines]
+
+
+@pytest.mark.parametrize(("command", "line"), ALL)
+def test_command(command, line, alone, scan, weights, tmp_path):
+    if command in ("train", "distill"):
+        pytest.importorskip("accelerate", reason="needs the extra train")
+    if command == "demo":
+        pytest.importorskip("nilearn", reason="needs the extra demo")
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    for name in "ab":
+        shutil.copy(scan, scans / f"{name}.nii.gz")
+    words = line.format(scan=scan, weights=weights, scans=scans).split()
+    how = ["-c", QUICKLY] if command in ("train", "distill") else ["-m", "mrisr.cli.main"]
+    alone([sys.executable, *how, command, *words])
+
+
+SCRIPT = """
+import sys
+print("the script runs")
+if __name__ == "__main__":
+    import multiprocessing
+    multiprocessing.set_start_method("spawn")
+    {first}
+    import mrisr
+    mrisr.upscale({scan!r}, voxel_size=1.5, engine="openvino")
+    assert "openvino_telemetry.backend" not in sys.modules or {imported}
+"""
+
+
+@pytest.mark.parametrize("first", ["", "import openvino"])
+def test_a_script_where_processes_are_spawned(first, alone, scan, tmp_path):
+    """Also where the script has imported OpenVINO itself, whose own event is not ours: it is let go to nowhere."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(first=first, scan=str(scan), imported=bool(first)))
+    # OpenVINO's package does not send from a CI machine (it looks at this variable), whoever imports it.
+    done = alone([sys.executable, str(script)], env={"CI": "true"} if first else None)
+    assert done.stdout.splitlines() == ["the script runs"]
+
+
+def test_the_stand_in_is_put_where_telemetry_was_found():
+    """What a program's own import has brought in does not send when we convert."""
+    code = """
+import sys, types
+fake = types.ModuleType("openvino_telemetry")
+class Telemetry:
+    sent = 0
+    def __init__(self, *a, **k): pass
+    def __getattr__(self, name):
+        def call(*a, **k): Telemetry.sent += 1
+        return call
+    backend = types.SimpleNamespace(app_name="OpenVINO")
+fake.Telemetry = Telemetry
+fake.__path__ = []
+for name in ("openvino_telemetry.backend", "openvino_telemetry.backend.backend_ga4"):
+    sys.modules[name] = types.ModuleType(name)
+sys.modules["openvino_telemetry.backend"].backend_ga4 = sys.modules["openvino_telemetry.backend.backend_ga4"]
+sys.modules["openvino_telemetry"] = fake
+import openvino
+assert Telemetry.sent > 0
+before = Telemetry.sent
+from mrisr.infer.engines import openvino as engine
+from mrisr.nn.presets import build
+engine._convert(build("student").eval())
+assert Telemetry.sent == before, Telemetry.sent
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
