@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export OPENBLAS_NUM_THREADS = 1
 
 RUN    := $(VENV)/bin/python
-EXTRAS := dev,train,demo,export,dicom
+EXTRAS := dev,train,demo,export,dicom,mrd
 STAMP  := $(VENV)/.mrisr-installed
 NATIVE := $(shell find csrc -type f 2>/dev/null)
 

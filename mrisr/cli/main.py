@@ -15,10 +15,10 @@ from types import FrameType
 from typing import NoReturn
 
 from mrisr import __version__
-from mrisr.cli import bench, correct, demo, distill, doctor, evaluate, export, pack, simulate, train, upscale
+from mrisr.cli import bench, correct, demo, distill, doctor, evaluate, export, pack, serve, simulate, train, upscale
 from mrisr.errors import MrisrError, UsageError
 
-COMMANDS = (upscale, correct, simulate, demo, evaluate, pack, train, distill, export, bench, doctor)
+COMMANDS = (upscale, correct, simulate, demo, evaluate, pack, train, distill, export, serve, bench, doctor)
 
 EXIT_BUG = 1
 EXIT_MEMORY = 5
