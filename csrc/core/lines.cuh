@@ -82,13 +82,13 @@ void for_each_line(const Op& op, const Lines& s, bool aligned, cudaStream_t stre
   const bool wide = aligned && run % Wide == 0;
   const int v = wide ? Wide : 1;
   const Index packs = (s.channels_last ? s.voxels * s.channels : s.voxels) / v;
-  Index blocks = std::min<Index>((packs + kThreads - 1) / kThreads, 4096);
+  Index blocks = std::min<Index>((packs + kThreads - 1) / kThreads, std::max(1, MRISR_MOST_BLOCKS / 4));
   if (s.channels_last) {
     const Index per_voxel = s.channels / v, unit = per_voxel / std::gcd(per_voxel, Index{kThreads});
     blocks = (blocks + unit - 1) / unit * unit;
   }
-  const Index lines = s.channels_last ? s.n : s.n * s.channels;
-  const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(std::min<Index>(lines, 65535)));
+  const Index lines = std::min<Index>(s.channels_last ? s.n : s.n * s.channels, std::min(65535, 4 * MRISR_MOST_BLOCKS));
+  const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(lines));
   if (s.channels_last)
     wide ? last_kernel<Wide><<<grid, kThreads, 0, stream>>>(op, s) : last_kernel<1><<<grid, kThreads, 0, stream>>>(op, s);
   else

@@ -100,16 +100,18 @@ def gradients(spec: Spec, backend: Backend, case: str) -> Outcome:
     return _outcome(backend, compute, GRADIENT_TOLERANCE, _too_slow(spec, backend, case, torch.float32))
 
 
-def derivatives(function: Callable, spec: Spec, args: dict) -> dict[str, torch.Tensor]:
-    """Gradients of sum(out * cos(0, 1, 2, ...)) by the SPEC's arguments."""
+def derivatives(
+    function: Callable, spec: Spec, args: dict, dtype: torch.dtype = torch.float32
+) -> dict[str, torch.Tensor]:
+    """Gradients of sum(out * cos(0, 1, 2, ...)) by the SPEC's arguments; the cosines rounded to `dtype`."""
     leaves = {k: args[k].detach().clone().requires_grad_() for k in spec.gradients if args.get(k) is not None}
     out = function(**{**args, **leaves})
-    return dict(zip(leaves, torch.autograd.grad(out, list(leaves.values()), upstream(out).to(out))))
+    return dict(zip(leaves, torch.autograd.grad(out, list(leaves.values()), upstream(out, dtype).to(out))))
 
 
-def upstream(out: torch.Tensor) -> torch.Tensor:
-    """The gradient that `derivatives` gives to a result of this shape: float64, contiguous, rounded to float32."""
-    flat = torch.cos(torch.arange(out.numel(), dtype=torch.float64)).float()
+def upstream(out: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """The gradient that `derivatives` gives to a result of this shape: float64, contiguous, rounded to `dtype`."""
+    flat = torch.cos(torch.arange(out.numel(), dtype=torch.float64)).to(dtype)
     return flat.double().reshape(out.shape)
 
 

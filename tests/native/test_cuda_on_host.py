@@ -1,110 +1,91 @@
-"""CUDA kernels whose threads never meet, run on the host thread by thread: every SPEC case, without a GPU.
-
-The kernels' own source is compiled by the host's compiler against stand-ins for CUDA's headers (tests/native/on_host).
-That proves indices, branches and arithmetic, not speed, not launches, and no kernel with shared memory or shuffles.
-"""
+"""CUDA kernels run on the CPU (cuda_on_host.py): every kernel, every SPEC case, and faults that have to be found."""
 
 from __future__ import annotations
 
-import ctypes
-import re
 import shutil
-import subprocess
-from contextlib import nullcontext
+import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from mrisr.ops import _parity, blend, noise, sampler_step
-from mrisr.ops._dispatch import Backend
+from mrisr.ops import _parity
 
-HERE = Path(__file__).resolve().parent
-CORE = HERE.parents[1] / "csrc" / "core"
-KERNELS = ("blend", "noise", "sampler_step")
-HOST = ("isa", "noise", "parallel", "sampler_step")  # the checks of arguments are in the CPU files
-LAUNCH = re.compile(r"(\w+(?:<\w+>)?)<<<(.*?), (\w+), 0,\s*static_cast<cudaStream_t>\(stream\)>>>\((.*?)\);", re.DOTALL)
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import cuda_on_host
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory) -> ctypes.CDLL:
-    folder = tmp_path_factory.mktemp("cuda_on_host")
-    sources = [HERE / "on_host" / "doorway.cpp", *(CORE / f"{name}.cpp" for name in HOST)]
-    for name in KERNELS:
-        text, launches = LAUNCH.subn(r"on_host(\2, \3, [&] { \1(\4); });", (CORE / f"{name}.cu").read_text())
-        assert launches and "<<<" not in text, f"{name}.cu launches in a way that this test does not know"
-        sources.append(folder / f"{name}_cu.cpp")
-        sources[-1].write_text(text)
-    command = ["g++", "-std=c++17", "-O1", "-ffp-contract=off", "-DMRISR_WITH_CUDA", "-fPIC", "-shared", "-pthread"]
-    command += [f"-I{HERE / 'on_host'}", f"-I{CORE}", *map(str, sources), "-o", str(folder / "on_host.so")]
-    built = subprocess.run(command, capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr[-4000:]
-    return ctypes.CDLL(str(folder / "on_host.so"))
+def module(tmp_path_factory):
+    return cuda_on_host.Host(tmp_path_factory.mktemp("cuda_on_host")).module()
 
 
-@pytest.fixture
-def host(library, monkeypatch):
-    """The native module's CUDA doorways, on the host."""
-
-    def triple(values):
-        return (ctypes.c_int64 * 3)(*values)
-
-    def pointers(values):
-        return (ctypes.c_void_p * len(values))(*values)
-
-    def call(name, *arguments):
-        function = getattr(library, f"on_host_{name}")
-        function.restype = ctypes.c_char_p
-        error = function(*arguments)
-        assert error is None, error
-
-    p, i64, u32, f32 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint32, ctypes.c_float
-
-    def normal_noise(out, shape, origin, grid, seed, sample, step, stream):
-        box = map(triple, (shape, origin, grid))
-        call("normal_noise", p(out), *box, ctypes.c_uint64(seed), u32(sample), u32(step))
-
-    def step(volumes, table, rows, clock, raw, noisy, low, high, shape, origin, grid, dtype, stream):
-        numbers = int(raw), int(noisy), f32(low), f32(high)
-        box = map(triple, (shape, origin, grid))
-        call("sampler_step", pointers(volumes), p(table), i64(rows), p(clock), *numbers, *box, dtype)
-
-    def blend_add(volume, v_size, v_stride, tile, t_size, t_stride, origin, weights, dtype, stream):
-        at = p(volume), triple(v_size), triple(v_stride), p(tile), triple(t_size), triple(t_stride)
-        call("blend_add", *at, triple(origin), pointers(weights), dtype)
-
-    def gather(tile, t_size, t_stride, volume, v_size, v_stride, origin, stream):
-        at = p(tile), triple(t_size), triple(t_stride), p(volume), triple(v_size), triple(v_stride)
-        call("gather", *at, triple(origin))
-
-    module = SimpleNamespace(
-        cuda_normal_noise=normal_noise, cuda_sampler_step=step, cuda_blend_add=blend_add, cuda_gather=gather
-    )
-    for family in (blend, noise, sampler_step):
-        monkeypatch.setattr(family, "native", SimpleNamespace(module=lambda: module))
-    monkeypatch.setattr(torch.cuda, "device", nullcontext)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=0))
+TASKS = [
+    pytest.param(spec, dtype, what, id=f"{name}-{str(dtype).removeprefix('torch.')}-{what}")
+    for name, spec in cuda_on_host.specs().items()
+    for dtype, what in cuda_on_host.tasks(spec)
+]
 
 
-RUNS = {
-    "noise": (noise.SPEC, noise._run_cuda, noise._on),
-    "sampler_step": (sampler_step.SPEC, sampler_step._run_cuda, sampler_step._on),
-    "blend": (blend.SPEC, blend._cuda_add, blend._on),
-    "gather": (blend.GATHER_SPEC, blend._cuda_gather, blend._on),
-}
-
-
-@pytest.mark.parametrize("name", RUNS)
-def test_values(host, name, monkeypatch):
-    spec, run, on = RUNS[name]
-    # In the place of the C++ backend, whose tensors lie on the CPU as well.
-    stand_in = Backend("native", run, lambda: None, on("cpu"))
-    found = tuple(stand_in if b.name == "native" else b for b in spec.family.backends)
-    monkeypatch.setitem(spec.family.__dict__, "backends", found)
-    for dtype in set(spec.tolerance) - {torch.float64}:
+@pytest.mark.parametrize(("spec", "dtype", "what"), TASKS)
+def test_values(module, spec, dtype, what):
+    """Against float64, with equal bits in every order of threads and blocks, inside the tensors' memory."""
+    with _parity.nan_filled_empty():
         for case in spec.cases:
-            outcome = _parity.values(spec, stand_in, dtype, case)
-            assert outcome.status == "passed", f"{name} {dtype} {case}: {outcome}"
+            error = cuda_on_host.check(module, spec, dtype, what, case)
+            assert error <= cuda_on_host.limit(spec, dtype, what), case
+
+
+def test_every_kernel_has_run(module):
+    """Also alone: the smallest case of every operator enters every kernel but those of wide packs."""
+    for spec in cuda_on_host.specs().values():
+        for dtype, what in cuda_on_host.tasks(spec):
+            for case in list(spec.cases)[:2] if dtype == torch.float32 else ():
+                cuda_on_host.check(module, spec, dtype, what, case)
+    entered = [kernel for kernel, threads in module.ran().items() if threads]
+    assert cuda_on_host.kernels()
+    for name in cuda_on_host.kernels():
+        assert any(f"::{name}(" in kernel for kernel in entered), f"{name} never ran"
+
+
+def faulty(module, name: str, run) -> torch.Tensor:
+    with cuda_on_host.under(module, run):
+        x, y = torch.arange(64, dtype=torch.float32), torch.zeros(64)
+        module.faulty(name, y.data_ptr(), x.data_ptr())
+        return y.clone()
+
+
+@pytest.mark.parametrize("name", ["no_barrier", "overwritten_early", "blocks_meet"])
+def test_a_race_is_seen(module, name):
+    found = [faulty(module, name, run).nan_to_num(-1.0) for run in cuda_on_host.RUNS]
+    assert any(not torch.equal(found[0], other) for other in found[1:])
+
+
+@pytest.mark.parametrize(
+    ("name", "behind", "words"),
+    [
+        ("reads_behind", True, "thread 63 of block .* leaves its memory: 0 bytes behind a tensor of 256 bytes"),
+        ("reads_before", False, "thread 0 of block .* leaves its memory: 4 bytes before a tensor of 256 bytes"),
+        ("writes_behind", True, "thread 63 of block .* leaves its memory: 0 bytes behind a tensor of 256 bytes"),
+        (
+            "some_wait",
+            True,
+            "threads wait for others that never come: .*thread 0 .* waits at .*; thread 32 .* returned",
+        ),
+        ("misaligned", False, "thread 0 of block .* does what is not defined: a misaligned address"),
+        ("outside_its_array", True, "thread 63 of block .* does what is not defined: .*an index outside its array"),
+        ("outside_its_mask", True, "shuffles with a lane outside its mask"),
+    ],
+)
+def test_a_fault_is_named(module, name, behind, words):
+    with pytest.raises(RuntimeError, match=words):
+        faulty(module, name, ("ascending", 0, 16384, behind))
+    assert torch.equal(
+        faulty(module, "right", cuda_on_host.RUNS[2]), torch.arange(63.0, -1.0, -1.0)[torch.arange(64) ^ 1]
+    )
+
+
+def test_shared_memory_begins_as_nan(module):
+    assert faulty(module, "never_written", cuda_on_host.RUNS[0]).isnan().all()

@@ -12,6 +12,7 @@ inline float __bfloat162float(__nv_bfloat16 h) {
   return f;
 }
 inline __nv_bfloat16 __float2bfloat16_rn(float f) {
+  if (f != f) return {0x7fff};
   std::uint32_t wide;
   std::memcpy(&wide, &f, sizeof wide);
   return {static_cast<std::uint16_t>((wide + 0x7fff + ((wide >> 16) & 1)) >> 16)};
