@@ -9,7 +9,9 @@ from typing import Any
 
 from mrisr import grid as grids
 from mrisr.corrections import corrections
-from mrisr.errors import MrisrWarning, UsageError
+from mrisr.errors import CATCHING, MrisrWarning, UsageError
+from mrisr.infer.engines.precision import asked_for
+from mrisr.infer.engines.select import check_fork
 from mrisr.infer.mirrors import MIRRORINGS
 from mrisr.infer.pipeline import Options, upscale_volume
 from mrisr.infer.progress import reporting
@@ -44,6 +46,7 @@ def upscale(
     tile: int | Sequence[int] | str | None = None,
     engine: str = "auto",
     threads: int | None = None,
+    precision: str = "auto",
     progress: bool | Callable[[str, float], None] | None = None,
     return_info: bool = False,
 ):
@@ -87,13 +90,18 @@ def upscale(
         consistency: "on" (or True) corrects the result so that it explains the input to within its noise,
             "off" (or False) does not, "auto" does where the point spread is stated.
         memory: a budget that is kept: "2GB", "512MB" or bytes. On a CPU it is the process's resident memory,
-            what it holds already included; on a GPU it is device memory. None: 4 GB or 60 % of what is free.
-        tile: None (the whole head in one piece where the budget allows, else overlapping blended tiles), a size in
-            output voxels, or "exact": the same result as in one piece in a fraction of its memory, by the PyTorch
+            what it holds already included; on a GPU it is device memory. None: 60 % of what is free
+            (in the process's control group), divided by MRISR_WORKERS.
+        tile: None (the whole head in one piece where the budget allows; else, with engine="auto" on a CPU, "exact"
+            where its maps fit; else overlapping blended tiles), a size in output voxels, or "exact": the same result as
+            in one piece in a fraction of its memory, by the PyTorch
             engine layer by layer, with the largest maps in a file in TMPDIR where the budget is too small for them.
         engine: "auto", "torch", "openvino", "tensorrt" (of a bundle with a plan). One asked for by name never falls
             back to another.
         threads: CPU threads (None: every core this process may use).
+        precision: what the network computes in: "float32", "bfloat16", or "auto": bfloat16 on a processor that has it
+            (AMX-BF16 or AVX512-BF16, as it states itself) where a fixed tile agrees with float32, else float32. Sums,
+            statistics and the result are float32. MRISR_PRECISION says what "auto" stands for. `info.engine` tells.
         progress: a callback(stage, fraction), or True for a bar when stderr is a terminal.
         return_info: also return a `mrisr.infer.info.Info`.
 
@@ -106,13 +114,17 @@ def upscale(
         InputError, GeometryError: a scan that cannot be used.
         MemoryBudgetError: the budget is too small (the message names the smallest that works).
         ModelError: no such model.
-        BackendError: the device or engine cannot run.
+        BackendError: the device, engine or precision cannot be had, or the process was forked from one that has used
+            mrisr.
     """
+    check_fork()
+    asked_for(precision)
     chosen = choose_mode(mode, steps, samples)
     how = dict(
         device=device,
         engine=engine,
         threads=threads,
+        precision=precision,
         mode=chosen,
         steps=steps,
         samples=samples,
@@ -165,9 +177,12 @@ def _ensemble(count: int, mode: str) -> int:
 
 @contextmanager
 def _kept_warnings() -> Iterator[list[str]]:
-    """Collect the texts of the MrisrWarnings given inside, and pass every warning on."""
+    """Collect the texts of the MrisrWarnings given inside, and pass every warning on.
+
+    One thread at a time: what catches warnings belongs to the process (as does nibabel's logger, which reading swaps).
+    """
     texts: list[str] = []
-    with warnings.catch_warnings(record=True) as caught:
+    with CATCHING, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield texts
     for warning in caught:

@@ -50,6 +50,20 @@ VARIABLES = (
         "the first that can run",
     ),
     Variable(
+        "MRISR_PRECISION",
+        "run",
+        'What `precision="auto"` stands for: `float32` gives the same picture on every processor, `bfloat16` is an '
+        "error where it cannot be had.",
+        "`auto`: bfloat16 where the processor has it and a fixed tile agrees",
+    ),
+    Variable(
+        "MRISR_WORKERS",
+        "run, libmrisr",
+        "How many processes share the machine's memory, of which this is one: the default budget is that part of 60 % "
+        "of what is free. Whoever starts several workers sets it.",
+        "`1`",
+    ),
+    Variable(
         "MRISR_ISA",
         "run, libmrisr",
         "Instruction set of the native core: `base`, `v3` (AVX2) or `v4` (AVX-512). Never more than the processor has.",

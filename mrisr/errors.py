@@ -7,7 +7,10 @@ what was found, what to do.
 
 from __future__ import annotations
 
+import threading
+
 __all__ = [
+    "CATCHING",
     "BackendError",
     "GeometryError",
     "InputError",
@@ -19,6 +22,10 @@ __all__ = [
     "TrainingError",
     "UsageError",
 ]
+
+
+# Hold it around `warnings.catch_warnings`, which changes the process and not the thread.
+CATCHING = threading.RLock()
 
 
 class MrisrError(Exception):

@@ -8,8 +8,9 @@ import pytest
 
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory):
-    """Converted graphs go where the tests can throw them away."""
+    """Converted graphs go where the tests can throw them away, and what is compared is float32 on every processor."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MRISR_PRECISION", "float32")
         patch.setenv("MRISR_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
 

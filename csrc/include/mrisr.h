@@ -167,6 +167,14 @@ typedef enum mrisr_consistency {
   MRISR_CONSISTENCY_OFF = 2
 } mrisr_consistency;
 
+/* What the built-in engine computes in. Sums, statistics and the result are float32 in either. */
+typedef enum mrisr_precision {
+  MRISR_PRECISION_AUTO = 0, /* bfloat16 on a processor that states AMX-BF16 or AVX512-BF16, where a fixed tile agrees with
+                               float32; else float32. The tile runs once per model and number of threads. */
+  MRISR_PRECISION_FLOAT32 = 1,
+  MRISR_PRECISION_BFLOAT16 = 2 /* or an error */
+} mrisr_precision;
+
 /* Axes are those of the caller's array, in its order. */
 typedef struct mrisr_plan_options {
   size_t struct_size;
@@ -182,8 +190,9 @@ typedef struct mrisr_plan_options {
   int32_t consistency; /* mrisr_consistency */
   int32_t threads;     /* the calling one among them; 0: every core this process may use */
   int64_t tile[3];     /* voxels; 0: the whole head in one piece where the budget allows, else overlapping tiles */
-  uint64_t memory;     /* budget in bytes, of the whole process; 0: 4 GB, or 60 % of what is free where that is less */
+  uint64_t memory;     /* budget in bytes, of the whole process; 0: 60 % of what is free, divided by MRISR_WORKERS */
   const mrisr_engine_vtable* engine; /* NULL: the built-in one */
+  int32_t precision;    /* mrisr_precision, of the built-in engine */
 } mrisr_plan_options;
 
 MRISR_API void mrisr_plan_options_init(mrisr_plan_options* options, size_t struct_size);
@@ -205,6 +214,8 @@ typedef struct mrisr_geometry {
   uint64_t expected_bytes;  /* largest resident memory of the process during mrisr_run that the budget allows for */
   uint64_t budget_bytes;
   int64_t largest_tile_voxels; /* no tile has more */
+  int32_t precision;          /* mrisr_precision that is used; auto: the caller's engine knows */
+  const char* precision_why;  /* valid until mrisr_job_close */
 } mrisr_geometry;
 
 MRISR_API void mrisr_geometry_init(mrisr_geometry* geometry, size_t struct_size);

@@ -227,6 +227,8 @@ MRISR_API mrisr_status mrisr_job_geometry(const mrisr_job* handle, mrisr_geometr
     own.expected_bytes = static_cast<uint64_t>(job.need.peak(job.largest_tile));
     own.budget_bytes = job.budget;
     own.largest_tile_voxels = job.largest_tile;
+    own.precision = job.precision.value;
+    own.precision_why = job.precision.why.c_str();
     given_back(geometry, own, "geometry");
   });
 }

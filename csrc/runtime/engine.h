@@ -6,6 +6,7 @@
 
 #include "bundle.h"
 #include "geometry.h"
+#include "precision.h"
 
 namespace mrisr::runtime {
 
@@ -25,13 +26,15 @@ class Engine {
   virtual void run(const mrisr_tile& tile, Watch& watch) = 0;
   // Working memory between runs; what is compiled stays.
   virtual void release() {}
+  virtual Precision precision() const { return {MRISR_PRECISION_AUTO, "the caller's engine knows"}; }
 };
 
 // The built-in engine's graph of one bundle, shared by its jobs.
 class Network {
  public:
   virtual ~Network() = default;
-  virtual std::unique_ptr<Engine> engine(int threads) const = 0;
+  // Raises Error: MRISR_ERROR_ENGINE where the precision asked for cannot be had.
+  virtual std::unique_ptr<Engine> engine(int threads, mrisr_precision asked) const = 0;
 };
 
 const char* builtin_engine();  // null where built without one

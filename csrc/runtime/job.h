@@ -60,6 +60,7 @@ struct Job {
   std::size_t workspace = 0;
   std::unique_ptr<Workers> workers;
   std::unique_ptr<Engine> engine;
+  Precision precision;
   std::atomic<bool> busy{false};
 
   bool corrects() const {

@@ -117,10 +117,14 @@ void plan_engine(Job& job, const mrisr_plan_options& options) {
   const Config& config = job.model->config;
   if (config.network.multiple % config.guidance.stride != 0)
     MRISR_FAIL(MRISR_ERROR_MODEL, "network.multiple: expected a multiple of " << config.guidance.stride << ", found " << config.network.multiple);
+  const auto precision =
+      static_cast<mrisr_precision>(within("precision", options.precision, MRISR_PRECISION_AUTO, MRISR_PRECISION_BFLOAT16));
   if (options.engine != nullptr) {
+    if (precision == MRISR_PRECISION_BFLOAT16)
+      MRISR_FAIL(MRISR_ERROR_ARGUMENT, "precision: is that of the built-in engine; the engine given computes in what it was made for");
     job.engine = caller_engine(*options.engine, config);
   } else if (const auto network = job.model->network()) {
-    job.engine = network->engine(job.threads);
+    job.engine = network->engine(job.threads, precision);
   } else {
     MRISR_FAIL(MRISR_ERROR_ENGINE, "engine: this library was built without OpenVINO; give mrisr_plan_options.engine");
   }
@@ -198,6 +202,7 @@ std::unique_ptr<Job> plan_job(std::shared_ptr<const Model> model, const mrisr_pl
   plan_axes(*job);
   plan_sampler(*job);
   job->workspace = lay_out(*job, nullptr).bytes;
+  job->precision = job->engine->precision();
   job->workers = std::make_unique<Workers>(job->threads);
   warn(*job);
   return job;

@@ -50,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
             memory=args.memory,
             tile=args.tile,
             threads=args.threads,
+            precision=args.precision,
             progress=not args.quiet,
             return_info=True,
         )

@@ -68,15 +68,30 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         help="what runs the network: auto (by device), torch, openvino, or tensorrt where --model is a bundle with a "
         "plan (default: auto)",
     )
-    group.add_argument("--memory", metavar="SIZE", help="memory budget that is kept, such as 4GB or 512MB")
+    add_precision(group)
+    group.add_argument(
+        "--memory",
+        metavar="SIZE",
+        help="memory budget that is kept, such as 4GB or 512MB (default: 60 %% of what is free, by MRISR_WORKERS)",
+    )
     group.add_argument(
         "--tile",
         type=_tile,
         metavar="N",
         help="tile size in output voxels, or exact: layer by layer, equal to one piece, in less memory (default: the "
-        "whole volume if the budget allows, else blended tiles)",
+        "whole volume if the budget allows, else exact where --engine is auto and it fits, else blended tiles)",
     )
     add_threads(group)
+
+
+def add_precision(group) -> None:
+    """Add ``--precision``."""
+    group.add_argument(
+        "--precision",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="of the network's convolutions (default: auto, bfloat16 where the processor has it and a check agrees)",
+    )
 
 
 def add_gradnl(group) -> None:

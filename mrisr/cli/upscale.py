@@ -129,6 +129,7 @@ def run(args: argparse.Namespace) -> int:
             tile=args.tile,
             engine=args.engine,
             threads=args.threads,
+            precision=args.precision,
             progress=not args.quiet,
             return_info=True,
         )

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from mrisr.errors import UsageError
+from mrisr.errors import CATCHING, UsageError
 from mrisr.grid import Grid, plan
 from mrisr.infer.info import BiasInfo, GradnlInfo
 from mrisr.nn.condition import GUIDANCE_CHANNELS, GUIDANCE_STRIDE, Condition, brick_grid, guidance_channels
@@ -204,7 +204,7 @@ class Corrector:
     def _correction(self, source: Grid, target: Grid) -> gradnl.Warp:
         given = self.given
         how = dict(done=given.done, slice_axis=given.slice_axis, device=self.device)
-        with warnings.catch_warnings(record=True) as caught:  # once for a scan, not once for every few rows
+        with CATCHING, warnings.catch_warnings(record=True) as caught:  # once for a scan, not once for every few rows
             warnings.simplefilter("always")
             warp = gradnl.correction(given.distortion, source, target, **how)
         self.doubts = self.doubts or [str(w.message) for w in caught]

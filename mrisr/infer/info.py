@@ -51,11 +51,14 @@ class AxisResolution:
 
 @dataclass(frozen=True)
 class EngineInfo:
+    """What ran the network, and why it; precision: "float32", "bfloat16" or that of a TensorRT plan, and why that."""
+
     name: str
     device: str
     threads: int
     precision: str
     why: str
+    precision_why: str = ""
 
 
 @dataclass(frozen=True)

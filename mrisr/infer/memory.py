@@ -22,13 +22,13 @@ import numpy as np
 import torch
 
 from mrisr.errors import MemoryBudgetError, UsageError
+from mrisr.infer import cgroup
 
 MB = 10**6
 UNITS = {
     "": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
     "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,
 }  # fmt: skip
-DEFAULT_BUDGET = 4 * 10**9
 SHARE_OF_FREE = 0.6
 
 
@@ -89,7 +89,7 @@ def peak_resident() -> int:
     Linux gives it as VmHWM. `getrusage` there would not do: its figure survives exec, so that a process
     started by a large one reports the peak of its parent.
     """
-    found = re.search(r"VmHWM:\s+(\d+) kB", _read("/proc/self/status"))
+    found = re.search(r"VmHWM:\s+(\d+) kB", cgroup.read(Path("/proc/self/status")))
     if found:
         return int(found.group(1)) * 1024
     import resource  # not on Windows, hence not at the top
@@ -99,35 +99,30 @@ def peak_resident() -> int:
 
 
 def available() -> int:
-    """Bytes that can be had without swapping: free memory, or what a container's limit leaves."""
+    """Bytes that can be had without swapping: free memory, or what the process's control group leaves."""
     found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    meminfo = _read("/proc/meminfo")
-    match = re.search(r"MemAvailable:\s+(\d+) kB", meminfo)
+    match = re.search(r"MemAvailable:\s+(\d+) kB", cgroup.read(Path("/proc/meminfo")))
     if match:
         found.append(int(match.group(1)) * 1024)
-    for folder, limit, used in (
-        ("/sys/fs/cgroup", "memory.max", "memory.current"),
-        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
-    ):
-        numbers = [_read(f"{folder}/{name}").strip() for name in (limit, used)]
-        if all(n.isdigit() for n in numbers):  # "max" stands for no limit
-            found.append(max(0, int(numbers[0]) - int(numbers[1])))
+    limited = cgroup.free()
+    if limited is not None:
+        found.append(limited)
     return min(found)
 
 
-def _read(path: str) -> str:
-    """A file of the kernel's, or nothing where this system has no such file."""
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return ""
+def workers() -> int:
+    """How many processes share this machine's memory, of which this is one: MRISR_WORKERS, else 1. UsageError."""
+    stated = os.environ.get("MRISR_WORKERS") or "1"
+    if not (stated.isascii() and stated.isdigit() and int(stated) >= 1):
+        raise UsageError(f"MRISR_WORKERS: expected a whole number of at least 1, found {stated!r}")
+    return int(stated)
 
 
 def default_budget(device: torch.device) -> int:
-    """4 GB, or less where 60 % of what is free is less (a CPU's includes what the process holds already)."""
+    """This worker's part of 60 % of what is free, and on a CPU what the process holds already."""
     if device.type == "cuda":
-        return int(min(DEFAULT_BUDGET, SHARE_OF_FREE * torch.cuda.mem_get_info(device)[0]))
-    return int(min(DEFAULT_BUDGET, resident() + SHARE_OF_FREE * available()))
+        return int(SHARE_OF_FREE * torch.cuda.mem_get_info(device)[0] / workers())
+    return int(resident() + SHARE_OF_FREE * available() / workers())
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -46,6 +46,7 @@ class Options:
     device: str = "auto"
     engine: str = "auto"
     threads: int | None = None
+    precision: str = "auto"
     mode: str = "mean"
     steps: int = 1
     samples: int = 1
@@ -161,13 +162,17 @@ def _engine(options: Options, model: Any) -> tuple[engines.Engine, str]:
     """The engine and why it; exact tiling goes layer by layer, which only one engine can."""
     if options.tile != tiles.EXACT:
         plan = getattr(model, "plan", None)
-        return engines.choose(options.engine, options.device, model.denoiser.net, options.threads, plan)
+        return engines.choose(
+            options.engine, options.device, model.denoiser.net, options.threads, plan, options.precision
+        )
     if options.engine not in ("auto", "torch"):
         raise BackendError(
             f"tile: 'exact' runs the network layer by layer, which engine {options.engine!r} cannot; use "
             "engine='torch' or 'auto', or another tile"
         )
-    engine, why = engines.choose("torch", options.device, model.denoiser.net, options.threads)
+    engine, why = engines.choose(
+        "torch", options.device, model.denoiser.net, options.threads, precision=options.precision
+    )
     return engine, why if options.engine == "torch" else "auto: tile='exact' runs layer by layer"
 
 
@@ -240,6 +245,8 @@ def _plan(job: Job, y: torch.Tensor) -> tiles.TilePlan:
     need, most = job.need, job.need.tile_voxels(job.budget)
     given = _engines_tile(job) if job.options.tile is None else job.options.tile
     plan = tiles.plan(job.target.shape, foreground, tile=given, max_voxels=most, align=job.align)
+    if plan.kind == "tiles" and given is None and _layer_by_layer(job, foreground):
+        return _plan(job, y)
     if plan.kind == "tiles" and job.net.config.norm == "group":
         if given is not None:
             raise BackendError(
@@ -260,16 +267,36 @@ def _plan(job: Job, y: torch.Tensor) -> tiles.TilePlan:
     return plan
 
 
+def _layer_by_layer(job: Job, foreground) -> bool:
+    """Whether the job goes on with the PyTorch engine layer by layer, where the budget holds no whole head.
+
+    It gives what one piece gives, and sooner than blended tiles (benchmarks/results/exact_tiling.json).
+    """
+    if job.options.engine != "auto" or job.engine.name != "openvino":
+        return False
+    how = replace(job.options, tile=tiles.EXACT)
+    engine, _ = _engine(how, job.model)
+    other = replace(job, engine=engine, options=how)
+    plan = tiles.plan(job.target.shape, foreground, tile=tiles.EXACT, align=job.align)
+    need = _need(other)
+    if need.tile_voxels(job.budget) < int(np.prod(plan.tile)):
+        return False
+    job.engine.release()
+    job.engine, job.options, job.need = engine, how, need
+    job.why = "auto: layer by layer, because the budget holds no piece of the whole head"
+    return True
+
+
 def _engines_tile(job: Job) -> tuple[int, int, int] | None:
     """The piece that an engine is built for, in stored order; None where it takes any."""
     tile = getattr(job.engine, "tile", None)
     return None if tile is None else tuple(tile[job.order.index(axis)] for axis in range(3))
 
 
-def _demand(job: Job, spill: bool = False) -> memory.Demand:
-    """What the job needs; refused here, before any volume exists, where not even the smallest tile would fit."""
+def _need(job: Job, spill: bool = False) -> memory.Demand:
+    """What the job needs, whether that is there or not."""
     config = job.net.config
-    need = memory.demand(
+    return memory.demand(
         job.engine.name,
         held=job.held,
         source_voxels=int(np.prod(job.source.shape)),
@@ -289,6 +316,11 @@ def _demand(job: Job, spill: bool = False) -> memory.Demand:
         source_copies=job.options.corrections.source_copies,
         points=job.options.corrections.points_bytes,
     )
+
+
+def _demand(job: Job, spill: bool = False) -> memory.Demand:
+    """What the job needs; refused here, before any volume exists, where not even the smallest tile would fit."""
+    need, config = _need(job, spill), job.net.config
     if not spill and (job.options.tile == tiles.EXACT or config.norm == "group"):
         _demand(job, spill=True)  # what does not fit into memory goes into a file
         return need
@@ -341,7 +373,9 @@ def _info(job: Job, notes: list[ConsistencyInfo], scales: list[tuple[float, floa
         model=job.model.name,
         weights=job.model.sha256,
         card=None if job.model.card is None else str(job.model.card),
-        engine=EngineInfo(engine.name, str(engine.device), engine.threads, engine.precision, _why(job)),
+        engine=EngineInfo(
+            engine.name, str(engine.device), engine.threads, engine.precision, _why(job), engine.precision_why
+        ),
         mode=options.mode,
         steps=options.steps,
         samples=options.samples,

@@ -28,14 +28,17 @@ from mrisr.ops import group_norm as gn
 Produce = Callable[[int, int, torch.Tensor], None]
 
 
-def convolve(x: torch.Tensor, conv: torch.nn.Conv3d, padding=(0, 0, 0)) -> torch.Tensor:
-    """The layer's convolution with another padding, by oneDNN whatever the shape.
+def convolve(x: torch.Tensor, conv: torch.nn.Conv3d, padding=(0, 0, 0), weights=None) -> torch.Tensor:
+    """The layer's convolution with another padding, by oneDNN whatever the shape; `weights`: its (weight, bias) in the
+    dtype to compute in, which the result then has.
 
     On a CPU PyTorch itself takes a slow path of its own where N * C * D * H is at most 20480, as it is for thin slabs.
     """
+    weight, bias = (conv.weight, conv.bias) if weights is None else weights
+    x = x.to(weight.dtype)
     if x.device.type == "cpu" and torch.backends.mkldnn.is_available():
-        return torch.mkldnn_convolution(x, conv.weight, conv.bias, padding, conv.stride, (1, 1, 1), 1)
-    return F.conv3d(x, conv.weight, conv.bias, conv.stride, padding)
+        return torch.mkldnn_convolution(x, weight, bias, padding, conv.stride, (1, 1, 1), 1)
+    return F.conv3d(x, weight, bias, conv.stride, padding)
 
 
 class Map:
@@ -143,6 +146,7 @@ class SlabRunner:
         rows: rows of a slab at 1/2 resolution, at 1/4 twice as many; None: `Program.slab_rows`.
         spill: folder for the maps at 1/2 resolution; None: everything stays in memory.
         tick: called with the fraction done after each step.
+        dtype: of convolutions. Maps, the sums of residual blocks, statistics and the last convolution stay float32.
     """
 
     def __init__(
@@ -153,8 +157,23 @@ class SlabRunner:
         rows: int | None = None,
         spill: Path | None = None,
         tick: Callable[[float], None] | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.net, self.program, self.rows, self.spill, self.tick = net, program, rows, spill, tick
+        self.dtype, self._weights = dtype, {}
+
+    def convolve(self, x: torch.Tensor, conv: torch.nn.Conv3d, padding=(0, 0, 0)) -> torch.Tensor:
+        """`convolve` in the dtype of this run."""
+        return convolve(x, conv, padding, self.weights(conv))
+
+    def weights(self, conv) -> tuple[torch.Tensor, torch.Tensor]:
+        """(weight, bias) of a layer in the dtype of this run; cast once."""
+        if self.dtype == torch.float32:
+            return conv.weight, conv.bias
+        if conv not in self._weights:
+            weight = conv.weight.to(self.dtype, memory_format=torch.channels_last_3d)
+            self._weights[conv] = weight, conv.bias.to(self.dtype)
+        return self._weights[conv]
 
     def __call__(self, x, y, vector, guidance, active=None) -> torch.Tensor:
         """As `mrisr.nn.unet.UNet.forward` for N = 1, same result; x may be an expanded zero."""
@@ -227,7 +246,8 @@ class _Run:
         """
         slabs = list(self._slabs(level))
         rows, *size = self._size(level)
-        between = torch.empty((max(b - a for a, b in slabs) + 2, *size, channels), device=self.y.device)
+        most = max(b - a for a, b in slabs) + 2
+        between = torch.empty((most, *size, channels), device=self.y.device, dtype=self.runner.dtype)
         made = 0
         between[0].zero_()
         for start, stop in slabs:
@@ -239,7 +259,7 @@ class _Run:
             if stop == rows:
                 between[stop - start + 1].zero_()
             window = between[: stop - start + 2].permute(3, 0, 1, 2)[None]
-            yield start, stop, convolve(window, conv, (0, 1, 1))
+            yield start, stop, self.runner.convolve(window, conv, (0, 1, 1))
             between[:2] = between[stop - start : stop - start + 2].clone()
 
     def _statistics(self, name: str, level: int, start: int, stop: int) -> None:
@@ -274,7 +294,8 @@ class _Run:
         film = block.film(self.embedding).chunk(2, dim=1)
 
         def between(a: int, b: int, out: torch.Tensor) -> None:
-            block.activate(convolve(target.view(a - 1, b + 1), block.conv1, (0, 1, 1)), *film, out=out)
+            values = self.runner.convolve(target.view(a - 1, b + 1), block.conv1, (0, 1, 1))
+            block.activate(values, *film, out=out)
 
         for start, stop, values in self._rolling(step.level, target.data.shape[-1], between, block.conv2):
             target.view(start, stop).add_(values)
@@ -314,7 +335,7 @@ class _Run:
     def _down(self, step: Step) -> None:
         source, target, conv = self.maps[step.source], self._make(step.target), step.module
         for start, stop in self._slabs(step.level):
-            values = convolve(source.view(2 * start, 2 * stop), conv)
+            values = self.runner.convolve(source.view(2 * start, 2 * stop), conv)
             target.view(start, stop).copy_(self._masked(values, step.level, start, stop))
             self._statistics(step.target, step.level, start, stop)
             source.done_with(2 * start, 2 * stop)
@@ -335,11 +356,12 @@ class _Run:
 
     def _up_add(self, step: Step) -> None:
         source, target, conv = self.maps[step.source], self.maps[step.target], step.module
-        weight, bias = conv.weight.permute(0, 2, 3, 4, 1).flatten(1), conv.bias.repeat(8)
+        weight, bias = self.runner.weights(conv)
+        weight, bias = weight.permute(0, 2, 3, 4, 1).flatten(1), bias.repeat(8)
         for start, stop in self._slabs(step.level + 1):
             a, b = 2 * start, 2 * stop
             # A transposed convolution whose taps do not overlap is a matrix product: [r, h, w, C] -> [.., 2, 2, 2, C'].
-            cells = torch.addmm(bias, source.data[start + 1 : stop + 1].flatten(0, 2), weight)
+            cells = torch.addmm(bias, source.data[start + 1 : stop + 1].flatten(0, 2).to(weight.dtype), weight)
             cells = cells.unflatten(0, (stop - start, *source.data.shape[1:3])).unflatten(-1, (2, 2, 2, -1))
             rows = target.data[a + 1 : b + 1]
             rows.unflatten(0, (-1, 2)).unflatten(2, (-1, 2)).unflatten(4, (-1, 2)).add_(

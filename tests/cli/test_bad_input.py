@@ -138,6 +138,7 @@ OPTIONS = {
     "preview of another kind": (["--preview", "p.jpg"], 2, ".png"),
     "info of another kind": (["--info", "i.txt"], 2, ".json"),
     "no threads": (["--threads", "0"], 2, "at least 1"),
+    "unknown precision": (["--precision", "int8"], 2, "--precision"),
 }
 
 
@@ -147,6 +148,24 @@ def test_wrong_option(what, folders, scan, weights, mrisr_command):
     _, out = folders
     end = mrisr_command("upscale", "-i", scan, "-o", out / "a.nii.gz", "--model", weights, *options)
     one_line(end, code, words, out)
+
+
+def test_bfloat16_on_a_processor_without_it(folders, scan, weights, mrisr_command, monkeypatch):
+    from mrisr.infer.engines import precision
+
+    monkeypatch.setattr(precision, "instructions", tuple)
+    out = folders[1]
+    words = "bfloat16 was asked for, but this processor"
+    end = mrisr_command("upscale", "-i", scan, "-o", out / "a.nii", "--model", weights, "--precision", "bfloat16")
+    one_line(end, 7, words, out)
+    assert "has neither AMX-BF16 nor AVX512-BF16; use float32, or auto" in end.errors[0]
+
+
+def test_a_variable_without_meaning(folders, scan, weights, mrisr_command, monkeypatch):
+    monkeypatch.setenv("MRISR_PRECISION", "half")
+    out = folders[1]
+    end = mrisr_command("upscale", "-i", scan, "-o", out / "a.nii", "--model", weights)
+    one_line(end, 2, "MRISR_PRECISION: expected one of auto, float32, bfloat16, found 'half'", out)
 
 
 def test_damaged_weights(folders, scan, mrisr_command):

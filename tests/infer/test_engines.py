@@ -111,9 +111,9 @@ def test_openvino_compiles_once_per_shape_and_follows_the_weights(net):
     mine = copy.deepcopy(net)
     engine, _ = engines.choose("openvino", "cpu", mine, 1)
     engine.prepare((16, 16, 24))
-    first = _networks[mine].compiled[((16, 16, 24), 1)]
+    first = _networks[mine].compiled[((16, 16, 24), 1, "float32")]
     engine.prepare((16, 16, 24))
-    assert _networks[mine].compiled[((16, 16, 24), 1)] is first
+    assert _networks[mine].compiled[((16, 16, 24), 1, "float32")] is first
     for n in range(KEEP_SHAPES + 1):
         engine.prepare((16, 16, 32 + 8 * n))
     assert len(_networks[mine].compiled) == KEEP_SHAPES

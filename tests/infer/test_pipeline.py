@@ -245,9 +245,24 @@ def test_a_small_budget_takes_tiles_and_a_tiny_one_is_refused(head, model, monke
     with pytest.raises(MemoryBudgetError, match="smallest that works is") as caught:
         run(scan, model, memory="10MB")
     least = memory.parse_budget(str(caught.value).split("works is ")[1].split()[0])
-    result, info = run(scan, model, memory=least + 50 * memory.MB)
+    result, info = run(scan, model, memory=least + 50 * memory.MB, engine="openvino")
     assert info.tiles.kind == "tiles" and info.memory_expected <= info.memory_budget
     assert np.isfinite(result).all()
+
+
+def test_where_the_budget_holds_no_whole_head_auto_goes_layer_by_layer(head, model, monkeypatch):
+    monkeypatch.setattr(memory, "resident", lambda: 500 * memory.MB)
+    scan = head((64, 64, 64), air=0.0)
+    exact, told = run(scan, model, tile="exact", memory="8GB")
+    budget = told.memory_expected + memory.MB
+    result, info = run(scan, model, memory=budget)
+    assert (info.engine.name, info.tiles.kind) == ("torch", "exact") and not info.tiles.spilled
+    assert "layer by layer, because the budget" in info.engine.why
+    assert info.memory_expected <= budget and np.array_equal(result, exact)
+    _, info = run(scan, model, memory="8GB")
+    assert (info.engine.name, info.tiles.kind) == ("openvino", "whole")
+    _, info = run(scan, model, memory=budget, engine="openvino")
+    assert (info.engine.name, info.tiles.kind) == ("openvino", "tiles"), "an engine asked for by name stays"
 
 
 def test_a_stated_tile_that_does_not_fit_is_refused(scan, model):

@@ -15,6 +15,7 @@ OK, ARGUMENT, INPUT, GEOMETRY, MODEL, MEMORY, ENGINE, CANCELLED, INTERNAL = rang
 KINDS = ("unknown", "kspace", "gaussian", "supergaussian")
 MODES = {None: 0, "mean": 1, "sample": 2}
 CONSISTENCY = {"auto": 0, "on": 1, "off": 2}
+PRECISION = {"auto": 0, "float32": 1, "bfloat16": 2}
 
 LOG = c.CFUNCTYPE(None, c.c_void_p, c.c_int32, c.c_char_p)
 PROGRESS = c.CFUNCTYPE(c.c_int, c.c_void_p, c.c_double)
@@ -96,6 +97,7 @@ class PlanOptions(c.Structure):
         ("tile", Triple),
         ("memory", c.c_uint64),
         ("engine", c.POINTER(Engine)),
+        ("precision", c.c_int32),
     ]
 
 
@@ -112,6 +114,8 @@ class Geometry(c.Structure):
         ("expected_bytes", c.c_uint64),
         ("budget_bytes", c.c_uint64),
         ("largest_tile_voxels", c.c_int64),
+        ("precision", c.c_int32),
+        ("precision_why", c.c_char_p),
     ]
 
 
@@ -209,8 +213,8 @@ class Library:
         return model
 
     def plan(self, model, shape, affine=None, *, psf=None, mode=None, consistency="auto", engine=None, **options):
-        """options: members of mrisr_plan_options; one number stands for three."""
-        how = self.made(PlanOptions, shape=Triple(*shape), threads=1)
+        """options: members of mrisr_plan_options; one number stands for three. float32 unless another is stated."""
+        how = self.made(PlanOptions, shape=Triple(*shape), threads=1, precision=PRECISION["float32"])
         how.mode, how.consistency = MODES[mode], CONSISTENCY[consistency]
         if affine is not None:
             how.affine[:] = np.asarray(affine, np.float64).ravel().tolist()

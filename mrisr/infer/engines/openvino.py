@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU, float32: converted straight from the PyTorch module, compiled once per shape.
+"""OpenVINO on the CPU, float32 or bfloat16: converted straight from the PyTorch module, compiled once per shape.
 
 The converted graph (not the compiled one) is kept on disk, because converting takes about two seconds of
 every process and compiling a tenth of that. `MRISR_CACHE` names the folder; "off" keeps nothing. Measured on
@@ -16,9 +16,11 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 import warnings
 import weakref
 from collections import OrderedDict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,18 +28,21 @@ import torch
 
 from mrisr import third_party
 from mrisr.environment import cache_folder
-from mrisr.errors import BackendError
+from mrisr.errors import CATCHING, BackendError, MrisrWarning
+from mrisr.infer.engines import precision
 from mrisr.infer.engines.select import Network
-from mrisr.infer.engines.torch import limited
+from mrisr.infer.engines.torch import TorchEngine, limited
 from mrisr.nn.condition import GUIDANCE_CHANNELS, GUIDANCE_STRIDE, VECTOR_DIM
 
 ov = third_party.openvino()
 
+GRAPH, WEIGHTS, DIGEST = "model.xml", "model.bin", "model.sha256"  # of an entry of the cache
 KEEP_SHAPES = 3  # compiled shapes held per network; each has its own packed copy of the weights
 TRACE_SIZE = 32  # edge of the example volume: the graph is made for any size afterwards
 WAIT_MS = 50  # how often a running request looks for Ctrl-C
+# Always stated: a CPU that has bfloat16 may choose it otherwise. Never f16, which on a CPU is slower and wrong.
+HINTS = {"float32": "f32", "bfloat16": "bf16"}
 OPTIONS = {
-    "INFERENCE_PRECISION_HINT": "f32",  # CPUs that have bfloat16 may choose that otherwise
     "PERFORMANCE_HINT": "LATENCY",
     "NUM_STREAMS": 1,
 }
@@ -56,70 +61,119 @@ class _FourInputs(torch.nn.Module):
         return self.net(x, y, vector, guidance)
 
 
+class _Compiled:
+    """A compiled shape, which threads may share: one runs at a time, and none takes memory from one that runs."""
+
+    def __init__(self, compiled: ov.CompiledModel) -> None:
+        self._compiled, self._turn = compiled, threading.Lock()
+
+    def network(self) -> Network:
+        """A request of its own; its result is overwritten by its next call."""
+        request = self._compiled.create_infer_request()
+        result = None  # of our own: what OpenVINO allocates goes with release_memory
+
+        def run(x, y, vector, guidance, active=None):
+            nonlocal result
+            # OpenVINO reads and writes these where they lie, so they have to live until it is done.
+            inputs = [np.ascontiguousarray(t.detach().numpy()) for t in (x, y, vector, guidance)]
+            if result is None:
+                result = np.empty(inputs[1].shape, np.float32)
+                request.set_output_tensor(0, ov.Tensor(result, shared_memory=True))
+            for port, array in enumerate(inputs):
+                request.set_input_tensor(port, ov.Tensor(array, shared_memory=True))
+            with self._turn:
+                _wait(request)
+            return torch.from_numpy(result)
+
+        return run
+
+    def release(self) -> None:
+        with self._turn:
+            self._compiled.release_memory()
+
+
 class _Converted:
     """One network's graph with free spatial sizes, and its compiled shapes."""
 
     def __init__(self, net: torch.nn.Module, state: tuple) -> None:
         self.state = state
         self.core = ov.Core()
-        self.model = _from_disk_or_converted(net, self.core)
-        self.compiled: OrderedDict[tuple, ov.CompiledModel] = OrderedDict()
+        self.fingerprint = _fingerprint(net)
+        self.model = _from_disk_or_converted(net, self.fingerprint, self.core)
+        self.compiled: OrderedDict[tuple, _Compiled] = OrderedDict()
 
-    def compile(self, shape: tuple[int, int, int], threads: int) -> ov.CompiledModel:
-        key = (shape, threads)
-        if key not in self.compiled:
-            model = self.model.clone()
-            model.reshape(dict(zip(model.inputs, _shapes(shape))))
-            options = {**OPTIONS, "INFERENCE_NUM_THREADS": threads}
-            self.compiled[key] = self.core.compile_model(model, "CPU", options)
-            while len(self.compiled) > KEEP_SHAPES:
-                self.compiled.popitem(last=False)
-        self.compiled.move_to_end(key)
-        return self.compiled[key]
+    def compile(self, shape: tuple[int, int, int], threads: int, computes_in: str) -> _Compiled:
+        key = (shape, threads, computes_in)
+        with _lock:
+            if key not in self.compiled:
+                model = self.model.clone()
+                model.reshape(dict(zip(model.inputs, _shapes(shape))))
+                hints = {"INFERENCE_PRECISION_HINT": HINTS[computes_in], "INFERENCE_NUM_THREADS": threads}
+                self.compiled[key] = _Compiled(self.core.compile_model(model, "CPU", {**OPTIONS, **hints}))
+                while len(self.compiled) > KEEP_SHAPES:
+                    self.compiled.popitem(last=False)
+            self.compiled.move_to_end(key)
+            return self.compiled[key]
 
 
 _networks: weakref.WeakKeyDictionary[torch.nn.Module, _Converted] = weakref.WeakKeyDictionary()
+_lock = threading.RLock()  # of what is kept between calls, here and in OpenVINO's Python package
 
 
 class OpenVINOEngine:
-    """See `mrisr.infer.engines.Engine`. Tensors are shared with PyTorch, not copied."""
+    """See `mrisr.infer.engines.Engine`. Tensors are shared with PyTorch, not copied.
+
+    Args:
+        asked: the precision, as `mrisr.infer.engines.precision.asked_for` gives it.
+
+    Raises:
+        BackendError: bfloat16 was asked for and cannot be had, or gives other values than PyTorch.
+    """
 
     name = "openvino"
-    precision = "float32"
     device = torch.device("cpu")
 
-    def __init__(self, net: torch.nn.Module, threads: int) -> None:
+    def __init__(self, net: torch.nn.Module, threads: int, asked: str = "float32") -> None:
         self.threads = threads
         self._net = net
-        self._used: list[ov.CompiledModel] = []
+        self._used: list[_Compiled] = []
         # Before the pipeline looks at how much memory is held: converting takes some, and of no certain size.
-        self._converted()
+        converted = self._converted()
+        key = ("openvino", converted.fingerprint, threads)
+        measured = partial(precision.kept, key, self._difference)
+        self.precision, self.precision_why = precision.decide(asked, self.device, self._lacks_bfloat16(), measured)
 
     def prepare(self, shape: tuple[int, int, int]) -> Network:
-        compiled = self._converted().compile(tuple(shape), self.threads)
+        compiled = self._converted().compile(tuple(shape), self.threads, self.precision)
         self._used.append(compiled)
-        request = compiled.create_infer_request()
+        return compiled.network()
 
-        def run(x, y, vector, guidance, active=None):
-            # OpenVINO reads these where they lie, so they have to live until it is done.
-            inputs = [np.ascontiguousarray(t.detach().numpy()) for t in (x, y, vector, guidance)]
-            for port, array in enumerate(inputs):
-                request.set_input_tensor(port, ov.Tensor(array, shared_memory=True))
-            _wait(request)
-            return torch.from_numpy(request.get_output_tensor(0).data)
+    def _lacks_bfloat16(self) -> str | None:
+        missing = precision.lacking(self.device)
+        if missing is None and "BF16" not in self._converted().core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            return "OpenVINO does not compute in bfloat16 on this processor"
+        return missing
 
-        return run
+    def _difference(self) -> float:
+        """From float32 in PyTorch, on the fixed tile."""
+        given = precision.example()
+        compiled = self._converted().compile((precision.TILE,) * 3, self.threads, "bfloat16")
+        found = compiled.network()(*given).clone()
+        expected = TorchEngine(self._net, self.device, self.threads).prepare((precision.TILE,) * 3)(*given)
+        compiled.release()
+        return precision.difference(found, expected)
 
     def _converted(self) -> _Converted:
-        state = _state(self._net)
-        found = _networks.get(self._net)
-        if found is None or found.state != state:
-            found = _networks[self._net] = _Converted(self._net, state)
-        return found
+        with _lock:
+            state = _state(self._net)
+            found = _networks.get(self._net)
+            if found is None or found.state != state:
+                found = _networks[self._net] = _Converted(self._net, state)
+            return found
 
     def release(self) -> None:
         for compiled in self._used:
-            compiled.release_memory()
+            compiled.release()
         self._used.clear()
 
 
@@ -155,7 +209,7 @@ def _convert(net: torch.nn.Module) -> ov.Model:
     net.eval()
     try:
         # One thread: the trace runs many tiny operators, whose threads would only wait for each other.
-        with torch.no_grad(), limited(1), third_party.without_telemetry(), warnings.catch_warnings():
+        with torch.no_grad(), limited(1), third_party.without_telemetry(), CATCHING, warnings.catch_warnings():
             # The check that sizes are multiples of 8 is a constant of the trace; the pipeline keeps it true.
             warnings.simplefilter("ignore", torch.jit.TracerWarning)
             return ov.convert_model(_FourInputs(net), example_input=example)
@@ -174,16 +228,19 @@ def _return_freed_memory() -> None:
         trim(0)
 
 
-def _from_disk_or_converted(net: torch.nn.Module, core: ov.Core) -> ov.Model:
+def _from_disk_or_converted(net: torch.nn.Module, fingerprint: str, core: ov.Core) -> ov.Model:
     folder = cache_folder()
     if folder is None:
         return _convert(net)
-    entry = folder / f"openvino-{_fingerprint(net)}"
+    entry = folder / f"openvino-{fingerprint}"
     try:
-        if (entry / "model.xml").is_file():
-            return core.read_model(entry / "model.xml")
-    except RuntimeError as error:  # a damaged entry costs a conversion, never a result
-        log.warning("unreadable cache entry %s (%s): converting again", entry, error)
+        if (entry / GRAPH).is_file():
+            if (entry / DIGEST).read_text(encoding="utf-8") != _digest(entry):
+                raise RuntimeError("its checksum is another")
+            return core.read_model(entry / GRAPH)
+    except (RuntimeError, FileNotFoundError, ValueError) as error:  # it costs a conversion, never a result
+        found = str(error).strip().splitlines()[-1]
+        warnings.warn(f"{entry}: the cached graph is damaged ({found}); it is made again", MrisrWarning, stacklevel=2)
         shutil.rmtree(entry, ignore_errors=True)
     except OSError as error:  # a folder that one may not enter
         log.info("cannot read the cache %s: %s", folder, error)
@@ -200,11 +257,20 @@ def _store(model: ov.Model, entry: Path) -> None:
     """Write beside, then rename: another process sees a whole entry or none."""
     beside = Path(tempfile.mkdtemp(prefix=".new-", dir=entry.parent))
     try:
-        ov.save_model(model, beside / "model.xml", compress_to_fp16=False)
+        ov.save_model(model, beside / GRAPH, compress_to_fp16=False)
+        (beside / DIGEST).write_text(_digest(beside), encoding="utf-8")
         if not entry.exists():
             os.replace(beside, entry)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def _digest(entry: Path) -> str:
+    """SHA-256 of a cached graph and its weights."""
+    digest = hashlib.sha256()
+    for name in (GRAPH, WEIGHTS):
+        digest.update((entry / name).read_bytes())
+    return digest.hexdigest()
 
 
 def _fingerprint(net: torch.nn.Module) -> str:

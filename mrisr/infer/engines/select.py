@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 
 from mrisr.errors import BackendError, UsageError
+from mrisr.infer.engines.precision import asked_for
 
 # (x, y [1, 1, D, H, W], vector [1, 24], guidance [1, 8, D/8, H/8, W/8], active or None) -> F [1, 1, D, H, W],
 # float32: the interface of mrisr.nn.unet.UNet, so that mrisr.diffusion.precond.Denoiser takes either.
@@ -30,12 +31,14 @@ class Engine(Protocol):
         device: of the tensors it takes and gives.
         threads: on the CPU; 0 on a GPU.
         precision: of the arithmetic.
+        precision_why: why that one.
     """
 
     name: str
     device: torch.device
     threads: int
     precision: str
+    precision_why: str
 
     def prepare(self, shape: tuple[int, int, int]) -> Network:
         """The network, ready for volumes of `shape` (multiples of 8).
@@ -101,10 +104,20 @@ def missing(name: str, device: torch.device, net: torch.nn.Module, plan=None) ->
 
 
 def choose(
-    engine: str, device: str | torch.device, net: torch.nn.Module, threads: int | None, plan=None
+    engine: str,
+    device: str | torch.device,
+    net: torch.nn.Module,
+    threads: int | None,
+    plan=None,
+    precision: str = "auto",
 ) -> tuple[Engine, str]:
-    """(engine, why). `plan`: as for `missing`. Raises UsageError for an unknown name, BackendError where a named engine
-    cannot run."""
+    """(engine, why). `plan`: as for `missing`; `precision`: one of `mrisr.infer.engines.precision.PRECISIONS`.
+
+    Raises UsageError for an unknown name, BackendError where a named engine or precision cannot be had, or the process
+    was forked from one that has used an engine.
+    """
+    check_fork()
+    asked = asked_for(precision)
     if engine not in ("auto", *NAMES):
         raise UsageError(f"engine: expected one of auto, {', '.join(NAMES)}, found {engine!r}")
     count = thread_count(threads)
@@ -115,22 +128,39 @@ def choose(
         if reason:
             others = [n for n in NAMES if missing(n, where, net, plan) is None]
             raise BackendError(f"engine: {engine} was asked for, but {reason}; use {' or '.join(others)}, or auto")
-        return _make(engine, where, net, count, plan), "asked for"
+        # MRISR_PRECISION is not about plans, which are what they were built as.
+        wanted = precision if engine == "tensorrt" else asked
+        return _make(engine, where, net, count, wanted, plan), "asked for"
     reason = missing("openvino", where, net)
     if reason is None:
-        return _make("openvino", where, net, count), "auto: the fastest engine on a CPU"
-    return _make("torch", where, net, count), f"auto: not openvino, because {reason}"
+        return _make("openvino", where, net, count, asked), "auto: the fastest engine on a CPU"
+    return _make("torch", where, net, count, asked), f"auto: not openvino, because {reason}"
 
 
-def _make(name: str, device: torch.device, net: torch.nn.Module, threads: int, plan=None) -> Engine:
+def check_fork() -> None:
+    """BackendError in a process that was forked from one which had used an engine: threads do not survive a fork, and
+    OpenVINO and OpenMP would wait for theirs for ever."""
+    if _used_in is not None and _used_in != os.getpid():
+        raise BackendError(
+            "engine: this process was forked from one that had used mrisr, whose threads do not exist here; start "
+            'processes with multiprocessing.get_context("spawn"), or use mrisr after the fork only'
+        )
+
+
+_used_in: int | None = None  # the process in which an engine was made first
+
+
+def _make(name: str, device: torch.device, net: torch.nn.Module, threads: int, asked: str, plan=None) -> Engine:
+    global _used_in
+    _used_in = os.getpid()
     if name == "openvino":
         from mrisr.infer.engines.openvino import OpenVINOEngine
 
-        return OpenVINOEngine(net, threads)
+        return OpenVINOEngine(net, threads, asked)
     if name == "tensorrt":
         from mrisr.infer.engines.tensorrt import TensorRTEngine
 
-        return TensorRTEngine(net, device, plan)
+        return TensorRTEngine(net, device, plan, asked)
     from mrisr.infer.engines.torch import TorchEngine
 
-    return TorchEngine(net, device, threads)
+    return TorchEngine(net, device, threads, asked)

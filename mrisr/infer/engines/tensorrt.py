@@ -41,8 +41,13 @@ class TensorRTEngine:
     name = "tensorrt"
     threads = 0
 
-    def __init__(self, net: torch.nn.Module, device: torch.device, plan) -> None:
-        self.device, self.precision = device, plan.precision
+    def __init__(self, net: torch.nn.Module, device: torch.device, plan, asked: str = "auto") -> None:
+        self.device, self.precision, self.precision_why = device, plan.precision, "of the plan"
+        if asked not in ("auto", plan.precision):
+            raise BackendError(
+                f"precision: {asked} was asked for, and {plan.path} is a plan in {plan.precision}; use auto, or export "
+                f"one with --precision {asked}"
+            )
         stat = os.stat(plan.path)
         key = (str(plan.path), stat.st_mtime_ns, stat.st_size, str(device))
         if key not in _loaded:

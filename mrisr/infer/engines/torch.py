@@ -1,4 +1,4 @@
-"""PyTorch, channels-last, float32: runs wherever PyTorch does.
+"""PyTorch, channels-last, float32 or with convolutions in bfloat16: runs wherever PyTorch does.
 
 On a CPU the network runs as a program over slabs (`mrisr.infer.program`): the same result as the module's own
 forward, in less memory and, because slabs stay in the cache, less time. On a GPU it does where that is asked for.
@@ -14,6 +14,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 
 from mrisr.errors import BackendError
+from mrisr.infer.engines import precision
 from mrisr.infer.engines.select import Network
 from mrisr.infer.program import compile_network
 from mrisr.infer.slabs import SlabRunner, scratch_folder
@@ -22,17 +23,27 @@ from mrisr.nn.unet import MULTIPLE, UNet
 
 
 class TorchEngine:
-    """See `mrisr.infer.engines.Engine`. The caller's module keeps its device, layout and training flag."""
+    """See `mrisr.infer.engines.Engine`. The caller's module keeps its device, layout and training flag.
+
+    Args:
+        asked: the precision, as `mrisr.infer.engines.precision.asked_for` gives it.
+
+    Raises:
+        BackendError: bfloat16 was asked for and cannot be had, or gives other values.
+    """
 
     name = "torch"
-    precision = "float32"
 
-    def __init__(self, net: torch.nn.Module, device: torch.device, threads: int) -> None:
+    def __init__(self, net: torch.nn.Module, device: torch.device, threads: int, asked: str = "float32") -> None:
         self.device = device
         self.threads = threads if device.type == "cpu" else 0
         # float() and to() work in place on modules, so the engine owns a copy.
         self._net = copy.deepcopy(net).eval().requires_grad_(False)
         self._net.to(device=device, dtype=torch.float32, memory_format=torch.channels_last_3d)
+        self.precision = "float32"
+        self.precision, self.precision_why = precision.decide(
+            asked, device, self._lacks_bfloat16() if asked != "float32" else None, self._difference
+        )
 
     def prepare(
         self,
@@ -58,9 +69,10 @@ class TorchEngine:
                 'raise memory, or use device="cpu"'
             )
         network = self._net
-        if isinstance(network, UNet) and (exact or spill or self.device.type == "cpu"):
+        dtype = getattr(torch, self.precision)
+        if isinstance(network, UNet) and (exact or spill or self.device.type == "cpu" or dtype != torch.float32):
             folder = scratch_folder() if spill else None
-            network = SlabRunner(network, compile_network(network), spill=folder, tick=tick)
+            network = SlabRunner(network, compile_network(network), spill=folder, tick=tick, dtype=dtype)
 
         def run(x, y, vector, guidance, active=None):
             with torch.inference_mode(), limited(self.threads), self._full_precision():
@@ -73,6 +85,21 @@ class TorchEngine:
                     ) from error
 
         return run
+
+    def _lacks_bfloat16(self) -> str | None:
+        if not isinstance(self._net, UNet):
+            return f"{type(self._net).__name__} is not run layer by layer, as bfloat16 is"
+        if self.device.type == "cpu" and not torch.backends.mkldnn.is_available():
+            return "this PyTorch was built without oneDNN"
+        return precision.lacking(self.device)
+
+    def _difference(self) -> float:
+        """Of bfloat16 from float32, on the fixed tile."""
+        given = [t.to(self.device) for t in precision.example()]
+        found = {}
+        for self.precision in ("float32", "bfloat16"):
+            found[self.precision] = self.prepare((precision.TILE,) * 3)(*given)
+        return precision.difference(found["bfloat16"], found["float32"])
 
     def map_bytes(self, shape: tuple[int, int, int], spill: bool = False) -> float | None:
         """Bytes of feature maps per network voxel of a target of `shape`; None where the module runs as it is."""

@@ -1,0 +1,149 @@
+"""What the network computes in on a processor: float32, or bfloat16 where the processor has it and the values agree.
+
+Convolutions in bfloat16 are two to four times as fast where AMX-BF16 or AVX512-BF16 is, and a residual then differs by
+about 1 % of its root mean square: less than a thousandth of the picture. Before an engine is used in bfloat16 it runs
+one fixed tile, which is compared with float32 in PyTorch. A verdict is kept in the cache with all that it depends on
+(weights, processor, versions, threads), so that it is found once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from mrisr import environment
+from mrisr.errors import BackendError, UsageError
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+VARIABLE = "MRISR_PRECISION"
+# Of /proc/cpuinfo, in words. (Arm states bf16; the engines there were never measured.)
+INSTRUCTIONS = {"amx_bf16": "AMX-BF16", "avx512_bf16": "AVX512-BF16"}
+# Largest RMS difference from float32, as a share of the output's RMS. The shipped networks differ by 0.009 to 0.013,
+# OpenVINO's float16 on a processor by 0.06 and more (benchmarks/results/precision.md).
+TOLERANCE = 0.025
+TILE = 32  # edge of the fixed tile
+KEPT = "precision.json"
+
+
+def asked_for(precision: str) -> str:
+    """`precision`, or where that is "auto" what MRISR_PRECISION says. Raises UsageError."""
+    for name, value in (("precision", precision), (VARIABLE, os.environ.get(VARIABLE) or "auto")):
+        if value not in PRECISIONS:
+            raise UsageError(f"{name}: expected one of {', '.join(PRECISIONS)}, found {value!r}")
+        if value != "auto":
+            return value
+    return "auto"
+
+
+@lru_cache(maxsize=1)
+def instructions() -> tuple[str, ...]:
+    """What this processor has for bfloat16, as it states itself; empty where nothing."""
+    flags = environment.processor()[1]
+    return tuple(words for flag, words in INSTRUCTIONS.items() if flag in flags)
+
+
+def lacking(device: torch.device) -> str | None:
+    """Why bfloat16 cannot be had on a device; None where it can."""
+    if device.type != "cpu":
+        major = torch.cuda.get_device_capability(device)[0]
+        return None if major >= 8 else f"{device} has no bfloat16 (compute capability 8 or later has)"
+    if instructions():
+        return None
+    return f"this processor ({environment.processor()[0]}) has neither {' nor '.join(INSTRUCTIONS.values())}"
+
+
+def decide(asked: str, device: torch.device, missing: str | None, difference: Callable[[], float]) -> tuple[str, str]:
+    """(precision, why) of an engine.
+
+    Args:
+        asked: as `asked_for` gives it.
+        missing: why this engine or device has no bfloat16, or None.
+        difference: of the engine in bfloat16 from float32, on the fixed tile; called where it decides.
+
+    Raises:
+        BackendError: bfloat16 was asked for and cannot be had, or gives other values.
+    """
+    if asked == "float32":
+        return "float32", "asked for"
+    if asked == "auto" and device.type != "cpu":
+        return "float32", "auto: float32 on a GPU"
+    if missing is not None:
+        if asked == "bfloat16":
+            raise BackendError(f"precision: bfloat16 was asked for, but {missing}; use float32, or auto")
+        return "float32", f"auto: {missing}"
+    found = difference()
+    if found <= TOLERANCE:
+        has = f", which this processor has ({', '.join(instructions())})" if device.type == "cpu" else ""
+        told = "asked for" if asked == "bfloat16" else "auto"
+        return "bfloat16", f"{told}{has}; differs from float32 by {found:.2%} of a tile's residual (RMS)"
+    wrong = (
+        f"bfloat16 differs from float32 by {found:.2%} of a tile's residual (RMS), at most {TOLERANCE:.1%} is rounding"
+    )
+    if asked == "bfloat16":
+        raise BackendError(f"precision: {wrong}; use float32, or auto")
+    return "float32", f"auto: {wrong}"
+
+
+def example() -> tuple[torch.Tensor, ...]:
+    """The fixed tile: a head-like y with folds and edges, x = 0, a vector as of a cut of k-space, no guidance."""
+    from mrisr.nn.condition import MEAN, Condition
+    from mrisr.physics.psf import parse_psf
+
+    line = torch.linspace(-1, 1, TILE)
+    a, b, c = torch.meshgrid(line, line, line, indexing="ij")
+    radius = (a**2 + b**2 + c**2).sqrt()
+    folds = 0.5 + 0.25 * torch.sin(19 * a) * torch.sin(17 * b) * torch.sin(15 * c)
+    y = torch.where(radius < 0.8, folds, torch.where(radius < 0.9, 0.9, 0.0))[None, None]
+    cond = Condition.of_acquisition(parse_psf("kspace", (1.0, 1.0, 1.0))[0], (0.7, 0.7, 0.7), 0.02, MEAN)
+    return torch.zeros_like(y), y, cond.vector(torch.ones(1), 0.05), cond.guidance_for(y.shape[2:])
+
+
+def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Root mean square of found - expected, as a share of that of expected; infinite where something is not finite."""
+    if not bool(torch.isfinite(found).all()):
+        return float("inf")
+    return float((found - expected).square().mean().sqrt() / expected.square().mean().sqrt())
+
+
+def kept(key: tuple, measure: Callable[[], float]) -> float:
+    """measure(), or what it was when nothing in `key` was different (kept in the cache, where there is one)."""
+    name = hashlib.sha256(repr((key, TILE, environment.processor(), environment.versions())).encode()).hexdigest()[:32]
+    folder = environment.cache_folder()
+    path = None if folder is None else folder / KEPT
+    known = _read(path)
+    if name not in known:
+        known[name] = measure()
+        _write(path, known)
+    return known[name]
+
+
+def _read(path: Path | None) -> dict[str, float]:
+    if path is None:
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # not there yet, not to be entered, or damaged: measured again
+        return {}
+    if not isinstance(found, dict):
+        return {}
+    return {name: float(value) for name, value in found.items() if isinstance(value, (int, float))}
+
+
+def _write(path: Path | None, known: dict[str, float]) -> None:
+    """Beside, then renamed; no cache is no error."""
+    if path is None:
+        return
+    beside = path.with_name(f".{uuid.uuid4().hex[:8]}.{KEPT}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(json.dumps(known), encoding="utf-8")
+        os.replace(beside, path)
+    except OSError:
+        return
