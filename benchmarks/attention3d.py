@@ -77,7 +77,7 @@ def _row(device, dtype, head_dim, window, grid, limit, mine: str, failures: list
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--results", type=Path, default=record.RESULTS)
+    record.add_place(parser)
     parser.add_argument("--quick", action="store_true", help="does it run? on the CPU; nothing is written")
     parser.add_argument("--take", type=Path, metavar="FILE", help="a gpu_day.json")
     args = parser.parse_args()

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import checkout  # noqa: F401
+import record
 
 from mrisr.evaluate import report as reports
 from mrisr.evaluate.cases import CASES
@@ -22,7 +23,6 @@ from mrisr.evaluate.methods import build_methods, describe_models, pick_cases
 from mrisr.evaluate.pictures import save_comparison
 from mrisr.evaluate.protocol import find_volumes, load_subjects, run_protocol
 
-RESULTS = Path(__file__).resolve().parent / "results"
 HELD_OUT = ("t1w_0p9mm_b", "flair_1mm_p26")
 TRAINING = ("t1w_0p7mm_a", "t1w_1mm_c", "flair_1mm_p19")
 PICTURED = ("iso2", "thick4")
@@ -153,7 +153,7 @@ def main() -> int:
     parser.add_argument("--train-on", nargs="*", default=TRAINING, metavar="NAME", help="for the regression")
     parser.add_argument("--cases", nargs="+", default=list(CASES), metavar="CASE")
     parser.add_argument("--crop", type=int, default=112, metavar="N", help="middle N^3 voxels; 0: all (default: 112)")
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
+    record.add_place(parser, "--out")
     args = parser.parse_args()
 
     def scans(names):
@@ -170,7 +170,7 @@ def main() -> int:
         pick_cases(args.cases),
         methods,
         crop=crop,
-        show=picture_writer(args.out / "pictures"),
+        show=picture_writer(args.results / "pictures"),
         progress=lambda text: print(text, file=sys.stderr, flush=True),
     )
     settings = {
@@ -180,8 +180,8 @@ def main() -> int:
     }
     report = reports.build_report(outcome, settings)
     report = {"command": command(args), **report, "verdicts": verdicts(report["summary"])}
-    args.out.mkdir(parents=True, exist_ok=True)
-    reports.write_pair(args.out, "comparison", report, render(report), force=True)
+    args.results.mkdir(parents=True, exist_ok=True)
+    reports.write_pair(args.results, "comparison", report, render(report), force=True)
     print(mean_table(report))
     return 0
 

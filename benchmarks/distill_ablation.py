@@ -168,7 +168,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, metavar="SCANS", help="folder that holds the held-out people too")
     parser.add_argument("--work", type=Path, default=checkout.ROOT / "out" / "distill_ablation")
-    parser.add_argument("--out", type=Path, default=record.RESULTS)
+    record.add_place(parser, "--out")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--steps", type=int, default=240, help="of a distillation")
     options = parser.parse_args()
@@ -193,7 +193,7 @@ def main() -> int:
             runs[key] = {"figures": figures, "cpu_seconds": round(time.process_time() - began, 1)}
             with replacing(store, force=True) as beside:
                 beside.write_text(json.dumps(runs))
-            write(runs, configured, command, options.out)
+            write(runs, configured, command, options.results)
             print(key, runs[key]["cpu_seconds"], {c: round(f["gain"], 3) for c, f in figures.items()}, flush=True)
     return 0
 

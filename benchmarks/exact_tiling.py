@@ -48,10 +48,10 @@ PARTS = {
 TARGETS = {"reference": cases.REFERENCE_TARGET, "fine": 0.35}
 
 
-def run(parts=("reference",), threads: int | None = None, repeats: int = 1, folder: Path = record.RESULTS) -> dict:
+def run(parts=("reference",), threads: int | None = None, repeats: int = 1, folder: Path = record.UNRECORDED) -> dict:
     """Measure the parts, write `exact_tiling.json` into `folder` (parts that it holds already are kept)."""
-    path = folder / "exact_tiling.json"
-    content = {"parts": json.loads(path.read_text())["parts"] if path.exists() else {}}
+    earlier, stamp = record.kept("exact_tiling", folder)
+    content = {"parts": {p: [{"measured": stamp, **row} for row in r] for p, r in earlier.get("parts", {}).items()}}
     for part in parts:
         with tempfile.TemporaryDirectory() as scratch:
             content["parts"][part] = [_row(part, name, threads, repeats, Path(scratch)) for name in PARTS[part]]
@@ -139,12 +139,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--row", help=argparse.SUPPRESS)
     parser.add_argument("--scratch", type=Path, help=argparse.SUPPRESS)
+    record.add_place(parser)
     options = parser.parse_args()
     if options.row:
         row = measure(options.part[0], options.row, options.threads, options.repeats, options.scratch)
         (options.scratch / "row.json").write_text(json.dumps(row))
         return
-    run(options.part or ("reference",), options.threads, options.repeats)
+    run(options.part or ("reference",), options.threads, options.repeats, options.results)
 
 
 if __name__ == "__main__":

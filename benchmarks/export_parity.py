@@ -31,7 +31,7 @@ MODES = (("mean", 1), ("sample", 2))
 SCAN_LIMIT = 1e-5
 
 
-def run(model: str = "base", threads: int = 1, library: Path | None = None, folder: Path = record.RESULTS) -> dict:
+def run(model: str = "base", threads: int = 1, library: Path | None = None, folder: Path = record.UNRECORDED) -> dict:
     """Measure, write the two files into `folder`, and return the content. RuntimeError where a row is out of bounds."""
     import torch
 
@@ -178,8 +178,9 @@ def main() -> int:
     parser.add_argument("--model", default="base")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--library", type=Path, metavar="SO", help="libmrisr.so with its engine")
+    record.add_place(parser)
     args = parser.parse_args()
-    print(_table(run(args.model, args.threads, args.library and args.library.resolve())))
+    print(_table(run(args.model, args.threads, args.library and args.library.resolve(), args.results)))
     return 0
 
 

@@ -140,7 +140,7 @@ def run(options: argparse.Namespace) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or record.RESULTS))
+    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or record.UNRECORDED))
     parser.add_argument("--only", nargs="+", choices=list(LIMITS), metavar="PART", help=", ".join(LIMITS))
     parser.add_argument("--redo", action="store_true", help="do parts again that are done")
     parser.add_argument("--budget", type=float, default=float("inf"), help="seconds for all parts together")

@@ -104,7 +104,7 @@ def main() -> int:
     parser.add_argument("--cases", nargs="+", default=["iso2", "thick4"], choices=list(CASES), metavar="CASE")
     parser.add_argument("--crop", type=int, default=104, metavar="N", help="middle N^3 voxels (default: 104)")
     parser.add_argument("--threads", type=int, default=None, metavar="N")
-    parser.add_argument("--out", type=Path, default=record.RESULTS, metavar="DIR")
+    record.add_place(parser, "--out")
     args = parser.parse_args()
     warnings.simplefilter("ignore", MrisrWarning)
     torch.set_num_threads(args.threads or torch.get_num_threads())
@@ -118,15 +118,17 @@ def main() -> int:
             rows += displaced_rows(trial, model, args)
             rows += shaded_rows(trial, model, args)
             print("\n".join(map(str, rows[-4:])), file=sys.stderr, flush=True)
+    about = {"name": Path(args.model).name, "sha256": model.sha256, "guidance": list(learnt(model.meta))}
+    same = {"model": about, "crop": args.crop}
     content = {
         "command": f"python benchmarks/guidance_ablation.py --data SCANS --model {Path(args.model).name} "
         f"--crop {args.crop} --cases {' '.join(args.cases)}",
-        "model": {"name": Path(args.model).name, "sha256": model.sha256, "guidance": list(learnt(model.meta))},
+        **same,
         "starts": starts,
-        "rows": rows,
+        "rows": record.merged("guidance", rows, ("subject", "case", "way", "level_mm"), args.results, same),
     }
-    record.write("guidance", content, args.out)
-    (args.out / "guidance.md").write_text(render(content), encoding="utf-8")
+    record.write("guidance", content, args.results)
+    (args.results / "guidance.md").write_text(render(content), encoding="utf-8")
     return 0
 
 
@@ -155,7 +157,7 @@ def displaced_rows(trial: Trial, model, args) -> list[dict]:
                 }
             )
         if level == LEVELS_MM[-1]:
-            picture(trial, images, args.out / "pictures" / f"guidance_{trial.subject}_{trial.case.name}.png")
+            picture(trial, images, args.results / "pictures" / f"guidance_{trial.subject}_{trial.case.name}.png")
     return rows
 
 

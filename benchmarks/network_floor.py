@@ -27,7 +27,7 @@ REPEATS = 5
 TOLERANCE = 1e-4
 
 
-def run(shape=(128, 160, 128), threads: int = 2, model: str = "base", folder: Path = record.RESULTS) -> dict:
+def run(shape=(128, 160, 128), threads: int = 2, model: str = "base", folder: Path = record.UNRECORDED) -> dict:
     """Measure, write network_floor.json into `folder`, and return its content."""
     import torch
     from end_to_end import load
@@ -166,7 +166,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--shape", type=int, nargs=3, default=(128, 160, 128))
-    parser.add_argument("--results", type=Path, default=record.RESULTS)
+    record.add_place(parser)
     options = parser.parse_args()
     found = run(tuple(options.shape), options.threads, folder=options.results)
     for name, s in found["seconds"].items():

@@ -56,11 +56,14 @@ def main() -> int:
     parser.add_argument("--families", nargs="+", choices=list(op_cases.FAMILIES), help="default: all")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--quick", action="store_true", help="does it run? sizes of nothing; nothing is written")
-    parser.add_argument("--results", type=Path, default=record.RESULTS)
+    record.add_place(parser)
     args = parser.parse_args()
     content = measure(args.device, args.quick, args.families)
     if not args.quick and not content["failures"]:
-        record.write("ops" if args.device == "cpu" else "ops_cuda", content, args.results)
+        name = "ops" if args.device == "cpu" else "ops_cuda"
+        content["rows"] = record.merged(name, content["rows"], ("family", "case"), args.results)
+        content["table"] = [contest.line(row) for row in content["rows"]]
+        record.write(name, content, args.results)
     return 1 if content["failures"] else 0
 
 

@@ -23,13 +23,14 @@ import checkout  # noqa: F401
 import record
 
 
-def run(families: list[str] | None = None, folder: Path = record.RESULTS) -> dict:
+def run(families: list[str] | None = None, folder: Path = record.UNRECORDED) -> dict:
     """Measure, write parity.json and parity.md into `folder`, and return the content."""
     import torch
 
     rows = matrix(families, without=() if torch.cuda.is_available() else ("triton",))
     if not torch.cuda.is_available():
         rows += _interpreted(families)
+    rows = record.merged("parity", rows, ("family", "backend", "how", "what"), folder)
     rows.sort(key=lambda row: (row["family"], row["backend"], row["what"]))
     content = {"rows": rows}
     record.write("parity", content, folder)
@@ -123,7 +124,7 @@ def table(content: dict) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--families", nargs="+", help="default: all")
-    parser.add_argument("--results", type=Path, default=record.RESULTS)
+    record.add_place(parser)
     parser.add_argument("--backends", nargs="+", default=["triton"], help=argparse.SUPPRESS)
     parser.add_argument("--answer", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import checkout
 import numpy as np
 import record
 import torch
@@ -38,7 +37,6 @@ from mrisr.physics.degrade import SLICE_KINDS, start_matrices
 from mrisr.physics.psf import AxisPSF
 from mrisr.volume import Volume
 
-RESULTS = checkout.ROOT / "benchmarks" / "results"
 HELD_OUT = ("t1w_0p9mm_b", "flair_1mm_p26")
 CUT = ("kspace",) * 3
 TARGET_CROP, TARGET_INPUT = 80, 2.0  # voxels; mm
@@ -291,7 +289,7 @@ def main() -> int:
     parser.add_argument("--held-out", nargs="+", default=HELD_OUT, metavar="NAME")
     parser.add_argument("--crop", type=int, default=96, metavar="N", help="middle N^3 voxels (default: 96)")
     parser.add_argument("--only", nargs="+", metavar="GROUP", help="these groups of rows")
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
+    record.add_place(parser, "--out")
     args = parser.parse_args()
     paths = find_volumes([args.data / f"{name}.nii.gz" for name in args.held_out])
     model = mrisr.load_model(args.model)
@@ -315,7 +313,7 @@ def main() -> int:
         "people": [row["person"] for row in rows[0]["people"]],
         "rows": rows,
     }
-    path = record.write("resolution_sweep", result, args.out)
+    path = record.write("resolution_sweep", result, args.results)
     result = json.loads(path.read_text(encoding="utf-8"))
     path.with_suffix(".md").write_text(render(result), encoding="utf-8")
     plot(result, path.with_suffix(".png"))

@@ -26,9 +26,12 @@ import record
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 
-def run(factors=FACTORS, threads=(1, 2), base: int = 96, model: str = "base", repeats: int = 2, folder=record.RESULTS):
+def run(
+    factors=FACTORS, threads=(1, 2), base: int = 96, model: str = "base", repeats: int = 2, folder=record.UNRECORDED
+):
     """Measure, write scaling.json into `folder`, and return its content."""
     rows = [_apart(edge_of(base, f), count, model, repeats) for count in threads for f in factors]
+    rows = record.merged("scaling", rows, ("edge", "threads"), folder, {"base": base, "model": model})
     content = {"base": base, "model": model, "rows": rows, "fits": {str(n): fit(rows, n) for n in threads}}
     content["speed_up"] = speed_up(rows)
     record.write("scaling", content, folder)
@@ -131,7 +134,7 @@ def main() -> int:
     parser.add_argument("--base", type=int, default=96, help="edge of the cube of factor 1, voxels")
     parser.add_argument("--model", default="base", help='a shipped name, a path, or "random"')
     parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--results", type=Path, default=record.RESULTS)
+    record.add_place(parser)
     parser.add_argument("--edge", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--answer", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -21,7 +21,7 @@ import record
 SHOWN = 0.005  # share of the time below which an operator is not listed
 
 
-def run(shape=(128, 160, 128), threads: int = 2, model: str = "base", folder: Path = record.RESULTS) -> dict:
+def run(shape=(128, 160, 128), threads: int = 2, model: str = "base", folder: Path = record.UNRECORDED) -> dict:
     """Profile, write the two files into `folder`, and return the content."""
     import copy
 
@@ -108,9 +108,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--shape", type=int, nargs=3, default=(128, 160, 128))
+    record.add_place(parser)
     options = parser.parse_args()
-    run(tuple(options.shape), options.threads)
-    print((record.RESULTS / "student_profile.md").read_text())
+    run(tuple(options.shape), options.threads, folder=options.results)
+    print((options.results / "student_profile.md").read_text())
 
 
 if __name__ == "__main__":

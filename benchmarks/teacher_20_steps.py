@@ -82,11 +82,13 @@ def measure(folder: Path) -> dict:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=record.RESULTS)
+    record.add_place(parser, "--out")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = measure(Path(folder))
-    path = record.write("teacher_20_steps", {"command": "python benchmarks/teacher_20_steps.py", **found}, options.out)
+    path = record.write(
+        "teacher_20_steps", {"command": "python benchmarks/teacher_20_steps.py", **found}, options.results
+    )
     print(f"{path}: {found['failures'] or 'every promise kept'}")
     return 1 if found["failures"] else 0
 

@@ -32,7 +32,7 @@ PERCENTILES = (50, 90, 99)
 BUDGET = 12 * 10**9  # bytes: both in one process, and neither may have to cut the head into tiles
 
 
-def run(library: Path, kind="head", threads=2, volumes=10, shape=None, folder: Path = record.RESULTS) -> dict:
+def run(library: Path, kind="head", threads=2, volumes=10, shape=None, folder: Path = record.UNRECORDED) -> dict:
     """Measure both ways, write the files where it is the reference job, and return the content."""
     from mrisr.export.build import export_bundle
     from mrisr.weights import registry
@@ -153,12 +153,13 @@ def main() -> int:
     parser.add_argument("--shape", nargs=3, type=int, help="of a made-up head in place of the reference job")
     parser.add_argument("--start", help=argparse.SUPPRESS)
     parser.add_argument("--cache", help=argparse.SUPPRESS)
+    record.add_place(parser)
     args = parser.parse_args()
     if args.start:
         print(_open_and_plan(args.library, args.start, args.shape, args.threads, args.cache))
         return 0
     shape = None if args.shape is None else tuple(args.shape)
-    content = run(args.library.resolve(), args.input, args.threads, args.volumes, shape)
+    content = run(args.library.resolve(), args.input, args.threads, args.volumes, shape, args.results)
     print(json.dumps({k: content[k] for k in ("ways", "library_beside_python", "start_s", "difference")}, indent=2))
     return 0
 

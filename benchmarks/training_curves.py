@@ -14,13 +14,12 @@ import json
 import sys
 from pathlib import Path
 
-import checkout
+import checkout  # noqa: F401
 import numpy as np
+import record
 
 from mrisr.errors import UsageError
 from mrisr.io.atomic import replacing
-
-RESULTS = checkout.ROOT / "benchmarks" / "results"
 
 
 def read(path: Path) -> list[dict]:
@@ -84,20 +83,20 @@ def draw(runs: dict[str, list[dict]], path: Path) -> None:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("logs", nargs="*", metavar="NAME=LOG", help="runs to keep and draw")
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
+    record.add_place(parser, "--out")
     args = parser.parse_args(arguments)
     for item in args.logs:
         name, equals, log = item.partition("=")
         if not equals or Path(name).name != name:
             parser.error(f"expected NAME=LOG, found {item!r}")
         read(Path(log))
-        with replacing(args.out / f"training_{name}.jsonl", force=True) as beside:
+        with replacing(args.results / f"training_{name}.jsonl", force=True) as beside:
             beside.write_text(Path(log).read_text(encoding="utf-8"), encoding="utf-8")
-    kept = sorted(args.out.glob("training_*.jsonl"))
-    named = [args.out / f"training_{item.partition('=')[0]}.jsonl" for item in args.logs] or kept
+    kept = sorted(args.results.glob("training_*.jsonl"))
+    named = [args.results / f"training_{item.partition('=')[0]}.jsonl" for item in args.logs] or kept
     if not named:
-        parser.error(f"{args.out} holds no training_*.jsonl; name the logs of runs")
-    draw({path.stem.removeprefix("training_"): read(path) for path in named}, args.out / "training_curves.png")
+        parser.error(f"{args.results} holds no training_*.jsonl; name the logs of runs")
+    draw({path.stem.removeprefix("training_"): read(path) for path in named}, args.results / "training_curves.png")
     return 0
 
 

@@ -39,6 +39,7 @@ def main() -> int:
     parser.add_argument("--data", required=True, metavar="SCANS", help="folder that holds the held-out people")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.0, 0.5, 1.0], help="of the second")
     parser.add_argument("--save", nargs=2, metavar=("OUT", "SHARE"))
+    record.add_place(parser)
     options = parser.parse_args()
     first, second = (registry.load(path) for path in options.weights)
     if (first.meta["preset"], first.denoiser.sigma_data) != (second.meta["preset"], second.denoiser.sigma_data):
@@ -57,7 +58,9 @@ def main() -> int:
         rows.append({"share": share, **validate(denoiser, cases), **validate_samples(denoiser, cases, few)})
         print(share, {name: round(value, 3) for name, value in rows[-1].items() if "/" not in name}, flush=True)
     command = "python benchmarks/weight_average.py --data SCANS VERSION-0 DISTILLED"
-    record.write("weight_average", {"command": command, "sha256": [first.sha256, second.sha256], "rows": rows})
+    record.write(
+        "weight_average", {"command": command, "sha256": [first.sha256, second.sha256], "rows": rows}, options.results
+    )
     return 0
 
 

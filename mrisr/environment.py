@@ -94,10 +94,13 @@ VARIABLES = (
     Variable("CUDA_HOME", "build", "Where the CUDA toolkit lies.", "`nvcc` on PATH, else `/usr/local/cuda`"),
     Variable("CUDA_PATH", "build", "As CUDA_HOME, read where that is not set.", "-"),
     Variable("MRISR_LIBRARY", "test", "The installed libmrisr.so that the tests of libmrisr load.", "they are skipped"),
+    Variable(
+        "MRISR_MRD_CLIENT", "test", "A client of the ISMRMRD protocol to test `mrisr serve mrd` with.", "it is skipped"
+    ),
     Variable("MRISR_FUZZ_ROUNDS", "test", "How many times as many damaged inputs the fuzz tests make.", "`1`"),
     Variable("MRISR_BENCH", "test", "`full`: `pytest benchmarks/` times full sizes.", "small sizes"),
     Variable("CI", "test", "Tests whose tools are missing fail in place of being skipped.", "skipped, with the reason"),
-    Variable("OUT", "test", "Folder of the results of `benchmarks/gpu_day.py`.", "`benchmarks/results`"),
+    Variable("OUT", "test", "Folder of the results of `benchmarks/gpu_day.py`.", "`out/benchmarks`"),
 )
 
 

@@ -18,13 +18,16 @@ def add_parser(subparsers) -> None:
         "bench",
         help="time every operator, and the reference job (1 mm head to 0.7 mm), beside their rivals",
         description="Runs benchmarks/ops.py, then benchmarks/end_to_end.py of the source checkout: outputs are "
-        "compared before anything is timed, and results go to benchmarks/results.",
+        "compared before anything is timed. Results go to out/benchmarks; into benchmarks/results only with --record.",
     )
     parser.add_argument(
         "--script",
         action="append",
         metavar="NAME",
         help=f"which of benchmarks/*.py; may be given again (default: {', then '.join(DEFAULT)})",
+    )
+    parser.add_argument(
+        "--record", action="store_true", help="write into benchmarks/results, whose results are committed"
     )
     parser.add_argument("rest", nargs="*", metavar="OPTION", help="options for one script, after --")
 
@@ -44,10 +47,11 @@ def run(args: argparse.Namespace) -> int:
             raise UsageError(f"bench: no script {name!r} in {folder}; expected one of: {', '.join(known)}")
     if args.rest and len(scripts) > 1:
         raise UsageError(f"bench: options go to one script; name it: mrisr bench --script {scripts[-1]} -- OPTION")
+    rest = [*args.rest, *(["--record"] if args.record else [])]
     for name in scripts:
         if len(scripts) > 1:
             print(f"==== {name}", flush=True)
-        code = subprocess.run([sys.executable, str(folder / f"{name}.py"), *args.rest], check=False).returncode
+        code = subprocess.run([sys.executable, str(folder / f"{name}.py"), *rest], check=False).returncode
         if code:
             return code
     return 0

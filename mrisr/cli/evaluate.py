@@ -7,7 +7,7 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
-from mrisr.cli.options import add_threads, positive_int, use_threads
+from mrisr.cli.options import add_precision, add_threads, positive_int, use_threads
 from mrisr.errors import UsageError
 
 CASES = "iso2,iso2n,thick4,iso1p5,mix"
@@ -56,6 +56,7 @@ def add_parser(subparsers) -> None:
     group = parser.add_argument_group("how to run")
     group.add_argument("--device", default="auto", metavar="D", help="auto, cpu, cuda or cuda:N (default: auto)")
     group.add_argument("--engine", default="auto", choices=("auto", "torch", "openvino"), help="default: by device")
+    add_precision(group)
     group.add_argument("--memory", metavar="SIZE", help="memory budget of the network, such as 4GB")
     add_threads(group)
 
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     training = []
     if "linear" in names:
         training = [s for path in find_volumes(args.train_on) for s in load_subjects(path, args.crop)]
-    how = {"device": args.device, "engine": args.engine, "memory": args.memory, "threads": args.threads}
+    how = {name: getattr(args, name) for name in ("device", "engine", "precision", "memory", "threads")}
     methods = build_methods(names, model=args.model, training=training, seed=args.seed, **how)
     if args.safety:
         return _safety(args, paths, cases, methods, how)
@@ -106,6 +107,7 @@ def _settings(args: argparse.Namespace, cases, methods) -> dict:
         "models": [f"{label}: {weights}" for label, weights in describe_models(methods).items()],
         "device": args.device,
         "engine": args.engine,
+        "precision": args.precision,
         "crop": args.crop,
         "seed": args.seed,
     }

@@ -62,6 +62,7 @@ class Network:
     steps: int = 1
     ensemble: int = 1
     engine: str = "auto"
+    precision: str = "auto"
     memory: str | None = None
     threads: int | None = None
     seed: int = 0
@@ -79,6 +80,7 @@ class Network:
             model=self.model,
             device=self.device,
             engine=self.engine,
+            precision=self.precision,
             memory=self.memory,
             threads=self.threads,
             mode=self.mode,
@@ -126,7 +128,7 @@ def build_methods(
 ) -> dict[str, Method]:
     """Name -> method, in the order asked for; cubic first where it is missing, because every gain is over it.
 
-    `network`: device, engine, memory and threads for the networks. UsageError for a name that is not known,
+    `network`: device, engine, precision, memory and threads for the networks. UsageError for a name that is not known,
     ModelError for weights that are not there.
     """
     names = list(dict.fromkeys(names))
