@@ -15,7 +15,7 @@ STAMP  := $(VENV)/.mrisr-installed
 NATIVE := $(shell find csrc -type f 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint figures compile-only native-test sanitize sanitize-thread runtime runtime-sanitize teacher-steps check-all clean
+.PHONY: help setup demo test lint figures compile-only tensorrt-rtx native-test sanitize sanitize-thread runtime runtime-sanitize teacher-steps check-all clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -37,6 +37,12 @@ figures: demo ## put the demo's picture and the measured figures into the README
 
 compile-only: $(STAMP) ## compile the GPU kernels for sm_80, sm_90 and sm_100 without a GPU
 	$(RUN) tests/native/compile_only.py
+
+tensorrt-rtx: $(STAMP) ## TensorRT for RTX, then plans of both networks built and tabled, without a GPU
+	@if $(RUN) -m pip install --quiet -c constraints.txt tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings; then \
+	  $(RUN) -m pytest -q tests/export/test_tensorrt_build.py && \
+	  $(RUN) benchmarks/tensorrt_builds.py --results $(OUT); \
+	else echo "tensorrt-rtx: its wheels cannot be had here, so no plan is built"; fi
 
 native-test: $(STAMP) ## the C++ core from C++ alone: ctest over goldens written from the SPECs
 	$(RUN) tests/native/ctest.py

@@ -60,7 +60,8 @@ def export_bundle(
     if form == "tensorrt":
         from mrisr.export import tensorrt
 
-        tensorrt.requirements()
+        plan = plan or tensorrt.PlanOptions()
+        tensorrt.requirements(plan)
     with replacing_folder(folder, force=force, sign=bundle.CONFIG_NAME) as beside:
         _write_weights(model, beside / bundle.WEIGHTS_NAME)
         _write_card(model, beside / bundle.CARD_NAME)
@@ -69,9 +70,9 @@ def export_bundle(
             entries.append(_write_ir(beside))
             _check(model.denoiser.net, beside, entries[-1], say)
         elif form == "tensorrt":
-            inputs, options = network_of(model.denoiser.net.config)["inputs"], plan or tensorrt.PlanOptions()
+            inputs = network_of(model.denoiser.net.config)["inputs"]
             graph = next(e["file"] for e in entries if e["precision"] == names[-1])
-            entries.append(tensorrt.write_plan(beside, graph, names[-1], inputs, options, say))
+            entries.append(tensorrt.write_plan(beside, graph, names[-1], inputs, plan, say))
         bundle.write_config(beside, config_of(model, graphs.OPSET, entries[1:]))
         bundle.read(beside)
     return bundle.Bundle(Path(folder), bundle.read_config(Path(folder)))

@@ -29,7 +29,9 @@ from mrisr.ops import onnx_translations
 OPSET = 22  # the first whose convolutions take bfloat16; TensorRT 11 reads up to 25
 IR_VERSION = 10  # what ONNX Runtime has read since 1.18
 TRACE_SHAPE = (32, 40, 48)  # of the example volume; all different, so that no axis is taken for another
-IN_HALF = ("Conv", "ConvTranspose", "MatMul")  # Gemm works on the conditioning vector alone: nothing to gain
+# Gemm works on the conditioning vector alone: nothing to gain. TensorRT for RTX 1.7 does not build a transposed
+# convolution in bfloat16 ("could not infer output types"), and there are two of them.
+IN_HALF = {"float16": ("Conv", "ConvTranspose", "MatMul"), "bfloat16": ("Conv", "MatMul")}
 
 
 def requirements() -> None:
@@ -123,7 +125,7 @@ def _quiet() -> Iterator[None]:
 
 def _tidied(model):
     """Parameters by their own names, free sizes by the names of the bundle's page, nothing of this machine."""
-    from onnx import shape_inference
+    from onnx import TensorProto, shape_inference
 
     graph = model.graph
     _rename(graph, {i.name: i.name.removeprefix("net.") for i in graph.initializer})
@@ -139,6 +141,9 @@ def _tidied(model):
     for node in graph.node:
         del node.metadata_props[:]
         node.doc_string = ""
+        for attribute in node.attribute if node.op_type == "Cast" else ():
+            if attribute.i == TensorProto.UINT8:  # a mask; TensorRT has no uint8 between layers
+                attribute.i = TensorProto.INT32
     graph.name, graph.doc_string = "mrisr", ""
     model.producer_name, model.producer_version, model.ir_version = "mrisr", __version__, IR_VERSION
     return shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
@@ -176,7 +181,7 @@ def in_precision(model, precision: str):
         return half
 
     for node in model.graph.node:
-        if node.op_type not in IN_HALF:
+        if node.op_type not in IN_HALF[precision]:
             nodes.append(node)
             continue
         copy = onnx.NodeProto()
@@ -209,8 +214,8 @@ def emulated(model):
             nodes.append(helper.make_node("Cast", [f"{name}.rounded"], [name], to=TensorProto.FLOAT))
             continue
         nodes.append(node)
-        if node.op_type in IN_HALF:
-            code = _half_of(model, node)
+        code = _half_of(model, node) if node.op_type in IN_HALF["float16"] else None
+        if code is not None:
             name = node.output[0]
             copy = onnx.NodeProto()
             copy.CopyFrom(node)
@@ -223,11 +228,10 @@ def emulated(model):
     return found
 
 
-def _half_of(model, node) -> int:
-    for other in model.graph.node:
-        if other.output[0] == node.input[0]:
-            return next(a.i for a in other.attribute if a.name == "to")
-    raise ModelError(f"export: {node.name} has no cast before it")
+def _half_of(model, node) -> int | None:
+    """The half type that a node works in, or None where that is float32."""
+    before = next((n for n in model.graph.node if n.output[0] == node.input[0] and n.op_type == "Cast"), None)
+    return next((a.i for a in before.attribute if a.name == "to" and a.i != 1), None) if before else None
 
 
 def refer_to_weights(model, weights: Path):

@@ -1,27 +1,34 @@
 """TensorRT: what it takes, plans built from a bundle's graphs, and the line that builds the same with trtexec.
 
-Written against the Python API of TensorRT 10.13 to 11. The package is imported by the functions that need it only.
+Building and inspecting are apart: TensorRT for RTX builds without a GPU, while the list of layers and new weights need
+a CUDA driver. Written against the Python API of TensorRT 10.13 to 11 and TensorRT for RTX 1.7 (same names); the package
+is imported by the functions that need it only (`mrisr.infer.engines.tensorrt_package`).
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import shlex
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from mrisr import __version__
 from mrisr.errors import BackendError, UsageError
+from mrisr.infer.engines import tensorrt_package
+from mrisr.infer.engines.tensorrt_package import Package
+from mrisr.io.atomic import replacing
 
 # Operators that a network here may consist of, and the element types in which TensorRT 10.15 takes them: the table
-# docs/operators.md of onnx-tensorrt for TensorRT 10.15 (opset 9 to 24; TensorRT 11 reads up to opset 25).
+# docs/operators.md of onnx-tensorrt for TensorRT 10.15 (opset 9 to 24; TensorRT 11 reads up to opset 25). Less uint8,
+# which that table has, and which the parser of TensorRT for RTX 1.7 refuses between layers; and less transposed
+# convolution in bfloat16, which its builder fails on.
 SUPPORT_VERSION = "10.15"
 _FLOAT, _INDEX, _BOOL = {"float", "float16", "bfloat16"}, {"int32", "int64"}, {"bool"}
 OPERATORS = {
+    "ConvTranspose": {"float", "float16"},
     **dict.fromkeys(
-        ("AveragePool", "Conv", "ConvTranspose", "Exp", "Gemm", "InstanceNormalization", "MatMul", "MaxPool",
+        ("AveragePool", "Conv", "Exp", "Gemm", "InstanceNormalization", "MatMul", "MaxPool",
          "Reciprocal", "Resize", "Sigmoid", "Softmax", "Sqrt"),
         _FLOAT,
     ),
@@ -33,7 +40,7 @@ OPERATORS = {
     **dict.fromkeys(
         ("Cast", "CastLike", "Concat", "Constant", "ConstantOfShape", "Expand", "Gather", "Identity", "Reshape",
          "Shape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze", "Where"),
-        _FLOAT | _INDEX | _BOOL | {"uint8"},
+        _FLOAT | _INDEX | _BOOL,
     ),
     **dict.fromkeys(("And", "Not", "Or"), _BOOL),
 }  # fmt: skip
@@ -94,8 +101,10 @@ class PlanOptions:
         tile: depth, height, width of the volume that it is fastest for; the only one, unless `smallest` or `largest`.
         smallest, largest: further sizes, each axis by itself; a side not given is that of `tile`.
         refit: new weights can be put into the plan later (`refit`).
-        portable: the plan runs on later minor versions of TensorRT and on GPUs from Ampere on, at some cost in speed.
-        timing_cache: a file of measured tactics, read where it exists and written after the build.
+        portable: the plan runs on GPUs from Ampere on, and with TensorRT on its later minor versions, at some cost in
+            speed. TensorRT for RTX: on every GPU from Ampere on that it knows.
+        timing_cache: a file of measured tactics, read where it exists and written after the build. TensorRT for RTX
+            measures nothing while it builds; its file holds nothing of use.
     """
 
     tile: tuple[int, int, int] = (128, 128, 128)
@@ -120,15 +129,23 @@ class PlanOptions:
         return tuple(tuple(size) for size in (self.smallest or self.tile, self.tile, self.largest or self.tile))
 
 
-def requirements() -> Any:
-    """The package, or a BackendError that says what to install."""
-    try:
-        return importlib.import_module("tensorrt")
-    except ImportError as error:
+def requirements(options: PlanOptions) -> Package:
+    """The package that builds. BackendError where it is absent, or needs a driver and there is none."""
+    reason = tensorrt_package.missing()
+    if reason:
+        raise BackendError(f"tensorrt: {reason}. Without it, export with --format onnx and build the plan with trtexec")
+    package, driver = tensorrt_package.load(), tensorrt_package.no_driver()
+    if driver and package.flavour == "tensorrt":
         raise BackendError(
-            f"tensorrt: the package cannot be imported ({error}); install it beside a CUDA driver: "
-            "pip install 'mrisr[tensorrt]'. Without it, export with --format onnx and build the plan with trtexec"
-        ) from error
+            f"tensorrt: {package} builds a plan on the GPU that runs it, and {driver}; TensorRT for RTX builds without "
+            "one (pip install 'mrisr[tensorrt-rtx]'), and trtexec builds from the ONNX graph elsewhere"
+        )
+    if driver and options.refit:
+        raise BackendError(
+            f"tensorrt: {package} needs a CUDA driver to build a plan that takes new weights, and {driver}; leave out "
+            "--refit, or export on the machine with the GPU"
+        )
+    return package
 
 
 def shapes(inputs: list[dict], size: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
@@ -157,36 +174,47 @@ def trtexec(config: dict, precision: str, options: PlanOptions) -> str:
 
 
 def write_plan(folder: Path, graph: str, precision: str, inputs: list[dict], options: PlanOptions, say) -> dict:
-    """Build model.plan from a graph of the folder, with its notes, build log and layers beside; its `graphs` entry.
+    """Build model.plan from a graph of the folder, with its notes and build log beside, and its list of layers where
+    there is a CUDA driver to make it; its `graphs` entry.
 
     Raises:
-        BackendError: no package, no device, or a graph that TensorRT does not build; with the last lines of its log.
+        BackendError: no package, no device where it needs one, or a graph that TensorRT does not build; with the last
+            lines of its log.
     """
-    trt = requirements()
-    log = _logger(trt)
+    package = requirements(options)
+    log = _logger(package.api)
     try:
-        plan = _build(trt, log, folder / graph, inputs, options)
-    except RuntimeError as error:  # how its bindings report a missing driver
+        plan = _build(package, log, folder / graph, inputs, options)
+    except RuntimeError as error:  # how its bindings report trouble with the driver
         raise BackendError(f"tensorrt: {str(error).splitlines()[0]}; {log.last()}") from error
     (folder / PLAN_NAME).write_bytes(plan)
     (folder / LOG_NAME).write_text("\n".join(log.lines) + "\n", encoding="utf-8")
-    (folder / LAYERS_NAME).write_text(_layers(trt, log, plan), encoding="utf-8")
     low, tile, high = options.sizes()
     notes = {
         "library_version": __version__,
-        "tensorrt": str(trt.__version__),
+        "flavour": package.flavour,
+        "tensorrt": package.version,
         "graph": graph,
         "precision": precision,
+        "portable": options.portable,
         "options": asdict(options) | {"smallest": low, "tile": tile, "largest": high},
     }
     (folder / NOTES_NAME).write_text(json.dumps(notes, indent=2) + "\n", encoding="utf-8")
-    say(f"{PLAN_NAME}: {len(plan) / 1e6:.1f} MB for TensorRT {trt.__version__}, {precision}")
+    say(f"{PLAN_NAME}: {len(plan) / 1e6:.1f} MB for {package}, {precision}")
+    if options.timing_cache and package.flavour == "tensorrt-rtx":
+        say(f"{options.timing_cache}: {package} measures nothing while it builds, so the file makes no build faster")
+    reason = tensorrt_package.no_driver()
+    if reason:
+        say(f"{LAYERS_NAME}: not written, because {reason}; the plan itself is whole")
+    else:
+        (folder / LAYERS_NAME).write_text(_layers(package.api, log, plan), encoding="utf-8")
     return {"file": PLAN_NAME, "format": "tensorrt", "precision": precision}
 
 
-def _build(trt, log, path: Path, inputs: list[dict], options: PlanOptions) -> bytes:
+def _build(package: Package, log, path: Path, inputs: list[dict], options: PlanOptions) -> bytes:
+    trt = package.api
     builder = trt.Builder(log)
-    # The only kind of network in TensorRT 11, which takes the flag all the same.
+    # The only kind of network in TensorRT 11 and TensorRT for RTX, which take the flag all the same.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(str(path)):  # by its path, so that it finds the weights beside it
@@ -198,22 +226,44 @@ def _build(trt, log, path: Path, inputs: list[dict], options: PlanOptions) -> by
     if options.refit:
         config.set_flag(trt.BuilderFlag.REFIT)
     if options.portable:
-        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+        _for_other_gpus(package, config)
     profile = builder.create_optimization_profile()
     low, tile, high = (shapes(inputs, size) for size in options.sizes())
     for name in low:
         profile.set_shape(name, low[name], tile[name], high[name])
     config.add_optimization_profile(profile)
-    cache = Path(options.timing_cache) if options.timing_cache else None
-    known = config.create_timing_cache(cache.read_bytes() if cache and cache.is_file() else b"")
-    config.set_timing_cache(known, False)
-    plan = builder.build_serialized_network(network, config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # TensorRT for RTX: of everything about timing caches
+        plan = _timed(builder, network, config, Path(options.timing_cache) if options.timing_cache else None)
     if plan is None:
         raise BackendError(f"tensorrt: {path.name} was not built; {log.last()}")
-    if cache:
-        cache.write_bytes(bytes(config.get_timing_cache().serialize()))
     return bytes(plan)
+
+
+def _for_other_gpus(package: Package, config) -> None:
+    trt = package.api
+    if package.flavour == "tensorrt":
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+        return
+    members = trt.ComputeCapability.__members__
+    wanted = [members[name] for name in members if name.startswith("SM") and int(name[2:]) >= 80]
+    config.num_compute_capabilities = len(wanted)
+    for i, capability in enumerate(wanted):
+        config.set_compute_capability(capability, i)
+
+
+def _timed(builder, network, config, cache: Path | None):
+    """The plan, or None; with the timings of a cache, which is written again, where there is one."""
+    if cache is None:
+        return builder.build_serialized_network(network, config)
+    known = config.create_timing_cache(cache.read_bytes() if cache.is_file() else b"")
+    config.set_timing_cache(known, False)
+    plan = builder.build_serialized_network(network, config)
+    if plan is not None:
+        with replacing(cache, force=True) as beside:
+            beside.write_bytes(bytes(config.get_timing_cache().serialize()))
+    return plan
 
 
 def refit(folder: Path, graph: str) -> None:
@@ -222,7 +272,10 @@ def refit(folder: Path, graph: str) -> None:
     Raises:
         BackendError: the plan takes no new weights, or these do not fit.
     """
-    trt = requirements()
+    trt = tensorrt_package.load(folder / PLAN_NAME).api
+    reason = tensorrt_package.no_driver()
+    if reason:
+        raise BackendError(f"{PLAN_NAME}: new weights are put in on a machine with a CUDA driver, and {reason}")
     log = _logger(trt)
     engine = _engine(trt, log, (folder / PLAN_NAME).read_bytes())
     if not engine.refittable:

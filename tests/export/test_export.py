@@ -54,7 +54,7 @@ def test_only_products_are_in_half_precision(exported, precision):
     seen = set()
     for node in model.graph.node:
         used = {kinds[name] for name in (*node.input, *node.output) if name in kinds}
-        if node.op_type in graphs.IN_HALF:
+        if node.op_type in graphs.IN_HALF[precision]:
             assert used == {half}, node.name
         elif node.op_type != "Cast":
             assert half not in used, node.name

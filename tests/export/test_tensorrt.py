@@ -1,5 +1,5 @@
-"""TensorRT: what is asked of it, and what is refused. The package is absent in CI, so most of this runs on a stand-in
-(fake_tensorrt.py), which shows that our logic holds, not that TensorRT works; the last test needs the real one.
+"""TensorRT with a driver: what is asked of it, and what is refused, on a stand-in (fake_tensorrt.py), which shows that
+our logic holds, not that TensorRT works; the last test needs a GPU. Real builds: test_tensorrt_build.py.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ import contextlib
 import importlib.util
 import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -19,23 +20,22 @@ from mrisr.errors import BackendError, UsageError
 from mrisr.export import tensorrt
 from mrisr.export.describe import network_of
 from mrisr.infer.engines import tensorrt as engines
+from mrisr.infer.engines import tensorrt_package
 from mrisr.nn.presets import PRESETS
 
 INPUTS = network_of(PRESETS["student"])["inputs"]
-REAL = importlib.util.find_spec("tensorrt") is not None
 
 
 @pytest.fixture
 def fake(monkeypatch):
     """The stand-in in place of the package, and a CUDA stream that is none."""
-    from pathlib import Path
-
     spec = importlib.util.spec_from_file_location("tensorrt", Path(__file__).with_name("fake_tensorrt.py"))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     module.__spec__ = spec
     module.State.calls = []
     monkeypatch.setitem(sys.modules, "tensorrt", module)
+    monkeypatch.setattr(tensorrt_package, "no_driver", lambda: None)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=77))
     monkeypatch.setattr(engines, "_loaded", {})
@@ -49,12 +49,56 @@ def built(folder, precision="float32", **options):
     return bundle.Plan(folder / entry["file"], precision)
 
 
-@pytest.mark.skipif(REAL, reason="tensorrt is installed")
-def test_the_absent_package_is_one_clear_error(tmp_path, exported):
-    with pytest.raises(BackendError, match=r"cannot be imported .*pip install 'mrisr\[tensorrt\]'.*trtexec"):
-        tensorrt.requirements()
+def test_the_absent_package_is_one_clear_error(monkeypatch, exported):
+    monkeypatch.setattr(tensorrt_package, "import_name", lambda flavour: None)
+    with pytest.raises(
+        BackendError, match=r"not installed \(pip install 'mrisr\[tensorrt\]'.*\. Without it, .*trtexec"
+    ):
+        tensorrt.requirements(tensorrt.PlanOptions())
     with pytest.raises(BackendError, match="engine: tensorrt was asked for, but the package tensorrt is not"):
         mrisr.upscale(torch.rand(16, 16, 16), input_voxel_size=1, model=exported[0], engine="tensorrt")
+
+
+def test_without_a_driver_tensorrt_says_who_builds_without_one(fake, monkeypatch):
+    monkeypatch.setattr(tensorrt_package, "no_driver", lambda: "this machine has no NVIDIA driver")
+    with pytest.raises(BackendError, match=r"builds a plan on the GPU .*no NVIDIA driver.*'mrisr\[tensorrt-rtx\]'"):
+        tensorrt.requirements(tensorrt.PlanOptions())
+
+
+def noted(folder, **changed) -> Path:
+    """A plan whose notes are changed (None: taken out)."""
+    path = folder / tensorrt.NOTES_NAME
+    notes = json.loads(path.read_text()) | changed
+    path.write_text(json.dumps({key: value for key, value in notes.items() if value is not None}))
+    return folder / tensorrt.PLAN_NAME
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"flavour": "tensorrt-rtx", "tensorrt": "1.7.1.116"}, r"model.plan was built by TensorRT for RTX 1\.7\.1\.116 "
+         r"and only TensorRT is installed: pip install 'mrisr\[tensorrt-rtx\]', or build the plan again"),
+        ({"tensorrt": "10.13.0"}, r"was built by TensorRT 10\.13\.0, and TensorRT 11\.0\.0-stand-in is "
+         "installed, which does not read it; build the plan again"),
+        ({"tensorrt": "11.1.0", "portable": True}, "which does not read it"),
+        ({"flavour": "tensorflow"}, "flavour: expected tensorrt or tensorrt-rtx, found 'tensorflow'"),
+        ({"flavour": None}, "model.plan.json: lacks flavour"),
+        ({"tensorrt": 11}, "model.plan.json: tensorrt: expected text, found 11"),
+    ],
+)  # fmt: skip
+def test_a_plan_of_another_flavour_or_version_is_refused(fake, tmp_path, monkeypatch, changed, words):
+    monkeypatch.setattr(tensorrt_package, "import_name", lambda flavour: {"tensorrt": "tensorrt"}.get(flavour))
+    built(tmp_path)
+    with pytest.raises(BackendError, match=words):
+        tensorrt_package.load(noted(tmp_path, **changed))
+
+
+def test_a_portable_plan_runs_on_later_minor_versions(fake, tmp_path, monkeypatch):
+    built(tmp_path, portable=True)
+    monkeypatch.setattr(fake, "__version__", "11.2.0")
+    assert tensorrt_package.load(noted(tmp_path, tensorrt="11.1.5")).version == "11.2.0"
+    (tmp_path / tensorrt.NOTES_NAME).unlink()
+    assert tensorrt_package.load(tmp_path / tensorrt.PLAN_NAME).flavour == "tensorrt"
 
 
 def test_options_are_checked():
@@ -160,7 +204,7 @@ def test_a_plan_that_does_not_load_says_why(fake, tmp_path, random_model, broken
         engines.TensorRTEngine(random_model("local").denoiser.net, torch.device("cpu"), plan)
 
 
-@pytest.mark.skipif(not REAL, reason="the package tensorrt is not installed (extra: tensorrt)")
+@pytest.mark.skipif(tensorrt_package.missing() is not None, reason="no TensorRT is installed (extra: tensorrt)")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("precision", bundle.PRECISIONS)
 def test_tensorrt_gives_what_pytorch_gives(tmp_path, head, precision):

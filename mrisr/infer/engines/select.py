@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 
 from mrisr.errors import BackendError, UsageError
+from mrisr.infer.engines import tensorrt_package
 from mrisr.infer.engines.precision import asked_for
 
 # (x, y [1, 1, D, H, W], vector [1, 24], guidance [1, 8, D/8, H/8, W/8], active or None) -> F [1, 1, D, H, W],
@@ -94,8 +95,9 @@ def missing(name: str, device: torch.device, net: torch.nn.Module, plan=None) ->
         if config is None or config.norm == "group" or config.attention:
             return "it takes the networks without group normalisation and attention, and this one has them"
         return None
-    if importlib.util.find_spec("tensorrt") is None:
-        return "the package tensorrt is not installed (pip install 'mrisr[tensorrt]')"
+    reason = tensorrt_package.missing(plan and plan.path)
+    if reason:
+        return reason
     if device.type != "cuda":
         return f"it runs on CUDA devices, and the device is {device}"
     if plan is None:

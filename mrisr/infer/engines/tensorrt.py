@@ -1,19 +1,19 @@
 """TensorRT on a CUDA device, from the plan of a bundle (`mrisr export --format tensorrt`).
 
-Written against the Python API of TensorRT 10.13 to 11, which this module alone imports. The plan runs on the caller's
-stream, so that the sampling loop can be captured in a CUDA graph; its activations are one block, taken when it is
-loaded. A plan is compared with the PyTorch engine once, when it is loaded, and refused where the two differ.
+For either flavour (`tensorrt_package`); written against the Python API of TensorRT 10.13 to 11. The plan runs on the
+caller's stream, so that the sampling loop can be captured in a CUDA graph; its activations are one block, taken when it
+is loaded. A plan is compared with the PyTorch engine once, when it is loaded, and refused where the two differ.
 """
 
 from __future__ import annotations
 
-import importlib
 import math
 import os
 
 import torch
 
 from mrisr.errors import BackendError
+from mrisr.infer.engines import tensorrt_package
 from mrisr.infer.engines.select import Network
 from mrisr.infer.engines.torch import TorchEngine
 from mrisr.nn.condition import GUIDANCE_CHANNELS, GUIDANCE_STRIDE, VECTOR_DIM
@@ -78,7 +78,8 @@ class _Plan:
     """A deserialised plan, its one context, and its output buffers."""
 
     def __init__(self, plan, device: torch.device) -> None:
-        trt = _package()
+        package = tensorrt_package.load(plan.path)
+        trt = package.api
         self.path = plan.path
         self._log = trt.Logger(trt.Logger.ERROR)
         with torch.cuda.device(device):
@@ -87,8 +88,8 @@ class _Plan:
             self._engine = runtime.deserialize_cuda_engine(plan.path.read_bytes())
             if self._engine is None:
                 raise BackendError(
-                    f"tensorrt: {plan.path} cannot be loaded by TensorRT {trt.__version__} on this GPU; build it here "
-                    "with mrisr export --format tensorrt, or with --portable"
+                    f"tensorrt: {plan.path} cannot be loaded by {package} on this GPU; build it here with mrisr export "
+                    f"--format tensorrt{_other_flavour(package)}"
                 )
             self._context = self._engine.create_execution_context()
         if self._context is None:
@@ -130,11 +131,11 @@ class _Plan:
         return self._output
 
 
-def _package():
-    try:
-        return importlib.import_module("tensorrt")
-    except (ImportError, OSError) as error:  # OSError: its libraries are incomplete
-        raise BackendError(f"tensorrt: cannot be imported ({error}); pip install 'mrisr[tensorrt]'") from error
+def _other_flavour(package: tensorrt_package.Package) -> str:
+    if package.flavour == "tensorrt":
+        return ", or with --portable"
+    known = ", ".join(name for name in package.api.ComputeCapability.__members__ if name.startswith("SM"))
+    return f" and the extra tensorrt, if the GPU is none of {known}"
 
 
 def _compare(plan: _Plan, net: torch.nn.Module, stated) -> None:
