@@ -46,7 +46,7 @@ MAY_IMPORT = {
         "weights",
         "evaluate",
     },
-    "infer": {"nn", "diffusion", "ops", "physics", "volume", "grid", "native"},
+    "infer": {"schema", "nn", "diffusion", "ops", "physics", "volume", "grid", "native"},
     "export": {"bundle", "nn", "infer", "ops", "diffusion", "physics", "io"},
     "weights": {"bundle", "schema", "nn", "diffusion"},
     "evaluate": {"io", "infer", "ops", "physics", "volume", "grid", "preview", "weights", "api"},
