@@ -43,7 +43,9 @@ def add_parser(subparsers) -> None:
         plan.add_argument(f"--{name}", nargs=3, type=positive_int, metavar=("D", "H", "W"), help=text)
     plan.add_argument("--refit", action="store_true", help="let new weights be put into the plan later")
     plan.add_argument(
-        "--portable", action="store_true", help="a plan for other GPUs (Ampere or newer) and, with TensorRT, for its later versions"
+        "--portable",
+        action="store_true",
+        help="a plan for other GPUs (Ampere or newer) and, with TensorRT, for its later versions",
     )
     plan.add_argument("--timing-cache", metavar="FILE", help="read and written: later builds take less time")
     add_threads(parser)

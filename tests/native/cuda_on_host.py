@@ -17,13 +17,14 @@ import hashlib
 import importlib.machinery
 import importlib.util
 import json
+import multiprocessing
 import re
 import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -129,14 +130,11 @@ class Host:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._count = 0
 
     def module(self, changed: dict[str, str] | None = None) -> ModuleType:
         """The doorway of csrc/python/cuda.cpp over kernels on the host; `changed`: some of `sources`, replaced.
-        Raises RuntimeError with what the compiler says."""
-        self._count += 1
-        place = self.folder / str(self._count)
-        place.mkdir()
+        One a process: pybind11 keeps modules by their name. Raises RuntimeError with what the compiler says."""
+        place = Path(tempfile.mkdtemp(dir=self.folder))
         ours = [HERE / "on_host" / f"{name}.cpp" for name in ("fibres", "memory", "module")]
         ours += [ROOT / "csrc" / "python" / "cuda.cpp", *(CORE / f"{name}.cpp" for name in CHECKS)]
         texts = {**sources(), "faulty.cu": (HERE / "on_host" / "faulty.cu").read_text(), **(changed or {})}
@@ -286,17 +284,23 @@ def barriers() -> Iterator[tuple[str, int, str]]:
                 yield name, number, line.strip()
 
 
-def missed(host: Host, name: str, number: int) -> str:
+def missed(folder: Path, name: str, number: int) -> str:
     """What goes wrong without this barrier; empty where nothing does."""
     lines = sources()[name].splitlines()
     lines[number - 1] = ""
-    module = host.module({name: "\n".join(lines)})
+    module = Host(folder).module({name: "\n".join(lines)})
     try:
         rows = matrix(module, {"add_stats", "group_norm", "channel_norm", "rms_norm"}, half=False)
     except (AssertionError, RuntimeError) as error:
         return str(error)
     wrong = [row for row in rows if not row["error"] <= row["tolerance"]]
     return f"{wrong[0]['operator']} {wrong[0]['worst']}: error {wrong[0]['error']:.1e}" if wrong else ""
+
+
+def in_child(function: Callable, *arguments):
+    """function(*arguments) in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def table(content: dict) -> str:
@@ -337,11 +341,11 @@ def main() -> int:
     parser.add_argument("--barriers", action="store_true", help="also take out every barrier in turn (minutes)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        host = Host(Path(folder))
-        module = host.module()
+        folder = Path(folder)
+        seen = {f"{f}:{n} `{t}`": in_child(missed, folder, f, n) for f, n, t in barriers() if options.barriers}
+        module = Host(folder).module()
         rows = matrix(module)
         entered = {kernel: threads for kernel, threads in module.ran().items() if threads}
-        seen = {f"{f}:{n} `{text}`": missed(host, f, n) for f, n, text in barriers() if options.barriers}
     for row in rows:
         print("{operator:16} {dtype:9} {what:10} {cases:3} cases  error {error:.1e} of {tolerance:.0e}".format(**row))
     for where, what in seen.items():
