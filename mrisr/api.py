@@ -28,6 +28,8 @@ def upscale(
     factor: float | Sequence[float] | None = None,
     affine: Any = None,
     input_voxel_size: float | Sequence[float] | None = None,
+    series: int | str | None = None,
+    group: int | str | None = None,
     device: str = "auto",
     model: Any = "base",
     mode: str | None = None,
@@ -56,12 +58,17 @@ def upscale(
     (`info.resolution` says which band).
 
     Args:
-        volume: a path (.nii, .nii.gz, .hdr/.img, .mgz), a nibabel image, a NumPy array or torch tensor [X, Y,
-            Z] or [X, Y, Z, T], or a `mrisr.Volume`. In 4D each frame is handled on its own.
+        volume: a path (.nii, .nii.gz, .hdr/.img, .mgz; or DICOM: a file, folder, DICOMDIR or zip), a nibabel image, a
+            NumPy array or torch tensor [X, Y, Z] or [X, Y, Z, T], or a `mrisr.Volume`. In 4D each frame is handled on
+            its own.
         voxel_size: of the output, mm, one number or three (one per stored axis).
         factor: how many times finer than the input, one number or three; in place of `voxel_size`.
         affine, input_voxel_size: of an array or tensor: (4, 4) index -> mm, or mm per axis. Without both, 1
             mm is assumed with a warning.
+        series: of a DICOM source that holds several: SeriesNumber, SeriesInstanceUID or (part of) the description. The
+            refusal lists them.
+        group: of a DICOM series that holds several volumes (echoes, magnitude and field map, time points): its number
+            in the list that the refusal prints, or words of its entry.
         device: "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:N".
         model: a shipped name, a path to .safetensors or of a bundle (`mrisr export`), or what `mrisr.load_model`
             returned.
@@ -137,7 +144,7 @@ def upscale(
     )
     with reporting(progress) as report:
         with report.stage("read"), _kept_warnings() as said:
-            source, restore = to_volume(volume, affine=affine, input_voxel_size=input_voxel_size)
+            source, restore = to_volume(volume, affine, input_voxel_size, series, group)
             target = grids.plan(source.grid, voxel_size=voxel_size, factor=factor)
             known = dict(done=gradnl_done, slice_axis=slice_axis, bias_out=bias_out)
             options = Options(**how, corrections=corrections(source, gradnl, bias, **known))

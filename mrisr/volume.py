@@ -23,6 +23,7 @@ ACQUISITION_FACTS = (
     "ImageType",
     "Manufacturer",
     "NonlinearGradientCorrection",
+    "AcquiredVoxelSize",
 )
 
 # One slice has no neighbour to interpolate from.

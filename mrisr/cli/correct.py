@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from mrisr.cli.options import add_gradnl, add_threads, use_threads, write_text
+from mrisr.cli.options import add_gradnl, add_series, add_threads, use_threads, write_text
 from mrisr.cli.outputs import Outputs
 from mrisr.errors import InputError, UsageError
 
@@ -23,6 +23,7 @@ def add_parser(subparsers) -> None:
         "without both. The shading is taken out first, then one interpolation moves everything into place.",
     )
     parser.add_argument("-i", "--input", required=True, metavar="IN", help="NIfTI, MGZ or DICOM folder; 3D or 4D")
+    add_series(parser)
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help=".nii, .nii.gz, .mgh or .mgz")
     parser.add_argument("--force", action="store_true", help="overwrite outputs that exist")
     parser.add_argument("--quiet", action="store_true", help="no summary; warnings and errors stay")
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
         for path in filter(None, (targets[name] for name in IMAGES)):
             nifti.check_output(path, force=args.force)
-        source, _ = to_volume(args.input)
+        source, _ = to_volume(args.input, series=args.series, group=args.group)
         use_threads(args.threads)
         results, record = correct(source, args)
         for name, volume in results.items():

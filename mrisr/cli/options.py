@@ -119,6 +119,21 @@ def add_gradnl(group) -> None:
     )
 
 
+def add_series(parser: argparse.ArgumentParser) -> None:
+    """Add which volume of a DICOM source is meant."""
+    parser.add_argument(
+        "--series",
+        metavar="S",
+        help="of a DICOM source with several: number, UID or (part of) the description; without it they are listed",
+    )
+    parser.add_argument(
+        "--group",
+        metavar="G",
+        help="of a DICOM series with several volumes (echoes, magnitude and field map, time points): number in the "
+        "list that is given without it, or words of its entry",
+    )
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file, or raise an OutputError that names it."""
     try:

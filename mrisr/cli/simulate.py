@@ -8,7 +8,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from mrisr.cli.options import add_threads, positive_float, use_threads, write_text
+from mrisr.cli.options import add_series, add_threads, positive_float, use_threads, write_text
 from mrisr.cli.outputs import Outputs
 from mrisr.errors import InputError, MrisrWarning, UsageError
 
@@ -29,6 +29,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument(
         "-i", "--input", required=True, metavar="IN", help="NIfTI, MGZ or DICOM folder; 3D, T1-weighted"
     )
+    add_series(parser)
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help=".nii, .nii.gz, .mgh or .mgz")
     parser.add_argument("--like", required=True, type=_tesla, metavar="B0", help="field strength: 1.5T, 3T or 7T")
     parser.add_argument("--force", action="store_true", help="overwrite outputs that exist")
@@ -98,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
         from mrisr.io.adapters import to_volume
 
         nifti.check_output(args.output, force=args.force)
-        source, _ = to_volume(args.input)
+        source, _ = to_volume(args.input, series=args.series, group=args.group)
         use_threads(args.threads)
         result, record = simulate(source, args)
         nifti.write(result, outputs.stage("--output"))

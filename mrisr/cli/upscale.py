@@ -6,7 +6,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from mrisr.cli.options import add_gradnl, add_run_options, positive_float, positive_int, use_threads, write_text
+from mrisr.cli.options import (
+    add_gradnl,
+    add_run_options,
+    add_series,
+    positive_float,
+    positive_int,
+    use_threads,
+    write_text,
+)
 from mrisr.cli.outputs import Outputs
 from mrisr.errors import UsageError
 
@@ -25,6 +33,7 @@ def add_parser(subparsers) -> None:
         description="Read a brain MRI scan, write it on a finer grid. Outputs appear together or not at all.",
     )
     parser.add_argument("-i", "--input", required=True, metavar="IN", help="NIfTI, MGZ or DICOM folder; 3D or 4D")
+    add_series(parser)
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help=".nii, .nii.gz, .mgh or .mgz")
     grid = parser.add_mutually_exclusive_group()
     grid.add_argument(
@@ -103,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
 
         for image in filter(None, (args.output, args.std)):
             nifti.check_output(image, force=args.force)
-        source, _ = to_volume(args.input)
+        source, _ = to_volume(args.input, series=args.series, group=args.group)
         use_threads(args.threads)
         import mrisr
 

@@ -28,6 +28,8 @@ def to_volume(
     source: Any,
     affine: np.ndarray | None = None,
     input_voxel_size: float | tuple[float, float, float] | None = None,
+    series: int | str | None = None,
+    group: int | str | None = None,
 ) -> tuple[Volume, Restore]:
     """The scan in `source`, and a function that turns a result `Volume` into the same kind of object.
 
@@ -44,6 +46,8 @@ def to_volume(
     either, 1 mm is assumed with a MrisrWarning. Everything else knows its own place: UsageError where an
     argument contradicts it, or where the two contradict each other. InputError where the scan cannot be used.
     """
+    if not isinstance(source, (str, os.PathLike)) and (series is not None or group is not None):
+        raise UsageError(f"series, group: choose within a DICOM source given as a path, not {type(source).__name__}")
     if isinstance(source, np.ndarray):
         name = f"array {source.shape}"
         return Volume(source, _place(name, affine, input_voxel_size), name=name), lambda result: result.data
@@ -54,7 +58,7 @@ def to_volume(
     if isinstance(source, Volume):
         volume, restore = source, lambda result: result
     elif isinstance(source, (str, os.PathLike)):
-        volume, restore = _from_path(source)
+        volume, restore = _from_path(source, series, group)
     elif library == "SimpleITK" and hasattr(source, "GetDirection"):
         volume, restore = _from_simpleitk(source)
     elif library == "torchio" and hasattr(source, "affine"):
@@ -98,11 +102,13 @@ def _check_sizes(owner: str, own: Any, stated: Any) -> None:
         raise UsageError(f"input_voxel_size: {owner} says {sizes} mm, found {stated}; leave one of the two out")
 
 
-def _from_path(path: str | os.PathLike) -> tuple[Volume, Restore]:
+def _from_path(path: str | os.PathLike, series: Any, group: Any) -> tuple[Volume, Restore]:
     from mrisr.io import dicom, nifti
 
     if dicom.is_dicom(path):
-        return dicom.read(path), nifti.to_image
+        return dicom.read(path, series=series, group=group), nifti.to_image
+    if series is not None or group is not None:
+        raise UsageError(f"series, group: {os.fspath(path)} is no DICOM; leave them out, or give a DICOM source")
     return nifti.read(path), nifti.to_image
 
 

@@ -83,7 +83,8 @@ def auto_psf(voxel_size: Sequence[float], meta: dict | None = None) -> tuple[PSF
 
     Args:
         voxel_size: stored voxel size, mm, 3 values.
-        meta: DICOM keywords where known; MRAcquisitionType ("2D", "3D") and SliceThickness (mm) are used.
+        meta: DICOM keywords where known; MRAcquisitionType ("2D", "3D"), SliceThickness (mm) and AcquiredVoxelSize (mm,
+            3 values; what a DICOM header says was measured before zero-filling) are used.
     """
     meta, size = meta or {}, np.asarray(voxel_size, np.float64)
     slices, source = size >= THICK_SLICE_RATIO * size.min(), "the voxel shape"
@@ -94,13 +95,26 @@ def auto_psf(voxel_size: Sequence[float], meta: dict | None = None) -> tuple[PSF
     width, thickness = size.copy(), meta.get("SliceThickness")
     if slices.any() and isinstance(thickness, int | float) and np.isfinite(thickness) and thickness > 0:
         width[slices], source = float(thickness), f"{source} and SliceThickness"
+    wider = _zero_filled(size, meta.get("AcquiredVoxelSize")) & ~slices
+    if wider.any():
+        width[wider] = np.asarray(meta["AcquiredVoxelSize"], np.float64)[wider]
+        source += f" and the acquired matrix (axis {', '.join(str(i) for i in np.flatnonzero(wider))} is zero-filled)"
     psf = tuple(AxisPSF("gaussian" if thick else "kspace", float(w)) for w, thick in zip(width, slices))
     if slices.any():
         axes = ", ".join(str(i) for i in np.flatnonzero(slices))
         return psf, f"assumed from {source}: slice profile along axis {axes}, k-space cut elsewhere"
-    if source == "the voxel shape":
+    if source.startswith("the voxel shape"):
         source += ", near-isotropic"
     return psf, f"assumed from {source}: a k-space cut along all axes"
+
+
+def _zero_filled(size: np.ndarray, acquired) -> np.ndarray:
+    """Which axes were acquired more coarsely than they are stored, by more than rounding."""
+    if not isinstance(acquired, list | tuple) or len(acquired) != 3:
+        return np.zeros(3, bool)
+    if not all(isinstance(v, int | float) and not isinstance(v, bool) and np.isfinite(v) for v in acquired):
+        return np.zeros(3, bool)
+    return np.asarray(acquired, np.float64) > 1.02 * size
 
 
 def _stated(item) -> AxisPSF:

@@ -1,0 +1,243 @@
+"""One volume of one DICOM series: found, checked, and read as a `Volume`."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mrisr.errors import InputError, MrisrWarning
+from mrisr.io.dicom import choose, directory, geometry, parts, uids
+from mrisr.io.dicom.frame import Frame, decode, frames
+from mrisr.io.dicom.header import DIRECTORY, ENHANCED_MR, LEGACY_ENHANCED_MR, MR_IMAGE, Header, parse
+from mrisr.io.dicom.header import read as read_header
+from mrisr.io.dicom.resolution import acquired_mm
+from mrisr.io.dicom.values import Values, label
+from mrisr.io.headers import SCANNER, nifti_header
+from mrisr.volume import ACQUISITION_FACTS, Volume
+
+NAMED = 5  # files that a warning names
+MAPS = ("ADC", "FA", "FIELD_MAP", "FIELD MAP", "B0", "B0 MAP", "T1 MAP", "T2 MAP", "T2_STAR MAP", "TTP", "CBF", "CBV")
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """One stack of parallel MR slices, in order along their normal, ready to be read.
+
+    name                what messages call it
+    frames              of the volume, in order; the headers that they came from are kept, the pixels are not
+    affine              (4, 4) of (column, row, slice) -> RAS mm
+    frame_of_reference  UID; generated where the files have none
+    notes               what was left out, inverted, assumed or is doubtful; `find` has given each as a MrisrWarning
+    """
+
+    name: str
+    frames: tuple[Frame, ...]
+    affine: np.ndarray
+    frame_of_reference: str
+    meta: dict[str, Any]
+    notes: tuple[str, ...]
+
+    @property
+    def values(self) -> Values:
+        """The header of the first frame."""
+        return self.frames[0].values
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Columns, rows, slices."""
+        return self.frames[0].columns, self.frames[0].rows, len(self.frames)
+
+    def volume(self) -> Volume:
+        """The voxels, float32 [column, row, slice], rescaled by each frame's slope and intercept.
+
+        Raises InputError where pixels cannot be decoded.
+        """
+        data = np.empty(self.shape, np.float32)
+        by_part: dict[parts.Part, list[int]] = {}
+        for k, frame in enumerate(self.frames):
+            by_part.setdefault(frame.part, []).append(k)
+        for part, held in by_part.items():
+            dataset = parse(part, pixels=True)[0]
+            for k in held:
+                data[..., k] = decode(self.frames[k], dataset).T
+        volume = Volume(data, self.affine, name=self.name, meta=dict(self.meta))
+        header = nifti_header(volume)
+        header["sform_code"] = SCANNER  # DICOM's patient coordinates are the scanner's
+        header["qform_code"] = SCANNER if header["qform_code"] else 0
+        return Volume(volume.data, self.affine, header, self.name, volume.meta)
+
+
+def find(source: Any, *, series: int | str | None = None, group: int | str | None = None) -> Series:
+    """The one volume that `source` holds, or that `series` and `group` choose; no pixel is decoded yet.
+
+    Args:
+        source: a file, a list of files, a folder (with all below it), a DICOMDIR, or a zip of these.
+        series: SeriesNumber, SeriesInstanceUID or (part of) the description, where there is more than one.
+        group: its number in the list that the refusal prints, or words of its entry, where one series holds several
+            volumes (echoes, magnitude and phase, time points).
+
+    Raises:
+        InputError: nothing usable there, several to choose from, no MR, colour, MOSAIC, phase images, mixed
+            orientation, files that are damaged or cut short, values that cannot be used.
+        GeometryError: slices missing, doubled or unevenly spaced.
+
+    Gives a MrisrWarning for everything left out, inverted, assumed or doubtful.
+    """
+    found = parts.find(source)
+    if found.directory is not None:
+        found = directory.listed(found)
+    notes: list[str] = []
+    headers = _headers(found, notes)
+    entry = choose.choose_series(choose.entries(headers), series, found.name)
+    _refuse_incomplete(found, entry.headers)
+    _say_left_out(found, headers, entry, notes)
+    records = [frame for header in entry.headers for frame in frames(header)]
+    _refuse_copies(records, found.name)
+    chosen = choose.choose_group(choose.groups(records), group, found.name)
+    ordered, affine, doubts = geometry.place(chosen.frames, found.name)
+    notes += [note for header in entry.headers for note in header.notes]
+    notes += [f"{found.name}: {doubt}" for doubt in doubts + _doubts(ordered, records)]
+    reference = ordered[0].frame_of_reference or next((f.frame_of_reference for f in ordered), "")
+    if not reference:
+        reference = uids.made("frame of reference", entry.uid, *sorted(f.sop_instance for f in ordered))
+        notes.append(f"{found.name}: no {label('FrameOfReferenceUID')}; one was generated for what is written")
+    widths, remarks = acquired_mm(ordered, float(np.linalg.norm(affine[:3, 2])))
+    notes += [f"{found.name}: {remark}" for remark in remarks]
+    for note in notes:
+        warnings.warn(note, MrisrWarning, stacklevel=3)
+    return Series(found.name, ordered, affine, reference, _meta(ordered[0], widths), tuple(notes))
+
+
+def read(source: Any, *, series: int | str | None = None, group: int | str | None = None) -> Volume:
+    """`find(source, ...).volume()`: float32 [column, row, slice], RAS affine; `.meta` holds ACQUISITION_FACTS."""
+    return find(source, series=series, group=group).volume()
+
+
+def _headers(found: parts.Found, notes: list[str]) -> list[Header]:
+    """The headers of all pictures; one that cannot be read goes to `found.broken`."""
+    headers, without = [], []
+    alone = len(found.dicom) == 1
+    for part in found.dicom:
+        try:
+            header = read_header(part)
+        except InputError as error:
+            if alone or part.member is None and found.name == str(part.path):
+                raise
+            found.broken.append((part, str(error)[len(str(part)) + 2 :]))
+            continue
+        if header.is_picture:
+            headers.append(header)
+        elif header.values.uid("SOPClassUID") != DIRECTORY:
+            without.append(part)
+    if found.broken and not headers:
+        part, why = found.broken[0]
+        raise InputError(f"{part}: {why}" if ":" in why or ";" in why else f"{part}: {why}; copy it again")
+    if not headers:
+        raise InputError(f"{found.name}: the DICOM files hold no pictures; give the folder of an image series")
+    if without:
+        notes.append(
+            f"{found.name}: left out {_named(without)}: no pictures (reports, presentation states or the like)"
+        )
+    return headers
+
+
+def _refuse_incomplete(found: parts.Found, headers: tuple[Header, ...]) -> None:
+    """Files that may be slices of the volume and cannot be read: without them it would lack a slice, unseen."""
+    broken = [(part, why) for part, why in found.broken]
+    broken += [(h.part, h.cut or "has no pixels") for h in headers if h.cut or not h.has_pixels]
+    if broken:
+        part, why = broken[0]
+        more = f" (and {len(broken) - 1} more such files)" if len(broken) > 1 else ""
+        raise InputError(
+            f"{part}: {why.split(';')[0]}{more}; it may be a slice, and the volume incomplete were it left out: copy "
+            "it again, or move it out of the folder to go on without it"
+        )
+
+
+def _say_left_out(found: parts.Found, headers: list[Header], entry: choose.Entry, notes: list[str]) -> None:
+    if found.foreign:
+        notes.append(f"{found.name}: left out {_named(found.foreign)}: no DICOM")
+    if found.absent:
+        names = ", ".join(found.absent[:NAMED])
+        more = f" and {len(found.absent) - NAMED} more" if len(found.absent) > NAMED else ""
+        notes.append(f"{found.name}: left out {names}{more}: listed in the DICOMDIR, but not there")
+    others = [e for e in choose.entries([h for h in headers if h.series_uid != entry.uid])]
+    if others:
+        what = "made by mrisr" if all(e.own for e in others) else "not chosen, or of no use here"
+        notes.append(f"{found.name}: left out {len(others)} other series ({what}): {'; '.join(map(str, others[:3]))}")
+
+
+def _refuse_copies(records: list[Frame], name: str) -> None:
+    seen: dict[tuple[str, int], Frame] = {}
+    for frame in records:
+        key = (frame.sop_instance, frame.number)
+        if frame.sop_instance and key in seen:
+            raise InputError(
+                f"{name}: {frame.name} and {seen[key].name} are copies of one image ({label('SOPInstanceUID')}); "
+                "remove one"
+            )
+        seen[key] = frame
+
+
+def _doubts(ordered: tuple[Frame, ...], records: list[Frame]) -> list[str]:
+    """What a reader of the result should know of a volume's frames; refuses phase images."""
+    first, found = ordered[0], []
+    kinds = "\\".join(first.image_type)
+    if first.component == "PHASE":
+        raise InputError(
+            f"{first.name}: a phase image ({label('ImageType')}: {kinds}): interpolation across its wraps would make "
+            "values up; give the magnitude"
+        )
+    if first.component in ("REAL", "IMAGINARY") or any(kind in MAPS for kind in first.image_type):
+        found.append(
+            f"{first.component.lower() or 'a map'}, not a magnitude image ({kinds}); the model knows those only"
+        )
+    if first.inverted:
+        found.append(f"{label('PhotometricInterpretation')} is MONOCHROME1 (white is low): inverted")
+    if first.sop_class not in (MR_IMAGE, ENHANCED_MR, LEGACY_ENHANCED_MR):
+        found.append(f"{label('SOPClassUID')} is {first.sop_class or 'absent'}, not an MR image; read by its modality")
+    if len({f.inverted for f in ordered}) > 1:
+        raise InputError(f"{first.name}: MONOCHROME1 and MONOCHROME2 in one volume; export it again")
+    return found + _incomplete(ordered, records)
+
+
+def _incomplete(ordered: tuple[Frame, ...], records: list[Frame]) -> list[str]:
+    """Signs that slices are missing at an end, where positions cannot tell."""
+    first, found = ordered[0], []
+    stated = first.values.number("ImagesInAcquisition")
+    if stated and stated > len(records):
+        found.append(
+            f"{label('ImagesInAcquisition')} says {stated:g}, but there are {len(records)}: slices may be missing at "
+            "an end"
+        )
+    numbers = sorted(f.instance for f in ordered if f.instance is not None)
+    alone = len(ordered) == len(records) and first.of == 1
+    if alone and len(numbers) == len(ordered) and numbers[0] > 1 and numbers[-1] - numbers[0] == len(numbers) - 1:
+        found.append(
+            f"{label('InstanceNumber')} runs from {numbers[0]} to {numbers[-1]}: slices before it may be missing"
+        )
+    return found
+
+
+def _meta(first: Frame, widths: tuple[float, float, float]) -> dict[str, Any]:
+    """ACQUISITION_FACTS as the first frame states them."""
+    values = first.values
+    facts = {
+        "SliceThickness": first.thickness,
+        "SpacingBetweenSlices": first.slice_spacing,
+        "MRAcquisitionType": values.word("MRAcquisitionType") or None,
+        "AcquisitionMatrix": [int(v) for v in values.numbers("AcquisitionMatrix")] or None,
+        "MagneticFieldStrength": values.number("MagneticFieldStrength"),
+        "ImageType": list(first.image_type) or None,
+        "Manufacturer": values.text("Manufacturer") or None,
+        "AcquiredVoxelSize": [float(w) for w in widths],
+    }
+    return {key: facts[key] for key in ACQUISITION_FACTS if facts.get(key) is not None}
+
+
+def _named(found: list[parts.Part]) -> str:
+    names = ", ".join(part.name for part in found[:NAMED])
+    return f"{names} and {len(found) - NAMED} more" if len(found) > NAMED else names
