@@ -1,22 +1,24 @@
-"""Where PyTorch's attention beats the Triton kernel on this GPU: the table that the dispatcher of attention3d reads.
+"""Where PyTorch's attention beats the Triton kernel on this GPU: the table by which attention3d chooses.
 
     python benchmarks/attention3d.py [--results DIR] [--quick]
     python benchmarks/attention3d.py --take gpu_day.json     the rows that gpu_day.py measured, without measuring again
 
 Both are compared with float64 first; a row where one is wrong is left out and said. Writes attention3d.json with rows
-{device, dtype, head_dim, window (null: global), tokens, triton_ms, sdpa_ms}.
+{device, dtype, head_dim, window (null: global), tokens, triton_ms, sdpa_ms}, and the same rows as the table of
+mrisr/ops/attention3d/measured.py (with --record), where those of other devices stay.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import checkout  # noqa: F401
+import checkout
 import record
 import timing
 import torch
@@ -24,6 +26,9 @@ from contest import draw
 
 DTYPES = {torch.bfloat16: 2e-2, torch.float16: 3e-3, torch.float32: 2e-3}  # dtype -> largest share of max |expected|
 GRIDS = ((16, 16, 16), (32, 40, 32))
+TABLE = checkout.ROOT / "mrisr" / "ops" / "attention3d" / "measured.py"
+BEGIN, END = "# measured: begin", "# measured: end"
+COLUMNS = ("device", "dtype", "head_dim", "window", "tokens", "triton_ms", "sdpa_ms")
 GLOBAL_TOKENS = 20_000  # more would keep the float64 reference busy for minutes
 
 
@@ -75,6 +80,18 @@ def _row(device, dtype, head_dim, window, grid, limit, mine: str, failures: list
     }
 
 
+def tabulated(source: str, rows: list[dict]) -> str:
+    """The text of measured.py with these rows in its table, in place of those of the same devices."""
+    head, rest = source.split(BEGIN)
+    old, tail = rest.split(END)
+    table = ast.literal_eval(old.split("=", 1)[1].strip())
+    devices = {row["device"] for row in rows}
+    kept = [row for row in table if row[0] not in devices]
+    lines = [f"    {row!r},\n" for row in (*kept, *(tuple(row[name] for name in COLUMNS) for row in rows))]
+    body = "(\n" + "".join(lines).replace("'", '"') + ")" if lines else "()"
+    return f"{head}{BEGIN}\nROWS: tuple[Row, ...] = {body}\n{END}{tail}"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     record.add_place(parser)
@@ -84,11 +101,14 @@ def main() -> int:
     if args.take:
         found = json.loads(args.take.read_text())["attention"]
         (args.results / "attention3d.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        TABLE.write_text(tabulated(TABLE.read_text(encoding="utf-8"), found["rows"]), encoding="utf-8")
         return 0
     content = measure("cpu" if args.quick else "cuda", args.quick)
     print("\n".join([*content["table"], *content["failures"]]))
     if not args.quick:
         record.write("attention3d", content, args.results)
+        if args.results == record.RESULTS:
+            TABLE.write_text(tabulated(TABLE.read_text(encoding="utf-8"), content["rows"]), encoding="utf-8")
     return 1 if content["failures"] else 0
 
 

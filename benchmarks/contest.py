@@ -20,11 +20,11 @@ F32 = 4  # bytes
 def ours(name: str, device: str, call: Callable) -> dict[str, Callable]:
     """Backend -> call(backend=...), for the compiled backends of a family that run on this device."""
     from mrisr import ops
-    from mrisr.ops import _parity
+    from tests.ops.parity import device_of
 
-    able = [b for b in ops.specs()[name].family.backends if b.name != "reference" and b.available() is None]
+    able = [b for b in ops.families()[name].backends if b.name != "reference" and b.available() is None]
     kind = torch.device(device).type
-    return {b.name: partial(call, backend=b.name) for b in able if _parity.device_of(b) == kind}
+    return {b.name: partial(call, backend=b.name) for b in able if device_of(b) == kind}
 
 
 def compiled(function: Callable, quick: bool) -> Callable:

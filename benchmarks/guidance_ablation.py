@@ -29,7 +29,7 @@ from mrisr.evaluate.metrics import data_range, psnr
 from mrisr.evaluate.protocol import find_volumes, load_subjects
 from mrisr.grid import Grid, plan
 from mrisr.infer.corrections import learnt
-from mrisr.ops.resample3d import apply_axes
+from mrisr.ops.resample import apply_axes
 from mrisr.physics import bias, gradnl, smooth
 from mrisr.physics.degrade import ForwardModel, coarse_grid, degrade, start_matrices
 from mrisr.physics.psf import AxisPSF

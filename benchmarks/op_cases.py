@@ -36,7 +36,7 @@ def noise(device: str, quick: bool) -> Iterator[Contest]:
 
 
 def blend(device: str, quick: bool) -> Iterator[Contest]:
-    from mrisr.ops.blend import blend_add_, reference_add
+    from mrisr.ops.tiles import blend_add_, reference_add
 
     size, edge = (20, 12) if quick else (200, 128)
     volume, tile = draw(size, size, size, device=device), draw(edge, edge, edge, device=device, seed=1)
@@ -75,8 +75,8 @@ def blend(device: str, quick: bool) -> Iterator[Contest]:
 
 
 def gather(device: str, quick: bool) -> Iterator[Contest]:
-    from mrisr.ops.blend import gather as public
-    from mrisr.ops.blend import reference_gather
+    from mrisr.ops.tiles import gather as public
+    from mrisr.ops.tiles import reference_gather
 
     size, edge = (20, 16) if quick else (200, 144)
     volume = draw(size, size, size, device=device)
@@ -99,9 +99,9 @@ def gather(device: str, quick: bool) -> Iterator[Contest]:
 
 
 def axis_apply(device: str, quick: bool) -> Iterator[Contest]:
-    from mrisr.ops.axis_apply import axis_apply as public
-    from mrisr.ops.axis_apply import reference
-    from mrisr.ops.resample3d import interpolation_matrix
+    from mrisr.ops.resample import interpolation_matrix
+    from mrisr.ops.resample.axes import axis_apply as public
+    from mrisr.ops.resample.axes import reference
 
     size = 16 if quick else 160
     wide = round(size / 0.7)
@@ -126,7 +126,7 @@ def axis_apply(device: str, quick: bool) -> Iterator[Contest]:
 
 
 def sampler_step(device: str, quick: bool) -> Iterator[Contest]:
-    from mrisr.ops import sampler_step as family
+    from mrisr.ops import sampling as family
 
     size = 10 if quick else 160
     x, f, before = (draw(size, size, size, device=device, seed=i) for i in range(3))
@@ -158,8 +158,8 @@ def sampler_step(device: str, quick: bool) -> Iterator[Contest]:
 
 
 def prefilter(device: str, quick: bool) -> Iterator[Contest]:
-    from mrisr.ops.prefilter import halo, reference
-    from mrisr.ops.prefilter import prefilter as public
+    from mrisr.ops.resample.prefilter import halo, reference
+    from mrisr.ops.resample.prefilter import prefilter as public
 
     size = 12 if quick else 160
     x, h = draw(size, size, size, device=device), halo(5)
@@ -185,8 +185,8 @@ def resample3d(device: str, quick: bool) -> Iterator[Contest]:
     """Prefilter and sampling along a smooth displacement of up to some voxels, on the grid of the volume."""
     import numpy as np
 
-    from mrisr.ops.resample3d import reference
-    from mrisr.ops.resample3d import resample3d as public
+    from mrisr.ops.resample import reference
+    from mrisr.ops.resample import resample3d as public
 
     size = 12 if quick else 96  # the reference takes seconds
     shape = (size,) * 3

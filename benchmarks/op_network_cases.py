@@ -23,7 +23,7 @@ GPU_MAPS = ((32, (132, 156, 132)), (64, (132, 156, 132)), (128, (66, 78, 66)))
 def has(family: str) -> bool:
     from mrisr import ops
 
-    return family in ops.specs()
+    return family in ops.families()
 
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -115,42 +115,19 @@ def group_norm(device: str, quick: bool) -> Iterator[Contest]:
         yield from both_ways("group_norm", name, x, fused, plain, x.contiguous(), quick, reads=2)
 
 
-def channel_norm(device: str, quick: bool) -> Iterator[Contest]:
-    from mrisr.ops import channel_norm as family
+def rms_norm(device: str, quick: bool) -> Iterator[Contest]:
+    from mrisr.ops import rms_norm as family
 
     for x, name in maps(device, quick):
         scale, shift = film(x)
 
         def fused(x, scale=scale, shift=shift, **options):
-            return family.channel_norm(x, scale, shift, act="silu", **options)
+            return family.rms_norm(x, scale, shift, act="silu", **options)
 
         def plain(x, scale=scale, shift=shift):
             return filmed(x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + family.EPS), scale, shift)
 
-        yield from both_ways("channel_norm", name, x, fused, plain, x, quick, reads=1)
-
-
-def add_stats(device: str, quick: bool) -> Iterator[Contest]:
-    """A residual sum that leaves the statistics of the next norm behind; the rival adds, then reads the sum again."""
-    from mrisr.ops import add_stats as family
-
-    for x, name in maps(device, quick):
-        y, groups = draw(*x.shape, device=device, seed=5).to(x).contiguous(memory_format=memory_format(x)), 4
-
-        def rival(x, y, groups=groups):
-            total = x + y
-            return total, torch.var_mean(total.float().unflatten(1, (groups, -1)), dim=(2, 3, 4, 5))
-
-        run = compiled(rival, quick)
-        yield Contest(
-            "add_stats",
-            name,
-            ours("add_stats", device, lambda backend, x=x, y=y: family.add_stats(x, y, 4, backend=backend)[0]),
-            {"eager": lambda x=x, y=y, f=rival: f(x, y)[0], "compile": lambda x=x, y=y, f=run: f(x, y)[0]},
-            expected=x.double().cpu() + y.double().cpu(),
-            tolerance=TOLERANCE[x.dtype],
-            bytes_moved=3 * x.numel() * x.element_size(),
-        )
+        yield from both_ways("rms_norm", name, x, fused, plain, x, quick, reads=1)
 
 
 def attention3d(device: str, quick: bool) -> Iterator[Contest]:
@@ -210,7 +187,6 @@ def _cut(t: torch.Tensor, window: int) -> torch.Tensor:
 
 FAMILIES = {
     "group_norm": group_norm,
-    "channel_norm": channel_norm,
-    "add_stats": add_stats,
+    "rms_norm": rms_norm,
     "attention3d": attention3d,
 }

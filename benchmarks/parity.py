@@ -42,29 +42,29 @@ def matrix(
     families: list[str] | None = None, backends: tuple[str, ...] = (), without: tuple[str, ...] = ()
 ) -> list[dict]:
     """One row per family, backend and dtype (and one for its gradients)."""
-    from mrisr import ops
-    from mrisr.ops import _parity
+    from tests.ops import parity as check
+    from tests.ops.cases import SPECS
 
     rows = []
-    with _parity.nan_filled_empty():
-        for name, spec in sorted(ops.specs().items()):
+    with check.nan_filled_empty():
+        for name, spec in sorted(SPECS.items()):
             for backend in spec.family.backends:
                 if (families and name not in families) or (backends and backend.name not in backends):
                     continue
                 if backend.name in without:
                     continue
                 for dtype, limit in spec.tolerance.items():
-                    found = {case: _tried(_parity.values, spec, backend, dtype, case) for case in spec.cases}
+                    found = {case: _tried(check.values, spec, backend, dtype, case) for case in spec.cases}
                     rows.append(_row(name, backend, str(dtype).removeprefix("torch."), limit, found))
                 if spec.gradients:
-                    found = {case: _tried(_parity.gradients, spec, backend, case) for case in spec.cases}
-                    rows.append(_row(name, backend, "gradients, float32", _parity.GRADIENT_TOLERANCE, found))
+                    found = {case: _tried(check.gradients, spec, backend, case) for case in spec.cases}
+                    rows.append(_row(name, backend, "gradients, float32", check.GRADIENT_TOLERANCE, found))
     return rows
 
 
 def _tried(check, *args):
     """A kernel that does not even run is a failed case, and the others are still tried."""
-    from mrisr.ops._parity import Outcome
+    from tests.ops.parity import Outcome
 
     try:
         return check(*args)

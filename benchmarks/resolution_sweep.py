@@ -32,7 +32,7 @@ from mrisr.evaluate.cases import Case, Subject, Trial, make_trial
 from mrisr.evaluate.protocol import find_volumes, load_subjects
 from mrisr.grid import Grid
 from mrisr.infer.info import Info
-from mrisr.ops.resample3d import apply_axes, resample3d
+from mrisr.ops.resample import apply_axes, resample3d
 from mrisr.physics.degrade import SLICE_KINDS, start_matrices
 from mrisr.physics.psf import AxisPSF
 from mrisr.volume import Volume

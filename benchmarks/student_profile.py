@@ -44,7 +44,7 @@ def run(shape=(128, 160, 128), threads: int = 2, model: str = "base", folder: Pa
     )
 
     def before(network):
-        with ops.use_backend("channel_norm=reference"):
+        with ops.use_backend("rms_norm=reference"):
             return network(*given)
 
     slabs = TorchEngine(net, torch.device("cpu"), threads).prepare(shape)

@@ -35,8 +35,6 @@ def _element(index, first_voxel, slab_voxels, per_group, channels, voxels, LAST:
 def stats_kernel(
     partials_ptr,  # float64 [N, slabs, groups, 3]
     x_ptr,
-    y_ptr,
-    sum_ptr,
     mask_ptr,  # uint8 [N, voxels]
     channels,
     voxels,
@@ -46,7 +44,6 @@ def stats_kernel(
     BLOCK: tl.constexpr,
     LAST: tl.constexpr,
     MASKED: tl.constexpr,
-    ADD: tl.constexpr,  # write x + y to sum; the statistics are of what was written
 ):
     unit = tl.program_id(0).to(tl.int64)
     group = unit % groups
@@ -69,11 +66,6 @@ def stats_kernel(
         inside = index < count
         voxel, offset = _element(index, first_voxel, slab_voxels, per_group, channels, voxels, LAST)
         value = tl.load(x_ptr + base + offset, mask=inside, other=0.0).to(tl.float32)
-        if ADD:
-            value += tl.load(y_ptr + base + offset, mask=inside, other=0.0).to(tl.float32)
-            stored = value.to(sum_ptr.dtype.element_ty)
-            tl.store(sum_ptr + base + offset, stored, mask=inside)
-            value = stored.to(tl.float32)
         if MASKED:
             inside = inside & (tl.load(mask_ptr + sample * voxels + voxel, mask=inside, other=0) != 0)
             value = tl.where(inside, value, 0.0)
@@ -83,10 +75,6 @@ def stats_kernel(
     safe = tl.maximum(n, 1.0)
     pivot = tl.sum(total, 0) / safe
 
-    from_ptr = x_ptr
-    if ADD:
-        tl.debug_barrier()  # what other threads of the block wrote is read below
-        from_ptr = sum_ptr
     # The second reading comes from the L2 cache. What the rounded pivot lacks is in the first-order sum.
     first = tl.zeros((BLOCK,), tl.float32)
     second = tl.zeros((BLOCK,), tl.float32)
@@ -96,7 +84,7 @@ def stats_kernel(
         voxel, offset = _element(index, first_voxel, slab_voxels, per_group, channels, voxels, LAST)
         if MASKED:
             inside = inside & (tl.load(mask_ptr + sample * voxels + voxel, mask=inside, other=0) != 0)
-        value = tl.load(from_ptr + base + offset, mask=inside, other=0.0).to(tl.float32)
+        value = tl.load(x_ptr + base + offset, mask=inside, other=0.0).to(tl.float32)
         deviation = tl.where(inside, value - pivot, 0.0)
         first += deviation
         second += deviation * deviation
@@ -139,23 +127,13 @@ def apply_kernel(
 
 def stats(x: torch.Tensor, groups: int, mask: torch.Tensor | None) -> torch.Tensor:
     """x [N, C, D, H, W], dense -> float64 [N, slabs, groups, 3]: count, mean, sum of squared deviations."""
-    return _stats(x, None, None, groups, mask)
-
-
-def add_stats(x: torch.Tensor, y: torch.Tensor, groups: int, mask: torch.Tensor | None):
-    """(x + y, the partials of the sum), in one pass; x and y dense, in one layout."""
-    total = torch.empty_like(x)
-    return total, _stats(x, y, total, groups, mask)
-
-
-def _stats(x, y, total, groups: int, mask) -> torch.Tensor:
     n, c = x.shape[:2]
     voxels = x.shape[2] * x.shape[3] * x.shape[4]
     slabs = triton.cdiv(voxels, SLAB)
     partials = torch.empty((n, slabs, groups, 3), dtype=torch.float64, device=x.device)
     if partials.numel():
-        maps = (partials, x, *(x if t is None else t for t in (y, total, mask)))
-        flags = dict(LAST=not x.is_contiguous(), MASKED=mask is not None, ADD=y is not None)
+        maps = (partials, x, x if mask is None else mask)
+        flags = dict(LAST=not x.is_contiguous(), MASKED=mask is not None)
         stats_kernel[(n * slabs * groups,)](*maps, c, voxels, groups, slabs, SLAB=SLAB, BLOCK=BLOCK, **flags)
     return partials
 
@@ -177,11 +155,11 @@ def _variants() -> list[tuple[str, object, dict[str, str], dict[str, object]]]:
     for dtype in ("fp32", "fp16", "bf16"):
         for last in (False, True):
             layout = "last" if last else "first"
-            for masked, add in ((False, False), (True, False), (False, True), (True, True)):
-                name = f"{'add_' if add else ''}stats[{dtype},{layout}{',masked' if masked else ''}]"
-                signature = {"partials_ptr": "*fp64", **{f"{k}_ptr": f"*{dtype}" for k in ("x", "y", "sum")}}
+            for masked in (False, True):
+                name = f"stats[{dtype},{layout}{',masked' if masked else ''}]"
+                signature = {"partials_ptr": "*fp64", "x_ptr": f"*{dtype}"}
                 signature |= {"mask_ptr": "*u8", **dict.fromkeys(("channels", "voxels", "groups", "slabs"), "i32")}
-                flags = {"SLAB": SLAB, "BLOCK": BLOCK, "LAST": last, "MASKED": masked, "ADD": add}
+                flags = {"SLAB": SLAB, "BLOCK": BLOCK, "LAST": last, "MASKED": masked}
                 found.append((name, stats_kernel, signature, flags))
             signature = {"y_ptr": f"*{dtype}", "x_ptr": f"*{dtype}", **{f"{name}_ptr": "*fp32" for name in "abm"}}
             signature |= {"channels": "i32", "voxels": "i32", "total": "i64"}

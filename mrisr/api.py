@@ -157,7 +157,7 @@ def upscale(
 
 
 def choose_mode(mode: str | None, steps: int, samples: int) -> str:
-    """ "mean" or "sample" from the arguments (DESIGN section 4). Raises UsageError where they contradict."""
+    """ "mean" or "sample" from the arguments. Raises UsageError where they contradict."""
     several = _whole("steps", steps, 1) > 1 or _whole("samples", samples, 1) > 1
     if mode is None:
         return "sample" if several else "mean"

@@ -166,20 +166,18 @@ void add_run(Moments* group, const float* x, const std::uint8_t* mask, Index cou
   if (done < count) add_block(group, 1, x + done, nullptr, count - done, 1, 1, single);
 }
 
-// Blocks of one worker: what a fetch reads into, and what it may compute into.
+// Blocks of one worker: what is widened into, and what is computed into.
 struct Blocks {
-  explicit Blocks(Index floats) : x(size(floats)), y(size(floats)), out(size(floats)) {}
+  explicit Blocks(Index floats) : x(size(floats)), out(size(floats)) {}
   static std::size_t size(Index floats) { return static_cast<std::size_t>(std::max(kLongBlock, floats)); }
-  std::vector<float> x, y, out;
+  std::vector<float> x, out;
 };
 
-// fetch(at, count, blocks): elements [at, at + count) as float32. It is called once for every element.
-template <class Fetch>
-void stats_channels_first(double* partials, const Fetch& fetch, const std::uint8_t* mask, const NormShape& s, int threads) {
+void stats_channels_first(double* partials, const Source& x, const std::uint8_t* mask, const NormShape& s, int threads) {
   const Index slabs = s.slabs(), per_group = s.per_group();
   parallel_for(s.n * s.groups * slabs, grain(per_group * std::min(kSlab, s.voxels)), threads, [&](Index begin, Index end) {
     Scratch lanes(kLanes), single(1);
-    Blocks blocks(kLongBlock);
+    std::vector<float> block(static_cast<std::size_t>(kLongBlock));
     for (Index unit = begin; unit < end; ++unit) {
       const Index slab = unit % slabs, g = unit / slabs % s.groups, n = unit / slabs / s.groups;
       const Index v0 = slab * kSlab, v1 = std::min(s.voxels, v0 + kSlab);
@@ -187,31 +185,29 @@ void stats_channels_first(double* partials, const Fetch& fetch, const std::uint8
       for (Index c = g * per_group; c < (g + 1) * per_group; ++c)
         for (Index v = v0; v < v1; v += kLongBlock) {
           const Index count = std::min(kLongBlock, v1 - v);
-          add_run(&group, fetch((n * s.channels + c) * s.voxels + v, count, blocks),
+          add_run(&group, x.read((n * s.channels + c) * s.voxels + v, count, block.data()),
                   mask ? mask + n * s.voxels + v : nullptr, count, lanes, single);
         }
       store(partials + ((n * slabs + slab) * s.groups + g) * 3, group);
     }
-    fetch.finish();
   });
 }
 
-template <class Fetch>
-void stats_channels_last(double* partials, const Fetch& fetch, const std::uint8_t* mask, const NormShape& s, int threads) {
+void stats_channels_last(double* partials, const Source& x, const std::uint8_t* mask, const NormShape& s, int threads) {
   const Index slabs = s.slabs();
   // Few channels: several voxels make one row, so that rows are long enough to vectorise.
   const Index repeats = mask ? 1 : std::max<Index>(1, kLanes / s.channels);
   const Index step = std::max<Index>(1, kLongBlock / s.channels / repeats) * repeats;
   parallel_for(s.n * slabs, grain(s.channels * std::min(kSlab, s.voxels)), threads, [&](Index begin, Index end) {
     Scratch wide(repeats * s.channels), narrow(s.channels);
-    Blocks blocks(step * s.channels);
+    std::vector<float> block(static_cast<std::size_t>(std::max(kLongBlock, step * s.channels)));
     std::vector<Moments> groups(static_cast<std::size_t>(s.groups));
     for (Index unit = begin; unit < end; ++unit) {
       const Index slab = unit % slabs, n = unit / slabs, v1 = std::min(s.voxels, (slab + 1) * kSlab);
       std::fill(groups.begin(), groups.end(), Moments());
       for (Index v = slab * kSlab; v < v1;) {
         const Index left = std::min(step, v1 - v), rows = left / repeats, taken = rows > 0 ? rows * repeats : left;
-        const float* from = fetch((n * s.voxels + v) * s.channels, taken * s.channels, blocks);
+        const float* from = x.read((n * s.voxels + v) * s.channels, taken * s.channels, block.data());
         const std::uint8_t* m = mask ? mask + n * s.voxels + v : nullptr;
         if (rows > 0)
           add_block(groups.data(), s.groups, from, m, rows, repeats * s.channels, s.channels, wide);
@@ -221,39 +217,7 @@ void stats_channels_last(double* partials, const Fetch& fetch, const std::uint8_
       }
       for (Index g = 0; g < s.groups; ++g) store(partials + (unit * s.groups + g) * 3, groups[static_cast<std::size_t>(g)]);
     }
-    fetch.finish();
   });
-}
-
-struct Read {
-  Source x;
-  const float* operator()(Index at, Index count, Blocks& blocks) const { return x.read(at, count, blocks.x.data()); }
-  void finish() const {}
-};
-
-MRISR_INLINE void add_body(float* to, const float* x, const float* y, Index count) {
-  for (Index i = 0; i < count; ++i) to[i] = x[i] + y[i];
-}
-MRISR_VARIANTS(add, add_body, (float* to, const float* x, const float* y, Index count), (to, x, y, count))
-
-// x + y, written on its way to the statistics.
-struct Add {
-  Source x, y;
-  Sink sum;
-  const float* operator()(Index at, Index count, Blocks& blocks) const {
-    float* to = sum.place(at, blocks.out.data());
-    add(to, x.read(at, count, blocks.x.data()), y.read(at, count, blocks.y.data()), count);
-    sum.round(to, count);
-    sum.write(at, count, to);
-    return to;
-  }
-  void finish() const { sum.finish(); }
-};
-
-template <class Fetch>
-void stats_of(double* partials, const Fetch& fetch, const std::uint8_t* mask, const NormShape& s, int threads) {
-  s.channels_last ? stats_channels_last(partials, fetch, mask, s, threads)
-                  : stats_channels_first(partials, fetch, mask, s, threads);
 }
 
 // y = act(a (x - m) + b): one channel, or one voxel's row of channels.
@@ -298,17 +262,9 @@ void group_norm_stats(double* partials, const void* x, const std::uint8_t* mask,
   check_dtype(dtype, "group_norm_stats");
   if (shape.n * shape.voxels == 0) return;
   MRISR_CHECK(x != nullptr && partials != nullptr, "group_norm_stats: null pointer");
-  stats_of(partials, Read{{x, dtype}}, mask, shape, threads);
-}
-
-void add_stats(double* partials, void* sum, const void* x, const void* y, const std::uint8_t* mask,
-               const NormShape& shape, Dtype dtype, int threads) {
-  check_norm(shape);
-  check_dtype(dtype, "add_stats");
-  if (shape.n * shape.voxels == 0) return;
-  MRISR_CHECK(x && y && sum && partials, "add_stats: null pointer");
-  const Index total = shape.n * shape.channels * shape.voxels;
-  stats_of(partials, Add{{x, dtype}, {y, dtype}, {sum, dtype, total, x}}, mask, shape, threads);
+  const Source source(x, dtype);
+  shape.channels_last ? stats_channels_last(partials, source, mask, shape, threads)
+                      : stats_channels_first(partials, source, mask, shape, threads);
 }
 
 void group_norm_merge(double* mean, double* rstd, const double* partials, Index n, Index slabs, Index groups, double eps) {
@@ -342,6 +298,12 @@ void group_norm_fold(const Folded& out, const double* mean, const double* rstd, 
       out.b[i] = static_cast<float>(bias * scale + shift - (mean[g] - m) * a);
       out.m[i] = m;
     }
+}
+
+void group_norm_merge_fold(double* mean, double* rstd, const Folded& out, const double* partials, const FilmParams& film,
+                           const NormShape& shape, Index slabs, double eps, int) {
+  group_norm_merge(mean, rstd, partials, shape.n, slabs, shape.groups, eps);
+  group_norm_fold(out, mean, rstd, film, shape);
 }
 
 void group_norm_apply(void* y, const void* x, const Folded& folded, Act act, const NormShape& shape, Dtype dtype,

@@ -41,26 +41,23 @@ __device__ __forceinline__ void walk(const Slab& slab, const std::uint8_t* __res
 }
 
 // Two passes over one slab: the second read comes from the L2 cache. Threads sum in float32 over at most
-// kSlab * per_group / 256 values, deviations from the mean; across threads in float64. With Add, the first pass writes
-// x + y to `sum`, and the statistics are of what it wrote.
-template <class T, bool Add>
-__global__ void __launch_bounds__(kThreads) stats_kernel(double* __restrict__ partials, const T* x, const T* y, T* sum,
+// kSlab * per_group / 256 values, deviations from the mean; across threads in float64.
+template <class T>
+__global__ void __launch_bounds__(kThreads) stats_kernel(double* __restrict__ partials, const T* __restrict__ x,
                                                          const std::uint8_t* __restrict__ mask, const NormShape shape) {
   const Index units = shape.n * shape.slabs() * shape.groups;
   for (Index unit = blockIdx.x; unit < units; unit += gridDim.x) {
     const Slab slab = slab_of(unit, shape);
-    if (Add) walk(slab, nullptr, [&](Index i) { store(sum, i, load(x, i) + load(y, i)); });
-    const T* from = Add ? sum : x;
     float total = 0, active = 0;
     walk(slab, mask, [&](Index i) {
-      total += load(from, i);
+      total += load(x, i);
       active += 1.0f;
     });
     const double n = block_sum(active), whole = block_sum(total);
     const float pivot = n > 0 ? static_cast<float>(whole / n) : 0.0f;
     float first = 0, second = 0;
     walk(slab, mask, [&](Index i) {
-      const float d = load(from, i) - pivot;
+      const float d = load(x, i) - pivot;
       first += d;
       second += d * d;
     });
@@ -134,31 +131,20 @@ struct Apply {
   }
 };
 
-template <bool Add>
-void launch_stats(double* partials, const void* x, const void* y, void* sum, const std::uint8_t* mask,
-                  const NormShape& shape, Dtype dtype, void* stream, const char* op) {
-  check_norm(shape);
-  const Index units = shape.n * shape.slabs() * shape.groups;
-  if (units == 0) return;
-  MRISR_CHECK(x != nullptr && partials != nullptr && (!Add || (y && sum)), op << ": null pointer");
-  with_type(dtype, op, [&](auto* tag) {
-    using T = std::remove_pointer_t<decltype(tag)>;
-    stats_kernel<T, Add><<<blocks_for(units, 1), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-        partials, static_cast<const T*>(x), static_cast<const T*>(y), static_cast<T*>(sum), mask, shape);
-  });
-  check_launch(op);
-}
-
 }  // namespace
 
 void group_norm_stats(double* partials, const void* x, const std::uint8_t* mask, const NormShape& shape, Dtype dtype,
                       void* stream) {
-  launch_stats<false>(partials, x, nullptr, nullptr, mask, shape, dtype, stream, "group_norm_stats");
-}
-
-void add_stats(double* partials, void* sum, const void* x, const void* y, const std::uint8_t* mask,
-               const NormShape& shape, Dtype dtype, void* stream) {
-  launch_stats<true>(partials, x, y, sum, mask, shape, dtype, stream, "add_stats");
+  check_norm(shape);
+  const Index units = shape.n * shape.slabs() * shape.groups;
+  if (units == 0) return;
+  MRISR_CHECK(x != nullptr && partials != nullptr, "group_norm_stats: null pointer");
+  with_type(dtype, "group_norm_stats", [&](auto* tag) {
+    using T = std::remove_pointer_t<decltype(tag)>;
+    stats_kernel<T><<<blocks_for(units, 1), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
+        partials, static_cast<const T*>(x), mask, shape);
+  });
+  check_launch("group_norm_stats");
 }
 
 void group_norm_merge_fold(double* mean, double* rstd, const Folded& out, const double* partials, const FilmParams& film,

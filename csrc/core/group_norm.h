@@ -55,14 +55,14 @@ namespace cpu {
 // mask: uint8 [n, voxels], nonzero where a voxel counts; null means all.
 void group_norm_stats(double* partials, const void* x, const std::uint8_t* mask, const NormShape& shape, Dtype dtype,
                       int threads);
-// sum = x + y, and the partial statistics of `sum` as it is stored, in the same pass. sum may be x.
-void add_stats(double* partials, void* sum, const void* x, const void* y, const std::uint8_t* mask,
-               const NormShape& shape, Dtype dtype, int threads);
 // Merges any number of slabs of partials [n, slabs, groups, 3]. mean, rstd: float64 [n, groups]. Where nothing is
 // active the mean is 0 and rstd 1.
 void group_norm_merge(double* mean, double* rstd, const double* partials, Index n, Index slabs, Index groups, double eps);
 void group_norm_fold(const Folded& out, const double* mean, const double* rstd, const FilmParams& film,
                      const NormShape& shape);
+// Both: shape's voxels do not count.
+void group_norm_merge_fold(double* mean, double* rstd, const Folded& out, const double* partials, const FilmParams& film,
+                           const NormShape& shape, Index slabs, double eps, int threads);
 // y may be x.
 void group_norm_apply(void* y, const void* x, const Folded& folded, Act act, const NormShape& shape, Dtype dtype,
                       int threads);
@@ -80,8 +80,6 @@ namespace cuda {
 // The same pieces on device memory. They return without waiting.
 void group_norm_stats(double* partials, const void* x, const std::uint8_t* mask, const NormShape& shape, Dtype dtype,
                       void* stream);
-void add_stats(double* partials, void* sum, const void* x, const void* y, const std::uint8_t* mask,
-               const NormShape& shape, Dtype dtype, void* stream);
 void group_norm_merge_fold(double* mean, double* rstd, const Folded& out, const double* partials, const FilmParams& film,
                            const NormShape& shape, Index slabs, double eps, void* stream);
 void group_norm_apply(void* y, const void* x, const Folded& folded, Act act, const NormShape& shape, Dtype dtype,

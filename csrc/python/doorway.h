@@ -11,15 +11,15 @@
 #include <type_traits>
 
 #include "attention3d.h"
-#include "axis_apply.h"
-#include "blend.h"
-#include "channel_norm.h"
+#include "resample_axes.h"
+#include "tiles.h"
+#include "rms_norm.h"
 #include "group_norm.h"
 #include "isa.h"
 #include "noise.h"
-#include "prefilter.h"
-#include "resample3d.h"
-#include "sampler_step.h"
+#include "resample_prefilter.h"
+#include "resample.h"
+#include "sampling.h"
 
 namespace py = pybind11;
 

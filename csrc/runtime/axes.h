@@ -3,13 +3,13 @@
 
 #include <vector>
 
-#include "axis_apply.h"
+#include "resample_axes.h"
 #include "geometry.h"
 #include "matrices.h"
 
 namespace mrisr::runtime {
 
-constexpr double kDrop = 1e-9;  // of a row's largest entry, as in mrisr/ops/axis_apply.py
+constexpr double kDrop = 1e-9;  // of a row's largest entry, as in mrisr/ops/resample/axes.py
 
 class Axes {
  public:

@@ -1,5 +1,5 @@
 // The matrices of one axis, float64: resampling, acquisition, their band projection and eigenvectors. They follow
-// mrisr/ops/axis_matrices.py and mrisr/physics/degrade.py, where the formulas are explained.
+// mrisr/ops/resample/matrices.py and mrisr/physics/degrade.py, where the formulas are explained.
 #pragma once
 
 #include <cstdint>

@@ -4,10 +4,10 @@
 #include <cmath>
 #include <limits>
 
-#include "blend.h"
+#include "../core/tiles.h"
 #include "error.h"
 #include "noise.h"
-#include "sampler_step.h"
+#include "sampling.h"
 #include "tiles.h"
 
 namespace mrisr::runtime {

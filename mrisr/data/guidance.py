@@ -17,7 +17,7 @@ import torch
 
 from mrisr.grid import Grid
 from mrisr.nn.condition import brick_grid, guidance_channels
-from mrisr.ops.resample3d import apply_axes, resample3d
+from mrisr.ops.resample import apply_axes, resample3d
 from mrisr.physics import coils, gradnl, smooth
 from mrisr.physics.bias import bias_field
 from mrisr.physics.degrade import SLICE_KINDS

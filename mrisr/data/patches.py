@@ -16,7 +16,7 @@ from mrisr import grid as grids
 from mrisr.data.guidance import random_guidance
 from mrisr.data.sources import TrainingVolume
 from mrisr.nn.condition import Condition, canonical_order
-from mrisr.ops.resample3d import apply_axes, bspline_matrix, fourier_matrix
+from mrisr.ops.resample import apply_axes, bspline_matrix, fourier_matrix
 from mrisr.physics.bias import bias_field
 from mrisr.physics.degrade import ForwardModel, band_matrices, degrade, start_matrices
 from mrisr.physics.intensity import estimate_noise

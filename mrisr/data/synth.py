@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from mrisr.data.sources import TrainingVolume
-from mrisr.ops.resample3d import apply_axes, interpolation_matrix
+from mrisr.ops.resample import apply_axes, interpolation_matrix
 
 
 def smooth_noise(shape, coarse: int, generator: torch.Generator) -> torch.Tensor:

@@ -3,7 +3,7 @@
 `heun` and `dpmpp_2m` are pure functions of (denoise, x, sigmas): denoise(x, sigma) -> x0 with the conditioning already
 bound, x the starting noise sigma_0 * normal, sigmas from `mrisr.diffusion.schedule`. Each returns the sample x at
 sigma = 0. Every step is linear in x, x0, the x0 before and noise, so a sampler is a table of coefficients (a `Solver`)
-and one loop, `solve`, over the operator `mrisr.ops.sampler_step`.
+and one loop, `solve`, over the operator `mrisr.ops.sampling.sampler_step`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from mrisr.diffusion.schedule import karras_sigmas, nested_sigmas
-from mrisr.ops.sampler_step import clocks, sampler_step
+from mrisr.ops.sampling import clocks, sampler_step
 
 Denoise = Callable[[torch.Tensor, float], torch.Tensor]
 
@@ -26,7 +26,7 @@ class Solver:
 
     Attributes:
         levels: sigma of every evaluation of the denoiser.
-        table: [evaluations, 6], the rows of `mrisr.ops.sampler_step`; float64 until `to`.
+        table: [evaluations, 6], the rows of `mrisr.ops.sampling.sampler_step`; float64 until `to`.
         clocks: int64 [evaluations, 3]; with noise, sample and seed decide its numbers.
         noise: the last column is used.
         to_zero: the last evaluation is the result; its step is left out.

@@ -1,7 +1,7 @@
 """What any super-resolution has to beat: interpolation, zero-filling and a linear regression.
 
 Each takes a coarse volume and two centre-aligned grids and returns the volume on the fine grid, float32. All
-are separable but the regression, so each is one matrix per axis (`mrisr.ops.resample3d`).
+are separable but the regression, so each is one matrix per axis (`mrisr.ops.resample`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from mrisr import grid as grids
 from mrisr.errors import UsageError
 from mrisr.grid import Grid
-from mrisr.ops.resample3d import apply_axes, interpolation_matrix
+from mrisr.ops.resample import apply_axes, interpolation_matrix
 
 Baseline = Callable[[np.ndarray, Grid, Grid], np.ndarray]
 

@@ -1,4 +1,4 @@
-"""Image quality against a reference volume, measured as EVALUATION states it.
+"""Image quality against a reference volume.
 
 Every metric compares `image` with `reference` (float arrays [X, Y, Z] on the same grid) in the intensities
 they come in: neither is rescaled, shifted or clipped, so a method that changes the brightness of a scan pays
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from mrisr.errors import InputError, UsageError
-from mrisr.ops.resample3d import apply_axes
+from mrisr.ops.resample import apply_axes
 
 SSIM_SIGMA, SSIM_WINDOW = 1.5, 11
 HFEN_SIGMA, HFEN_WINDOW = 1.5, 15

@@ -249,7 +249,7 @@ def _safety(report: dict) -> str:
 
 
 def alarms(row: dict) -> list[str]:
-    """What of EVALUATION's safety targets a row misses, in words."""
+    """Which safety targets a row misses, in words."""
     where = f"{row['method']}, {row['volume']}, {row['case']}"
     found = []
     if row["gain"] < GAIN_FLOOR:

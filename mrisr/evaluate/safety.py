@@ -12,7 +12,7 @@ import torch
 from mrisr.evaluate.cases import Case, Subject, Trial, make_trial
 from mrisr.evaluate.masks import erode
 from mrisr.evaluate.metrics import filtered
-from mrisr.ops.resample3d import apply_axes
+from mrisr.ops.resample import apply_axes
 from mrisr.physics.degrade import start_matrices
 
 

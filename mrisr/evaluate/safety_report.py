@@ -56,7 +56,7 @@ def build(outcome: Outcome, uncertainty: dict | None, weights: str, settings: di
 
 
 def bars(method: str, rows: Sequence[dict]) -> list[dict]:
-    """What EVALUATION asks of a method's rows, what was found, and whether that is met (None: not held to it)."""
+    """What the safety targets ask of a method, what was found, and whether that is met (None: not held to it)."""
     judged = method not in (*BASELINES, "linear")
     lesions = [row["lesions"] for row in rows if row["lesions"] and row["lesions"]["inserted"]]
     total = {key: sum(found[key] for found in lesions) for key in _COUNTS}

@@ -13,7 +13,7 @@ from mrisr.infer.pipeline import WINDOW_ALIGN
 from mrisr.nn import condition
 from mrisr.nn.blocks import WINDOW
 from mrisr.nn.unet import MULTIPLE
-from mrisr.ops.axis_matrices import interpolation_matrix
+from mrisr.ops.resample.matrices import interpolation_matrix
 from mrisr.physics import consistency, intensity, psf
 
 INPUTS = ("x", "y", "vector", "guidance")

@@ -22,7 +22,7 @@ from mrisr.errors import CATCHING, UsageError
 from mrisr.grid import Grid, plan
 from mrisr.infer.info import BiasInfo, GradnlInfo
 from mrisr.nn.condition import GUIDANCE_CHANNELS, GUIDANCE_STRIDE, Condition, brick_grid, guidance_channels
-from mrisr.ops.resample3d import apply_axes, resample3d
+from mrisr.ops.resample import apply_axes, resample3d
 from mrisr.physics import bias, gradnl
 from mrisr.physics.degrade import fourier_axes, start_matrices
 from mrisr.physics.psf import PSF

@@ -17,8 +17,8 @@ from mrisr.diffusion.precond import Denoiser
 from mrisr.diffusion.sampler import solve, solver_for
 from mrisr.infer import tiles
 from mrisr.nn.condition import SAMPLE, Condition
-from mrisr.ops.blend import gather
 from mrisr.ops.noise import normal_noise
+from mrisr.ops.tiles import gather
 from mrisr.physics.degrade import band_matrices, outside_band
 
 

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from mrisr.errors import UsageError
-from mrisr.ops.blend import blend_add_
+from mrisr.ops.tiles import blend_add_
 
 BRICK = 8  # the network's coarsest level is 1/8 of the target grid; the foreground is known per brick
 OVERLAP = 24  # voxels shared by neighbouring tiles, a multiple of 8

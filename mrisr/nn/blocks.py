@@ -9,8 +9,8 @@ from torch import nn
 
 from mrisr.errors import UsageError
 from mrisr.ops.attention3d import attention3d
-from mrisr.ops.channel_norm import channel_norm
 from mrisr.ops.group_norm import group_norm
+from mrisr.ops.rms_norm import rms_norm
 
 
 def space_to_depth(x: torch.Tensor) -> torch.Tensor:
@@ -75,7 +75,7 @@ class FilmBlock(nn.Module):
 
     def activate(self, h: torch.Tensor, scale, shift, out: torch.Tensor | None = None) -> torch.Tensor:
         """Norm, FiLM and SiLU between the two convolutions, into `out` where that is given."""
-        return channel_norm(h, scale, shift, act="silu", out=out)
+        return rms_norm(h, scale, shift, act="silu", out=out)
 
 
 class NormBlock(nn.Module):
@@ -149,7 +149,7 @@ class WindowAttention(nn.Module):
                 "process the volume in tiles"
             )
         # FiLM multiplies by 1 + its scale; the difference is exact for gains from 1/2 to 2.
-        normed = channel_norm(x, (self.scale - 1).expand(x.shape[:2]), eps=TOKEN_EPS)
+        normed = rms_norm(x, (self.scale - 1).expand(x.shape[:2]), eps=TOKEN_EPS)
         key = None if active is None else active[:, 0] > 0
         how = dict(window=self.window, shift=self.shift, mask=key)
         if self.q_gain is not None:

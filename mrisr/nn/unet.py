@@ -1,4 +1,4 @@
-"""The 3D U-Net of teacher and student (DESIGN section 4): one interface, sizes from `mrisr.nn.presets`.
+"""The 3D U-Net of teacher and student: one interface, sizes from `mrisr.nn.presets`.
 
 Space-to-depth by 2 at the entrance and depth-to-space at the exit, so that no convolution runs at full resolution;
 three levels (1/2, 1/4, 1/8), additive skips, FiLM conditioning, guidance at 1/8.

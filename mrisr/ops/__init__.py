@@ -1,4 +1,4 @@
-"""Operators: one file per family, each with a PyTorch reference and the backends that beat it.
+"""Operators: a folder or a file per family, each with a PyTorch reference and the backends that beat it.
 
 Call an operator by its family's module: `from mrisr.ops.group_norm import group_norm`. Importing this
 package imports no torch.
@@ -8,39 +8,22 @@ from __future__ import annotations
 
 from importlib import import_module
 
-FAMILY_MODULES = (
-    "add_stats",
-    "attention3d",
-    "axis_apply",
-    "blend",
-    "channel_norm",
-    "group_norm",
-    "noise",
-    "prefilter",
-    "resample3d",
-    "sampler_step",
-)
+MODULES = ("attention3d", "group_norm", "noise", "resample", "rms_norm", "sampling", "tiles")
 
-__all__ = ["backend_table", "onnx_translations", "specs", "use_backend"]
+__all__ = ["backend_table", "families", "onnx_translations", "use_backend"]
+
+
+def families() -> dict[str, object]:
+    """Every operator with backends, by name (`mrisr.ops._dispatch.Family`)."""
+    for name in MODULES:
+        import_module(f"mrisr.ops.{name}")
+    return dict(sorted(import_module("mrisr.ops._dispatch").FAMILIES.items()))
 
 
 def backend_table() -> list[tuple[str, str, str | None]]:
-    """Rows (family, backend, None or the reason why it cannot run on this machine), for `mrisr doctor`."""
-    from mrisr.ops import _dispatch
-
-    for name in FAMILY_MODULES:
-        import_module(f"mrisr.ops.{name}")
-    return _dispatch.backend_table()
-
-
-def specs() -> dict[str, object]:
-    """The SPEC of every family, by name."""
-    found = {}
-    for name in FAMILY_MODULES:
-        module = import_module(f"mrisr.ops.{name}")
-        for spec in (value for key, value in vars(module).items() if key.endswith("SPEC")):
-            found[spec.family.name] = spec
-    return found
+    """Rows (operator, backend, None or the reason why it cannot run on this machine), for `mrisr doctor`."""
+    families()
+    return import_module("mrisr.ops._dispatch").backend_table()
 
 
 def onnx_translations() -> dict[object, object]:
@@ -48,12 +31,10 @@ def onnx_translations() -> dict[object, object]:
     are made of."""
     import torch
 
-    return {getattr(torch.ops.mrisr, name).default: s.onnx for name, s in specs().items() if s.onnx is not None}
+    return {getattr(torch.ops.mrisr, name).default: f.onnx for name, f in families().items() if f.onnx is not None}
 
 
 def use_backend(text: str):
     """Context manager: inside it, operators run on this backend ("native", or
     "noise=reference,blend=native"), or raise."""
-    from mrisr.ops import _dispatch
-
-    return _dispatch.use_backend(text)
+    return import_module("mrisr.ops._dispatch").use_backend(text)

@@ -38,15 +38,23 @@ class Backend:
         return self.available() or self.accepts(*args, **kwargs)
 
 
+def reference_backend(run: Callable) -> Backend:
+    """The last backend of every family: PyTorch is there, or nothing of this would have been imported, and it takes
+    every call."""
+    return Backend("reference", run, lambda: None, lambda *args, **kwargs: None)
+
+
 @dataclass(frozen=True)
 class Family:
     """An operator and its backends, best first; the last one is the PyTorch reference and takes
     everything. prefer(*args, **kwargs): the name of the backend that was measured to be faster for this
-    call than those before it, or None."""
+    call than those before it, or None. onnx: the function that the exporter's translation table gets for the
+    operator `mrisr::<name>`, where it is in a network."""
 
     name: str
     backends: tuple[Backend, ...]
     prefer: Callable[..., str | None] | None = None
+    onnx: Callable | None = None
 
     def __post_init__(self) -> None:
         FAMILIES[self.name] = self

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 import torch
 
-from mrisr import native
 from mrisr.errors import UsageError
-from mrisr.ops._dispatch import Backend, Family, choose, triton_reason
+from mrisr.ops._core import CPU, CUDA
+from mrisr.ops._dispatch import Backend, Family, choose, reference_backend, triton_reason
+from mrisr.ops._layout import wrong_device
 from mrisr.ops._library import custom_op
-from mrisr.ops._spec import Spec, address, always, takes_all, threads
 
 _M0, _M1, _W0, _W1 = 0xD2511F53, 0xCD9E8D57, 0x9E3779B9, 0xBB67AE85
 _LOW = 0xFFFFFFFF
@@ -128,16 +128,16 @@ def reference(shape, origin, grid, seed, sample, step, device, dtype=torch.float
 
 
 def _run_native(shape, origin, grid, seed, sample, step, device) -> torch.Tensor:
-    out = torch.empty(shape, dtype=torch.float32)
-    native.module().normal_noise(address(out), shape, origin, grid, seed & (2**64 - 1), sample, step, threads())
-    return out
+    return _run_core(CPU, shape, origin, grid, seed, sample, step, device)
 
 
 def _run_cuda(shape, origin, grid, seed, sample, step, device) -> torch.Tensor:
+    return _run_core(CUDA, shape, origin, grid, seed, sample, step, device)
+
+
+def _run_core(core, shape, origin, grid, seed, sample, step, device) -> torch.Tensor:
     out = torch.empty(shape, dtype=torch.float32, device=device)
-    with torch.cuda.device(out.device):
-        stream = torch.cuda.current_stream().cuda_stream
-        native.module().cuda_normal_noise(address(out), shape, origin, grid, seed & (2**64 - 1), sample, step, stream)
+    core("normal_noise", out.device, out, shape, origin, grid, seed & (2**64 - 1), sample, step)
     return out
 
 
@@ -147,51 +147,19 @@ def _run_triton(shape, origin, grid, seed, sample, step, device) -> torch.Tensor
     return kernel(shape, origin, grid, seed, sample, step, device)
 
 
-def _on(kind: str):
+def _runs_on(kind: str):
     def accepts(shape, origin, grid, seed, sample, step, device) -> str | None:
-        return None if device.type == kind else f"it runs on {kind}; the device is {device}"
+        return wrong_device(kind, device, "the noise")
 
     return accepts
-
-
-def _triton_accepts(shape, origin, grid, seed, sample, step, device) -> str | None:
-    from mrisr.ops._dispatch import interpreted
-
-    return None if device.type == "cuda" or interpreted() else f"it runs on cuda; the device is {device}"
 
 
 FAMILY = Family(
     "noise",
     (
-        Backend("native", _run_native, native.reason, _on("cpu")),
-        Backend("cuda", _run_cuda, native.cuda_reason, _on("cuda")),
-        Backend("triton", _run_triton, triton_reason, _triton_accepts),
-        Backend("reference", reference, always, takes_all),
+        Backend("native", _run_native, CPU.reason, _runs_on("cpu")),
+        Backend("cuda", _run_cuda, CUDA.reason, _runs_on("cuda")),
+        Backend("triton", _run_triton, triton_reason, _runs_on("triton")),
+        reference_backend(reference),
     ),
-)
-
-
-def _case(shape, origin, grid, seed, sample, step):
-    return lambda generator: dict(
-        shape=list(shape), origin=list(origin), grid_shape=list(grid), seed=seed, sample=sample, step=step
-    )
-
-
-def _spec_reference(shape, *, seed, origin, grid_shape, sample, step) -> torch.Tensor:
-    return reference(shape, origin, grid_shape, seed, sample, step, torch.device("cpu"), torch.float64)
-
-
-SPEC = Spec(
-    family=FAMILY,
-    call=normal_noise,
-    reference=_spec_reference,
-    cases={
-        "whole": _case((9, 10, 37), (0, 0, 0), (9, 10, 37), 0, 0, 0),
-        "box": _case((3, 5, 17), (4, 2, 11), (9, 10, 37), 7, 1, 3),
-        "one_voxel": _case((1, 1, 1), (8, 9, 36), (9, 10, 37), -1, 2**32 - 1, 2**31),
-        "empty": _case((0, 4, 4), (0, 0, 0), (4, 4, 4), 1, 0, 0),
-        "beyond_32_bits": _case((1, 2, 40), (4095, 4093, 8000), (4096, 4096, 8192), 2**63 + 5, 2, 1),
-        "large_seed": _case((4, 4, 64), (0, 0, 0), (4, 4, 64), 2**64 - 1, 0, 0),
-    },
-    tolerance={torch.float32: 2e-6},
 )

@@ -17,7 +17,7 @@ import torch
 
 from mrisr import grid as grids
 from mrisr.errors import InputError, MrisrWarning, UsageError
-from mrisr.ops.resample3d import apply_axes, interpolation_matrix, resample3d
+from mrisr.ops.resample import apply_axes, interpolation_matrix, resample3d
 from mrisr.physics.intensity import foreground_mask, intensity_scale
 
 STEEPEST = 100.0  # largest / smallest value of a field that is believed

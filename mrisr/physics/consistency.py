@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from mrisr.errors import UsageError
-from mrisr.ops.resample3d import apply_axes, transposed
+from mrisr.ops.resample import apply_axes, transposed
 from mrisr.physics.degrade import ForwardModel
 from mrisr.physics.intensity import foreground_mask
 
@@ -58,7 +58,7 @@ def correct(x: torch.Tensor, lr: torch.Tensor, model: ForwardModel, noise_sigma:
     Args:
         x: float [X, Y, Z], the fine image, normalised intensities.
         lr: float [x, y, z], the scan, in the same units.
-        model: the acquisition; it must be the right one: a wrong one makes the image worse (DESIGN section 6).
+        model: the acquisition; it must be the right one: a wrong one makes the image worse.
         noise_sigma: standard deviation of the noise of `lr`, same units, >= 0.
     """
     if not (np.isfinite(noise_sigma) and noise_sigma >= 0):

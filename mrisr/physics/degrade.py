@@ -1,6 +1,6 @@
 """The scanner, forward: what a coarse scan of a fine volume would have been.
 
-Order (PHYSICS): contrast -> bias field -> blur or k-space cut -> decimation -> noise last. The blur and the decimation
+Order: contrast -> bias field -> blur or k-space cut -> decimation -> noise last. The blur and the decimation
 are one matrix per axis: the transfer function of the point spread, evaluated in the Fourier domain at the
 centre-aligned positions of the coarse grid, so that any real factor works and the adjoint is the transpose. A gap
 between slices needs nothing of its own: the spacing is the coarse voxel, the thickness the width of the profile. What a
@@ -17,7 +17,7 @@ import torch
 
 from mrisr import grid as grids
 from mrisr.errors import UsageError
-from mrisr.ops.resample3d import apply_axes, fourier_matrix, interpolation_matrix, transposed
+from mrisr.ops.resample import apply_axes, fourier_matrix, interpolation_matrix, transposed
 from mrisr.physics.psf import PSF
 
 SLICE_KINDS = ("gaussian", "supergaussian")

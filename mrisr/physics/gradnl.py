@@ -20,7 +20,7 @@ import torch
 
 from mrisr.errors import InputError, MrisrWarning, UsageError
 from mrisr.grid import Grid
-from mrisr.ops.resample3d import resample3d
+from mrisr.ops.resample import resample3d
 from mrisr.physics import smooth
 from mrisr.volume import Volume
 

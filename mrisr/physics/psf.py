@@ -1,7 +1,7 @@
 """Point spread functions of the acquisition, one per axis, as transfer functions.
 
 `width` is the acquired voxel size in mm (for slices: the thickness, full width at half maximum), which is *not* the
-stored voxel size where a scanner zero-fills or slices overlap. Profiles: PHYSICS section "Resolution"; a Gaussian
+stored voxel size where a scanner zero-fills or slices overlap. Profiles: the cut of k-space, a Gaussian
 slice profile of sigma = thickness / 2.355, a super-Gaussian exp(-ln 2 |2x / thickness|^4) as the sharper one.
 """
 

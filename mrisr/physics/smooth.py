@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from mrisr.grid import Grid
-from mrisr.ops.resample3d import apply_axes
+from mrisr.ops.resample import apply_axes
 
 Function = Callable[[torch.Tensor], torch.Tensor]  # points [3, P] float64 (RAS, mm) -> values [C, P]
 CHECKED = 500  # voxels

@@ -1,4 +1,4 @@
-"""Progressive distillation of a teacher into a student (DESIGN section 5): what a batch is learnt from.
+"""Progressive distillation of a teacher into a student: what a batch is learnt from.
 
 A batch trains one mode, and of mode `sample` one number of steps, so that a step costs one teacher pass (`mean`) or two
 (`sample`) beside the student's own:
@@ -30,7 +30,7 @@ from mrisr.diffusion.precond import SIGMA_MAX_RATIO, Denoiser
 from mrisr.diffusion.schedule import nested_sigmas
 from mrisr.errors import TrainingError
 from mrisr.nn.condition import MEAN, SAMPLE
-from mrisr.ops.resample3d import apply_axes
+from mrisr.ops.resample import apply_axes
 from mrisr.train import checkpoint
 from mrisr.train.config import DistillConfig
 from mrisr.train.run import Run

@@ -13,7 +13,7 @@ from mrisr.diffusion.sampler import solve, solver_for
 from mrisr.evaluate import metrics
 from mrisr.nn.condition import SAMPLE, Condition
 from mrisr.ops.noise import normal_noise
-from mrisr.ops.resample3d import apply_axes, interpolation_matrix
+from mrisr.ops.resample import apply_axes, interpolation_matrix
 from mrisr.physics.degrade import ForwardModel, band_matrices, coarse_grid, degrade, outside_band, start_matrices
 from mrisr.physics.intensity import estimate_noise, foreground_mask
 from mrisr.physics.psf import AxisPSF

@@ -130,7 +130,7 @@ def test_a_known_field_is_taken_out_and_told():
 def test_slices_are_resampled_along_the_displacement_too():
     """Thick slices keep their own grid until the one interpolation; a smooth object comes back."""
     from mrisr.data.patches import _coarse_axes, _shifted_forward, _shifted_start
-    from mrisr.ops.resample3d import apply_axes
+    from mrisr.ops.resample import apply_axes
     from mrisr.physics.psf import AxisPSF
 
     size, patch = 72, 24

@@ -16,7 +16,7 @@ from mrisr.diffusion.precond import Denoiser
 from mrisr.errors import BackendError, MemoryBudgetError, MrisrWarning, UsageError
 from mrisr.infer import memory
 from mrisr.nn.presets import build
-from mrisr.ops.resample3d import apply_axes
+from mrisr.ops.resample import apply_axes
 from mrisr.physics.degrade import start_matrices
 from mrisr.physics.psf import auto_psf
 from mrisr.volume import Volume

@@ -180,7 +180,7 @@ def test_the_scratch_folder_is_the_stated_one_or_an_error(tmp_path, monkeypatch)
 
 
 def test_the_student_runs_without_slow_convolutions_or_layout_conversions():
-    """PERFORMANCE facts 1 and 12: nothing converts between layouts, and oneDNN has every convolution."""
+    """Nothing converts between layouts, and oneDNN has every convolution."""
     engine = TorchEngine(network("student"), torch.device("cpu"), threads=2)
     run, given = engine.prepare((64, 48, 40)), inputs((64, 48, 40))
     run(*given)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mrisr.errors import UsageError
 from mrisr.infer import tiles
-from mrisr.ops.blend import gather
+from mrisr.ops.tiles import gather
 
 sizes = st.integers(1, 150)
 

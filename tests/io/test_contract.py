@@ -22,7 +22,7 @@ from mrisr.errors import MrisrWarning
 from mrisr.grid import Grid, plan, ratios
 from mrisr.io import nifti
 from mrisr.io.headers import affine_in_mm
-from mrisr.ops.resample3d import interpolation_matrix
+from mrisr.ops.resample import interpolation_matrix
 from mrisr.volume import Volume
 
 SHAPE = (9, 11, 7)

@@ -13,8 +13,8 @@
 #include <thread>
 #include <vector>
 
-#include "axis_apply.h"
-#include "blend.h"
+#include "resample_axes.h"
+#include "tiles.h"
 #include "group_norm.h"
 #include "memory.h"
 #include "noise.h"

@@ -29,8 +29,8 @@ AttentionShape shape_of(const Case& c, const Item& qkv) {
   const bool global = c.name.find("global") != std::string::npos;
   const Index window = c.find("window") ? c.at("window").integer() : 8;
   for (int d = 0; d < 3; ++d) {
-    const Item *shift = c.find("shift"), *origin = c.find("origin");
-    const Index moved = (shift ? shift->integer(shift->count() == 3 ? d : 0) : 0) + (origin ? origin->integer(d) : 0);
+    const Item* shift = c.find("shift");
+    const Index moved = shift ? shift->integer(shift->count() == 3 ? d : 0) : 0;
     shape.size[d] = qkv.size[static_cast<std::size_t>(d) + 1];
     shape.window[d] = global ? shape.size[d] : window;
     shape.offset[d] = global ? 0 : (moved % window + window) % window;

@@ -1,11 +1,11 @@
-#include "axis_apply.h"
+#include "resample_axes.h"
 
 #include "golden.h"
 
 namespace mrisr::test {
 namespace {
 
-constexpr double kDrop = 1e-9;  // as mrisr/ops/axis_apply.py asks for
+constexpr double kDrop = 1e-9;  // as mrisr/ops/resample/axes.py asks for
 
 // The axis is one of the last three; what lies before it counts as outer, what lies after it as inner.
 struct Sizes {

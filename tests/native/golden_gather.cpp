@@ -1,4 +1,4 @@
-#include "blend.h"
+#include "tiles.h"
 #include "golden.h"
 
 namespace mrisr::test {

@@ -1,10 +1,10 @@
-// All three axes of a volume through cpu::prefilter, or through its adjoint; the C++ side of mrisr/ops/prefilter.py.
+// All three axes of a volume through cpu::prefilter, or through its adjoint; the C++ side of mrisr/ops/resample/prefilter.py.
 #pragma once
 
 #include <utility>
 
 #include "golden.h"
-#include "prefilter.h"
+#include "resample_prefilter.h"
 
 namespace mrisr::test {
 

@@ -1,4 +1,4 @@
-#include "resample3d.h"
+#include "resample.h"
 
 #include <algorithm>
 #include <cstring>

@@ -1,4 +1,4 @@
-#include "sampler_step.h"
+#include "sampling.h"
 
 #include <algorithm>
 #include <cmath>

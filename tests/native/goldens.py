@@ -12,7 +12,7 @@ never committed. Format, little-endian (tests/native/golden.h reads it):
     text   u32 bytes  data
 
 An argument that is None has no item; a list of tensors NAME has items NAME.0, NAME.1, ...; "expected" is the result,
-"upstream" the gradient given to it (see mrisr.ops._parity.derivatives), "d.NAME" the gradients that must come back.
+"upstream" the gradient given to it (see tests.ops.parity.derivatives), "d.NAME" the gradients that must come back.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ from pathlib import Path
 
 import torch
 
-from mrisr import ops
-from mrisr.ops import _parity
-from mrisr.ops._spec import Spec
+sys.path.append(str(Path(__file__).resolve().parents[2]))
+
+from tests.ops import parity
+from tests.ops.cases import SPECS
+from tests.ops.cases.spec import Spec
 
 KINDS = {torch.float32: 0, torch.float64: 1, torch.int64: 2, torch.uint8: 3}
 TEXT = 4
@@ -34,7 +36,7 @@ TEXT = 4
 
 def families() -> dict[str, Spec]:
     """The SPECs that the native core has to keep."""
-    return {name: spec for name, spec in ops.specs().items() if "native" in [b.name for b in spec.family.backends]}
+    return {name: spec for name, spec in SPECS.items() if "native" in [b.name for b in spec.family.backends]}
 
 
 def write(spec: Spec, path: Path) -> None:
@@ -44,15 +46,15 @@ def write(spec: Spec, path: Path) -> None:
 
 
 def _case(spec: Spec, name: str) -> bytes:
-    args = {k: v for k, v in _parity.arguments(spec, name, torch.float32).items() if k != "device"}
-    found = {**args, "expected": _parity.oracle(spec, args).contiguous()}
+    args = {k: v for k, v in parity.arguments(spec, name, torch.float32).items() if k != "device"}
+    found = {**args, "expected": parity.oracle(spec, args).contiguous()}
     if spec.gradients:
-        wide = _parity.cast(args, torch.float64)
-        gradients = _parity.derivatives(spec.reference, spec, wide)
+        wide = parity.cast(args, torch.float64)
+        gradients = parity.derivatives(spec.reference, spec, wide)
         found |= {f"d.{key}": value.contiguous() for key, value in gradients.items()}
-        found["upstream"] = _parity.upstream(found["expected"]).float()
+        found["upstream"] = parity.upstream(found["expected"]).float()
     items = [_item(key, value) for key, given in found.items() for key, value in _flat(key, given)]
-    tolerances = struct.pack("<dd", spec.tolerance[torch.float32], _parity.GRADIENT_TOLERANCE)
+    tolerances = struct.pack("<dd", spec.tolerance[torch.float32], parity.GRADIENT_TOLERANCE)
     return _text(name) + tolerances + struct.pack("<I", len(items)) + b"".join(items)
 
 

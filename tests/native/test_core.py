@@ -70,7 +70,7 @@ def sampling(source, target, order=1, boundary=0, matrix=MATRIX, threads=1):
         (lambda a: core.resample3d_f32(a, a, 0, *sampling((1, 1, 1), (1, 1, 1), matrix=[np.inf] * 12)), "resample3d: matrix must be finite; it has inf"),
         (lambda a: core.resample3d_slope_f32(0, a, a, a, *sampling((1, 1, 1), (1, 1, 1))), "resample3d_slope: out is a null pointer"),
         (lambda a: core.resample3d_adjoint_f32(a, a, a, *sampling((1, 1, 1), (1, 1, 1), threads=0)), "threads must be at least 1; it is 0"),
-        (lambda a: core.blend_add(a, *[(1, 1, 1)] * 2, a, *[(1, 1, 1)] * 2, (2, 0, 0), (a, a, a), 1), r"origin\[0\] must lie in \[0, 1\]; it is 2"),
+        (lambda a: core.blend_add(a, *[(1, 1, 1)] * 2, a, *[(1, 1, 1)] * 2, (2, 0, 0), (a, a, a), 0, 1), r"origin\[0\] must lie in \[0, 1\]; it is 2"),
     ],
 )  # fmt: skip
 def test_bad_input_is_a_value_error_with_its_reason(call, says):
@@ -167,6 +167,7 @@ def test_nothing_is_touched_past_the_end(count):
         (count, count, 1),
         (0, 0, 0),
         (a, a, a),
+        0,
         1,
     )
     assert np.array_equal(y.array, 2 * x.array)

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from mrisr.ops import _parity
-
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import cuda_on_host
+
+from tests.ops import parity
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
 
@@ -32,7 +32,7 @@ TASKS = [
 @pytest.mark.parametrize(("spec", "dtype", "what"), TASKS)
 def test_values(module, spec, dtype, what):
     """Against float64, with equal bits in every order of threads and blocks, inside the tensors' memory."""
-    with _parity.nan_filled_empty():
+    with parity.nan_filled_empty():
         for case in spec.cases:
             error = cuda_on_host.check(module, spec, dtype, what, case)
             assert error <= cuda_on_host.limit(spec, dtype, what), case

@@ -18,9 +18,9 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reas
 def test_parity_by_the_interpreter():
     """Values and gradients of every family with a Triton backend, in a process of its own: Triton reads
     TRITON_INTERPRET when a kernel is defined."""
-    from mrisr import ops
+    from tests.ops.cases import SPECS
 
-    families = {name for name, spec in ops.specs().items() if "triton" in [b.name for b in spec.family.backends]}
+    families = {name for name, spec in SPECS.items() if "triton" in [b.name for b in spec.family.backends]}
     command = [sys.executable, "-m", "pytest", "-v", "-k", "triton", str(TESTS / "ops" / "test_parity.py")]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     run = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -28,7 +28,7 @@ def test_parity_by_the_interpreter():
     ran = set(re.findall(r"test_no_backend_was_skipped_everywhere\[(\w+)-triton\] PASSED", run.stdout))
     assert ran == families, f"Triton ran in {sorted(ran)} only"
     differentiated = set(re.findall(r"test_gradients\[(\w+)-triton-\w+\] PASSED", run.stdout))
-    assert differentiated == {name for name in families if ops.specs()[name].gradients}
+    assert differentiated == {name for name in families if SPECS[name].gradients}
     assert "no CUDA" not in run.stdout
 
 

@@ -6,7 +6,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mrisr.errors import ModelError, UsageError
-from mrisr.nn.blocks import channel_norm, depth_to_space, space_to_depth
+from mrisr.nn.blocks import depth_to_space, rms_norm, space_to_depth
 from mrisr.nn.condition import GUIDANCE_CHANNELS, VECTOR_DIM
 from mrisr.nn.presets import PRESETS, build
 from mrisr.nn.unet import UNet, UNetConfig
@@ -82,13 +82,13 @@ def test_every_input_matters():
                 assert not torch.allclose(net(*changed), reference, atol=1e-6), (preset, i)
 
 
-def test_channel_norm_is_local_and_of_unit_size():
+def test_rms_norm_is_local_and_of_unit_size():
     x = torch.randn(1, 32, 4, 4, 4) * 7
-    y = channel_norm(x)
+    y = rms_norm(x)
     assert torch.allclose(y.square().mean(1), torch.ones(1, 4, 4, 4), atol=1e-3)
     moved = x.clone()
     moved[..., 0] += 100
-    assert torch.equal(channel_norm(moved)[..., 1:], y[..., 1:])
+    assert torch.equal(rms_norm(moved)[..., 1:], y[..., 1:])
 
 
 def head(shape, seed=1):

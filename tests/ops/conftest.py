@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mrisr.ops import _parity
+from tests.ops import parity
 
 
 @pytest.fixture
 def nan_filled_empty():
     """Fresh memory holds NaN, so an element that an operator forgets to write is seen."""
-    with _parity.nan_filled_empty():
+    with parity.nan_filled_empty():
         assert torch.empty(3).isnan().all()
         yield

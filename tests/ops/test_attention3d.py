@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ import torch.nn.functional as F
 from mrisr.errors import BackendError, UsageError
 from mrisr.nn.blocks import WindowAttention
 from mrisr.ops.attention3d import attention3d
-from mrisr.ops.attention3d_backends import sdpa_was_faster
+from mrisr.ops.attention3d.measured import sdpa_was_faster
 
 
 def draw(*shape, dtype=torch.float32):
@@ -89,9 +91,9 @@ def test_the_layer_over_the_whole_volume_has_a_limit():
 @pytest.mark.parametrize("backend", ["native", "sdpa", "reference"])
 def test_a_part_of_a_volume_has_the_windows_of_the_whole(backend):
     qkv = draw(1, 12, 9, 10, 96)
-    call = dict(heads=1, window=4, shift=2, backend=backend)
-    part = attention3d(qkv[:, 2:10, 6:, 2:6], origin=(2, 6, 2), **call)
-    torch.testing.assert_close(part, attention3d(qkv, **call)[:, 2:10, 6:, 2:6], rtol=0, atol=1e-6)
+    call = dict(heads=1, window=4, backend=backend)
+    part = attention3d(qkv[:, 2:10, 6:, 2:6], shift=(2 + 2, 2 + 6, 2 + 2), **call)
+    torch.testing.assert_close(part, attention3d(qkv, shift=2, **call)[:, 2:10, 6:, 2:6], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("backend", ["native", "sdpa", "reference"])
@@ -155,8 +157,21 @@ def test_backends_give_their_reasons():
 
 
 def test_the_measured_table_decides_by_the_nearest_size():
-    row = dict(device="a", dtype="bfloat16", head_dim=64, window=8)
-    rows = [row | dict(tokens=512, triton_ms=2.0, sdpa_ms=1.0), row | dict(tokens=50_000, triton_ms=1.0, sdpa_ms=2.0)]
+    row = ("a", "bfloat16", 64, 8)
+    rows = ((*row, 512, 2.0, 1.0), (*row, 50_000, 1.0, 2.0))
     assert sdpa_was_faster(rows, "a", "bfloat16", 64, 8, 700)
     assert not sdpa_was_faster(rows, "a", "bfloat16", 64, 8, 40_000)
     assert not sdpa_was_faster(rows, "another", "bfloat16", 64, 8, 700)
+
+
+def test_the_benchmark_writes_the_table(monkeypatch):
+    """Rows of the same device are replaced, others stay, and what is written is the literal that is read."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    benchmark = importlib.import_module("attention3d")
+    source, names = benchmark.TABLE.read_text(), benchmark.COLUMNS
+    first = [dict(zip(names, (device, "bfloat16", 64, 8, 4096, 1.5, 2.0))) for device in ("a", "b")]
+    again = [dict(zip(names, ("a", "float32", 32, None, 512, 0.5, 0.25)))]
+    found: dict = {}
+    exec(benchmark.tabulated(benchmark.tabulated(source, first), again), found)
+    assert found["ROWS"] == (("b", "bfloat16", 64, 8, 4096, 1.5, 2.0), ("a", "float32", 32, None, 512, 0.5, 0.25))
+    assert benchmark.tabulated(source, []) == source

@@ -12,9 +12,9 @@ from mrisr import ops
 from mrisr.nn.condition import GUIDANCE_CHANNELS, VECTOR_DIM
 from mrisr.nn.presets import build
 from mrisr.nn.unet import UNet, UNetConfig
-from mrisr.ops import _parity
+from tests.ops import parity
+from tests.ops.cases import SPECS
 
-SPECS = ops.specs()
 # The mechanisms of the student, and of the teacher (masks, attention, group norm), in few channels and blocks.
 SMALL = {
     "local": UNetConfig(widths=(8, 8, 16), encoder=(1, 0), middle=1, decoder=(0, 1), embed=16),
@@ -64,7 +64,7 @@ def _recorded() -> dict[str, tuple]:
     found = {}
     for spec in SPECS.values():
         for case in list(spec.cases)[:3]:
-            args = _parity.arguments(spec, case, torch.float32)
+            args = parity.arguments(spec, case, torch.float32)
             leaves = {k: args[k].requires_grad_() for k in spec.gradients if args.get(k) is not None}
             with Recorder() as recorder:
                 out = spec.call(**args)
@@ -73,7 +73,7 @@ def _recorded() -> dict[str, tuple]:
             found = recorder.calls | found
     x = torch.randn(1, 8, 2, 3, 4)
     with Recorder() as recorder:
-        SPECS["channel_norm"].call(x, out=torch.empty_like(x))
+        SPECS["rms_norm"].call(x, out=torch.empty_like(x))
         SPECS["group_norm"].call(x, 2, out=torch.empty_like(x))
     return recorder.calls | found
 
@@ -118,7 +118,7 @@ def test_a_network_exports_with_its_operators_as_single_nodes(kind):
     with torch.no_grad():
         program = torch.export.export(net, given)
         torch.testing.assert_close(program.module()(*given), net(*given), rtol=0, atol=1e-6)
-    name = "mrisr.channel_norm.default" if kind == "student" else "mrisr.group_norm.default"
+    name = "mrisr.rms_norm.default" if kind == "student" else "mrisr.group_norm.default"
     assert any(str(node.target) == name for node in program.graph.nodes)
 
 
@@ -140,7 +140,7 @@ def test_onnx_gives_the_same_numbers(kind, tmp_path):
 
 def _with_onnx() -> list[tuple[str, str]]:
     cases = ("film", "masked_last", "nothing_active", "plain", "film_alone", "odd", "window_with_nothing_active")
-    return [(n, c) for n, s in SPECS.items() if s.onnx is not None for c in cases if c in s.cases]
+    return [(n, c) for n, s in SPECS.items() if s.family.onnx is not None for c in cases if c in s.cases]
 
 
 @pytest.mark.parametrize(("name", "case"), _with_onnx())
@@ -148,7 +148,7 @@ def test_onnx_of_single_operators(name, case, tmp_path):
     spec = SPECS[name]
     pytest.importorskip("onnxscript", reason="the exporter needs onnxscript (extra: export)")
     runtime = pytest.importorskip("onnxruntime", reason="compares with ONNX Runtime (extra: export)")
-    args = _parity.arguments(spec, case, torch.float32)
+    args = parity.arguments(spec, case, torch.float32)
     tensors = {k: v.contiguous() for k, v in args.items() if isinstance(v, torch.Tensor)}
     rest = {k: v for k, v in args.items() if k not in tensors}
 
@@ -163,4 +163,4 @@ def test_onnx_of_single_operators(name, case, tmp_path):
     session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
     names = [i.name for i in session.get_inputs()]
     (got,) = session.run(None, dict(zip(names, (t.numpy() for t in tensors.values()))))
-    assert _parity.deviation(torch.from_numpy(got), _parity.oracle(spec, args)) <= 1e-5
+    assert parity.deviation(torch.from_numpy(got), parity.oracle(spec, args)) <= 1e-5

@@ -7,14 +7,13 @@ import pytest
 import torch
 
 from mrisr.errors import UsageError
-from mrisr.ops import axis_apply as axis_module
-from mrisr.ops import blend as blend_module
 from mrisr.ops import group_norm as norm_module
 from mrisr.ops import noise as noise_module
-from mrisr.ops.axis_apply import axis_apply
-from mrisr.ops.blend import blend_add_, gather
+from mrisr.ops import tiles
 from mrisr.ops.group_norm import apply, group_norm, merge, stats
 from mrisr.ops.noise import normal_noise, words
+from mrisr.ops.resample import axes, axis_apply
+from mrisr.ops.tiles import blend_add_, gather
 
 
 def draw(*shape, dtype=torch.float32):
@@ -31,16 +30,16 @@ def test_group_norm_opcheck(layout, masked):
     x = draw(2, 8, 3, 4, 5).contiguous(memory_format=layout).requires_grad_()
     film = [draw(*s).requires_grad_() for s in ((8,), (8,), (2, 8), (2, 8))]
     mask = (draw(2, 1, 3, 4, 5) > 0).to(torch.uint8) if masked else None
-    torch.library.opcheck(norm_module._group_norm, (x, 2, *film, mask, None, "silu", 1e-5, ""))
+    torch.library.opcheck(norm_module._group_norm, (x, 2, *film, mask, "silu", 1e-5, ""))
 
 
 def test_other_opchecks():
     x = draw(3, 4, 5).requires_grad_()
-    torch.library.opcheck(axis_module._axis_apply, (x, draw(6, 4, dtype=torch.float64), 1, ""))
+    torch.library.opcheck(axes._axis_apply, (x, draw(6, 4, dtype=torch.float64), 1, ""))
     torch.library.opcheck(noise_module._normal_noise, ([2, 3, 4], [0] * 3, [2, 3, 4], 1, 0, 0, torch.device("cpu"), ""))
-    torch.library.opcheck(blend_module._gather, (x, [-1, 2, 3], [4, 4, 4], ""))
+    torch.library.opcheck(tiles._gather, (x, [-1, 2, 3], [4, 4, 4], ""))
     args = (draw(4, 4, 4), draw(2, 2, 2), [1, 1, 3], draw(2), draw(2), draw(2), "")
-    torch.library.opcheck(blend_module._blend_add, args)
+    torch.library.opcheck(tiles._blend_add, args)
 
 
 def test_group_norm_is_one_node_of_an_exported_graph():

@@ -12,14 +12,15 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from mrisr import native, ops
-from mrisr.ops import _dispatch, _parity
+from mrisr import native
+from mrisr.ops import _dispatch
+from tests.ops import parity
+from tests.ops.cases import SPECS
 
-SPECS = ops.specs()
 pytestmark = pytest.mark.usefixtures("nan_filled_empty")
 
 
-def _assert_passed(outcome: _parity.Outcome, what: str) -> None:
+def _assert_passed(outcome: parity.Outcome, what: str) -> None:
     if outcome.status == "skipped":
         pytest.skip(f"{what}: {outcome.reason}")
     assert outcome.status == "passed", f"{what}: {outcome.reason}"
@@ -36,7 +37,7 @@ def _combinations() -> Iterator:
 
 @pytest.mark.parametrize(("spec", "backend", "dtype", "case"), list(_combinations()))
 def test_values(spec, backend, dtype, case):
-    _assert_passed(_parity.values(spec, backend, dtype, case), f"{spec.family.name} {backend.name} {case}")
+    _assert_passed(parity.values(spec, backend, dtype, case), f"{spec.family.name} {backend.name} {case}")
 
 
 def _gradient_combinations() -> Iterator:
@@ -48,7 +49,7 @@ def _gradient_combinations() -> Iterator:
 
 @pytest.mark.parametrize(("spec", "backend", "case"), list(_gradient_combinations()))
 def test_gradients(spec, backend, case):
-    _assert_passed(_parity.gradients(spec, backend, case), f"{spec.family.name} {backend.name} {case}")
+    _assert_passed(parity.gradients(spec, backend, case), f"{spec.family.name} {backend.name} {case}")
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -80,7 +81,7 @@ def test_no_backend_was_skipped_everywhere(spec, backend):
     reasons = set()
     for dtype in spec.tolerance:
         for case in spec.cases:
-            outcome = _parity.values(spec, backend, dtype, case)
+            outcome = parity.values(spec, backend, dtype, case)
             if outcome.status == "passed":
                 return
             reasons.add(outcome.reason)
@@ -102,7 +103,7 @@ def test_no_backend_was_skipped_everywhere(spec, backend):
     ],
 )
 def test_the_measure_itself(got, expected, error):
-    assert _parity.deviation(torch.tensor(got), torch.tensor(expected)) == pytest.approx(error)
+    assert parity.deviation(torch.tensor(got), torch.tensor(expected)) == pytest.approx(error)
 
 
 def test_a_wrong_backend_fails():
@@ -111,8 +112,8 @@ def test_a_wrong_backend_fails():
 
         def wrong(**kw):
             kw.pop("backend")
-            return 1.005 * _parity.oracle(spec, kw) + 1e-4  # noqa: B023
+            return 1.005 * parity.oracle(spec, kw) + 1e-4  # noqa: B023
 
         broken = type(spec)(**{**vars(spec), "call": wrong, "gradients": ()})
-        found = {_parity.values(broken, spec.family.backends[-1], torch.float32, case).status for case in spec.cases}
+        found = {parity.values(broken, spec.family.backends[-1], torch.float32, case).status for case in spec.cases}
         assert "failed" in found and "skipped" not in found, spec.family.name

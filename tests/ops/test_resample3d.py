@@ -9,11 +9,10 @@ import torch
 
 from mrisr import grid as grids
 from mrisr.errors import BackendError, UsageError
-from mrisr.ops import prefilter as prefilter_module
-from mrisr.ops import resample3d as module
-from mrisr.ops.axis_matrices import coefficient_matrix
-from mrisr.ops.prefilter import prefilter
-from mrisr.ops.resample3d import apply_axes, bspline_matrix, centred_matrix, jacobian_determinant, resample3d
+from mrisr.ops import resample as module
+from mrisr.ops.resample import apply_axes, bspline_matrix, centred_matrix, jacobian_determinant, resample3d
+from mrisr.ops.resample.matrices import coefficient_matrix
+from mrisr.ops.resample.prefilter import _prefilter, _prefilter_adjoint, halo, prefilter
 
 BACKENDS = ["native", "reference"]
 ORDERS = [1, 3, 5]
@@ -65,7 +64,7 @@ def test_it_is_scipys_map_coordinates(order, boundary, backend):
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 7, 40, 300])
 def test_the_recursion_solves_the_dense_system(n, order, boundary):
-    x, h = draw(3, 1, n), prefilter_module.halo(order)
+    x, h = draw(3, 1, n), halo(order)
     found = prefilter(x, order, boundary, backend="native")[h:-h, h, h:-h].numpy()
     dense = coefficient_matrix(3, order, boundary) @ x[:, 0].numpy() @ coefficient_matrix(n, order, boundary).T
     assert np.abs(found - dense).max() < 1e-10
@@ -232,8 +231,8 @@ def test_modulation_by_volume():
 
 def test_opchecks():
     x, field = draw(1, 2, 4, 5, 3).requires_grad_(), draw(1, 3, 3, 4, 2).requires_grad_()
-    torch.library.opcheck(prefilter_module._prefilter, (x, 3, "linear", ""))
-    torch.library.opcheck(prefilter_module._prefilter_adjoint, (draw(7, 8, 9).requires_grad_(), 5, "mirror", ""))
+    torch.library.opcheck(_prefilter, (x, 3, "linear", ""))
+    torch.library.opcheck(_prefilter_adjoint, (draw(7, 8, 9).requires_grad_(), 5, "mirror", ""))
     coefficients = prefilter(x, 5).detach().requires_grad_()
     plain = ([1.0, 0, 0, 0, 0, 1.0, 0, 0, 0, 0, 1.0, 0], [4, 5, 3], [3, 4, 2], 5, "linear", "")
     torch.library.opcheck(module._resample3d, (coefficients, field, *plain))

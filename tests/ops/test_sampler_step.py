@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from mrisr.errors import UsageError
-from mrisr.ops import sampler_step as module
+from mrisr.ops import sampling as module
 from mrisr.ops.noise import normal_noise
-from mrisr.ops.sampler_step import clocks, sampler_step
+from mrisr.ops.sampling import clocks, sampler_step
 
 BACKENDS = ["native", "reference"]
 GRID = (11, 13, 70)
@@ -155,16 +155,16 @@ def test_the_core_checks_for_itself():
     a, c, inf = ctypes.addressof(floats), ctypes.addressof(clock), math.inf
     box = (1, 1, 1), (0, 0, 0), (1, 1, 1)
     for says, args in (
-        ("null pointer", ([0, a, a, a, 0], a, 1, c, True, False, -inf, inf, *box, 1)),
-        ("x0 is a null pointer", ([a, 0, a, a, 0], a, 1, c, True, False, -inf, inf, *box, 1)),
-        ("x0 is a null pointer", ([a, 0, a, a, 0], a, 1, c, False, False, -1, inf, *box, 1)),
-        ("at least one row; it has 0", ([a, a, a, a, 0], a, 0, c, True, False, -inf, inf, *box, 1)),
-        ("low <= high", ([a, a, a, a, 0], a, 1, c, True, False, 1, -1, *box, 1)),
-        (r"shape\[0\] must not be", ([a, a, a, a, 0], a, 1, c, True, False, -1, 1, (-1, 1, 1), *box[1:], 1)),
-        ("inside the grid", ([a, a, a, a, 0], a, 1, c, True, True, -1, 1, (2, 1, 1), *box[1:], 1)),
+        ("null pointer", ([0, a, a, a, 0], a, 1, c, True, False, -inf, inf, *box, 0, 1)),
+        ("x0 is a null pointer", ([a, 0, a, a, 0], a, 1, c, True, False, -inf, inf, *box, 0, 1)),
+        ("x0 is a null pointer", ([a, 0, a, a, 0], a, 1, c, False, False, -1, inf, *box, 0, 1)),
+        ("at least one row; it has 0", ([a, a, a, a, 0], a, 0, c, True, False, -inf, inf, *box, 0, 1)),
+        ("low <= high", ([a, a, a, a, 0], a, 1, c, True, False, 1, -1, *box, 0, 1)),
+        (r"shape\[0\] must not be", ([a, a, a, a, 0], a, 1, c, True, False, -1, 1, (-1, 1, 1), *box[1:], 0, 1)),
+        ("inside the grid", ([a, a, a, a, 0], a, 1, c, True, True, -1, 1, (2, 1, 1), *box[1:], 0, 1)),
     ):
         with pytest.raises(ValueError, match=says):
             core.sampler_step(*args)
     clock[0] = 5  # what a GPU does, which cannot raise
-    core.sampler_step([a, a + 4, a + 8, a + 12, 0], a + 16, 1, c, True, False, -inf, inf, *box, 1)
+    core.sampler_step([a, a + 4, a + 8, a + 12, 0], a + 16, 1, c, True, False, -inf, inf, *box, 0, 1)
     assert math.isnan(floats[0]) and math.isnan(floats[1])

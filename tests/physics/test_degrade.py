@@ -6,7 +6,7 @@ import torch
 
 from mrisr import grid as grids
 from mrisr.errors import UsageError
-from mrisr.ops.resample3d import apply_axes
+from mrisr.ops.resample import apply_axes
 from mrisr.physics.degrade import (
     ForwardModel,
     coarse_grid,

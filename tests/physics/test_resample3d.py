@@ -7,7 +7,7 @@ import torch
 
 from mrisr import grid as grids
 from mrisr.errors import UsageError
-from mrisr.ops.resample3d import apply_axes, bspline_matrix, fourier_matrix, interpolation_matrix, transposed
+from mrisr.ops.resample import apply_axes, bspline_matrix, fourier_matrix, interpolation_matrix, transposed
 
 FACTORS = [1.3, 1.5, 2.0, 2.7, 1 / 1.5, 1 / 0.7, 1 / 3.3]
 

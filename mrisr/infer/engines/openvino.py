@@ -276,11 +276,12 @@ def _digest(entry: Path) -> str:
 def _fingerprint(net: torch.nn.Module) -> str:
     """Of all that the graph is made of: weights, sizes, the code that builds it, library versions."""
     import mrisr.nn
-    from mrisr.ops import channel_norm
+    import mrisr.ops.rms_norm
 
     digest = hashlib.sha256(f"{ov.__version__} {torch.__version__} {net.config}".encode())
-    for source in (*sorted(Path(mrisr.nn.__file__).parent.glob("*.py")), Path(channel_norm.__file__)):
-        digest.update(source.read_bytes())
+    for package in (mrisr.nn, mrisr.ops.rms_norm):
+        for source in sorted(Path(package.__file__).parent.glob("*.py")):
+            digest.update(source.read_bytes())
     for name, tensor in net.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
