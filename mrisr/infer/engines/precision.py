@@ -22,7 +22,6 @@ from mrisr import environment
 from mrisr.errors import BackendError, UsageError
 
 PRECISIONS = ("auto", "float32", "bfloat16")
-VARIABLE = "MRISR_PRECISION"
 # Of /proc/cpuinfo, in words. (Arm states bf16; the engines there were never measured.)
 INSTRUCTIONS = {"amx_bf16": "AMX-BF16", "avx512_bf16": "AVX512-BF16"}
 # Largest RMS difference from float32, as a share of the output's RMS. The shipped networks differ by 0.009 to 0.013,
@@ -34,7 +33,8 @@ KEPT = "precision.json"
 
 def asked_for(precision: str) -> str:
     """`precision`, or where that is "auto" what MRISR_PRECISION says. Raises UsageError."""
-    for name, value in (("precision", precision), (VARIABLE, os.environ.get(VARIABLE) or "auto")):
+    stands_for = os.environ.get("MRISR_PRECISION") or "auto"
+    for name, value in (("precision", precision), ("MRISR_PRECISION", stands_for)):
         if value not in PRECISIONS:
             raise UsageError(f"{name}: expected one of {', '.join(PRECISIONS)}, found {value!r}")
         if value != "auto":
