@@ -113,7 +113,7 @@ def read_field(source: Any, scan: Volume) -> tuple[torch.Tensor | str, str]:
         raise UsageError(f"bias: expected 'auto', a path, an image or an array, found {type(source).__name__}")
     if data.ndim != 3 or data.dtype.kind not in "fiu":
         raise InputError(f"{name}: expected a bias field [X, Y, Z], found {data.dtype} of shape {tuple(data.shape)}")
-    field = torch.from_numpy(np.ascontiguousarray(data, dtype=np.float32))
+    field = torch.from_numpy(np.require(data, np.float32, ["C", "W"]))
     bias.check_field(field, scan.data.shape[:3], name)
     return field, f"from {name}" if name != "bias field" else "given"
 

@@ -7,7 +7,10 @@ what was found, what to do.
 
 from __future__ import annotations
 
+import errno
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 __all__ = [
     "CATCHING",
@@ -21,6 +24,8 @@ __all__ = [
     "OutputError",
     "TrainingError",
     "UsageError",
+    "opening",
+    "to_do",
 ]
 
 
@@ -82,3 +87,25 @@ class TrainingError(MrisrError):
 
 class MrisrWarning(UserWarning):
     """Something was assumed or repaired that the user should know of."""
+
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def opening(name: object, kind: type[MrisrError] = InputError) -> Iterator[None]:
+    """What the system refuses inside (a folder one may not enter, a name too long) becomes one line of `kind`."""
+    try:
+        yield
+    except OSError as error:
+        found = error.strerror or error
+        raise kind(f"{error.filename or name}: cannot be opened ({found}); check its name and permissions") from error
+
+
+def to_do(error: OSError) -> str:
+    """What to do about a file that cannot be written."""
+    if error.errno in NO_ROOM:
+        return "make room there, or choose another place"
+    if error.errno == errno.ENAMETOOLONG:
+        return "choose a shorter name"
+    return "choose another name or folder"

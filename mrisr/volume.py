@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mrisr.errors import InputError
+from mrisr.errors import GeometryError, InputError
 from mrisr.grid import Grid, check_affine
 
 __all__ = ["ACQUISITION_FACTS", "Volume", "as_float32", "check_dtype", "check_shape"]
@@ -28,6 +28,8 @@ ACQUISITION_FACTS = (
 
 # One slice has no neighbour to interpolate from.
 FEWEST_VOXELS = 2
+# Beyond these a header's unit or number is wrong: a target grid of 0.7 mm would take terabytes.
+LARGEST_VOXEL_MM, LARGEST_VIEW_MM = 100.0, 5000.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +61,8 @@ class Volume:
             _check_contrast(data, self.name)
         object.__setattr__(self, "data", data)
         object.__setattr__(self, "affine", check_affine(self.affine, self.name).copy())
+        if self.from_outside:
+            _check_size(self)
 
     def __repr__(self) -> str:
         shape, size = " x ".join(map(str, self.data.shape)), " x ".join(f"{s:.3g}" for s in self.voxel_size)
@@ -102,7 +106,8 @@ def as_float32(data: np.ndarray, name: str) -> np.ndarray:
     limit = float(np.finfo(np.float32).max)
     if float(low) < -limit or float(high) > limit:
         raise InputError(f"{name}: values from {low:.4g} to {high:.4g} exceed float32; rescale first")
-    return np.ascontiguousarray(array, dtype=np.float32)
+    # PyTorch, which shares this memory, wants to be allowed to write there.
+    return np.require(array, np.float32, ["C", "W"])
 
 
 def check_dtype(dtype: np.dtype, name: str) -> None:
@@ -125,6 +130,21 @@ def check_shape(shape: tuple[int, ...], name: str, fewest: int = FEWEST_VOXELS) 
         raise InputError(
             f"{name}: shape {shape} has fewer than {fewest} voxels along an axis; "
             "expected [X, Y, Z] or [X, Y, Z, T], and a single slice cannot be super-resolved"
+        )
+
+
+def _check_size(volume: Volume) -> None:
+    sizes = " x ".join(f"{s:.4g}" for s in volume.voxel_size)
+    view = [n * s for n, s in zip(volume.data.shape, volume.voxel_size)]
+    views = " x ".join(f"{v:.4g}" for v in view)
+    if max(volume.voxel_size) > LARGEST_VOXEL_MM:
+        raise GeometryError(
+            f"{volume.name}: voxels of {sizes} mm, which no scan of a head has; set the true voxel size (or its unit)"
+        )
+    if max(view) > LARGEST_VIEW_MM:
+        raise GeometryError(
+            f"{volume.name}: a field of view of {views} mm, which no scan of a head has; "
+            "set the true voxel size (or its unit)"
         )
 
 

@@ -8,6 +8,7 @@
 namespace mrisr::runtime {
 namespace {
 
+constexpr double kLargestVoxel = 100, kLargestView = 5000;  // mm; mrisr/volume.py
 constexpr double kPi = 3.14159265358979323846;
 constexpr double kSmallestVoxel = 1e-6, kSmallestDeterminant = 1e-4;
 constexpr std::int64_t kMostVoxels = std::int64_t{1} << 40;  // of a grid
@@ -59,6 +60,10 @@ Grid source_grid(const std::int64_t shape[3], const double affine[16]) {
   if (*std::min_element(grid.voxel.begin(), grid.voxel.end()) < kSmallestVoxel)
     MRISR_FAIL(MRISR_ERROR_GEOMETRY, "affine: voxel size " << grid.voxel[0] << " x " << grid.voxel[1] << " x "
                                          << grid.voxel[2] << " mm has a zero; set the true voxel size");
+  for (int d = 0; d < 3; ++d)
+    if (grid.voxel[d] > kLargestVoxel || grid.voxel[d] * static_cast<double>(grid.shape[d]) > kLargestView)
+      MRISR_FAIL(MRISR_ERROR_GEOMETRY, "affine: " << grid.shape[d] << " voxels of " << grid.voxel[d] << " mm along axis " << d
+                                           << ", which no scan of a head has; set the true voxel size (or its unit)");
   double u[9];
   for (int r = 0; r < 3; ++r)
     for (int c = 0; c < 3; ++c) u[3 * r + c] = affine[4 * r + c] / grid.voxel[c];

@@ -1,5 +1,6 @@
 #include "memory.h"
 
+#include <sys/stat.h>
 #include <sys/sysinfo.h>
 #include <unistd.h>
 
@@ -7,14 +8,17 @@
 #include <cinttypes>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
+#include <fstream>
+#include <sstream>
 
 #include "error.h"
 
 namespace mrisr::runtime {
 namespace {
 
-constexpr double kDefaultBudget = 4e9, kShareOfFree = 0.6;
+constexpr double kShareOfFree = 0.6;
 constexpr double kTargetCopies = 5, kCorrectionCopies = 2, kSourceCopies = 6;
 
 // The first line of a small file that begins with `name`: the number after it. Negative where there is none.
@@ -34,19 +38,87 @@ double number_in(const char* path, const char* name) {
 
 double available_bytes() {
   struct sysinfo machine;
-  double found = sysinfo(&machine) == 0 ? static_cast<double>(machine.totalram) * machine.mem_unit : kDefaultBudget;
+  double found = sysinfo(&machine) == 0 ? static_cast<double>(machine.totalram) * machine.mem_unit : 4e9;
   const double free_kb = number_in("/proc/meminfo", "MemAvailable:");
   if (free_kb >= 0) found = std::min(found, 1024 * free_kb);
-  const char* const groups[][2] = {{"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"},
-                                   {"/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"}};
-  for (const auto& group : groups) {
-    const double limit = number_in(group[0], ""), used = number_in(group[1], "");
-    if (limit >= 0 && used >= 0) found = std::min(found, std::max(0.0, limit - used));
+  const double limited = group_free_bytes("");
+  return limited >= 0 ? std::min(found, limited) : found;
+}
+
+// A group of one kind: the files of its limit and use, and the line of memory.stat with pages of files that can be dropped.
+struct Kind {
+  const char *name, *limit, *used, *droppable;
+};
+constexpr Kind kKinds[] = {{"cgroup2", "/memory.max", "/memory.current", "inactive_file "},
+                           {"cgroup", "/memory.limit_in_bytes", "/memory.usage_in_bytes", "total_inactive_file "}};
+
+// Of /proc/self/cgroup: "0::/path" of version 2, "9:memory:/path" of version 1; empty where there is none.
+std::string own_path(const std::string& root, const Kind& kind) {
+  std::ifstream file(root + "/proc/self/cgroup");
+  for (std::string line; std::getline(file, line);) {
+    const std::size_t first = line.find(':'), second = line.find(':', first + 1);
+    if (first == std::string::npos || second == std::string::npos) continue;
+    const std::string controllers = "," + line.substr(first + 1, second - first - 1) + ",";
+    const bool second_version = line.compare(0, first, "0") == 0 && controllers == ",,";
+    if (kind.name == kKinds[0].name ? second_version : controllers.find(",memory,") != std::string::npos)
+      return line.substr(second + 1);
   }
-  return found;
+  return {};
+}
+
+double left_in(const std::string& folder, const Kind& kind) {
+  const double limit = number_in((folder + kind.limit).c_str(), ""), used = number_in((folder + kind.used).c_str(), "");
+  if (limit < 0 || used < 0) return -1;
+  const double droppable = std::max(0.0, number_in((folder + "/memory.stat").c_str(), kind.droppable));
+  return std::max(0.0, limit - std::max(0.0, used - droppable));
+}
+
+bool is_folder(const std::string& path) {
+  struct stat about;
+  return stat(path.c_str(), &about) == 0 && S_ISDIR(about.st_mode);
+}
+
+// The part of 60 % of what is free that is this process's: MRISR_WORKERS.
+double workers() {
+  const char* stated = std::getenv("MRISR_WORKERS");
+  if (stated == nullptr || *stated == '\0') return 1;
+  char* end = nullptr;
+  const long found = std::strtol(stated, &end, 10);
+  if (*end != '\0' || found < 1)
+    MRISR_FAIL(MRISR_ERROR_ARGUMENT, "MRISR_WORKERS: expected a whole number of at least 1, found '" << stated << "'");
+  return static_cast<double>(found);
 }
 
 }  // namespace
+
+double group_free_bytes(const std::string& root) {
+  double found = -1;
+  std::ifstream mounts(root + "/proc/self/mountinfo");
+  for (std::string line; std::getline(mounts, line);) {
+    const std::size_t dash = line.find(" - ");
+    if (dash == std::string::npos) continue;
+    std::istringstream words(line.substr(0, dash)), end(line.substr(dash + 3));
+    std::string skipped, above, mount, type, options;
+    words >> skipped >> skipped >> skipped >> above >> mount;
+    end >> type >> skipped >> options;
+    for (const Kind& kind : kKinds) {
+      if (type != kind.name || (type == "cgroup" && ("," + options + ",").find(",memory,") == std::string::npos)) continue;
+      const std::string path = own_path(root, kind), top = root + mount;
+      if (path.empty() || mount.empty()) continue;
+      if (above == "/") above.clear();
+      // What is mounted may be a part of the tree, and the path be that of the host: then the mount itself is ours.
+      std::string folder = (path + "/").compare(0, above.size() + 1, above + "/") == 0 ? top + path.substr(above.size()) : top;
+      while (folder.size() > top.size() && folder.back() == '/') folder.pop_back();
+      if (folder.find("/..") != std::string::npos || !is_folder(folder)) folder = top;
+      for (;; folder.resize(folder.rfind('/'))) {
+        const double left = left_in(folder, kind);
+        if (left >= 0 && (found < 0 || left < found)) found = left;
+        if (folder.size() <= top.size()) break;
+      }
+    }
+  }
+  return found;
+}
 
 std::uint64_t resident_bytes() {
   std::FILE* file = std::fopen("/proc/self/statm", "r");
@@ -58,7 +130,7 @@ std::uint64_t resident_bytes() {
 }
 
 std::uint64_t default_budget() {
-  return static_cast<std::uint64_t>(std::min(kDefaultBudget, static_cast<double>(resident_bytes()) + kShareOfFree * available_bytes()));
+  return static_cast<std::uint64_t>(static_cast<double>(resident_bytes()) + kShareOfFree * available_bytes() / workers());
 }
 
 std::int64_t Demand::tile_voxels(std::uint64_t budget) const {

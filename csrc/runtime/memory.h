@@ -9,7 +9,10 @@
 namespace mrisr::runtime {
 
 std::uint64_t resident_bytes();  // of this process now, 0 where the system does not say
-std::uint64_t default_budget();
+std::uint64_t default_budget();  // this worker's part of 60 % of what is free, and what the process holds already
+// Bytes that the tightest control group of this process leaves; negative where none has a limit: mrisr/infer/cgroup.py.
+// root: where /proc and /sys are, "" for the system's own.
+double group_free_bytes(const std::string& root);
 
 // peak = held + fixed + volumes + per_voxel * voxels of a tile
 struct Demand {

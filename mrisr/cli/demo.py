@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mrisr.cli.options import add_run_options, use_threads
 from mrisr.cli.outputs import Outputs
-from mrisr.errors import InputError, OutputError
+from mrisr.errors import InputError, OutputError, to_do
 
 FACTOR = 2
 
@@ -150,7 +150,7 @@ def _make_folder(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"demo: cannot make the folder {folder}: {error.strerror}") from error
+        raise OutputError(f"{folder}: cannot be made ({error.strerror}); {to_do(error)}") from error
     return folder
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import signal
 import sys
@@ -16,7 +17,7 @@ from typing import NoReturn
 
 from mrisr import __version__
 from mrisr.cli import bench, correct, demo, distill, doctor, evaluate, export, pack, serve, simulate, train, upscale
-from mrisr.errors import MrisrError, UsageError
+from mrisr.errors import NO_ROOM, InputError, MrisrError, OutputError, UsageError, to_do
 
 COMMANDS = (upscale, correct, simulate, demo, evaluate, pack, train, distill, export, serve, bench, doctor)
 
@@ -65,6 +66,7 @@ def build_parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``mrisr`` with `argv` (default: the process's own arguments) and return its exit code."""
+    _open_standard_streams()
     # numpy multiplies only small matrices here, and the threads of its OpenBLAS (0.3.31) were twice seen to
     # wait for each other for ever on a busy machine. PyTorch and OpenVINO have threads of their own.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -88,10 +90,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         # complain once more while flushing at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.filename is None and error.errno not in NO_ROOM:
+            return _bug(error)
+        what = to_do(error) if error.errno in NO_ROOM else "check its name and permissions"
+        _say("error", f"{error.filename or 'output'}: {error.strerror}; {what}")
+        return OutputError.exit_code if error.errno in (*NO_ROOM, errno.EROFS) else InputError.exit_code
     except Exception as error:  # noqa: BLE001 - the outermost frame: what reaches it is a bug by definition
-        traceback.print_exc()
-        _say("error", f"{type(error).__name__}: {error} (this is a bug: please report it with the lines above)")
-        return EXIT_BUG
+        return _bug(error)
+
+
+def _bug(error: Exception) -> int:
+    traceback.print_exc()
+    _say("error", f"{type(error).__name__}: {error} (this is a bug: please report it with the lines above)")
+    return EXIT_BUG
+
+
+def _open_standard_streams() -> None:
+    """Open on nothing what the caller has closed: else the first file that is opened takes its number, and whoever
+    writes to the terminal writes into that file."""
+    for number, name, flags in ((0, "stdin", os.O_RDONLY), (1, "stdout", os.O_WRONLY), (2, "stderr", os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, flags)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8", closefd=False))
 
 
 def _by_name(name: str):
@@ -99,7 +126,10 @@ def _by_name(name: str):
 
 
 def _say(kind: str, message: object) -> None:
-    print(f"mrisr: {kind}: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+    try:
+        print(f"mrisr: {kind}: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+    except OSError:  # nobody can be told; the exit code still tells
+        return
 
 
 @contextmanager
@@ -138,6 +168,12 @@ def _one_line_warnings() -> Iterator[None]:
 def entry() -> NoReturn:
     """The ``mrisr`` program: `main`, then leave with its exit code."""
     code = main()
+    try:
+        sys.stdout.flush()
+    except OSError as error:  # the place where stdout goes is full: what was to be said is lost
+        _say("error", f"stdout: {error.strerror}; {to_do(error)}")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code = code or OutputError.exit_code
     if code == EXIT_INTERRUPTED:
         # CPython remembers a KeyboardInterrupt that passed through exec() of a string (dataclasses do that while they
         # are imported), even if it was handled, and ends the process by SIGINT instead of with the code it is given.

@@ -7,7 +7,7 @@ import math
 import os
 from pathlib import Path
 
-from mrisr.errors import OutputError
+from mrisr.errors import OutputError, to_do
 
 
 def positive_float(text: str) -> float:
@@ -139,4 +139,4 @@ def write_text(path: Path, text: str) -> None:
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise OutputError(f"cannot write {path.name}: {error.strerror}") from error
+        raise OutputError(f"{path}: cannot be written ({error.strerror}); {to_do(error)}") from error

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from types import TracebackType
 
-from mrisr.errors import OutputError
+from mrisr.errors import OutputError, to_do
 
 
 class Outputs:
@@ -42,10 +42,10 @@ class Outputs:
             check_target(path, force=self.force)
             # Permissions do not tell everything (root, read-only mounts): making something there does.
             _hidden_directory(path).rmdir()
-            real = path.resolve()
+            real = Path(os.path.realpath(path))
             if real in seen:
                 raise OutputError(f"{path}: is both {seen[real]} and {name}; give each its own file")
-            if any(real == given.resolve() for given in self.inputs):
+            if any(real == Path(os.path.realpath(given)) for given in self.inputs):
                 raise OutputError(f"{path}: is the input file; write to another file")
             seen[real] = name
         return self
@@ -70,18 +70,34 @@ class Outputs:
                 try:
                     os.replace(staged, parent / staged.name)
                 except OSError as error:
-                    raise OutputError(f"cannot write {parent / staged.name}: {error.strerror}") from error
+                    raise OutputError(
+                        f"{parent / staged.name}: cannot be written ({error.strerror}); {to_do(error)}"
+                    ) from error
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for staging in self._staging.values():
-            shutil.rmtree(staging, ignore_errors=True)
+        staged = dict(self._staging)
         self._staging.clear()
+        for folder in staged.values():
+            shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, (OutputError, OSError)) and any(str(folder) in str(error) for folder in staged.values()):
+            raise _of_target(error, staged) from error
+
+
+def _of_target(error: OutputError | OSError, staged: dict[Path, Path]) -> OutputError:
+    """The error of a staged file as one of the file that the user has named."""
+    if isinstance(error, OSError):
+        text = f"{error.filename}: cannot be written ({error.strerror}); {to_do(error)}"
+    else:
+        text = str(error)
+    for parent, folder in staged.items():
+        text = text.replace(f"{folder}{os.sep}", "" if parent == Path() else f"{parent}{os.sep}")
+    return OutputError(text)
 
 
 def _hidden_directory(target: Path) -> Path:
     try:
         return Path(tempfile.mkdtemp(prefix=".mrisr-", dir=target.parent))
     except OSError as error:
-        raise OutputError(f"{target}: cannot write into its directory ({error.strerror})") from error
+        raise OutputError(f"{target}: cannot be written ({error.strerror}); {to_do(error)}") from error

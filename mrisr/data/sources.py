@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mrisr.errors import InputError, MrisrWarning, TrainingError
+from mrisr.errors import InputError, MrisrWarning, TrainingError, opening
 from mrisr.physics.intensity import FOREGROUND, intensity_scale
 from mrisr.physics.psf import THICK_SLICE_RATIO
 
@@ -51,13 +51,14 @@ class TrainingVolume:
 
 
 def find_scans(source: str | Path | list) -> list[Path]:
-    """Scans of a folder (sorted by name, not recursive), or the given list of files."""
-    if isinstance(source, list | tuple):
-        paths = [Path(p) for p in source]
-    elif Path(source).is_dir():
-        paths = sorted(p for p in Path(source).iterdir() if p.name.endswith(SUFFIXES))
-    else:
-        paths = [Path(source)]
+    """Scans of a folder and of the folders below it (in the order of their paths), or the given list of files."""
+    with opening(source):
+        if isinstance(source, list | tuple):
+            paths = [Path(p) for p in source]
+        elif Path(source).is_dir():
+            paths = sorted(p for p in Path(source).rglob("*") if p.is_file() and p.name.lower().endswith(SUFFIXES))
+        else:
+            paths = [Path(source)]
     if not paths:
         raise TrainingError(f"{source}: no scan found; expected files ending in {', '.join(SUFFIXES)}")
     return paths

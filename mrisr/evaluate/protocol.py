@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mrisr.errors import InputError, MrisrWarning
+from mrisr.errors import InputError, MrisrWarning, opening
 from mrisr.evaluate import metrics, safety
 from mrisr.evaluate.cases import Case, Subject, Trial, make_trial, subject_of
 from mrisr.evaluate.methods import YARDSTICK, Method
@@ -66,16 +66,20 @@ def find_volumes(inputs: Sequence[str | Path]) -> list[Path]:
     """
     found: list[Path] = []
     for item in map(Path, inputs):
-        if item.is_dir():
-            inside = sorted(p for p in item.rglob("*") if p.is_file() and p.name.lower().endswith(ENDINGS))
-            if not inside:
-                raise InputError(f"{item}: no volume in this folder; expected files ending in {', '.join(ENDINGS)}")
-            found += inside
-        elif item.exists():
-            found.append(item)
-        else:
-            raise InputError(f"{item}: no such file or folder")
+        with opening(item):
+            found += _volumes_of(item)
     return list(dict.fromkeys(found))
+
+
+def _volumes_of(item: Path) -> list[Path]:
+    if item.is_dir():
+        inside = sorted(p for p in item.rglob("*") if p.is_file() and p.name.lower().endswith(ENDINGS))
+        if not inside:
+            raise InputError(f"{item}: no volume in this folder; expected files ending in {', '.join(ENDINGS)}")
+        return inside
+    if item.exists():
+        return [item]
+    raise InputError(f"{item}: no such file or folder")
 
 
 def load_subjects(path: Path, crop: int | None = None) -> list[Subject]:

@@ -14,7 +14,7 @@ from warnings import warn
 
 import numpy as np
 
-from mrisr.errors import GeometryError, InputError, MrisrWarning, UsageError
+from mrisr.errors import GeometryError, InputError, MrisrWarning, UsageError, opening
 from mrisr.grid import check_affine, triple
 from mrisr.volume import Volume, check_shape
 
@@ -105,7 +105,9 @@ def _check_sizes(owner: str, own: Any, stated: Any) -> None:
 def _from_path(path: str | os.PathLike, series: Any, group: Any) -> tuple[Volume, Restore]:
     from mrisr.io import dicom, nifti
 
-    if dicom.is_dicom(path):
+    with opening(path):
+        is_dicom = dicom.is_dicom(path)
+    if is_dicom:
         return dicom.read(path, series=series, group=group), nifti.to_image
     if series is not None or group is not None:
         raise UsageError(f"series, group: {os.fspath(path)} is no DICOM; leave them out, or give a DICOM source")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mrisr.errors import OutputError
+from mrisr.errors import OutputError, opening, to_do
 
 __all__ = ["check_target", "replacing", "replacing_folder"]
 
@@ -34,7 +34,8 @@ def check_target(path: str | os.PathLike, *, force: bool = False) -> Path:
         return target
     except (OSError, ValueError) as error:
         found = getattr(error, "strerror", None) or error
-        raise OutputError(f"{path}: cannot be written ({found}); choose another name") from error
+        what = to_do(error) if isinstance(error, OSError) else "choose another name"
+        raise OutputError(f"{path}: cannot be written ({found}); {what}") from error
 
 
 @contextmanager
@@ -49,16 +50,22 @@ def replacing(path: str | os.PathLike, *, force: bool = False) -> Iterator[Path]
     >>> Path("result.json").unlink()
     """
     target = check_target(path, force=force)
-    beside = target.with_name(f".{uuid.uuid4().hex[:8]}.{target.name}")
+    beside = _beside(target)
     try:
         yield beside
         # Asked again: another process may have finished the same job meanwhile.
         check_target(path, force=force)
         os.replace(beside, target)
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error}); {to_do(error)}") from error
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _beside(target: Path) -> Path:
+    """A hidden name in the same folder with the same ending: short, so that whatever name fits, it fits."""
+    ending = "".join(target.suffixes[-2:]) if target.suffix.lower() == ".gz" else target.suffix
+    return target.with_name(f".mrisr-{uuid.uuid4().hex[:8]}{ending if len(ending) <= 16 else ''}")
 
 
 @contextmanager
@@ -70,8 +77,9 @@ def replacing_folder(path: str | os.PathLike, *, force: bool = False, sign: str 
         force: replace a folder that is there, if it is empty or holds a file called `sign`: no other is ever deleted.
     """
     target = Path(os.path.realpath(path))
-    _check_folder(target, path, force, sign)
-    beside = target.with_name(f".{uuid.uuid4().hex[:8]}.{target.name}")
+    with opening(path, OutputError):
+        _check_folder(target, path, force, sign)
+    beside = target.with_name(f".mrisr-{uuid.uuid4().hex[:8]}")
     old = target.with_name(f"{beside.name}.old")
     try:
         beside.mkdir()
@@ -83,7 +91,7 @@ def replacing_folder(path: str | os.PathLike, *, force: bool = False, sign: str 
     except OSError as error:
         if old.is_dir() and not target.exists():
             os.replace(old, target)
-        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error}); {to_do(error)}") from error
     finally:
         for left in (beside, old):
             shutil.rmtree(left, ignore_errors=True)

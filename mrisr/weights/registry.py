@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mrisr import bundle
-from mrisr.errors import ModelError
+from mrisr.errors import ModelError, opening
 
 FOLDER = Path(__file__).parent
 FORMAT = 1
@@ -71,8 +71,10 @@ def load(name: str | Path | LoadedModel = "base") -> LoadedModel:
     """
     if isinstance(name, LoadedModel):
         return name
-    path = locate(name)
-    if bundle.is_bundle(name) and path.parent == Path(name):
+    with opening(name, ModelError):
+        path = locate(name)
+        of_bundle = bundle.is_bundle(name) and path.parent == Path(name)
+    if of_bundle:
         found = bundle.read(name)
         model = _of_file(path, name)
         _check_bundle(model, found)

@@ -1,6 +1,9 @@
 // The parts of libmrisr by themselves: what reads a bundle, and the arithmetic that Python leaves to its libraries.
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <limits>
 #include <random>
 #include <vector>
 
@@ -12,6 +15,8 @@
 #include "intensity.h"
 #include "json.h"
 #include "matrices.h"
+#include "memory.h"
+#include "precision.h"
 #include "sha256.h"
 
 using namespace mrisr::runtime;
@@ -177,6 +182,52 @@ void test_sort() {
   }
 }
 
+void test_control_groups() {
+  namespace fs = std::filesystem;
+  const fs::path root = fs::temp_directory_path() / ("mrisr-parts-" + std::to_string(std::random_device{}()));
+  const auto put = [&](const std::string& name, const std::string& text) {
+    fs::create_directories((root / name).parent_path());
+    std::ofstream(root / name) << text;
+  };
+  EXPECT(group_free_bytes(root.string()) < 0);
+  put("proc/self/cgroup", "9:cpu:/\n4:memory:/slurm/job_42/step_0\n0::/job\n");
+  put("proc/self/mountinfo",
+      "35 31 0:32 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory\n"
+      "41 31 0:38 /host /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw\nnonsense\n");
+  put("sys/fs/cgroup/memory/memory.limit_in_bytes", "9000000000\n");
+  put("sys/fs/cgroup/memory/memory.usage_in_bytes", "1000000000\n");
+  EXPECT(group_free_bytes(root.string()) == 8e9);
+  put("sys/fs/cgroup/memory/slurm/job_42/memory.limit_in_bytes", "5000000000\n");
+  put("sys/fs/cgroup/memory/slurm/job_42/memory.usage_in_bytes", "3000000000\n");
+  put("sys/fs/cgroup/memory/slurm/job_42/memory.stat", "cache 7\ntotal_inactive_file 1000000000\n");
+  fs::create_directories(root / "sys/fs/cgroup/memory/slurm/job_42/step_0");
+  EXPECT(group_free_bytes(root.string()) == 3e9);
+  put("sys/fs/cgroup/unified/memory.max", "max\n");
+  put("sys/fs/cgroup/unified/memory.current", "1\n");
+  EXPECT(group_free_bytes(root.string()) == 3e9);
+  put("sys/fs/cgroup/unified/memory.max", "100\n");
+  EXPECT(group_free_bytes(root.string()) == 99);
+  fs::remove_all(root);
+}
+
+void test_precision() {
+  const auto never = [] { return 1.0; };
+  EXPECT(decide(MRISR_PRECISION_FLOAT32, "", never).value == MRISR_PRECISION_FLOAT32);
+  const Precision absent = decide(MRISR_PRECISION_AUTO, "it has none", never);
+  EXPECT(absent.value == MRISR_PRECISION_FLOAT32 && absent.why == "auto: it has none");
+  EXPECT(decide(MRISR_PRECISION_AUTO, "", [] { return 0.01; }).value == MRISR_PRECISION_BFLOAT16);
+  const Precision wrong = decide(MRISR_PRECISION_AUTO, "", [] { return 0.06; });
+  EXPECT(wrong.value == MRISR_PRECISION_FLOAT32);
+  EXPECT_TEXT(wrong.why, "bfloat16 differs from float32 by 6 %");
+  const auto asked = [](const std::string& missing, double found) {
+    return refusal([&] { decide(MRISR_PRECISION_BFLOAT16, missing, [&] { return found; }); }, MRISR_ERROR_ENGINE);
+  };
+  EXPECT_TEXT(asked("it has none", 0), "precision: bfloat16 was asked for, but it has none; use float32, or auto");
+  EXPECT_TEXT(asked("", std::numeric_limits<double>::infinity()), "precision: bfloat16 differs from float32 by inf");
+  EXPECT(std::isinf(difference({NAN, 1}, {1, 1})) && std::isinf(difference({INFINITY, 1}, {1, 1})));
+  EXPECT(std::fabs(difference({1.1f, 1}, {1, 1}) - 0.1 / std::sqrt(2.0)) < 1e-6);
+}
+
 }  // namespace
 
 int main() {
@@ -188,5 +239,7 @@ int main() {
   test_eigen();
   test_matrices();
   test_sort();
+  test_control_groups();
+  test_precision();
   return check::result("parts");
 }
