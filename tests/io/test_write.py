@@ -123,7 +123,8 @@ def test_a_failure_on_the_way_leaves_the_old_file_and_nothing_else(name, failure
     with pytest.raises(expected) as caught:
         nifti.write(VOLUME, path, force=True)
     if expected is OutputError:
-        assert str(caught.value) == f"{path}: cannot be written (No space left on device)"
+        what = "make room there, or choose another place"
+        assert str(caught.value) == f"{path}: cannot be written (No space left on device); {what}"
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
