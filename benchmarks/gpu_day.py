@@ -1,12 +1,14 @@
-"""Everything worth doing on a GPU, in order of value, each part with a time limit of its own.
+"""Everything worth doing on a GPU (H100, H200 or another), in calls of at most 540 seconds, in order of value.
 
-    python benchmarks/gpu_day.py [--out DIR] [--only PART ...] [--redo] [--budget SECONDS] [--pack FILE]
+    python benchmarks/gpu_day.py [--out DIR] [--site DIR] [--only PART ...] [--redo] [--budget SECONDS] [--pack FILE]
     python benchmarks/gpu_day.py --dry-run        every part's steps on the CPU, at sizes of nothing
 
-Needs Python, PyTorch, Triton, numpy, safetensors and, to build the extension, cmake, ninja, pybind11 and nvcc; no
-network and nothing installed by pip. DIR (default $OUT, else benchmarks/results) receives gpu_day.json, one entry per
-part, in one file so that it is easily carried home and back, and gpu_day.log. The same command again goes on with what
-is not done: a part that failed or ran out of time is tried again, a done one is left alone (--redo does it again).
+The first five minutes settle what nobody has seen (SETTLE: parity of every kernel, mrisr.upscale beside the CPU, CUDA
+graphs, memory, the reference job); then the kernels race (RACE); what is left trains (TRAIN). Needs Python, PyTorch and
+NumPy, and in --site what gpu_site.py puts there; nvcc for the CUDA C++ kernels. No network, nothing installed. DIR
+(default $OUT, else out/benchmarks) receives gpu_day.json, one entry per part, in one file so that it is easily carried
+home and back, and gpu_day.log. The same command again, with that file in DIR, goes on with what is not done: a part
+that failed or ran out of time is tried again, a done one is left alone (--redo does it again).
 """
 
 from __future__ import annotations
@@ -22,28 +24,39 @@ import traceback
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+if "--site" in sys.argv[:-1]:  # before anything of it is imported; children find it in their environment
+    SITE = str(Path(sys.argv[sys.argv.index("--site") + 1]).resolve())
+    sys.path.append(SITE)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), SITE)))
 
 import checkout  # noqa: F401
 import record
 from gpu_setting import Setting, summary
 
 # Part -> its time limit in seconds, in order of value; the functions are in gpu_*.py.
-LIMITS = {
-    "environment": 120,
-    "build": 420,
-    "parity": 300,
-    "kernels": 420,
-    "attention": 180,
-    "conv3d": 240,
-    "network": 300,
-    "loop": 240,
-    "end_to_end": 300,
-    "memory": 240,
-    "profile": 120,
-    "sanitizer": 300,
-    "training": 3600,
-    "distillation": 3600,
+SETTLE = {
+    "environment": 40,
+    "build": 120,
+    "parity": 150,
+    "agreement": 50,
+    "capture": 50,
+    "memory": 60,
+    "reference": 60,
 }
+RACE = {
+    "kernels": 240,
+    "attention": 120,
+    "conv3d": 120,
+    "network": 180,
+    "loop": 120,
+    "teacher": 120,
+    "profile": 60,
+    "sanitizer": 300,
+}
+TRAIN = {"training": 3600, "distillation": 3600}
+LIMITS = {**SETTLE, **RACE, **TRAIN}
+BUDGET = 540  # seconds of one call on a GPU
+LEAST = 1 / 3  # of its limit: with less time left a part is not begun
 DONE, FAILED, LATE = "done", "failed", "out of time"
 
 
@@ -76,6 +89,7 @@ def apart(part: str, setting, limit: float, log: Path) -> dict:
     command = [sys.executable, __file__, "--part", part, "--answer", str(answer), "--device", setting.device]
     command += ["--train", setting.train] if setting.train else []
     command += ["--pack", setting.pack] if setting.pack else []
+    command += ["--site", setting.site] if setting.site else []
     command += ["--out", str(setting.out)]
     command += ["--dry-run"] if setting.tiny else []
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
@@ -115,7 +129,7 @@ class Store:
 def setting_of(options: argparse.Namespace) -> Setting:
     """What the parts are told."""
     pack = str(options.pack.resolve()) if options.pack else ""
-    return Setting(options.device, options.dry_run, options.train, pack, options.out.resolve())
+    return Setting(options.device, options.dry_run, options.train, pack, options.out.resolve(), options.site)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -126,10 +140,11 @@ def run(options: argparse.Namespace) -> int:
         if not options.redo and store.parts.get(part, {}).get("status") == DONE and part != "build":
             print(f"{part}: done before ({store.parts[part]['date']}, commit {store.parts[part]['commit']})")
             continue
-        limit = min(options.limit or LIMITS[part], ended - time.monotonic())
-        if limit <= 0:
+        left, limit = ended - time.monotonic(), options.limit or LIMITS[part]
+        if left < (60 if part in TRAIN else LEAST * limit):
             print(f"{part}: no time left")
             continue
+        limit = min(limit, left)
         in_process = options.dry_run and not options.limit
         found = entry(part, setting) if in_process else apart(part, setting, limit, options.out / "gpu_day.log")
         store.keep(part, found)
@@ -143,7 +158,10 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or record.UNRECORDED))
     parser.add_argument("--only", nargs="+", choices=list(LIMITS), metavar="PART", help=", ".join(LIMITS))
     parser.add_argument("--redo", action="store_true", help="do parts again that are done")
-    parser.add_argument("--budget", type=float, default=float("inf"), help="seconds for all parts together")
+    parser.add_argument(
+        "--budget", type=float, help=f"seconds for all parts together (default: {BUDGET}, any in a dry run)"
+    )
+    parser.add_argument("--site", default="", metavar="DIR", help="packages that were carried here (gpu_site.py)")
     parser.add_argument("--limit", type=float, help="seconds for each part, in place of its own limit")
     parser.add_argument(
         "--train", default="", metavar="COMMAND", help="a training run to hand the machine over to, last"
@@ -155,6 +173,8 @@ def main() -> int:
     parser.add_argument("--answer", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.device = options.device or ("cpu" if options.dry_run else "cuda")
+    if options.budget is None:
+        options.budget = float("inf") if options.dry_run else BUDGET
     if options.part:
         found = entry(options.part, setting_of(options))
         options.answer.write_text(json.dumps(found))

@@ -177,22 +177,66 @@ def loop(setting: Setting) -> dict:
     return {"rows": rows, "steps": steps, "samples": samples, "table": table, "failures": failures}
 
 
-def end_to_end(setting: Setting) -> dict:
-    """The reference job by the public function: student in one step, teacher-sized network in sixteen."""
+def agreement(setting: Setting) -> dict:
+    """mrisr.upscale on the device beside the CPU: both modes, both networks, both precisions."""
     import mrisr
 
-    failures: list[str] = []
-    small = cases.head((12, 12, 12) if setting.tiny else (64, 64, 64))
-    on_cpu = mrisr.upscale(small, input_voxel_size=1.0, device="cpu", engine="torch", threads=setting.threads)
-    there = mrisr.upscale(small, input_voxel_size=1.0, device=setting.device, engine="torch", threads=setting.threads)
-    difference = float(abs(there - on_cpu).max() / abs(on_cpu).max())
-    if not difference <= 1e-4:
-        return {"failures": [f"the result differs from the CPU's by {difference:.1e} of its largest value"]}
-    scan = small if setting.tiny else cases.head(cases.REFERENCE_SHAPE)
-    jobs = {"student, 1 step": {}, "teacher, 16 steps": {"model": _teacher(setting), "mode": "sample", "steps": 16}}
-    rows = {name: _job(setting, scan, 1 if setting.tiny or "steps" in kw else 3, **kw) for name, kw in jobs.items()}
-    table = [f"{name}: {r['seconds']} s (first {r['first_call_s']} s), {r['peak_gb']} GB" for name, r in rows.items()]
-    return {"jobs": rows, "difference_to_cpu": difference, "table": table, "failures": failures}
+    scan = cases.head((12, 12, 12) if setting.tiny else (48, 48, 48))
+    jobs = {
+        "student, mean": ({}, 1e-4),
+        "student, sample in 4 steps": ({"mode": "sample", "steps": 4, "seed": 1}, 1e-3),
+        "teacher-small, mean": ({"model": "teacher-small"}, 1e-3),
+        "student, bfloat16 beside float32": ({"precision": "bfloat16"}, 5e-3),
+    }
+    if setting.tiny:
+        jobs = {name: job for name, job in jobs.items() if "bfloat16" not in name and "teacher" not in name}
+    rows, failures = {}, []
+    for name, (options, limit) in jobs.items():
+        common = dict(input_voxel_size=1.0, engine="torch", threads=setting.threads)
+        on_cpu = mrisr.upscale(scan, device="cpu", **common, **{**options, "precision": "float32"})
+        there = mrisr.upscale(scan, device=setting.device, **common, **{"precision": "float32", **options})
+        rows[name] = float(abs(there - on_cpu).max() / abs(on_cpu).max())
+        if not rows[name] <= limit:
+            failures.append(f"{name}: differs from the CPU's by {rows[name]:.1e} of its largest value, not {limit:.0e}")
+    return {"differences": rows, "table": [f"{k}: {v:.1e}" for k, v in rows.items()], "failures": failures}
+
+
+def capture(setting: Setting) -> dict:
+    """The network and the sampling loop as CUDA graphs: whether they are captured, and give the same values."""
+    shape = (8, 8, 16) if setting.tiny else (64, 64, 64)
+    rows, failures, table = [], [], []
+    for dtype in (torch.float32,) if setting.tiny else (torch.float32, torch.bfloat16):
+        net, given = _student(setting, shape, dtype)
+        row = {"shape": shape, "dtype": str(dtype).removeprefix("torch.")}
+        with torch.inference_mode(), tf32(dtype is not torch.float32):
+            with rivals.plain_operators():
+                expected = net(*given).float()
+            _same(net(*given), expected, dtype, f"ours {shape}", failures)
+            row |= _graph(net, given, expected, dtype, failures) if setting.on_gpu else {}
+        failures += [f"{row['dtype']}: not captured: {row['graph']}"] if "graph" in row else []
+        rows.append(row)
+        table.append(str(row))
+    return {"rows": rows, "table": table, "failures": failures}
+
+
+def reference(setting: Setting) -> dict:
+    """The reference job by the public function, student in one step, in float32 and bfloat16."""
+    scan = cases.head((12, 12, 12) if setting.tiny else cases.REFERENCE_SHAPE)
+    precisions = ("float32",) if setting.tiny else ("float32", "bfloat16")
+    rows = {name: _job(setting, scan, 1 if setting.tiny else 3, precision=name) for name in precisions}
+    return {"jobs": rows, "table": _job_lines(rows)}
+
+
+def teacher(setting: Setting) -> dict:
+    """The reference job by a network of the teacher's size, in sixteen steps."""
+    scan = cases.head((12, 12, 12) if setting.tiny else cases.REFERENCE_SHAPE)
+    steps = 2 if setting.tiny else 16
+    rows = {f"{steps} steps": _job(setting, scan, 1, model=_teacher(setting), mode="sample", steps=steps)}
+    return {"jobs": rows, "table": _job_lines(rows)}
+
+
+def _job_lines(rows: dict) -> list[str]:
+    return [f"{name}: {r['seconds']} s (first {r['first_call_s']} s), {r['peak_gb']} GB" for name, r in rows.items()]
 
 
 def _teacher(setting: Setting):

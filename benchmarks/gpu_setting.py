@@ -9,13 +9,14 @@ from pathlib import Path
 @dataclass(frozen=True)
 class Setting:
     """device: where to work. tiny: sizes of nothing, for a dry run. out: where runs are kept. train: the command of the
-    training part; pack: what is trained on where there is none."""
+    training part; pack: what is trained on where there is none. site: a folder of packages that was carried along."""
 
     device: str
     tiny: bool = False
     train: str = ""
     pack: str = ""
     out: Path = Path()
+    site: str = ""
 
     @property
     def on_gpu(self) -> bool:
