@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from mrisr.cli import derived
 from mrisr.cli.options import (
     add_gradnl,
     add_run_options,
@@ -32,9 +33,11 @@ def add_parser(subparsers) -> None:
         help="write a sharper scan on a finer grid",
         description="Read a brain MRI scan, write it on a finer grid. Outputs appear together or not at all.",
     )
-    parser.add_argument("-i", "--input", required=True, metavar="IN", help="NIfTI, MGZ or DICOM folder; 3D or 4D")
+    parser.add_argument("-i", "--input", required=True, metavar="IN", help="NIfTI, MGZ or DICOM; 3D or 4D")
     add_series(parser)
-    parser.add_argument("-o", "--output", required=True, metavar="OUT", help=".nii, .nii.gz, .mgh or .mgz")
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="OUT", help=".nii, .nii.gz, .mgh, .mgz; a folder: derived DICOM"
+    )
     grid = parser.add_mutually_exclusive_group()
     grid.add_argument(
         "--voxel-size",
@@ -97,7 +100,13 @@ def run(args: argparse.Namespace) -> int:
     """Run the command; raises MrisrError, returns 0."""
     if args.std and args.samples < 2:
         raise UsageError(f"--std: needs --samples of at least 2, found {args.samples}; one sample has no spread")
-    targets = {"--output": args.output, "--preview": args.preview, "--info": args.info, "--std": args.std}
+    into_folder = derived.is_folder(args.input, args.output)
+    targets = {
+        "--output": None if into_folder else args.output,
+        "--preview": args.preview,
+        "--info": args.info,
+        "--std": args.std,
+    }
     voxel_size = _one_or_three("--voxel-size", args.voxel_size)
     factor = _one_or_three("--factor", args.factor)
     psf = _psf(args.psf)
@@ -108,11 +117,10 @@ def run(args: argparse.Namespace) -> int:
     inputs = tuple(path for path in (args.input, args.gradnl, field) if path is not None)
     with Outputs(targets, force=args.force, inputs=inputs) as outputs:
         from mrisr.io import nifti
-        from mrisr.io.adapters import to_volume
 
-        for image in filter(None, (args.output, args.std)):
+        for image in filter(None, (None if into_folder else args.output, args.std)):
             nifti.check_output(image, force=args.force)
-        source, _ = to_volume(args.input, series=args.series, group=args.group)
+        source, series = derived.read(args, into_folder=into_folder)
         use_threads(args.threads)
         import mrisr
 
@@ -142,7 +150,9 @@ def run(args: argparse.Namespace) -> int:
             progress=not args.quiet,
             return_info=True,
         )
-        nifti.write(result, outputs.stage("--output"))
+        info.warnings[:0] = series.notes if series else ()
+        if not into_folder:
+            nifti.write(result, outputs.stage("--output"))
         if args.std:
             nifti.write(info.std, outputs.stage("--std"))
         if args.preview:
@@ -152,6 +162,10 @@ def run(args: argparse.Namespace) -> int:
             preview.save(sheet, outputs.stage("--preview"))
         if args.info:
             write_text(outputs.stage("--info"), info.to_json() + "\n")
+        if into_folder:
+            from mrisr.io import dicom
+
+            dicom.write_series(result, series, info, args.output, force=args.force)
         outputs.commit()
     if not args.quiet:
         print(_summary(source, result, info, args.output), file=sys.stderr)

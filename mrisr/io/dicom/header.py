@@ -49,6 +49,13 @@ class Header:
         return self.values.has("Rows")
 
     @property
+    def damaged(self) -> bool:
+        """No picture, though its class is one, or without what reports and the like state as well."""
+        sop_class = self.values.uid("SOPClassUID")
+        whole = sop_class == DIRECTORY or (self.values.uid("SOPInstanceUID") and self.values.word("Modality"))
+        return not self.is_picture and (sop_class in (MR_IMAGE, ENHANCED_MR, LEGACY_ENHANCED_MR) or not whole)
+
+    @property
     def multi_frame(self) -> bool:
         """NumberOfFrames of 1 is a classic picture, unless the class says enhanced."""
         return self.values.uid("SOPClassUID") in (ENHANCED_MR, LEGACY_ENHANCED_MR) or (self.frame_count or 1) > 1

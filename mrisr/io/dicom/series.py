@@ -130,6 +130,8 @@ def _headers(found: parts.Found, notes: list[str]) -> list[Header]:
             continue
         if header.is_picture:
             headers.append(header)
+        elif header.damaged:
+            found.broken.append((part, f"states no {label('Rows')}: cut short, or damaged"))
         elif header.values.uid("SOPClassUID") != DIRECTORY:
             without.append(part)
     if found.broken and not headers:

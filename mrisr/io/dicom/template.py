@@ -16,7 +16,8 @@ from mrisr.io.dicom.header import MR_IMAGE, OWN_MARK
 from mrisr.io.dicom.series import Series
 from mrisr.io.dicom.values import Values, label
 
-# The first two letters of a manufacturer tell dcm2niix the vendor; these are no vendor's.
+# The first two letters of a manufacturer, in sequences too, tell dcm2niix the vendor, whose peculiarities it then
+# applies; these are no vendor's. The scanner's own is named in DerivationDescription, and in the source images.
 MANUFACTURER = "Open source"
 SERIES_STEP = 1000
 LONGEST_DESCRIPTION = 64
@@ -40,7 +41,6 @@ ALWAYS = (
     "ReferringPhysicianName PositionReferenceIndicator ScanOptions MRAcquisitionType RepetitionTime EchoTime "
     "EchoTrainLength"
 )
-EQUIPMENT = "Manufacturer InstitutionName StationName ManufacturerModelName DeviceSerialNumber SoftwareVersions"
 # What enhanced MR calls otherwise.
 RENAMED = {
     "EchoTime": "EffectiveEchoTime",
@@ -99,6 +99,8 @@ def _declare(dataset: Any, series: Series, facts: Mapping) -> None:
     """Everything by which a reader, human or not, sees that this is synthetic, and what made it."""
     from pydicom.dataset import Dataset
 
+    values = series.values
+    scanner = " ".join(filter(None, (values.text("Manufacturer"), values.text("ManufacturerModelName"))))
     model = f"{facts.get('model', 'unknown')} ({str(facts.get('weights') or 'no checksum')[:12]})"
     sizes = [" x ".join(f"{v:.3g}" for v in facts[k]["voxel_size"]) for k in ("input", "target") if facts.get(k)]
     dataset.SyntheticData, dataset.BurnedInAnnotation = "YES", "NO"
@@ -108,22 +110,17 @@ def _declare(dataset: Any, series: Series, facts: Mapping) -> None:
         f"Super-resolution by mrisr {mrisr_version()}, model {model}, mode {facts.get('mode', 'unknown')}"
         + (f", voxels of {sizes[0]} to {sizes[1]} mm" if len(sizes) == 2 else "")
         + ". Detail above the acquired resolution is synthesised."
+        + (f" Acquired on {scanner[:128]}." if scanner else "")
     )[:1024]
     dataset.DerivationCodeSequence = [_code("113085", "Spatial resampling")]
     made_by = f"mrisr {mrisr_version()}, model {model}"
     dataset.ImageComments = f"RESEARCH, SYNTHETIC DETAIL, not for diagnosis. {made_by}. Read beside the original."
-    scanner = Dataset()
-    scanner.PurposeOfReferenceCodeSequence = [_code("109101", "Acquisition Equipment")]
-    for key in EQUIPMENT.split():
-        _copy(scanner, series.values, key)
-    if "Manufacturer" not in scanner:
-        scanner.Manufacturer = "unknown"
     here = Dataset()
     here.PurposeOfReferenceCodeSequence = [_code("109102", "Processing Equipment")]
     here.Manufacturer, here.ManufacturerModelName = MANUFACTURER, "mrisr"
     here.SoftwareVersions = mrisr_version()
     here.ContributionDescription = "Super-resolution (research software, not a medical device)"
-    dataset.ContributingEquipmentSequence = [scanner, here]
+    dataset.ContributingEquipmentSequence = [here]
 
 
 def _sequence(dataset: Any, values: Values) -> None:

@@ -62,13 +62,16 @@ def write_series(
         UsageError: `result` is not 3D.
         GeometryError: its axes are not at right angles within slices.
     """
+    from pydicom import config
+
     if result.data.ndim != 3:
         raise UsageError(f"write_series: expected one volume [X, Y, Z], found shape {result.data.shape}")
     facts = info if isinstance(info, Mapping) else info.to_dict()
     check_folder(folder, force=force)
     stored = quantised(result.data, series.frames)
     series_uid = uids.made("series", *_job(result, series, facts))
-    base = template.base(series, facts, series_uid)
+    with config.disable_value_validation():  # what the source states is kept as it states it
+        base = template.base(series, facts, series_uid)
     names = [f"synth_{k + 1:04d}.dcm" for k in range(result.data.shape[2])]
     with replacing_folder(folder, force=force, sign=FIRST_NAME) as beside:
         for k, name in enumerate(names):

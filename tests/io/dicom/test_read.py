@@ -169,7 +169,7 @@ BAD_SERIES = {
     "no pictures": (
         lambda d, m: [m.slice_file(d, k, Rows=None) for k in range(m.slices)],
         InputError,
-        "the DICOM files hold no pictures",
+        r"states no Rows \(0028,0010\): cut short, or damaged",
     ),
     "a copy": (
         lambda d, m: (d / "copy").write_bytes((d / "IM0002").read_bytes()),
