@@ -24,7 +24,42 @@ def add_parser(subparsers) -> None:
         description="Run a service in the foreground until SIGTERM or Ctrl-C, which end it in order (exit code 0).",
     )
     doors = parser.add_subparsers(title="services", metavar="SERVICE", dest="service", required=True)
+    _add_dicom(doors)
     _add_mrd(doors)
+
+
+def _add_dicom(doors) -> None:
+    parser = doors.add_parser(
+        "dicom",
+        help="a DICOM node",
+        description="MR series by C-STORE in; a derived series of each to a peer. What came and was not yet sent is in "
+        "--folder: a node that was killed goes on from there.",
+    )
+    _add_address(parser, 11112)
+    parser.add_argument("--aet", type=_title, default="MRISR", metavar="AET", help="own AE title (default: MRISR)")
+    parser.add_argument(
+        "--send-to", required=True, metavar="AET@HOST:PORT", help="where derived series go, such as PACS@10.0.0.5:104"
+    )
+    parser.add_argument(
+        "--folder",
+        default="mrisr-node",
+        metavar="DIR",
+        help="what came and was not yet sent; readable by its owner only (default: mrisr-node)",
+    )
+    parser.add_argument(
+        "--from", nargs="+", type=_title, default=[], dest="callers", metavar="AET", help="AE titles that may send"
+    )
+    limits = parser.add_argument_group("limits")
+    limits.add_argument("--associations", type=positive_int, default=10, metavar="N", help="open at once (default: 10)")
+    limits.add_argument("--hold", type=_size, default="4GB", metavar="SIZE", help="in reception (default: 4GB)")
+    limits.add_argument(
+        "--reserve", type=_size, default="1GB", metavar="SIZE", help="of the disk that stays free (default: 1GB)"
+    )
+    limits.add_argument("--waiting", type=positive_int, default=8, metavar="N", help="queued series (default: 8)")
+    _add_seconds(limits, "--quiet-seconds", 10, "without a new image, after which a series is taken to be whole")
+    _add_seconds(limits, "--patience-seconds", 600, "that half a series waits for a sender that broke off")
+    _add_seconds(limits, "--idle-seconds", 60, "without a byte, before an association is ended")
+    _add_model(parser)
 
 
 def _add_mrd(doors) -> None:
@@ -82,6 +117,12 @@ def _port(text: str) -> int:
     return value
 
 
+def _title(text: str) -> str:
+    if not 0 < len(text.strip()) <= 16 or not text.isascii() or not text.isprintable() or "\\" in text:
+        raise argparse.ArgumentTypeError(f"expected an AE title of 1 to 16 ASCII characters, found {text!r}")
+    return text.strip()
+
+
 def _size(text: str) -> int:
     number = text.strip().upper().removesuffix("B")
     unit = {"K": 10**3, "M": 10**6, "G": 10**9}.get(number[-1:], 1)
@@ -99,7 +140,34 @@ def run(args: argparse.Namespace) -> int:
     use_threads(args.threads)
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("mrisr.serve").setLevel(logging.INFO)
-    return {"mrd": _mrd}[args.service](args)
+    return {"dicom": _dicom, "mrd": _mrd}[args.service](args)
+
+
+def _dicom(args: argparse.Namespace) -> int:
+    from functools import partial
+
+    from mrisr.serve.derive import derive
+    from mrisr.serve.dicom import Node, Settings
+    from mrisr.serve.dicom_send import Peer
+
+    settings = Settings(
+        aet=args.aet,
+        quiet=args.quiet_seconds,
+        patience=args.patience_seconds,
+        associations=args.associations,
+        timeout=args.idle_seconds,
+        hold=args.hold,
+        reserve=args.reserve,
+        waiting=args.waiting,
+        callers=tuple(args.callers),
+    )
+    peer, work = Peer.parse(args.send_to), partial(derive, upscale=_upscale(args))
+    node = Node((args.host, args.port), args.folder, peer, work, settings)
+    _say(f"dicom as {args.aet} on {node.address[0]} port {node.address[1]}, to {peer}, folder {args.folder}")
+    _until_stopped()
+    node.stop()
+    _say("stopped")
+    return 0
 
 
 def _mrd(args: argparse.Namespace) -> int:

@@ -24,7 +24,8 @@ from mrisr.errors import InputError, MrisrError, UsageError
 from mrisr.io import mrd as images_of
 from mrisr.io.mrd import MrdImage, Stack
 from mrisr.serve import mrd_wire as wires
-from mrisr.serve.mrd_wire import Budget, Limits, Vanished, Wire
+from mrisr.serve.budget import Budget
+from mrisr.serve.mrd_wire import Limits, Vanished, Wire
 from mrisr.serve.queue import JobQueue, Progress, Ticket
 
 LOG = logging.getLogger("mrisr.serve.mrd")

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import socket
 import struct
-import threading
 import time
 from dataclasses import dataclass
 
 from mrisr.errors import InputError
 from mrisr.io.mrd import IMAGE_HEADER_BYTES, MrdImage, header_of
+from mrisr.serve.budget import Budget
 
 CONFIG_FILE, CONFIG_TEXT, HEADER, CLOSE, TEXT = 1, 2, 3, 4, 5
 ACQUISITION, IMAGE, WAVEFORM = 1008, 1022, 1026
@@ -30,28 +30,6 @@ PIECE = 1 << 20
 
 class Vanished(Exception):
     """The other side closed or broke the connection, or does not read."""
-
-
-class Budget:
-    """Bytes that all connections together may hold."""
-
-    def __init__(self, most: int) -> None:
-        self.most, self.held = most, 0
-        self._lock = threading.Lock()
-
-    def take(self, count: int) -> None:
-        """Add to what is held; InputError where it would be too much."""
-        with self._lock:
-            if self.held + count > self.most:
-                raise InputError(
-                    f"images of more than {self.most / 1e6:.0f} MB, of all connections together, would be held; send "
-                    "fewer at once or start the server with a larger --hold"
-                )
-            self.held += count
-
-    def give(self, count: int) -> None:
-        with self._lock:
-            self.held -= count
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,324 @@
+"""A DICOM node: series come by C-STORE, derived series go to a peer. It is stopped, killed and started again at will.
+
+Everything that it knows is in its folder (`mrisr.serve.spool`). A series is taken to be whole once its sender has
+released the association and it has been quiet for a while; one whose sender broke off waits for it to come back.
+Logs hold hashes in place of UIDs, and never a patient's name.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import CancelledError
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mrisr.errors import InputError, MrisrError, OutputError, UsageError
+from mrisr.serve.budget import Budget
+from mrisr.serve.dicom_send import NotSent, Peer, send
+from mrisr.serve.queue import JobQueue, Progress, Ticket
+from mrisr.serve.spool import Series, Spool
+
+LOG = logging.getLogger("mrisr.serve.dicom")
+
+SUCCESS, OUT_OF_RESOURCES, NOT_WHAT_IT_SAYS, NOT_UNDERSTOOD = 0x0000, 0xA700, 0xA900, 0xC000
+NEEDED = ["SOPInstanceUID", "SeriesInstanceUID", "SyntheticData", "Rows"]
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+MOST_BEGINS = 3
+PDU = 1 << 18  # bytes, the most that a peer is told to send at once
+
+# derive(folder of DICOM files, empty folder to fill, progress)
+Derive = Callable[[Path, Path, Progress], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """quiet: seconds without a new instance, before a released series is taken. patience: seconds that half a series
+    waits for its sender. associations: at once. timeout: seconds without a byte. hold: bytes in reception, of all
+    associations. reserve: bytes that stay free on the disk. callers: AE titles that may send, () for all. retry:
+    seconds between tries to send, growing from the first to the second."""
+
+    aet: str = "MRISR"
+    quiet: float = 10.0
+    patience: float = 600.0
+    associations: int = 10
+    timeout: float = 60.0
+    hold: int = 4 << 30
+    reserve: int = 1 << 30
+    waiting: int = 8
+    callers: tuple[str, ...] = ()
+    retry: tuple[float, float] = (5.0, 300.0)
+    tick: float = 0.2
+
+
+class Node:
+    """A running node. UsageError where its address or folder cannot be had.
+
+    Args:
+        address: (host, port); port 0 takes a free one, then `address` has it.
+        folder: its spool, made if absent.
+        peer: where derived series go.
+        derive: makes the derived series of a folder of DICOM files.
+    """
+
+    def __init__(
+        self,
+        address: tuple[str, int],
+        folder: str | Path,
+        peer: Peer,
+        derive: Derive,
+        settings: Settings | None = None,
+    ) -> None:
+        self.settings, self.peer, self.derive = settings or Settings(), peer, derive
+        self.spool = Spool(folder)
+        self.budget = Budget(self.settings.hold)
+        self._lock = threading.RLock()
+        self._touched: dict[Any, dict[str, bool]] = {}  # association -> series -> changed by it
+        self._last: dict[str, float] = {}  # series -> when it last changed
+        self._jobs: dict[str, Ticket] = {}
+        self._not_before: dict[str, float] = {}  # series -> when to try again
+        self._stopped = threading.Event()
+        try:
+            self._server = _listen(self, address)
+        except BaseException:
+            self.spool.close()
+            raise
+        self.address = self._server.server_address[:2]
+        self.jobs = JobQueue(self.settings.waiting)
+        for series in self.spool.all():
+            self._last[series.key] = time.monotonic()
+            LOG.info("series %s: found again", series.key)
+        self._threads = [threading.Thread(target=run, daemon=True) for run in (self._schedule, self._deliver)]
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self, grace: float = 10.0) -> None:
+        """Take no more; let senders finish for `grace` s; give up the job, which the next start begins again."""
+        until = time.monotonic() + grace
+        self._server.shutdown()  # of the listening; an association that is open may end in order
+        while self._server.active_associations and time.monotonic() < until:
+            time.sleep(0.02)
+        for association in self._server.active_associations:
+            association.abort()
+        self._stopped.set()
+        self.jobs.stop(grace)
+        for thread in self._threads:
+            thread.join(grace)
+        self._settle()
+        self.spool.close()
+
+    # Reception, in the threads of the associations
+
+    def store(self, event: Any) -> int:
+        """Answer a C-STORE: its status. Success only once the file is on the disk to stay."""
+        data = event.request.DataSet.getbuffer()
+        if self.spool.free() < self.settings.reserve + len(data):
+            LOG.error("the disk is full (less than %.0f MB free): not stored", self.settings.reserve / 1e6)
+            return OUT_OF_RESOURCES
+        try:
+            part = self.spool.write(lambda stream: _dicom_file(stream, event.file_meta, data))
+            try:
+                return self._keep(event, part)
+            finally:
+                part.unlink(missing_ok=True)
+        except OSError as error:
+            if error.errno not in FULL:
+                LOG.error("an instance cannot be written (%s): not stored", error.strerror or error)
+            else:
+                LOG.error("the disk is full: not stored")
+            return OUT_OF_RESOURCES
+
+    def _keep(self, event: Any, part: Path) -> int:
+        try:
+            header = _header(part)
+        except InputError as error:
+            LOG.error("%s", error)
+            return NOT_UNDERSTOOD
+        if header.SOPInstanceUID != event.request.AffectedSOPInstanceUID:
+            LOG.error("an instance has another UID than its sender says: not stored")
+            return NOT_WHAT_IT_SAYS
+        if header.get("SyntheticData") == "YES":
+            LOG.info("a synthetic image: not taken, or it would be upscaled again")
+            return SUCCESS
+        with self._lock:
+            series, changed = self.spool.add(part, str(header.SeriesInstanceUID), str(header.SOPInstanceUID))
+            keys = self._touched.setdefault(event.assoc, {})
+            keys[series.key] = keys.get(series.key, False) or changed
+            if changed:
+                self._last[series.key] = time.monotonic()
+                self._not_before.pop(series.key, None)
+        return SUCCESS
+
+    def _settle(self) -> None:
+        """Series of associations that have ended: whole where the end was in order."""
+        with self._lock:
+            for association in [a for a in self._touched if not a.is_alive()]:
+                for key, changed in self._touched.pop(association).items():
+                    series = self.spool.series(key)
+                    if not changed and series.released or not series.path.exists():
+                        continue
+                    self._last[key] = time.monotonic()
+                    if association.is_released:
+                        series.set_released(True)
+                    else:
+                        LOG.warning("series %s: its sender broke off after %d files", key, len(series.stamp()))
+
+    # Jobs
+
+    def _schedule(self) -> None:
+        while not self._stopped.wait(self.settings.tick):
+            try:
+                self._settle()
+                for series in self.spool.all():
+                    self._consider(series)
+            except OSError as error:  # a full disk, for one: the next round may do better
+                LOG.error("the folder cannot be worked with (%s)", error)
+
+    def _consider(self, series: Series) -> None:
+        with self._lock:
+            key, now = series.key, time.monotonic()
+            if key in self._jobs or self._open(key) or series.out.exists() or self._not_before.get(key, 0) > now:
+                return
+            quiet = now - self._last.setdefault(key, now)
+            if not series.released:
+                if quiet >= self.settings.patience:
+                    self._fail(series, "half a series: its sender broke off and did not come back; send it again")
+            elif quiet >= self.settings.quiet:
+                if series.begun >= MOST_BEGINS:
+                    self._fail(series, f"was begun {series.begun} times, and the node ended every time")
+                    return
+                ticket = self.jobs.offer(lambda progress: self._job(series, progress))
+                if ticket is not None:
+                    self._jobs[key] = ticket
+
+    def _open(self, key: str) -> bool:
+        """Whether an association that has sent files of the series is open."""
+        return any(key in keys for keys in self._touched.values())
+
+    def _fail(self, series: Series, why: str) -> None:
+        LOG.error("series %s: %s (kept in %s)", series.key, why, self.spool.failed / series.key)
+        self.spool.fail(series, why)
+        self._last.pop(series.key, None)
+
+    def _job(self, series: Series, progress: Progress) -> None:
+        key, start = series.key, time.monotonic()
+        try:
+            stamp = series.stamp()
+            LOG.info("series %s: %d files, begun", key, len(stamp))
+            series.begin()
+            folder = self.spool.new_folder()
+            try:
+                self.derive(series.inputs, folder, progress)
+                with self._lock:
+                    if series.stamp() != stamp:
+                        LOG.info("series %s: more of it came meanwhile, begun again later", key)
+                    else:
+                        self.spool.keep_result(folder, series)
+                        LOG.info("series %s: derived in %.1f s", key, time.monotonic() - start)
+            finally:
+                self.spool.discard(folder)
+            series.end()
+        except CancelledError:
+            series.end()
+            LOG.info("series %s: handed back, the next start begins it again", key)
+        except (OutputError, OSError) as error:
+            series.end()
+            self._not_before[key] = time.monotonic() + self.settings.retry[1]
+            LOG.error("series %s: %s; tried again in %.0f s", key, error, self.settings.retry[1])
+        except (MrisrError, MemoryError) as error:
+            with self._lock:
+                self._fail(series, str(error) or type(error).__name__)
+        except Exception as error:  # noqa: BLE001 - the outermost frame of a job: the node lives on
+            LOG.exception("series %s: a bug in mrisr: please report it with the lines below", key)
+            with self._lock:
+                self._fail(series, f"{type(error).__name__}: {error}")
+        finally:
+            with self._lock:
+                self._jobs.pop(key, None)
+
+    # Delivery
+
+    def _deliver(self) -> None:
+        wait, until = self.settings.retry[0], 0.0
+        while not self._stopped.wait(self.settings.tick):
+            if time.monotonic() < until:
+                continue
+            for series in self.spool.all():
+                if self._stopped.is_set() or not series.out.exists():
+                    continue
+                try:
+                    self._send(series)
+                    wait = self.settings.retry[0]
+                except NotSent as error:
+                    LOG.error("series %s: not sent, tried again in %.0f s: %s", series.key, wait, error)
+                    until, wait = time.monotonic() + wait, min(2 * wait, self.settings.retry[1])
+                    break
+                except OSError as error:
+                    LOG.warning("series %s: changed while it was sent (%s)", series.key, error)
+
+    def _send(self, series: Series) -> None:
+        stamp = series.stamp()
+        files = sorted(path for path in series.out.rglob("*") if path.is_file())
+        send(files, self.peer, self.settings.aet, self.settings.timeout, self._stopped.is_set)
+        with self._lock:
+            if series.stamp() != stamp or self._open(series.key):
+                return  # more of it came: derived and sent again, under UIDs of its own
+            self.spool.discard(series.path)
+            self._last.pop(series.key, None)
+        LOG.info("series %s: %d derived images stored by %s; done", series.key, len(files), self.peer)
+
+
+def _dicom_file(stream: Any, meta: Any, data: memoryview) -> None:
+    from pydicom.filewriter import write_file_meta_info
+
+    stream.write(b"\0" * 128 + b"DICM")
+    write_file_meta_info(stream, meta)
+    stream.write(data)
+
+
+def _header(path: Path) -> Any:
+    """The few elements that say what to do with an instance. InputError where it is no image."""
+    from pydicom import dcmread
+
+    try:
+        header = dcmread(path, stop_before_pixels=True, specific_tags=NEEDED)
+        missing = [name for name in ("SOPInstanceUID", "SeriesInstanceUID", "Rows") if not header.get(name)]
+    except Exception as error:  # noqa: BLE001 - pydicom has no error of its own for bytes that are no DICOM
+        raise InputError(f"an instance cannot be read as DICOM ({type(error).__name__}): not stored") from error
+    if missing:
+        raise InputError(f"an instance has no {', '.join(missing)}: not stored")
+    return header
+
+
+def _listen(node: Node, address: tuple[str, int]) -> Any:
+    """The server, which serves from here on."""
+    entity_of, server_of = _pynetdicom()
+    settings = node.settings
+    entity = entity_of(settings.aet)
+    entity.require_called_aet = True
+    entity.require_calling_aet = list(settings.callers)
+    entity.maximum_associations = settings.associations
+    entity.maximum_pdu_size = PDU
+    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = settings.timeout
+    try:
+        server = server_of(entity, address, node)
+    except OSError as error:
+        raise UsageError(
+            f"--host {address[0]} --port {address[1]}: cannot listen there ({error.strerror or error}); choose another "
+            "port, or end the program that has it"
+        ) from error
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True).start()
+    return server
+
+
+def _pynetdicom() -> tuple[Callable, Callable]:
+    """(make an entity, make its server); InputError where pynetdicom is missing."""
+    try:
+        from mrisr.serve import dicom_server
+    except ImportError as error:
+        raise InputError("the DICOM node needs pynetdicom; install it with: pip install 'mrisr[dicom]'") from error
+    return dicom_server.entity, dicom_server.Server

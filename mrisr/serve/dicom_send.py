@@ -1,0 +1,68 @@
+"""Send DICOM files to a peer by C-STORE."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mrisr.errors import UsageError
+
+WARNINGS = (0xB000, 0xB006, 0xB007)  # stored, with something coerced or left out
+
+
+class NotSent(Exception):
+    """The peer has not stored all of it; worth another try."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Where a result goes."""
+
+    aet: str
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Peer:
+        """AET@host:port; UsageError says what is wrong."""
+        found = re.fullmatch(r"([^@\\]{1,16})@\[?([^@\]]+?)\]?:(\d{1,5})", text)
+        if not found or not found[1].strip() or not 0 < int(found[3]) < 65536:
+            raise UsageError(f"--send-to {text}: expected AET@host:port, such as ORTHANC@127.0.0.1:4242")
+        return cls(found[1].strip(), found[2], int(found[3]))
+
+    def __str__(self) -> str:
+        return f"{self.aet}@{self.host}:{self.port}"
+
+
+def send(files: Sequence[Path], peer: Peer, calling: str, timeout: float, stopped: Callable[[], bool]) -> None:
+    """Store every file at the peer, in one association. NotSent: not all of them were."""
+    from pydicom import dcmread
+    from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+    from pynetdicom import AE
+
+    entity = AE(ae_title=calling)
+    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = timeout
+    entity.connection_timeout = timeout
+    for kind in sorted({str(dcmread(path, specific_tags=[0x00080016]).SOPClassUID) for path in files}):
+        entity.add_requested_context(kind, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+    association = entity.associate(peer.host, peer.port, ae_title=peer.aet)
+    if not association.is_established:
+        refused = association.is_rejected
+        raise NotSent(f"{peer} {'rejects the association' if refused else 'cannot be reached'}")
+    try:
+        for path in files:
+            if stopped():
+                raise NotSent("the node is stopping")
+            try:
+                status = association.send_c_store(path).get("Status")
+            except (ValueError, RuntimeError) as error:  # no context for it, or the association is gone
+                raise NotSent(f"{peer}: {error}") from error
+            if status is None:
+                raise NotSent(f"{peer} vanished")
+            if status != 0 and status not in WARNINGS:
+                raise NotSent(f"{peer} answers status 0x{status:04X}")
+    finally:
+        if association.is_established:
+            association.release()
