@@ -2,7 +2,8 @@
 
 Everything is a function of (seed, index): the same index gives the same pair on any machine, so that a resumed run
 continues exactly and ranks need no shared state. Crops carry a margin on all sides, removed after the degradation, so
-that the ends of the Fourier sums lie outside of what is learnt from.
+that the ends of the Fourier sums lie outside of what is learnt from; some patches end where the scan ends instead, as
+heads do at the last slice, and of a scan whose background was cut out the coarse scan has none either.
 """
 
 from __future__ import annotations
@@ -13,35 +14,40 @@ import numpy as np
 import torch
 
 from mrisr import grid as grids
+from mrisr.data.crops import random_contrast, scan_crop
 from mrisr.data.guidance import random_guidance
-from mrisr.data.sources import TrainingVolume
+from mrisr.data.labels import LabelVolume
+from mrisr.data.scanners import Scanner, random_scanner, uniform
+from mrisr.data.synth import head_epoch, label_crop
 from mrisr.nn.condition import Condition, canonical_order
 from mrisr.ops.resample import apply_axes, bspline_matrix, fourier_matrix
 from mrisr.physics.bias import bias_field
-from mrisr.physics.degrade import ForwardModel, band_matrices, degrade, start_matrices
+from mrisr.physics.degrade import SLICE_KINDS, ForwardModel, band_matrices, start_matrices
 from mrisr.physics.intensity import estimate_noise
-from mrisr.physics.psf import AxisPSF
 
 MARGIN = 16  # fine voxels around a patch, and half as many more where slices are thick: their splines reach far
 THICK_MARGIN = 24
 # Scans that the scanner has corrected itself come without guidance: more often than the rest of a condition.
 GUIDANCE_DROP = 0.25
+AT_THE_END = 0.2  # of the pairs: the scan ends where the patch ends
+CUT_OUT = 0.7  # of the pairs of masked scans: the coarse scan's background was cut out too
+DENOISED, PARTLY = 0.4, 0.1  # of the pairs whose noise is to go: in all, and to a part only
+CLEANER = 1.5  # times the target's own noise: what a scan has to have before a target shows how to take it out
 
 
 @dataclass(frozen=True)
-class Scanner:
-    """One random acquisition: `factor` and `psf` (widths in fine voxels) per axis, noise level, and a class for
-    weighting the loss."""
+class Pair:
+    """One patch: target (HR - y) and y [P, P, P], a Condition of one, the scanner's class, band [3, P, P]."""
 
-    factor: tuple[float, float, float]
-    psf: tuple[AxisPSF, AxisPSF, AxisPSF]
-    noise: float
+    target: torch.Tensor
+    y: torch.Tensor
+    cond: Condition
     kind: str
+    band: torch.Tensor
 
-    def permuted(self, order) -> Scanner:
-        """The same scanner with its axes in `order`."""
-        factor, psf = tuple(self.factor[i] for i in order), tuple(self.psf[i] for i in order)
-        return Scanner(factor, psf, self.noise, self.kind)
+    def mirrored(self, axes: list[int]) -> Pair:
+        """The same with the spatial axes in `axes` mirrored."""
+        return replace(self, target=self.target.flip(axes), y=self.y.flip(axes), cond=self.cond.flipped(axes))
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ class Batch:
     """Pairs of N patches.
 
     Attributes:
-        target: HR - y, float32 [N, 1, P, P, P], normalised intensities.
+        target: what a network is to add to y, float32 [N, 1, P, P, P], normalised intensities.
         y: the start, like target.
         cond: a Condition.
         kinds: scanner class of each pair.
@@ -62,90 +68,45 @@ class Batch:
     kinds: tuple[str, ...]
     band: torch.Tensor
 
+    @classmethod
+    def of(cls, pairs: list[Pair]) -> Batch:
+        """From single pairs; of their targets stays what `outside_band` leaves."""
+        whole = cls(
+            target=torch.stack([p.target for p in pairs])[:, None],
+            y=torch.stack([p.y for p in pairs])[:, None],
+            cond=Condition.stack([p.cond for p in pairs]),
+            kinds=tuple(p.kind for p in pairs),
+            band=torch.stack([p.band for p in pairs]),
+        )
+        return replace(whole, target=whole.outside_band(whole.target))
+
     def to(self, device) -> Batch:
         """The same on `device`."""
         tensors = (t.to(device) for t in (self.target, self.y, self.cond))
         return Batch(*tensors, self.kinds, self.band.to(device))
 
     def outside_band(self, x: torch.Tensor) -> torch.Tensor:
-        """x [N, 1, P, P, P] without what the scans measured: `mrisr.physics.degrade.outside_band`, batched."""
-        first, second, third = self.band.to(x.dtype).unbind(1)
-        inside = torch.einsum("nck,neijk->neijc", third, x)
-        inside = torch.einsum("nbj,neijc->neibc", second, inside)
-        return x - torch.einsum("nai,neibc->neabc", first, inside)
-
-
-def _uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    return float(low + (high - low) * rng.random())
-
-
-def random_scanner(rng: np.random.Generator, fine_axes=(True, True, True)) -> Scanner:
-    """Draw an acquisition: k-space cuts (isotropic and not) and thick slices, 1.2x to 4x and up to 8x across slices.
-
-    Axes that are not fine are left as they are. k-space is cut by a box only: nothing in the condition tells an
-    apodised scan from a blurred one, and a network that guesses alters what was measured.
-    """
-    draw, factor = rng.random(), [1.0, 1.0, 1.0]
-    psf = [AxisPSF("kspace", 1.0)] * 3
-    if not all(fine_axes):
-        draw *= 0.58  # no slice profile on a scan that is 2D already
-    if draw < 0.42:
-        r = rng.choice([2.0, 2.0, 1.5, _uniform(rng, 1.2, 2.5), _uniform(rng, 1.2, 4.0)])
-        factor, kind = [float(r)] * 3, f"iso{min(3, int(r * 2) / 2)}"
-        psf = [AxisPSF("kspace", f) for f in factor]
-    elif draw < 0.58:
-        factor, kind = [_uniform(rng, 1.0, 3.0) for _ in range(3)], "aniso"
-        psf = [AxisPSF("kspace", f) for f in factor]
-    elif draw < 0.66:
-        r, shape = _uniform(rng, 1.3, 2.8), rng.choice(["gaussian", "supergaussian"])
-        factor, kind = [r] * 3, f"blur{int(r * 2) / 2}"
-        psf = [AxisPSF(str(shape), r * _uniform(rng, 0.8, 1.2)) for _ in range(3)]
-    else:
-        in_plane = 1.0 if rng.random() < 0.55 else _uniform(rng, 1.0, 2.0)
-        across = rng.choice([4.0, _uniform(rng, 2.0, 5.0), _uniform(rng, 2.0, 8.0)])
-        axis = int(rng.integers(3))
-        factor = [in_plane] * 3
-        factor[axis] = float(across)
-        psf = [AxisPSF("kspace", f) for f in factor]
-        shape = "gaussian" if rng.random() < 0.75 else "supergaussian"
-        thickness = across * (1.0 if rng.random() < 0.6 else _uniform(rng, 0.75, 1.25))
-        psf[axis] = AxisPSF(shape, float(thickness))
-        kind = f"slice{int(across)}" + ("+" if in_plane > 1.3 else "")
-    for i, fine in enumerate(fine_axes):
-        if not fine:
-            factor[i], psf[i] = 1.0, AxisPSF("kspace", 1.0)
-    noise = 0.0 if rng.random() < 0.45 else _uniform(rng, 0.0, 0.035)
-    return Scanner(tuple(factor), tuple(psf), noise, kind + ("n" if noise > 0.01 else ""))
-
-
-def random_contrast(x: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """A random map of normalised intensities: the scan's own with a gamma, a monotone piecewise-linear one, or (1 in
-    8) any piecewise-linear one that keeps air dark."""
-    draw = rng.random()
-    gain = _uniform(rng, 0.75, 1.25)
-    if draw < 0.5:
-        # Odd in x, so that what noise or ringing put below zero stays there.
-        return torch.copysign(gain * x.abs().pow_(_uniform(rng, 0.8, 1.25)), x)
-    knots = np.linspace(0, 1.5, 7)
-    if draw < 0.875:
-        steps = 0.15 + rng.random(6) ** 2
-        values = np.concatenate([[0], np.cumsum(steps)])
-    else:
-        values = np.concatenate([[0], rng.random(6)])
-    values = gain * values / max(values[:5].max(), 1e-3)
-    # Written as hinge functions: exact at the knots, continues straight beyond them, keeps the sign of noise in air.
-    slopes = np.diff(values) / np.diff(knots)
-    out = float(slopes[0]) * x
-    for knot, before, after in zip(knots[1:-1], slopes[:-1], slopes[1:]):
-        out.add_((x - float(knot)).clamp_min_(0), alpha=float(after - before))
-    return out
+        """x [N, 1, P, P, P] without what the scans measured, or without the part of it that `cond.denoise` leaves alone:
+        `mrisr.physics.degrade.outside_band`, batched."""
+        kept = 1 - self.cond.denoise
+        rows = [i for i in range(len(x)) if float(kept[i]) and bool(self.band[i, 0, 0].any())]
+        if not rows:
+            return x
+        first, second, third = self.band[rows].to(x.dtype).unbind(1)
+        n, p = len(rows), x.shape[-1]
+        inside = x[rows, 0].reshape(n, p * p, p) @ third.mT
+        inside = (second[:, None] @ inside.view(n, p, p, p)).view(n, p, p * p)
+        inside = (first @ inside).view(n, 1, p, p, p) * kept[rows].to(x)[:, None, None, None, None]
+        if len(rows) == len(x):
+            return x - inside
+        return x.index_add(0, torch.tensor(rows, device=x.device), inside, alpha=-1)
 
 
 class PatchSampler:
     """Random training pairs from volumes.
 
     Args:
-        volumes: `TrainingVolume`s.
+        volumes: `TrainingVolume`s and `LabelVolume`s.
         weights: relative frequency of each volume.
         seed: of everything random.
         drop: probability of forgetting each entry of the condition.
@@ -157,7 +118,7 @@ class PatchSampler:
 
     def __init__(
         self,
-        volumes: list[TrainingVolume],
+        volumes: list,
         weights=None,
         *,
         seed: int = 0,
@@ -189,27 +150,19 @@ class PatchSampler:
         items += [self._mirrored(i, patch) for i in indices(step - 1 if step else 2**30)][: count - new]
         keep = {(i, patch) for i in indices(step)}
         self._memory = {key: value for key, value in self._memory.items() if key in keep}
-        return Batch(
-            target=torch.stack([i[0] for i in items])[:, None],
-            y=torch.stack([i[1] for i in items])[:, None],
-            cond=Condition.stack([i[2] for i in items]),
-            kinds=tuple(i[3] for i in items),
-            band=torch.stack([i[4] for i in items]),
-        )
+        return Batch.of(items)
 
-    def _remembered(self, index: int, patch: int):
+    def _remembered(self, index: int, patch: int) -> Pair:
         if (index, patch) not in self._memory:
             self._memory[index, patch] = self.pair(index, patch)
         return self._memory[index, patch]
 
-    def _mirrored(self, index: int, patch: int):
-        target, y, cond, *rest = self._remembered(index, patch)
+    def _mirrored(self, index: int, patch: int) -> Pair:
         rng = np.random.default_rng([self.seed, index, 1])
-        axes = [axis for axis in range(3) if rng.random() < 0.5] or [0]
-        return target.flip(axes), y.flip(axes), cond.flipped(axes), *rest
+        return self._remembered(index, patch).mirrored([axis for axis in range(3) if rng.random() < 0.5] or [0])
 
-    def pair(self, index: int, patch: int):
-        """(target [P, P, P], y [P, P, P], Condition of one, scanner class, band [3, P, P])."""
+    def pair(self, index: int, patch: int) -> Pair:
+        """The pair of an index, a patch of `patch`^3."""
         rng = np.random.default_rng([self.seed, index])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         volume = self.volumes[rng.choice(len(self.volumes), p=self.weights)]
@@ -219,29 +172,40 @@ class PatchSampler:
         order, scanner = [order[i] for i in canonical], scanner.permuted(canonical)
         margin = MARGIN if max(scanner.factor) <= 3 else THICK_MARGIN
         size = patch + 2 * margin
-        x = random_contrast(self._crop(volume, size, order, rng), rng)
-        hr = grids.Grid((size,) * 3, np.eye(4))
-        lr_shape, lr_voxel, shift = _coarse_axes(size, scanner.factor, rng)
-        model = ForwardModel(hr.shape, lr_shape, _shifted_forward(hr.shape, lr_shape, lr_voxel, scanner.psf, shift))
+        x = self._crop(volume, size, order, rng, index)
         bias = bias_field((size,) * 3, generator, 0.15) if rng.random() < 0.3 else None
         reference = x if bias is None else x * bias.to(x)
-        median = float(reference[reference > 0.15].median()) if bool((reference > 0.15).any()) else 1.0
+        median = _median(reference)
+        denoise = _denoise(rng, volume, scanner)
         guided = random_guidance(np.random.default_rng([self.seed, index, 2]), size, patch, self.gradnl, self.bias)
+        field = _Field.draw(rng, scanner, size, patch, at_the_end=guided is None)
         seen = reference if guided is None else guided.acquired(reference, scanner.psf)
-        lr = degrade(seen, model, noise_sigma=scanner.noise * median, generator=self._on_device(generator, index))
-        core = (slice(margin, margin + patch),) * 3
-        start, positions = _shifted_start(lr_shape, lr_voxel, hr.shape, scanner.psf, shift)
+        lr = field.acquire(seen, scanner.noise * median, self._on_device(generator, index))
+        if getattr(volume, "masked", False) and guided is None and rng.random() < CUT_OUT:
+            lr = lr * field.coarse_mask(x)
+        noise = estimate_noise(scanner.stored_as(lr))
+        cond = Condition.of_acquisition(
+            scanner.known_psf,
+            (1.0, 1.0, 1.0),
+            noise,
+            stored=scanner.factor,
+            denoise=denoise,
+            apodisation_known=scanner.windows_known,
+        )
         displaced = guided is not None and guided.distortion is not None
-        if displaced:
-            y = guided.start(lr, start, positions, scanner.psf)
-        else:  # only the rows of the core: the margin is there for the acquisition, not for the network
-            y = apply_axes(lr, [np.eye(size)[core[0]] if m is None else m[core[0]] for m in start])
-        cond = Condition.of_acquisition(scanner.psf, (1.0, 1.0, 1.0), estimate_noise(lr))
+        y = guided.start(lr, *field.start(), scanner.psf) if displaced else apply_axes(lr, field.core_start())
         if guided is not None:
             y, cond = guided.corrected(y), replace(cond, guidance=guided.channels())
-        band = None if displaced else band_matrices((patch,) * 3, (1.0, 1.0, 1.0), scanner.psf)
+        cond = cond.drop(self.drop, generator, GUIDANCE_DROP)
+        band = None if displaced else band_matrices((patch,) * 3, (1.0,) * 3, _told(scanner, cond))
         band = torch.zeros(3, patch, patch) if band is None else torch.from_numpy(np.stack(band)).float()
-        return reference[core] - y, y, cond.drop(self.drop, generator, GUIDANCE_DROP), scanner.kind, band
+        return Pair(reference[field.core] - y, y, cond, scanner.kind, band)
+
+    def _crop(self, volume, size: int, order: list[int], rng: np.random.Generator, index: int) -> torch.Tensor:
+        if isinstance(volume, LabelVolume):
+            head = volume.head(self.seed, head_epoch(index)).to(self.device)
+            return label_crop(volume, size, order, rng, head)
+        return random_contrast(scan_crop(volume, size, order, rng), rng)
 
     def _on_device(self, generator: torch.Generator, index: int) -> torch.Generator:
         if self.device.type == "cpu":
@@ -249,60 +213,106 @@ class PatchSampler:
         seed = int(np.random.default_rng([self.seed, index, 3]).integers(2**62))
         return torch.Generator(self.device).manual_seed(seed)
 
-    def _crop(self, volume: TrainingVolume, size: int, order: list[int], rng) -> torch.Tensor:
-        """[size]^3 of a volume on its own or a coarser grid, its axes in `order`, flipped at random."""
-        # A coarser "fine" grid has less noise and other proportions: scans differ in both.
-        slack = max(1.0, min(1.6, 1.15 / min(volume.voxel_size)))
-        zoom = 1.0 if rng.random() < 0.4 else _uniform(rng, 1.0, max(slack, 1.25))
-        zooms = [zoom if fine else 1.0 for fine in volume.fine_axes]
-        if not all(volume.fine_axes):
-            # In-plane, 2D scans are interpolated by up to 1/0.7: go to where the detail is real.
-            zooms = [_uniform(rng, 1.45, 1.8) if fine else 1.0 for fine in volume.fine_axes]
-        spans = [int(np.ceil(size * z)) for z in zooms]
-        centre = volume.centres[int(rng.integers(len(volume.centres)))].numpy()
-        x = volume.data
-        for axis, (span, n) in enumerate(zip(spans, x.shape)):
-            jitter = int(rng.integers(-8, 9))
-            start = int(np.clip(centre[axis] + jitter - span // 2, 0, max(0, n - span)))
-            # A volume shorter than the crop is continued by its border.
-            index = torch.arange(start, start + span, device=x.device).clamp(max=n - 1)
-            x = x.index_select(axis, index) if len(index) > n else x.narrow(axis, start, span)
-        if max(zooms) > 1:
-            x = apply_axes(x, [_coarser(s, size, z) for s, z in zip(spans, zooms)])
-        return x.permute(order).flip([i for i in range(3) if rng.random() < 0.5]).contiguous()
+
+def _median(reference: torch.Tensor) -> float:
+    """Median of the head, of every third voxel; 1 where there is none."""
+    sample = reference[::3, ::3, ::3]
+    sample = sample[sample > 0.15]
+    return float(sample.median()) if len(sample) else 1.0
 
 
-def _coarser(span: int, size: int, zoom: float):
-    if zoom == 1.0:
-        return None
-    positions = 0.5 * ((span - 1) - (size - 1) * zoom) + zoom * np.arange(size)
-    return fourier_matrix(span, positions, lambda f: (f < 0.5 / zoom).astype(np.float64))
+def _denoise(rng: np.random.Generator, volume, scanner: Scanner) -> float:
+    """How much of the noise is to go: only where the target itself is cleaner than the scan."""
+    draw = rng.random()
+    wanted = 1.0 if draw < DENOISED - PARTLY else uniform(rng, 0, 1) if draw < DENOISED else 0.0
+    own = getattr(volume, "noise", 0.0) / np.sqrt(np.prod(scanner.factor))
+    return wanted if scanner.noise >= CLEANER * own else 0.0
 
 
-def _coarse_axes(size: int, factor, rng):
-    """Coarse samples per axis, their spacing, and a random sub-voxel shift so that every phase is seen."""
-    shape = tuple(max(4, int(np.floor(size / f))) for f in factor)
-    # Where the coarse grid is the fine one, a shift would be an interpolation nobody asked for.
-    shift = tuple(0.0 if f == 1.0 else _uniform(rng, -0.5, 0.5) * f for f in factor)
-    return shape, tuple(float(f) for f in factor), shift
+def _told(scanner: Scanner, cond: Condition):
+    """The point spreads by which the measured band is fixed: a window that the network does not know is no window."""
+    return scanner.psf if bool(cond.apodisation_known.any()) else scanner.known_psf
 
 
-def _shifted_forward(hr_shape, lr_shape, lr_voxel, psf, shift):
-    matrices = []
-    for n, m, v, p, s in zip(hr_shape, lr_shape, lr_voxel, psf, shift):
-        identity = v == 1.0 and p.kind == "kspace" and p.window == "box" and p.width <= 1.0
-        positions = grids.axis_positions(n, m, v) + s
-        matrices.append(None if identity else fourier_matrix(n, positions, p.transfer))
-    return tuple(matrices)
+@dataclass(frozen=True)
+class _Field:
+    """Where the coarse samples lie in a crop of `size`^3, and the patch in it.
+
+    Attributes:
+        scanner: what samples.
+        size: fine voxels along the crop.
+        counts: coarse samples per axis, all of the crop.
+        shift: of the coarse grid against the fine one, fine voxels, so that every phase is seen.
+        kept: of the coarse samples, those that the scan has.
+        core: of the fine voxels, the patch.
+    """
+
+    scanner: Scanner
+    size: int
+    counts: tuple[int, int, int]
+    shift: tuple[float, float, float]
+    kept: tuple[slice, slice, slice]
+    core: tuple[slice, slice, slice]
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, scanner: Scanner, size: int, patch: int, *, at_the_end: bool) -> _Field:
+        factor, margin = scanner.factor, (size - patch) // 2
+        counts = tuple(max(4, int(np.floor(size / f))) for f in factor)
+        # Where the coarse grid is the fine one, a shift would be an interpolation nobody asked for.
+        shift = tuple(0.0 if f == 1.0 else uniform(rng, -0.5, 0.5) * f for f in factor)
+        kept = [slice(0, n) for n in counts]
+        core = [slice(margin, margin + patch)] * 3
+        if at_the_end and rng.random() < AT_THE_END:
+            axis = 2 if scanner.psf[2].kind in SLICE_KINDS else int(rng.integers(3))
+            edges = _edges(size, counts[axis], factor[axis], shift[axis])
+            if rng.random() < 0.5:  # the first sample whose voxel begins within the margin's end
+                first = int(np.searchsorted(edges, margin - 0.5))
+                kept[axis] = slice(first, counts[axis])
+                begin = int(round(edges[first] + 0.5))
+            else:
+                last = int(np.searchsorted(edges, size - margin - 0.5, side="right")) - 1
+                kept[axis] = slice(0, last)
+                begin = int(round(edges[last] + 0.5)) - patch
+            core[axis] = slice(begin, begin + patch)
+        return cls(scanner, size, counts, shift, tuple(kept), tuple(core))
+
+    def acquire(self, x: torch.Tensor, sigma: float, generator: torch.Generator) -> torch.Tensor:
+        """The scan of a crop."""
+        return self.scanner.disturbed(self._model().forward(x), sigma, generator)[self.kept].contiguous()
+
+    def coarse_mask(self, x: torch.Tensor) -> torch.Tensor:
+        """1 where the scan shows what is not background in x, else 0."""
+        return (self._model().forward((x != 0).to(x.dtype)) > 0.5)[self.kept].to(x.dtype)
+
+    def _model(self) -> ForwardModel:
+        matrices = []
+        for m, v, p, s in zip(self.counts, self.scanner.factor, self.scanner.psf, self.shift):
+            identity = v == 1.0 and p.kind == "kspace" and p.window == "box" and p.width <= 1.0
+            positions = grids.axis_positions(self.size, m, v) + s
+            matrices.append(None if identity else fourier_matrix(self.size, positions, p.transfer))
+        return ForwardModel((self.size,) * 3, self.counts, tuple(matrices))
+
+    def start(self) -> tuple[tuple, tuple]:
+        """The start's matrix per axis [size, kept samples], None where nothing changes, and where the fine voxels lie
+        in the scan (index)."""
+        factor, psf = self.scanner.factor, self.scanner.psf
+        matrices, places = [], []
+        plain = start_matrices(self.counts, factor, (self.size,) * 3, (1.0,) * 3, psf)
+        for matrix, m, v, p, s, kept in zip(plain, self.counts, factor, psf, self.shift, self.kept):
+            positions = grids.axis_positions(m, self.size, 1.0 / v) - s / v - kept.start
+            build = fourier_matrix if p.kind in ("kspace", "unknown") else bspline_matrix
+            untouched = matrix is None and kept == slice(0, m)
+            matrices.append(None if untouched else build(kept.stop - kept.start, positions))
+            places.append(positions)
+        return tuple(matrices), tuple(places)
+
+    def core_start(self) -> list[np.ndarray]:
+        """The rows of the start that make the patch: the margin is there for the acquisition, not for the network."""
+        matrices, _ = self.start()
+        return [np.eye(self.size)[c] if m is None else m[c] for m, c in zip(matrices, self.core)]
 
 
-def _shifted_start(lr_shape, lr_voxel, hr_shape, psf, shift):
-    """The start's matrix per axis, and where the fine voxels lie in the scan (index)."""
-    matrices, places = [], []
-    plain = start_matrices(lr_shape, lr_voxel, hr_shape, (1.0, 1.0, 1.0), psf)
-    for matrix, m, v, n, p, s in zip(plain, lr_shape, lr_voxel, hr_shape, psf, shift):
-        positions = grids.axis_positions(m, n, 1.0 / v) - s / v
-        build = fourier_matrix if p.kind in ("kspace", "unknown") else bspline_matrix
-        matrices.append(None if matrix is None else build(m, positions))
-        places.append(positions)
-    return tuple(matrices), tuple(places)
+def _edges(size: int, count: int, factor: float, shift: float) -> np.ndarray:
+    """Where the voxels of the coarse samples begin and the last one ends, in fine voxels: [count + 1]."""
+    centres = grids.axis_positions(size, count, factor) + shift
+    return np.append(centres - factor / 2, centres[-1] + factor / 2)

@@ -115,7 +115,7 @@ def dpmpp_2m_solver(sigmas, *, eta: float = 0.0, sample: int = 0, seed: int = 0)
 def solver_for(steps: int, few_steps, sigma_min: float, sigma_max: float) -> tuple[Solver, int]:
     """(solver, n) for `steps` steps of a network that was distilled to the numbers of steps in `few_steps`.
 
-    n is the number of steps that the network has to be told of (`Condition.mode`): `steps` where it was distilled to
+    n is the number of steps that the network has to be told of (`Condition.steps`): `steps` where it was distilled to
     them, 0 where it is a denoiser of the ODE.
     """
     if steps in few_steps:

@@ -42,7 +42,7 @@ def residual(job, plan: tiles.TilePlan, y: torch.Tensor, cond: Condition, report
     denoise = _denoiser(job, plan, y.device, tick)
     few = job.model.meta.get("few_steps", ())
     solver, told = solver_for(options.steps, few, base.sigma_min, base.sigma_max)
-    solver, cond = solver.to(y), cond.with_mode(SAMPLE + told)
+    solver, cond = solver.to(y), cond.with_mode(SAMPLE, told)
 
     def loop(x, y, cond):
         def step(x, sigma):

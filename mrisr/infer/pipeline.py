@@ -221,8 +221,9 @@ def _frame(job: Job, data: np.ndarray, out: np.ndarray, std: np.ndarray | None):
             _warn(job, doubt)
         plan = _plan(job, y)
         mode = SAMPLE if job.options.mode == "sample" else MEAN
-        psf, voxel_size = (tuple(v[i] for i in job.order) for v in (job.psf, job.target.voxel_size))
-        cond = Condition.of_acquisition(psf, voxel_size, noise, mode, device)
+        known = (job.psf, job.target.voxel_size, job.source.voxel_size)
+        psf, voxel_size, stored = (tuple(v[i] for i in job.order) for v in known)
+        cond = Condition.of_acquisition(psf, voxel_size, noise, stored=stored, mode=mode, device=device)
     with report.stage("network"):
         residual, spread = mirrors.residual(job, plan, y, cond, partial(_plan, job))
         job.engine.release()  # what follows needs memory of its own

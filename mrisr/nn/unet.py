@@ -111,7 +111,7 @@ class UNet(nn.Module):
 
     Args of `forward`:
         x, y: float [N, 1, D, H, W]; D, H, W multiples of 8. Preconditioned residual, and the normalised start.
-        vector: float32 [N, 24] from `Condition.vector`.
+        vector: float32 [N, VECTOR_DIM] from `Condition.vector`.
         guidance: float [N, 8, D/8, H/8, W/8] from `Condition.guidance_for`.
         active: bool [N, 1, D/8, H/8, W/8], bricks that group-norm may see; None: those of `active_bricks(y)`.
 

@@ -11,10 +11,11 @@ from safetensors.torch import save as to_bytes
 
 from mrisr.errors import ModelError, TrainingError
 from mrisr.nn.condition import STEP_SHARE
+from mrisr.nn.grow import grow, reason_not_to_grow
 from mrisr.weights import registry
 
 LAST = "last.pt"
-FORMAT = 2
+FORMAT = 3
 PATHS = frozenset({"data", "init", "teacher"})
 
 
@@ -70,14 +71,20 @@ def starting_weights(name: str, what: str) -> registry.LoadedModel:
 
 @torch.no_grad()
 def initialise(net: torch.nn.Module, config) -> float:
-    """Start `net` from the weights `config.init`, which have to be of the same preset; returns their sigma_data."""
+    """Start `net` from the weights `config.init`, of the same preset or one that it can grow from (`mrisr.nn.grow`);
+    returns their sigma_data."""
     model = starting_weights(config.init, "init")
-    if model.meta["preset"] != config.preset:
-        raise TrainingError(
-            f"init: {config.init} holds preset {model.meta['preset']!r}, the run is of preset {config.preset!r}; "
-            "start from weights of the same preset, or from none"
-        )
-    net.load_state_dict(model.denoiser.net.state_dict())
+    start = model.denoiser.net
+    if start.config == net.config:
+        net.load_state_dict(start.state_dict())
+    else:
+        reason = reason_not_to_grow(start.config, net.config)
+        if reason is not None:
+            raise TrainingError(
+                f"init: {config.init} holds preset {model.meta['preset']!r}, from which preset {config.preset!r} of the "
+                f"run cannot begin ({reason}); start from weights of the same preset, or from none"
+            )
+        grow(start, net)
     if "few_steps" not in model.meta:
         forget_step_share(net)
     return model.denoiser.sigma_data

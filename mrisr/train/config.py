@@ -15,10 +15,12 @@ class TrainConfig:
 
     Attributes:
         preset: network size, a key of `mrisr.nn.presets.PRESETS`.
-        data: a folder of scans, or scans, to learn from.
+        data: folders of scans or of label maps, or single ones, to learn from.
+        weights: (beginning of a name, relative frequency) of scans that are not to count like the others.
         hold_out: file name prefixes of the people kept for validation (split by person, never by patch).
         thin_weight: relative frequency of a 2D scan (thick slices), of which only the in-plane detail is learnt.
-        synthetic: synthetic volumes to mix in, and synthetic_weight their total relative frequency.
+        synthetic: volumes of random shapes to mix in where `data` hold no label maps.
+        synthetic_share: of the pairs, those that are made from label maps or random shapes.
         init: weights to start from, by name or path, of the same preset; "": random ones.
         steps, batch, patch: optimiser steps, patches a step (of all processes together), fine voxels along a patch (a
             multiple of 8).
@@ -46,9 +48,10 @@ class TrainConfig:
     preset: str = "student"
     data: tuple[str, ...] = ()
     hold_out: tuple[str, ...] = ()
+    weights: tuple[tuple[str, float], ...] = ()
     thin_weight: float = 0.25
     synthetic: int = 4
-    synthetic_weight: float = 0.4
+    synthetic_share: float = 0.25
     init: str = ""
     steps: int = 4600
     batch: int = 8
@@ -79,6 +82,7 @@ class TrainConfig:
             if isinstance(getattr(self, name), str):
                 raise TrainingError(f"config: {name} must be a list of names, found {getattr(self, name)!r}")
         checks = {
+            "synthetic_share": 0 <= self.synthetic_share < 1,
             "seed": isinstance(self.seed, int) and 0 <= self.seed < 2**31,
             "steps": isinstance(self.steps, int) and self.steps >= 1,
             "batch": self.batch >= 1,

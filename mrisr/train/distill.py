@@ -8,7 +8,7 @@ A batch trains one mode, and of mode `sample` one number of steps, so that a ste
   of the student lands where two of 2n steps land. Those two are the teacher's in the first stage, afterwards those of
   the student as it was at the end of the stage before, kept frozen. A share of the batches rehearses the numbers of
   steps that the frozen copy has learnt, against its own result, so that one network serves them all; it is told which
-  one is wanted (`Condition.mode`).
+  one is wanted (`Condition.steps`).
 - `sample`, direct: the EDM loss against ground truth, so that the student remains a denoiser of the ODE.
 
 Where the teacher sees the student's own input, its decoder maps are hints for the student's, through 1x1x1 adapters
@@ -210,10 +210,10 @@ class Distillation(Run):
         at = torch.tensor([int(torch.randint(count, (1,), generator=g)) for g in draws.generators(4)])
         sigma, mid, end = (fine[2 * at + i].float().to(batch.y.device) for i in range(3))
         # As at inference: what was measured is known, so in its band there is noise alone.
-        x = batch.outside_band(batch.target) + sigma[:, None, None, None, None] * draws.normal(batch.target)
-        cond = batch.cond.with_mode(SAMPLE + count)
+        x = batch.target + sigma[:, None, None, None, None] * draws.normal(batch.target)
+        cond = batch.cond.with_mode(SAMPLE, count)
         teacher = own if self.frozen_at else self.teacher
-        how = cond if rehearse else batch.cond.with_mode(SAMPLE + (2 * count if self.frozen_at else 0))
+        how = cond if rehearse else batch.cond.with_mode(SAMPLE, 2 * count if self.frozen_at else 0)
 
         def taught(x, sigma):
             return batch.outside_band(teacher(x, sigma, batch.y, how).float())

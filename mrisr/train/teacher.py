@@ -18,8 +18,8 @@ def measure_residual(sampler: PatchSampler, patch: int = 32) -> tuple[float, dic
     """(sigma_data, mean square of the residual per scanner class), from fixed pairs far from those trained on."""
     sums: dict[str, list[float]] = {}
     for index in range(PROBES):
-        target, _, _, kind, _ = sampler.pair(2**40 + index, patch)
-        sums.setdefault(kind, []).append(float(target.square().mean()))
+        probe = Batch.of([sampler.pair(2**40 + index, patch)])
+        sums.setdefault(probe.kinds[0], []).append(float(probe.target.square().mean()))
     overall = float(np.mean([v for values in sums.values() for v in values]))
     # Few pairs of a class say little: shrink towards the overall mean.
     table = {k: (sum(v) + 2 * overall) / (len(v) + 2) for k, v in sums.items()}

@@ -96,7 +96,7 @@ def _case(volume, name, factor, kinds, noise, block, seed) -> Case:
     inner = [(s - min(block, s // 8 * 8)) // 2 for s in spans]
     core = tuple(slice(i, i + min(block, s // 8 * 8)) for i, s in zip(inner, spans))
     x, y, cubic = (v[core][None, None] for v in (x, y, cubic))
-    cond = Condition.of_acquisition(psf, (1, 1, 1), estimate_noise(scan))
+    cond = Condition.of_acquisition(psf, (1, 1, 1), estimate_noise(scan), stored=lr.voxel_size)
     reference_range = float(np.percentile(x.numpy(), 99.9))
     band = band_matrices(x.shape[2:], (1, 1, 1), psf)
     edge = tuple(0.5 / max(1.0, float(f)) for f in factor)
@@ -137,7 +137,7 @@ def sample(denoiser, case: Case, steps: int, few_steps=(), seed: int = 0) -> tor
     """A sample of a case in `steps` steps, as inference draws it; `few_steps`: what the network was distilled to."""
     device = next(denoiser.parameters()).device
     solver, told = solver_for(steps, few_steps, denoiser.sigma_min, denoiser.sigma_max)
-    y, cond = case.y.to(device), case.cond.to(device).with_mode(SAMPLE + told)
+    y, cond = case.y.to(device), case.cond.to(device).with_mode(SAMPLE, told)
     band = None if case.band is None else tuple(torch.as_tensor(m, device=device) for m in case.band)
     x = normal_noise(y.shape[2:], seed=seed, device=device)[None, None] * solver.levels[0]
     return solve(lambda x, sigma: outside_band(denoiser(x, sigma, y, cond).float(), band), x, solver).cpu()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from mrisr.data.labels import LabelVolume
 from mrisr.data.sources import TrainingVolume, find_scans, load_volumes
 from mrisr.data.synth import synthetic_volume
 from mrisr.errors import TrainingError
 from mrisr.train.config import TrainConfig
 
 
-def gather_volumes(config: TrainConfig) -> tuple[list[TrainingVolume], list[float], list[TrainingVolume]]:
-    """(training volumes, their weights, held-out volumes) of a configuration."""
-    volumes: list[TrainingVolume] = []
+def gather_volumes(config: TrainConfig) -> tuple[list, list[float], list[TrainingVolume]]:
+    """(training volumes and label maps, their weights, held-out volumes) of a configuration."""
+    volumes: list = []
     if config.data:
         paths = [p for source in config.data for p in find_scans(source)]
         volumes = load_volumes(paths)
@@ -20,9 +21,26 @@ def gather_volumes(config: TrainConfig) -> tuple[list[TrainingVolume], list[floa
         raise TrainingError(f"hold_out: no scan is named {missing}; found {sorted(v.name for v in volumes)}")
     train = [v for v in volumes if not any(v is h for h in held)]
     weights = [1.0 if all(v.fine_axes) else config.thin_weight for v in train]
-    for i in range(config.synthetic):
+    for prefix, weight in config.weights:
+        if not any(v.name.startswith(prefix) for v in train):
+            raise TrainingError(f"weights: no scan is named {prefix}; found {sorted(v.name for v in train)}")
+        weights = [weight if v.name.startswith(prefix) else w for v, w in zip(train, weights)]
+    maps = [isinstance(v, LabelVolume) for v in train]
+    for i in range(0 if any(maps) else config.synthetic):
         train.append(synthetic_volume(seed=1000 + i + config.seed))
-        weights.append(config.synthetic_weight / config.synthetic)
+        weights.append(1.0)
+        maps.append(True)
+    scans = sum(w for w, made in zip(weights, maps) if not made)
+    made = sum(w for w, m in zip(weights, maps) if m)
+    if scans and made:  # the rest is made up, whatever there is of each
+        share = config.synthetic_share / (1 - config.synthetic_share) * scans / made
+        weights = [w * share if m else w for w, m in zip(weights, maps)]
     if not train:
         raise TrainingError("nothing to train on: give data (a folder of scans) or synthetic > 0")
-    return train, weights, [v for v in held if all(v.fine_axes)]
+    kept = [(v, w) for v, w in zip(train, weights) if w > 0]
+    return [v for v, _ in kept], [w for _, w in kept], [v for v in held if _shows_truth(v)]
+
+
+def _shows_truth(volume) -> bool:
+    """Whether a held-out volume can be validated on: a scan that resolves its voxels along every axis."""
+    return isinstance(volume, TrainingVolume) and all(volume.fine_axes)

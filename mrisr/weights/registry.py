@@ -117,9 +117,13 @@ def _load(path: Path, name: str) -> LoadedModel:
     import torch
 
     from mrisr.diffusion.precond import Denoiser
+    from mrisr.nn.condition import FIRST_VERSION, widened
     from mrisr.nn.presets import build
 
     net = build(meta["preset"])
+    first = tensors.get("embed.0.weight")
+    if first is not None and first.shape[1:] == (FIRST_VERSION,):
+        tensors["embed.0.weight"] = widened(first)
     try:
         net.load_state_dict(tensors)  # copied into float32, whatever is stored
     except RuntimeError as error:
