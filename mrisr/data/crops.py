@@ -48,9 +48,7 @@ def coarser(span: int, size: int, zoom: float, softness: float = 0.0) -> np.ndar
     if zoom == 1.0 and not softness:
         return None
     positions = 0.5 * ((span - 1) - (size - 1) * zoom) + zoom * np.arange(size)
-    return fourier_matrix(
-        span, positions, lambda f: (f < 0.5 / zoom) * np.exp(-2.0 * (np.pi * softness * f) ** 2)
-    )
+    return fourier_matrix(span, positions, lambda f: (f < 0.5 / zoom) * np.exp(-2.0 * (np.pi * softness * f) ** 2))
 
 
 def random_contrast(x: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:

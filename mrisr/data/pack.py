@@ -79,7 +79,7 @@ def write_pack(path: Path, volumes: list, licences: dict[str, str], *, force: bo
 
 
 def describe(path: Path) -> list[dict]:
-    """What a pack says of each volume: name, kind, voxel_size, true_mm, step, licence. InputError where it is no pack."""
+    """What a pack says of each volume: name, kind, voxel_size, true_mm, step, licence. InputError: no pack."""
     with _opened(path) as archive:
         return _about(archive, path)
 

@@ -86,7 +86,7 @@ class Batch:
         return Batch(*tensors, self.kinds, self.band.to(device))
 
     def outside_band(self, x: torch.Tensor) -> torch.Tensor:
-        """x [N, 1, P, P, P] without what the scans measured, or without the part of it that `cond.denoise` leaves alone:
+        """x [N, 1, P, P, P] without what the scans measured, or the part of that which `cond.denoise` leaves alone:
         `mrisr.physics.degrade.outside_band`, batched."""
         kept = 1 - self.cond.denoise
         rows = [i for i in range(len(x)) if float(kept[i]) and bool(self.band[i, 0, 0].any())]

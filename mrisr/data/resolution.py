@@ -68,7 +68,7 @@ def _stated(entry, size: np.ndarray, data: np.ndarray, where: str) -> tuple[floa
     if (true < FINER * size).any() or (true > COARSEST).any():
         raise InputError(
             f"{where}: true_mm {stated} contradicts the header, whose voxels are "
-            f"{' x '.join(f'{v:.3g}' for v in size)} mm: a scan resolves its voxels at best, and {COARSEST:g} mm at worst"
+            f"{' x '.join(f'{v:.3g}' for v in size)} mm: expected those at least, and {COARSEST:g} mm at most"
         )
     return tuple(np.maximum(true, size).tolist())
 

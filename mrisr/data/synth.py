@@ -1,5 +1,5 @@
-"""Synthetic heads: label maps in random colours (after SynthSeg, Billot et al. 2023, and SynthSR, Iglesias et al. 2021),
-and random shapes where there are no maps (SynthMorph, Hoffmann et al. 2022).
+"""Synthetic heads: label maps in random colours (after SynthSeg, Billot et al. 2023, and SynthSR, Iglesias et al.
+2021), and random shapes where there are no maps (SynthMorph, Hoffmann et al. 2022).
 
 A network learns unlimited contrasts, real folds, sharp borders and targets without noise from them; real texture it
 learns from scans.
@@ -108,5 +108,6 @@ def synthetic_volume(shape=(128, 128, 128), *, seed: int, labels: int = 12) -> T
 
 
 def head_epoch(index: int) -> int:
-    """Which of its persons a label map is at a pair."""
-    return index // RENEWAL
+    """Which of its persons a label map is at a pair. The pairs that measure the residual (`mrisr.train.teacher`) lie
+    far away, and see those of the first pairs."""
+    return index // RENEWAL % 2**20

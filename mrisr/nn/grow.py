@@ -40,7 +40,7 @@ def grow(small: UNet, large: UNet) -> None:
     for name, tensor in new.items():
         if name in old:
             tensor.copy_(_grown(name, old[name], tensor.shape, times, generator))
-        elif name.endswith("conv2.weight") or name.endswith("conv2.bias"):
+        elif name.endswith(("conv2.weight", "conv2.bias")):
             tensor.zero_()
 
 
@@ -53,8 +53,12 @@ def _grown(name: str, old: torch.Tensor, shape, times: int, generator: torch.Gen
         axis = out_axis if old.dim() > 1 else 0
         old = torch.cat([torch.cat([part] * times, axis) for part in old.chunk(parts, axis)], axis)
     if old.dim() > 1 and shape[in_axis] != old.shape[in_axis]:
-        shares = torch.rand((times, *(old.shape[in_axis] if a == in_axis else 1 for a in range(old.dim()))),
-                            generator=generator) + 0.5
+        shares = (
+            torch.rand(
+                (times, *(old.shape[in_axis] if a == in_axis else 1 for a in range(old.dim()))), generator=generator
+            )
+            + 0.5
+        )
         shares = shares / shares.sum(0)
         old = torch.cat([old * share for share in shares], in_axis)
     return old

@@ -81,8 +81,8 @@ def initialise(net: torch.nn.Module, config) -> float:
         reason = reason_not_to_grow(start.config, net.config)
         if reason is not None:
             raise TrainingError(
-                f"init: {config.init} holds preset {model.meta['preset']!r}, from which preset {config.preset!r} of the "
-                f"run cannot begin ({reason}); start from weights of the same preset, or from none"
+                f"init: {config.init} holds preset {model.meta['preset']!r}, from which preset {config.preset!r} of "
+                f"the run cannot begin ({reason}); start from weights of the same preset, or from none"
             )
         grow(start, net)
     if "few_steps" not in model.meta:

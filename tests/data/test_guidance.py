@@ -19,7 +19,8 @@ def volume():
 
 
 def same(a, b):
-    return all(torch.equal(a[k], b[k]) for k in (0, 1, 4)) and torch.equal(a[2].width, b[2].width) and a[3] == b[3]
+    parts = ((a.target, b.target), (a.y, b.y), (a.band, b.band), (a.cond.width, b.cond.width))
+    return all(torch.equal(x, y) for x, y in parts) and a.kind == b.kind
 
 
 def test_pairs_without_guidance_are_those_of_a_sampler_without(volume):
@@ -27,12 +28,12 @@ def test_pairs_without_guidance_are_those_of_a_sampler_without(volume):
     guided = 0
     for index in range(12):
         expected, found = plain.pair(index, 16), mixed.pair(index, 16)
-        assert expected[2].guidance is None
-        if found[2].guidance is None:
+        assert expected.cond.guidance is None
+        if found.cond.guidance is None:
             assert same(expected, found)
         else:
             guided += 1
-            assert not torch.equal(expected[1], found[1])
+            assert not torch.equal(expected.y, found.y)
     assert 3 <= guided <= 11
 
 
@@ -82,8 +83,9 @@ def test_a_displaced_start_lies_where_the_reference_lies_and_is_as_bright():
     volume = TrainingVolume.from_array((1.0 + 0.2 * waves).astype(np.float32), (1.0, 1.0, 1.0), "waves")
     sampler, shifts, gains, moved = PatchSampler([volume], seed=2, drop=0.0, gradnl=1.0, bias=1.0), [], [], []
     for index in range(40):
-        target, y, cond, kind, band = sampler.pair(index, 24)
-        if kind not in ("iso1.0", "iso1.5", "iso2.0"):  # clean, and fine enough for these waves
+        pair = sampler.pair(index, 24)
+        target, y, cond, band = pair.target, pair.y, pair.cond, pair.band
+        if pair.kind not in ("iso1.0", "iso1.5", "iso2.0"):  # clean, and fine enough for these waves
             continue
         assert not band.any()
         inner = (slice(3, -3),) * 3
@@ -103,7 +105,7 @@ def test_the_network_is_told_the_truth_mirrored_too(volume):
     sampler = PatchSampler([volume], seed=3, drop=0.0, gradnl=1.0)
     checked = 0
     for index in range(30):
-        _, _, cond, _, _ = sampler.pair(index, 48)
+        cond = sampler.pair(index, 48).cond
         log_det = cond.guidance[0, 4, 1:-1, 1:-1, 1:-1]
         if not cond.guidance[0, 6:].any(1).any(1).any(1).all() or float(log_det.abs().max()) < 0.03:
             continue  # too little to tell
@@ -129,8 +131,9 @@ def test_a_known_field_is_taken_out_and_told():
 
 def test_slices_are_resampled_along_the_displacement_too():
     """Thick slices keep their own grid until the one interpolation; a smooth object comes back."""
-    from mrisr.data.patches import _coarse_axes, _shifted_forward, _shifted_start
-    from mrisr.ops.resample import apply_axes
+    from mrisr.data.patches import _Field
+    from mrisr.data.scanners import Scanner
+    from mrisr.ops.resample3d import apply_axes
     from mrisr.physics.psf import AxisPSF
 
     size, patch = 72, 24
@@ -139,9 +142,10 @@ def test_slices_are_resampled_along_the_displacement_too():
     distortion = BoreDistortion.random(np.random.default_rng(8), size)
     guided = Guided(size, patch, distortion, None)
     psf = (AxisPSF("kspace", 1.0), AxisPSF("kspace", 1.5), AxisPSF("gaussian", 3.0))
-    shape, voxel, shift = _coarse_axes(size, (1.0, 1.5, 3.0), np.random.default_rng(0))
-    matrices = _shifted_forward(x.shape, shape, voxel, psf, shift)
-    start, positions = _shifted_start(shape, voxel, x.shape, psf, shift)
+    scanner = Scanner((1.0, 1.5, 3.0), psf, 0.0, "slice3")
+    field = _Field.draw(np.random.default_rng(0), scanner, size, patch, at_the_end=False)
+    matrices = field._model().matrices
+    start, positions = field.start()
     core = (guided.core,) * 3
     found = guided.start(apply_axes(guided.acquired(x, psf), matrices), start, positions, psf)
     plain = apply_axes(x, matrices)

@@ -14,7 +14,7 @@ from mrisr.nn.condition import Condition
 from mrisr.ops.noise import normal_noise
 from mrisr.physics.psf import AxisPSF
 
-COND = Condition.of_acquisition((AxisPSF("kspace", 2.0),) * 3, (1, 1, 1), 0.01)
+COND = Condition.of_acquisition((AxisPSF("kspace", 2.0),) * 3, (1, 1, 1), 0.01, stored=(2, 2, 2))
 
 
 class Recorder(torch.nn.Module):

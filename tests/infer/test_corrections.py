@@ -251,7 +251,7 @@ def test_engines_and_exact_tiling_are_told_the_same(random_model):
 def test_mirrored_scans_are_told_mirrored_displacements():
     grid, bend = grid_of((30, 33, 41), (2.0, 2.0, 2.0), turn=0.2), Bend()
     corrector = Corrector(Corrections(bend), grid, plan(grid, factor=1.5), auto_psf((2.0,) * 3)[0], ("gradnl",))
-    cond = Condition.of_acquisition(auto_psf((2.0,) * 3)[0], (1.0,) * 3, None)
+    cond = Condition.of_acquisition(auto_psf((2.0,) * 3)[0], (1.0,) * 3, None, stored=(2.0,) * 3)
     order, mirrored = (0, 2, 1), (0, 2)
     told = corrector.told_to(cond, order, mirrored).guidance[0]
     target = plan(grid, factor=1.5)

@@ -210,7 +210,7 @@ def test_the_loop_asks_the_host_for_nothing(random_model, mode, preset, told):
 
     with torch.no_grad():
         y = torch.zeros(plan.shape, device="meta")
-        cond = Condition.of_acquisition((AxisPSF("kspace", 2.0),) * 3, (1, 1, 1), 0.01, device="meta")
+        cond = Condition.of_acquisition((AxisPSF("kspace", 2.0),) * 3, (1, 1, 1), 0.01, stored=(2, 2, 2), device="meta")
         if told:
             cond = replace(cond, guidance=torch.zeros(1, 8, 4, 4, 4, device="meta"))
         found, _ = loop.residual(job_of(model, plan, mode, graphs, net), plan, y, cond, no_report)
@@ -223,7 +223,7 @@ def test_of_several_tiles_the_network_is_what_is_captured(random_model):
     model, graphs = random_model("local"), WatchedGraphs()
     plan = tiles.plan((72, 48, 48), tile=48)
     job = job_of(model, plan, "mean", graphs, model.denoiser.net)
-    cond = Condition.of_acquisition(job.psf, (1, 1, 1), 0.01)
+    cond = Condition.of_acquisition(job.psf, (1, 1, 1), 0.01, stored=(2, 2, 2))
     y = torch.rand(plan.shape, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         found, _ = loop.residual(job, plan, y, cond, no_report)
@@ -264,7 +264,9 @@ def test_the_graph_computes_the_loop(random_model, mode, preset):
     job = job_of(model, plan, mode, CapturedAtOnce(), None)
     job.engine, job.options.samples = TorchEngine(model.denoiser.net, device, 0), 1
     y = torch.rand(plan.shape, generator=torch.Generator().manual_seed(0)).to(device)
-    cond = Condition.of_acquisition(job.psf, (1, 1, 1), 0.01, MEAN if mode == "mean" else SAMPLE, device)
+    cond = Condition.of_acquisition(
+        job.psf, (1, 1, 1), 0.01, stored=(2, 2, 2), mode=MEAN if mode == "mean" else SAMPLE, device=device
+    )
     with torch.inference_mode():
         found, _ = loop.residual(job, plan, y, cond, no_report)
     assert torch.isfinite(found).all() and found.any()

@@ -9,14 +9,17 @@ import torch
 from mrisr.errors import UsageError
 from mrisr.grid import Grid
 from mrisr.nn.condition import (
+    FIRST_VERSION,
     GUIDANCE_CHANNELS,
     SAMPLE,
     STEP_SHARE,
     VECTOR_DIM,
+    VECTOR_LAYOUT,
     Condition,
     brick_grid,
     canonical_order,
     guidance_channels,
+    widened,
 )
 from mrisr.physics.psf import AxisPSF
 
@@ -24,7 +27,7 @@ PSF = (AxisPSF("kspace", 1.0), AxisPSF("gaussian", 4.0), AxisPSF("unknown", 0.5)
 
 
 def condition(noise=0.02):
-    return Condition.of_acquisition(PSF, (1.0, 1.0, 1.0), noise)
+    return Condition.of_acquisition(PSF, (1.0, 1.0, 1.0), noise, stored=(1.0, 4.0, 0.5))
 
 
 def test_the_vector_tells_widths_profiles_noise_and_mode():
@@ -93,11 +96,38 @@ def test_bricks_lie_in_the_middle_of_their_voxels():
 
 
 def test_one_of_n_steps_is_told_beside_the_mode():
-    cond = Condition.of_acquisition((AxisPSF("kspace", 2.0),) * 3, (1, 1, 1), 0.01)
+    cond = Condition.of_acquisition((AxisPSF("kspace", 2.0),) * 3, (1, 1, 1), 0.01, stored=(2, 2, 2))
     plain = cond.with_mode(SAMPLE).vector(torch.ones(1), 0.1)
     for steps in (1, 2, 4, 8):
-        vector = cond.with_mode(SAMPLE + steps).vector(torch.ones(1), 0.1)
+        vector = cond.with_mode(SAMPLE, steps).vector(torch.ones(1), 0.1)
         assert float(vector[0, STEP_SHARE]) == 1 / steps
         vector[0, STEP_SHARE] = 0
         assert torch.equal(vector, plain)
     assert float(cond.vector(torch.ones(1), 0.1)[0, STEP_SHARE]) == 0 == float(plain[0, STEP_SHARE])
+
+
+def test_what_is_new_in_the_vector_is_told_and_ignored_by_older_weights():
+    sigma = torch.ones(1)
+    plain = condition().vector(sigma, 0.1)
+    assert plain[0, slice_of("spacing")].tolist() == [0.0, 2.0, -1.0] and float(plain[0, slice_of("denoise")]) == 0
+    cond = Condition.of_acquisition(
+        (AxisPSF("kspace", 2.0, "hann"), AxisPSF("kspace", 2.0, "tukey"), AxisPSF("kspace", 2.0)),
+        (1, 1, 1), 0.01, stored=(2, 2, 2), denoise=0.5, apodisation_known=True,
+    )  # fmt: skip
+    told = cond.vector(sigma, 0.1)
+    assert told[0, slice_of("apodisation")].tolist() == [1.0, 0.5, 0.0]
+    assert float(told[0, slice_of("apodisation_known")]) == 1 and float(told[0, slice_of("denoise")]) == 0.5
+    forgotten = cond.drop(0.999999, torch.Generator().manual_seed(0)).vector(sigma, 0.1)
+    assert not forgotten[0, slice_of("apodisation")].any() and not forgotten[0, slice_of("apodisation_known")].any()
+    assert torch.equal(forgotten[0, slice_of("spacing")], told[0, slice_of("spacing")])
+    weight = torch.randn(16, FIRST_VERSION)
+    new = cond.vector(sigma, 0.1)
+    assert torch.equal(
+        widened(weight) @ new[0], torch.nn.functional.pad(weight, (0, VECTOR_DIM - FIRST_VERSION)) @ new[0]
+    )
+    assert torch.allclose(widened(weight) @ new[0], weight @ new[0, :FIRST_VERSION], atol=1e-5)
+
+
+def slice_of(name):
+    first, count = VECTOR_LAYOUT[name]
+    return slice(first, first + count)
