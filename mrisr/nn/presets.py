@@ -9,8 +9,12 @@ PRESETS = {
     # 3.0 M parameters, 90 kFLOP. Normalised over the channels of a voxel only: local, so neither tiles nor air can
     # change it, and it needs no reduction over the volume. No attention, for the same reason.
     "student": UNetConfig(widths=(32, 64, 128), encoder=(2, 1), middle=2, decoder=(2, 2)),
-    # 20-30 M parameters, 280-475 kFLOP: needs a GPU to train.
+    # 16.7 M parameters, 360 kFLOP. Twice as wide as the student, whose weights it begins with (`mrisr.nn.grow`).
     "teacher": UNetConfig(
+        widths=(64, 128, 256), encoder=(2, 2), middle=3, decoder=(2, 2), attention=2, qk_norm=True
+    ),
+    # 24.5 M parameters: needs a GPU to train, and patches large enough for attention over the whole volume.
+    "teacher-large": UNetConfig(
         widths=(64, 128, 256), encoder=(2, 2), middle=5, decoder=(2, 2), norm="group", attention=3, embed=256,
         global_attention=1, qk_norm=True,
     ),

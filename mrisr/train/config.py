@@ -168,7 +168,11 @@ CONFIGS = {
     "base": TrainConfig(),
     # The shipped teacher-small.
     "teacher-small": TrainConfig(preset="teacher-small", steps=2600, mean_fraction=0.4),
-    "teacher": TrainConfig(preset="teacher", batch=32, patch=64, steps=20000, mean_fraction=0.4, prefetch=True),
+    # A leg of the shipped teacher: warm-up and decay of its own, from the averaged weights of the leg before.
+    "teacher": TrainConfig(preset="teacher", init="base", steps=1500, mean_fraction=0.7, lr=5e-4, muon_lr=0.012,
+                           warmup=60, ema=0.998, validate_every=250),
+    "teacher-large": TrainConfig(preset="teacher-large", batch=32, patch=64, steps=20000, mean_fraction=0.4,
+                                 prefetch=True),
     # The yardstick: the student's size and budget, one step, L1 alone, no diffusion.
     "deterministic": TrainConfig(mean_fraction=1.0, loss="l1"),
     # Seconds on a CPU: for tests and for a first look.

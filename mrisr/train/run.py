@@ -188,7 +188,8 @@ class Run:
 
     def validate(self, cases: list[Case]) -> dict[str, float]:
         """Gains over cubic and early signs of over-smoothing, of the average that leaves the run."""
-        return validate(self.averaged, cases)
+        with self.accelerator.autocast():
+            return validate(self.averaged, cases)
 
     def choose(self, cases: list[Case]) -> dict[str, float]:
         """Let the average that validates better leave the run (without cases, the long one), and its validation."""
