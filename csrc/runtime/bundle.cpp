@@ -125,14 +125,16 @@ void read_vector(Config& config, const Field& root) {
   v.width_decimals = static_cast<int>(vector["width_decimals"].whole(0, 9));
   for (const Field& profile : vector["profiles"].list(1, 16)) v.profiles.push_back(word(profile));
   const Field layout = vector["layout"];
-  layout.exactly({"log_sigma", "mode", "width", "width_known", "profile", "noise", "noise_known", "step_share"});
+  layout.exactly({"log_sigma", "mode", "width", "width_known", "profile", "noise", "noise_known", "step_share", "spacing", "apodisation",
+                  "apodisation_known", "denoise"});
   const struct {
     const char* name;
     Span* span;
     int count;
   } entries[] = {{"log_sigma", &v.log_sigma, 1}, {"mode", &v.mode, 1}, {"width", &v.width, 3}, {"width_known", &v.width_known, 3},
                  {"profile", &v.profile, 3 * static_cast<int>(v.profiles.size())}, {"noise", &v.noise, 1}, {"noise_known", &v.noise_known, 1},
-                 {"step_share", &v.step_share, 1}};
+                 {"step_share", &v.step_share, 1}, {"spacing", &v.spacing, 3}, {"apodisation", &v.apodisation, 3},
+                 {"apodisation_known", &v.apodisation_known, 1}, {"denoise", &v.denoise, 1}};
   std::uint64_t used = 0;
   for (const auto& entry : entries) {
     const Field place = layout[entry.name];

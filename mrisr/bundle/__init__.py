@@ -16,7 +16,9 @@ c_out = s d / sqrt(s^2 + d^2), c_in = 1 / sqrt(s^2 + d^2). Mode "mean" is x = 0,
 **The vector.** Zero but for the entries of `vector.layout` (first place, number of places): log_sigma = ln(s / d) /
 `log_sigma_unit`; mode = `mode_mean` or `mode_sample`; width = max(0, log2(acquired width / target voxel)) per axis and
 width_known = 1; profile = one-hot per axis over `profiles`; noise = (noise / intensity scale) / `noise_unit` with
-noise_known = 1, or both 0 where it is not known; step_share = 1 / steps in mode "sample" where `few_steps` has steps.
+noise_known = 1, or both 0 where it is not known; step_share = 1 / steps in mode "sample" where `few_steps` has steps;
+spacing = log2(stored voxel / target voxel) per axis; apodisation = 0 (none), 0.5 (Tukey) or 1 (Hann) per axis with
+apodisation_known = 1, or all 0 where it is not known; denoise = 0 to 1.
 Axes are in canonical order: sorted, stably, by that width rounded to `width_decimals`, coarsest last. **The guidance**
 is all zeros where there is none: its flags are channels too.
 
@@ -50,6 +52,7 @@ __all__ = [
     "Bundle", "BundleError", "Plan", "check_config", "describe_file", "is_bundle", "read", "read_config",
     "write_config",
 ]  # fmt: skip
+IN_THREES = ("width", "width_known", "spacing", "apodisation")  # entries of the vector with a place per axis
 CONFIG_NAME, CARD_NAME, WEIGHTS_NAME, MODEL_NAME = "config.json", "card.md", "weights.safetensors", "model.onnx"
 
 
@@ -181,12 +184,12 @@ def _contradiction(config: dict) -> str | None:
             "vector.layout.profile: expected three times as many places as profiles",
         ),
         (
-            [
-                vector["layout"][k][1]
-                for k in ("log_sigma", "mode", "width", "width_known", "noise", "noise_known", "step_share")
-            ]
-            != [1, 1, 3, 3, 1, 1, 1],
-            "vector.layout: expected 3 places for width and width_known, and 1 for the others",
+            any(
+                count != (3 if name in IN_THREES else 1)
+                for name, (_, count) in vector["layout"].items()
+                if name != "profile"
+            ),
+            "vector.layout: expected 3 places for width, width_known, spacing and apodisation, and 1 for the others",
         ),
         (diffusion["sigma_min"] >= diffusion["sigma_max"], "diffusion: sigma_min must be below sigma_max"),
         (tiling["align"] % config["network"]["multiple"], "tiling.align: must be a multiple of network.multiple"),

@@ -72,6 +72,10 @@ class Layout(Exact):
     noise: Span
     noise_known: Span
     step_share: Span
+    spacing: Span
+    apodisation: Span
+    apodisation_known: Span
+    denoise: Span
 
 
 class Vector(Exact):

@@ -77,7 +77,7 @@ def change(*path, to):
         (change("files", "card.md", to=...), "files: lacks card.md|list of 3|object of 3"),
         (change("graphs", 0, "file", to="other.onnx"), "files: lacks other.onnx"),
         (change("vector", "layout", "mode", to=[2, 1]), "vector.layout: entries overlap"),
-        (change("vector", "layout", "noise_known", to=[24, 1]), "passes the end of the vector"),
+        (change("vector", "layout", "noise_known", to=[40, 1]), "passes the end of the vector"),
         (change("trained_range", "slice", to=[4, 1]), "trained_range"),
         (change("tiling", "align", to=12), "tiling.align: must be a multiple"),
         (change("name", to="a\nb"), "name: expected a word"),

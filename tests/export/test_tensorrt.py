@@ -112,7 +112,7 @@ def test_the_trtexec_line_says_the_same_as_the_builder():
     options = tensorrt.PlanOptions((64, 64, 64), (8, 16, 24), (96, 96, 96), True, True, "a cache")
     line = tensorrt.trtexec(config, "float16", options)
     assert line.startswith("trtexec --onnx=m.onnx --saveEngine=model.plan --stronglyTyped --noTF32 ")
-    assert "--minShapes=x:1x1x8x16x24,y:1x1x8x16x24,vector:1x24,guidance:1x8x1x2x3 " in line
+    assert "--minShapes=x:1x1x8x16x24,y:1x1x8x16x24,vector:1x40,guidance:1x8x1x2x3 " in line
     assert "--maxShapes=x:1x1x96x96x96," in line and "--refit --versionCompatible" in line
     assert line.endswith("--hardwareCompatibilityLevel=ampere+ '--timingCacheFile=a cache'")
 
@@ -170,7 +170,7 @@ def test_the_engine_runs_on_the_callers_stream_into_one_buffer(fake, tmp_path, r
 
 def _inputs(shape):
     g = torch.Generator().manual_seed(3)
-    sizes = ((1, 1, *shape), (1, 1, *shape), (1, 24), (1, 8, *(n // 8 for n in shape)))
+    sizes = ((1, 1, *shape), (1, 1, *shape), (1, 40), (1, 8, *(n // 8 for n in shape)))
     return [torch.randn(s, generator=g) for s in sizes]
 
 
