@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from scipy import ndimage
+import torch.nn.functional as F
 
 from mrisr.errors import InputError
 from mrisr.ops.resample3d import apply_axes, interpolation_matrix
@@ -119,13 +119,19 @@ def another_person(volume: LabelVolume, rng: np.random.Generator) -> torch.Tenso
 
 def shelled(labels: torch.Tensor, voxel_size, rng: np.random.Generator) -> torch.Tensor:
     """Fluid, bone, fat and skin about a brain, each of random thickness."""
-    half = (labels[::2, ::2, ::2] == 0).numpy()
-    apart = ndimage.distance_transform_edt(half, sampling=[2 * v for v in voxel_size])
-    edges = np.cumsum([0.0] + [s * rng.uniform(0.5, 1.3) for s in np.diff([0.0, *SHELL_MM])])
-    shells = np.zeros(half.shape, np.uint8)
-    for low, high, label in zip(edges, edges[1:], SHELLS):
-        shells[(apart > low) & (apart <= high)] = label
-    full = torch.from_numpy(shells)
+    full = (labels[::2, ::2, ::2] > 0).to(torch.uint8)
+    step, apart, covered = 2 * float(np.mean(voxel_size)), 0.0, full.float()[None, None]
+    edges = np.cumsum([s * rng.uniform(0.5, 1.3) for s in np.diff([0.0, *SHELL_MM])])
+    for turn in range(int(edges[-1] / step)):
+        apart += step
+        label = SHELLS[int(np.searchsorted(edges, apart))]
+        # By cubes and by their six sides in turn: nearly a sphere.
+        sides = [[3, 1, 1], [1, 3, 1], [1, 1, 3]] if turn % 2 else [[3, 3, 3]]
+        pools = [F.max_pool3d(covered, side, 1, [n // 2 for n in side]) for side in sides]
+        larger = torch.stack(pools).amax(0)
+        full[(larger > covered)[0, 0]] = label
+        covered = larger
+    full[full == 1] = 0  # the brain itself, which `labels` has
     for axis, n in enumerate(labels.shape):
         full = full.repeat_interleave(2, axis).narrow(axis, 0, n)
     return torch.where(labels > 0, labels, full)

@@ -1,0 +1,206 @@
+"""Label maps: what is one, what is drawn from it, and what a sidecar says that a scan resolves."""
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from mrisr.data.labels import BRIGHT, DARK, VESSEL, LabelVolume
+from mrisr.data.pack import read_pack, write_pack
+from mrisr.data.patches import Batch, PatchSampler
+from mrisr.data.resolution import true_resolution
+from mrisr.data.scanners import Ghost, Interleave, Scanner
+from mrisr.data.sources import TrainingVolume, load_volumes
+from mrisr.data.synth import label_crop, synthetic_volume
+from mrisr.errors import InputError, MrisrWarning
+from mrisr.physics.psf import AxisPSF
+
+SHAPE = (56, 60, 52)
+
+
+def nested_labels():
+    line = [np.linspace(-1, 1, n) for n in SHAPE]
+    radius = sum(v**2 for v in np.meshgrid(*line, indexing="ij")) ** 0.5
+    return np.digitize(-radius, [-0.9, -0.75, -0.5, -0.3]).astype(np.int16) * 41
+
+
+@pytest.fixture(scope="module")
+def labels():
+    return LabelVolume.from_array(nested_labels(), (1.0, 1.0, 1.0), "nested")
+
+
+def save(path, data, voxel=(1.0, 1.0, 1.0)):
+    nib.save(nib.Nifti1Image(data, np.diag([*voxel, 1.0])), path)
+    return path
+
+
+def test_a_label_map_is_told_from_a_scan(tmp_path):
+    noisy = (100 * np.random.default_rng(0).random(SHAPE)).astype(np.int16)
+    found = load_volumes([save(tmp_path / "a.nii.gz", nested_labels()), save(tmp_path / "b.nii.gz", noisy)])
+    assert [type(v) for v in found] == [LabelVolume, TrainingVolume]
+    assert found[0].data.dtype == torch.uint8 and sorted(found[0].data.unique().tolist()) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (nested_labels() + 0.5, "whole numbers"),
+        (nested_labels() - 1, "labels from 0"),
+        (np.arange(np.prod(SHAPE)).reshape(SHAPE), "1 to 200 labels"),
+        (np.zeros(SHAPE, np.uint8), "1 to 200 labels"),
+    ],
+)
+def test_what_is_no_label_map_says_why(data, reason):
+    with pytest.raises(InputError, match=reason):
+        LabelVolume.from_array(data, (1, 1, 1), "odd")
+
+
+def test_a_head_is_a_function_of_its_epoch_with_vessels_and_lesions(labels):
+    first, again, other = labels.head(3, 0), labels.head(3, 0).clone(), labels.head(3, 1)
+    labels._kept.clear()
+    assert torch.equal(again, labels.head(3, 0)) and not torch.equal(first, other)
+    found = set()
+    for epoch in range(8):
+        found |= set(labels.head(3, epoch).unique().tolist())
+    assert {VESSEL, BRIGHT, DARK} <= found
+
+
+def test_colours_differ_and_air_stays_dark(labels):
+    crops = [label_crop(labels, 24, [0, 1, 2], np.random.default_rng(i), labels.head(0, 0)) for i in range(6)]
+    assert all(c.shape == (24, 24, 24) and bool(torch.isfinite(c).all()) and float(c.min()) >= 0 for c in crops)
+    assert len({round(float(c.max()), 4) for c in crops}) == 6
+    assert max(float(c.max()) for c in crops) < 2
+
+
+def test_packs_carry_label_maps_and_resolutions(labels, tmp_path):
+    scan = TrainingVolume.from_array(
+        np.random.default_rng(0).random((30, 30, 30)), (1.0, 1.0, 1.0), "scan.nii.gz[0]", (1.0, 1.2, 2.0)
+    )
+    write_pack(tmp_path / "both.pack", [labels, scan], {})
+    first, second = read_pack(tmp_path / "both.pack")
+    assert isinstance(first, LabelVolume) and torch.equal(first.data, labels.data)
+    assert second.true_mm == (1.0, 1.2, 2.0) and second.fine_axes == (True, True, False)
+
+
+def test_a_scan_is_degraded_from_what_it_resolves(tmp_path):
+    """Along an axis of twofold zero-filling the crop is on twice as long voxels: its spectrum is full there."""
+    noise = 0.02 * np.random.default_rng(0).standard_normal((95, 95, 64))
+    coarse = synthetic_volume((96, 96, 65), seed=4).data.numpy() + noise
+    spectrum = np.fft.fftshift(np.fft.fft(coarse, axis=2), axes=2)
+    filled = np.fft.ifft(np.fft.ifftshift(np.pad(spectrum, ((0, 0), (0, 0), (32, 32))), axes=2), axis=2).real * 2
+    path = save(tmp_path / "zip.nii.gz", filled.astype(np.float32), (1.0, 1.0, 0.5))
+    assert true_resolution(path, filled, (1.0, 1.0, 0.5)) == pytest.approx((1.0, 1.0, 1.0), rel=0.1)
+    (tmp_path / "volumes.json").write_text(json.dumps({"zip": {"true_mm": [1.0, 1.0, 1.0]}}))
+    (volume,) = load_volumes([path])
+    assert volume.true_mm == (1.0, 1.0, 1.0)
+    sampler = PatchSampler([volume], seed=0)
+    power = torch.zeros(3, 17)
+    for index in range(12):
+        pair = sampler.pair(index, 32)
+        image = pair.y + pair.target
+        for axis in range(3):
+            power[axis] += (
+                torch.fft.rfft(image - image.mean(), dim=axis).abs().square().mean([a for a in range(3) if a != axis])
+            )
+    highest = power[:, 12:].mean(1) / power[:, 4:8].mean(1)
+    assert float(highest.min()) > 0.2  # an axis that was zero-filled would have nothing there
+
+
+@pytest.mark.parametrize(
+    ("sidecar", "reason"),
+    [
+        ('{"a": {"true_mm": [0.5, 1, 1]}}', "contradicts the header"),
+        ('{"a": {"true_mm": [1, 1]}}', "three numbers"),
+        ('{"a": {"true_mm": [1, 1, true]}}', "three numbers"),
+        ('{"a": {"x_true_over_voxel": 0.5}}', "from 1 to 10"),
+        ('{"a": 3}', "expected an object"),
+        ("[1]", "expected an object"),
+        ("{", "not a readable sidecar"),
+        ("[" * 100_000, "not a readable sidecar"),
+    ],
+)
+def test_a_sidecar_that_is_wrong_is_named_and_its_scan_left_out(sidecar, reason, tmp_path):
+    data = np.random.default_rng(0).random((12, 12, 12), np.float32)
+    paths = [save(tmp_path / "scans" / f"{n}.nii.gz", data) for n in "a" if not (tmp_path / "scans").mkdir()]
+    (tmp_path / "other").mkdir()
+    paths.append(save(tmp_path / "other" / "b.nii.gz", data))
+    (tmp_path / "scans" / "volumes.json").write_text(sidecar)
+    with pytest.warns(MrisrWarning, match=f"left out of training.*{reason}"), pytest.warns(match="1 of 2 scans"):
+        assert [v.name for v in load_volumes(paths)] == ["b.nii.gz[0]"]
+
+
+def test_what_nobody_is_told_of_is_suffered():
+    x = torch.rand(24, 24, 12, generator=torch.Generator().manual_seed(0)) + 1
+    psf = (AxisPSF("kspace", 1.0),) * 2 + (AxisPSF("gaussian", 4.0),)
+    plain = Scanner((1, 1, 4), psf, 0.0, "slice4")
+    generator = torch.Generator().manual_seed(1)
+    assert torch.equal(plain.disturbed(x, 0.0, generator), x)
+    woven = Scanner((1, 1, 4), psf, 0.0, "s", interleave=Interleave(2, 0, 1.0, 1.05)).disturbed(x, 0.0, generator)
+    assert torch.equal(woven[..., ::2], x[..., ::2])
+    assert torch.allclose(woven[:-1, :, 1::2], 1.05 * x[1:, :, 1::2], atol=1e-5)
+    ghost = Scanner((1, 1, 4), psf, 0.0, "s", ghost=Ghost(0, 6, 0.1)).disturbed(x, 0.0, generator)
+    assert torch.allclose(ghost, x + 0.1 * x.roll(6, 0))
+    partial = Scanner((1, 1, 4), psf, 0.0, "s", partial=(0.75, 1.0, 1.0)).disturbed(x, 0.0, generator)
+    assert 0.001 < float((partial - x).abs().mean()) < 0.2
+    uneven = Scanner((1, 1, 4), psf, 0.0, "s", uneven=0.4)
+    noise = torch.stack([uneven.disturbed(torch.full((16, 16, 16), 9.0), 0.1, generator) for _ in range(40)]).std(0)
+    assert 0.05 < float(noise.mean()) < 0.2 and float(noise.std() / noise.mean()) > 0.15
+    permuted = Scanner((1, 1, 4), psf, 0.0, "s", interleave=Interleave(2, 0, 1.0, 1.05)).permuted((2, 1, 0))
+    assert (permuted.interleave.axis, permuted.interleave.along) == (0, 2)
+
+
+def test_some_patches_end_where_the_scan_ends_and_masked_scans_have_no_background():
+    volume = synthetic_volume((96, 96, 96), seed=1)
+    assert volume.masked
+    sampler = PatchSampler([volume], seed=4, drop=0.0)
+    beyond = sum(
+        pair.kind.startswith("slice") and bool((pair.y[..., :2].diff(dim=-1)).abs().sum() > 0)
+        for pair in (sampler.pair(i, 16) for i in range(12))
+    )
+    assert beyond > 0
+    from mrisr.data.patches import _Field
+
+    ends = 0
+    scanner = Scanner((1.0, 1.0, 4.0), (AxisPSF("kspace", 1.0),) * 2 + (AxisPSF("gaussian", 4.0),), 0.0, "slice4")
+    for seed in range(40):
+        field = _Field.draw(np.random.default_rng(seed), scanner, 64, 16, at_the_end=True)
+        assert all(c.start >= 0 and c.stop <= 64 and c.stop - c.start == 16 for c in field.core)
+        if field.kept[2] != slice(0, field.counts[2]):
+            ends += 1
+            positions = field.start()[1][2][field.core[2]]
+            last = field.kept[2].stop - field.kept[2].start - 1
+            outside = max(-float(positions.min()), float(positions.max()) - last)
+            assert 0.25 < outside <= 0.5 + 0.5 / 4  # half a slice, to within half a fine voxel
+        line = torch.linspace(0, 1, 64)
+        lr = field.acquire(line.expand(64, 64, 64).contiguous(), 0.0, torch.Generator())
+        from mrisr.ops.resample3d import apply_axes
+
+        y = apply_axes(lr, field.core_start())
+        assert (y - line[field.core[2]]).abs().max() < 0.02
+    assert 3 <= ends <= 18
+
+
+def test_the_band_that_stays_is_what_denoise_leaves():
+    volume = synthetic_volume((72, 72, 72), seed=2)
+    sampler = PatchSampler([volume], seed=0, drop=0.0)
+    seen = {}
+    for index in range(40):
+        pair = sampler.pair(index, 16)
+        if pair.band.any() and pair.cond.guidance is None:
+            seen.setdefault(round(float(pair.cond.denoise), 1), pair)
+    assert {0.0, 1.0} <= set(seen)
+    for amount, pair in seen.items():
+        batch = Batch.of([pair])
+        inside = pair.target[None, None] - Batch.of([kept(pair, 0.0)]).target
+        assert torch.allclose(
+            batch.target, pair.target[None, None] - (1 - float(pair.cond.denoise)) * inside, atol=1e-5
+        )
+        assert amount < 1 or torch.equal(batch.target, pair.target[None, None])
+
+
+def kept(pair, denoise):
+    from dataclasses import replace
+
+    return replace(pair, cond=replace(pair.cond, denoise=torch.tensor([denoise])))
