@@ -7,7 +7,7 @@ import torch
 
 from mrisr.data.scanners import uniform
 from mrisr.data.sources import TrainingVolume
-from mrisr.ops.resample3d import apply_axes, fourier_matrix
+from mrisr.ops.resample import apply_axes, fourier_matrix
 
 
 def scan_crop(volume: TrainingVolume, size: int, order: list[int], rng: np.random.Generator) -> torch.Tensor:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from mrisr.errors import InputError
-from mrisr.ops.resample3d import apply_axes, interpolation_matrix
+from mrisr.ops.resample import apply_axes, interpolation_matrix
 
 RENEWAL = 8192  # pairs for which a head stays as it is
 MOST_LABELS = 200  # beside what is added to them: uint8 has to reach

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from mrisr.ops.resample3d import apply_axes, bspline_matrix
+from mrisr.ops.resample import apply_axes, bspline_matrix
 from mrisr.physics.bias import bias_field
 from mrisr.physics.degrade import SLICE_KINDS, kspace_mask, rician, sampled, zero_fill_matrices
 from mrisr.physics.psf import AxisPSF

@@ -133,7 +133,7 @@ def test_slices_are_resampled_along_the_displacement_too():
     """Thick slices keep their own grid until the one interpolation; a smooth object comes back."""
     from mrisr.data.patches import _Field
     from mrisr.data.scanners import Scanner
-    from mrisr.ops.resample3d import apply_axes
+    from mrisr.ops.resample import apply_axes
     from mrisr.physics.psf import AxisPSF
 
     size, patch = 72, 24

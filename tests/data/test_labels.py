@@ -175,7 +175,7 @@ def test_some_patches_end_where_the_scan_ends_and_masked_scans_have_no_backgroun
             assert 0.25 < outside <= 0.5 + 0.5 / 4  # half a slice, to within half a fine voxel
         line = torch.linspace(0, 1, 64)
         lr = field.acquire(line.expand(64, 64, 64).contiguous(), 0.0, torch.Generator())
-        from mrisr.ops.resample3d import apply_axes
+        from mrisr.ops.resample import apply_axes
 
         y = apply_axes(lr, field.core_start())
         assert (y - line[field.core[2]]).abs().max() < 0.02
