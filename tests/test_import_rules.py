@@ -143,3 +143,40 @@ def test_the_core_knows_neither_torch_nor_python():
 
 def test_no_file_is_named_for_nothing():
     assert not [path for path in FILES if path.stem in {"utils", "util", "helpers", "common", "misc"}]
+
+
+def operators() -> dict[str, ast.Module]:
+    """The modules of mrisr.ops, by name."""
+    found = {}
+    for path in sorted((PACKAGE / "ops").rglob("*.py")):
+        name = ".".join(("mrisr", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+        found[name] = ast.parse(path.read_text(), str(path))
+    return found
+
+
+def imported_from(tree: ast.AST, modules) -> set[str]:
+    """Modules among `modules` that a tree imports, a package's own parts by their own names."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            parts = {f"{node.module}.{alias.name}" for alias in node.names} & set(modules)
+            found |= parts or {node.module} & set(modules)
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names} & set(modules)
+    return found
+
+
+def test_operators_import_in_no_circle():
+    modules = operators()
+    left = {name: imported_from(tree, modules) - {name} for name, tree in modules.items()}
+    while ready := [name for name, needs in left.items() if not needs & set(left)]:
+        for name in ready:
+            del left[name]
+    assert not left, f"a circle in {sorted(left)}"
+
+
+def test_operators_import_late_only_what_is_heavy():
+    """Inside functions: Triton's kernels, onnxscript, torch where asking must not import it; and modules by name."""
+    for name, tree in operators().items():
+        for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
+            assert not imported_from(function, operators()), f"{name}: {function.name} imports a neighbour"

@@ -75,6 +75,15 @@ def deviation(got: torch.Tensor, expected: torch.Tensor) -> float:
     return float(error.nan_to_num(nan=torch.inf, posinf=torch.inf).max()) if error.numel() else 0.0
 
 
+def tasks(spec: Spec, backend: Backend, gradients: bool = False) -> Iterator[tuple[torch.dtype, str]]:
+    """(dtype, case) of everything that this backend can be asked for: what no machine can run is not among it, nor
+    what takes Triton's interpreter too long."""
+    for dtype in (torch.float32,) if gradients else spec.tolerance:
+        for case in spec.cases:
+            if not spec.refused(backend.name, dtype, case, gradients) and not _too_slow(spec, backend, case, dtype):
+                yield dtype, case
+
+
 def values(spec: Spec, backend: Backend, dtype: torch.dtype, case: str) -> Outcome:
     """One case in one dtype, forward."""
 
@@ -82,7 +91,7 @@ def values(spec: Spec, backend: Backend, dtype: torch.dtype, case: str) -> Outco
         args = arguments(spec, case, dtype, device_of(backend))
         yield "value", deviation(spec.call(**args, backend=backend.name), oracle(spec, args))
 
-    return _outcome(backend, compute, spec.tolerance[dtype], _too_slow(spec, backend, case, dtype))
+    return _outcome(backend, compute, spec.tolerance[dtype])
 
 
 def gradients(spec: Spec, backend: Backend, case: str) -> Outcome:
@@ -97,7 +106,7 @@ def gradients(spec: Spec, backend: Backend, case: str) -> Outcome:
             scale = float(expected[name].abs().nan_to_num(0.0).max()) if expected[name].numel() else 1.0
             yield f"d {name}", deviation(gradient.double() / max(1.0, scale), expected[name] / max(1.0, scale))
 
-    return _outcome(backend, compute, GRADIENT_TOLERANCE, _too_slow(spec, backend, case, torch.float32))
+    return _outcome(backend, compute, GRADIENT_TOLERANCE)
 
 
 def derivatives(
@@ -115,8 +124,8 @@ def upstream(out: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Ten
     return flat.double().reshape(out.shape)
 
 
-def _outcome(backend: Backend, compute: Callable, tolerance: float, reason: str | None) -> Outcome:
-    reason = backend.available() or reason
+def _outcome(backend: Backend, compute: Callable, tolerance: float) -> Outcome:
+    reason = backend.available()
     if reason is not None:
         return Outcome("skipped", reason=reason)
     try:

@@ -36,4 +36,5 @@ SPEC = Spec(
     # Per axis the quintic filter multiplies the finest detail by 7.5: one rounding of the samples is this in 3D.
     tolerance={torch.float32: 7.5**3 * 2**-23, torch.float64: 1e-11},
     gradients=("x",),
+    float64=("native",),
 )
