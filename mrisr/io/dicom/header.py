@@ -22,6 +22,8 @@ EXPLICIT = "1.2.840.10008.1.2.1"
 BIG_ENDIAN = "1.2.840.10008.1.2.2"
 NATIVE = (IMPLICIT, EXPLICIT, BIG_ENDIAN, DEFLATED)
 
+# What decoders take from a data set; the rest of it is stated by `mrisr.io.dicom.frame.decode`.
+FOR_PIXELS = [0x7FE00001, 0x7FE00002, 0x7FE00010]
 LARGEST_SIDE = 4096  # rows or columns; MR slices have up to 2048
 MOST_FRAMES = 100_000
 LARGEST_INFLATED = 2 << 30  # bytes of a deflated data set
@@ -112,7 +114,11 @@ def parse(part: Part, *, pixels: bool) -> tuple[Any, str, bool, str, tuple[str, 
             start = stream.tell()
             last = None if pixels else (lambda tag, vr, length: tag in (0x7FE00008, 0x7FE00009, 0x7FE00010))
             dataset = pydicom.filereader.read_dataset(
-                stream, syntax == IMPLICIT, syntax != BIG_ENDIAN, stop_when=last, bytelength=None
+                stream,
+                syntax == IMPLICIT,
+                syntax != BIG_ENDIAN,
+                stop_when=last,
+                specific_tags=FOR_PIXELS if pixels else None,
             )
             if start == stream.tell() or not len(dataset):
                 raise InputError(f"{part}: holds no DICOM attributes; it is cut short or damaged, copy it again")
