@@ -8,14 +8,16 @@ from contextlib import contextmanager
 from typing import Any
 
 from mrisr import grid as grids
-from mrisr.corrections import corrections
+from mrisr.corrections import corrections, read_mask
 from mrisr.errors import CATCHING, MrisrWarning, UsageError
 from mrisr.infer.engines.precision import asked_for
 from mrisr.infer.engines.select import check_fork
+from mrisr.infer.fade import ENDS
 from mrisr.infer.mirrors import MIRRORINGS
 from mrisr.infer.pipeline import Options, upscale_volume
 from mrisr.infer.progress import reporting
 from mrisr.io.adapters import to_volume
+from mrisr.io.kinds import check_kind
 from mrisr.weights import registry
 
 CONSISTENCY = ("auto", "on", "off")
@@ -24,7 +26,7 @@ CONSISTENCY = ("auto", "on", "off")
 def upscale(
     volume: Any,
     *,
-    voxel_size: float | Sequence[float] = grids.DEFAULT_VOXEL_SIZE,
+    voxel_size: float | Sequence[float] | None = None,
     factor: float | Sequence[float] | None = None,
     affine: Any = None,
     input_voxel_size: float | Sequence[float] | None = None,
@@ -44,6 +46,9 @@ def upscale(
     bias: Any = None,
     bias_out: str = "corrected",
     consistency: str | bool = "auto",
+    mask: Any = None,
+    nonnegative: bool = False,
+    ends: str = "fade",
     memory: str | int | None = None,
     tile: int | Sequence[int] | str | None = None,
     engine: str = "auto",
@@ -61,7 +66,8 @@ def upscale(
         volume: a path (.nii, .nii.gz, .hdr/.img, .mgz; or DICOM: a file, folder, DICOMDIR or zip), a nibabel image, a
             NumPy array or torch tensor [X, Y, Z] or [X, Y, Z, T], or a `mrisr.Volume`. In 4D each frame is handled on
             its own.
-        voxel_size: of the output, mm, one number or three (one per stored axis).
+        voxel_size: of the output, mm, one number or three (one per stored axis). None: per axis the smaller of 0.7 mm
+            and the scan's own voxel, so that nothing is lost that the scan has.
         factor: how many times finer than the input, one number or three; in place of `voxel_size`.
         affine, input_voxel_size: of an array or tensor: (4, 4) index -> mm, or mm per axis. Without both, 1
             mm is assumed with a warning.
@@ -96,6 +102,13 @@ def upscale(
         bias_out: "corrected", or "kept": the result is multiplied by the field again.
         consistency: "on" (or True) corrects the result so that it explains the input to within its noise,
             "off" (or False) does not, "auto" does where the point spread is stated.
+        mask: of the head, on the scan's grid (a path, a nibabel image, a Volume, an array or a tensor [X, Y, Z]):
+            outside of it the result is 0, or what the scan's own background is. None: a background that has been
+            masked already (exact zeros, or one value all around) is found, and kept exactly.
+        nonnegative: whether values below 0, which every interpolation makes beside sharp edges, are set to 0.
+        ends: what stands beyond the centres of the first and the last slice, where nothing was measured: "fade" (plain
+            interpolation, into which the network's answer fades), "crop" (nothing: the result ends there), or "full"
+            (the network's answer, which is wrong there more often than not).
         memory: a budget that is kept: "2GB", "512MB" or bytes. On a CPU it is the process's resident memory,
             what it holds already included; on a GPU it is device memory. None: 60 % of what is free
             (in the process's control group), divided by MRISR_WORKERS.
@@ -139,15 +152,21 @@ def upscale(
         ensemble=_ensemble(ensemble, chosen),
         psf=psf,
         consistency=_consistency(consistency),
+        ends=_one_of("ends", ends, ENDS),
+        nonnegative=_flag("nonnegative", nonnegative),
         memory=memory,
         tile=tile,
     )
     with reporting(progress) as report:
         with report.stage("read"), _kept_warnings() as said:
             source, restore = to_volume(volume, affine, input_voxel_size, series, group)
+            check_kind(source)
             target = grids.plan(source.grid, voxel_size=voxel_size, factor=factor)
+            if voxel_size is None and factor is None and target == source.grid:
+                _warn_of_own_grid(source)
             known = dict(done=gradnl_done, slice_axis=slice_axis, bias_out=bias_out)
-            options = Options(**how, corrections=corrections(source, gradnl, bias, **known))
+            head = None if mask is None else read_mask(mask, source)
+            options = Options(**how, mask=head, corrections=corrections(source, gradnl, bias, **known))
         with report.stage("load model"):
             loaded = model if hasattr(model, "denoiser") else registry.load(model)
         result, info = upscale_volume(source, target, loaded, options, report)
@@ -196,6 +215,28 @@ def _kept_warnings() -> Iterator[list[str]]:
         if issubclass(warning.category, MrisrWarning):
             texts.append(str(warning.message))
         warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+
+
+def _warn_of_own_grid(source) -> None:
+    sizes = " x ".join(f"{v:.3g}" for v in source.voxel_size)
+    warnings.warn(
+        f"{source.name}: {sizes} mm is {grids.DEFAULT_VOXEL_SIZE:g} mm or finer along every axis already: the scan "
+        "keeps its grid, and hardly anything is gained; ask for a smaller voxel_size, or for factor",
+        MrisrWarning,
+        stacklevel=3,
+    )
+
+
+def _one_of(name: str, value: str, known: Sequence[str]) -> str:
+    if value not in known:
+        raise UsageError(f"{name}: expected one of {', '.join(known)}, found {value!r}")
+    return value
+
+
+def _flag(name: str, value: bool) -> bool:
+    if not isinstance(value, bool):
+        raise UsageError(f"{name}: expected True or False, found {value!r}")
+    return value
 
 
 def _whole(name: str, value: int, least: int) -> int:

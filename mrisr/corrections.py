@@ -1,4 +1,4 @@
-"""What a caller says of a scan's gradient nonlinearity and bias field, read and checked.
+"""What a caller says of a scan's gradient nonlinearity, bias field and head, read and checked.
 
 Shared by `mrisr.upscale`, `mrisr upscale` and `mrisr correct`, so that all three follow the same rules: coefficients of
 another vendor are refused, what the scanner corrected itself is never corrected twice, and doubts are said.
@@ -97,7 +97,25 @@ def read_field(source: Any, scan: Volume) -> tuple[torch.Tensor | str, str]:
     """(field float32 [X, Y, Z] on the scan's grid, or "auto"; where it is from) from a file, an image or an array."""
     if isinstance(source, str) and source == "auto":
         return "auto", "estimated by N4"
-    name = "bias field"
+    data, name = _on_grid(source, scan, "bias field", "bias: expected 'auto', a path, an image or an array")
+    field = torch.from_numpy(np.require(data, np.float32, ["C", "W"]))
+    bias.check_field(field, scan.data.shape[:3], name)
+    return field, f"from {name}" if name != "bias field" else "given"
+
+
+def read_mask(source: Any, scan: Volume) -> np.ndarray:
+    """The head, bool [X, Y, Z] on the scan's grid, from a file, an image or an array; above 0 is head."""
+    data, name = _on_grid(source, scan, "mask", "mask: expected a path, an image or an array")
+    if data.shape != scan.data.shape[:3]:
+        raise InputError(f"{name}: expected a mask on the scan's grid {scan.data.shape[:3]}, found {data.shape}")
+    head = np.asarray(data) > 0
+    if head.all() or not head.any():
+        raise InputError(f"{name}: every voxel is {'inside' if head.any() else 'outside'}; expected a mask of the head")
+    return head
+
+
+def _on_grid(source: Any, scan: Volume, name: str, expected: str) -> tuple[np.ndarray, str]:
+    """([X, Y, Z] of numbers, what messages call it) from a file, an image (its grid is checked) or an array."""
     if isinstance(source, str | os.PathLike):
         from mrisr.io import nifti
 
@@ -110,12 +128,10 @@ def read_field(source: Any, scan: Volume) -> tuple[torch.Tensor | str, str]:
     elif isinstance(source, np.ndarray | torch.Tensor):
         data = source.detach().cpu().numpy() if isinstance(source, torch.Tensor) else source
     else:
-        raise UsageError(f"bias: expected 'auto', a path, an image or an array, found {type(source).__name__}")
-    if data.ndim != 3 or data.dtype.kind not in "fiu":
-        raise InputError(f"{name}: expected a bias field [X, Y, Z], found {data.dtype} of shape {tuple(data.shape)}")
-    field = torch.from_numpy(np.require(data, np.float32, ["C", "W"]))
-    bias.check_field(field, scan.data.shape[:3], name)
-    return field, f"from {name}" if name != "bias field" else "given"
+        raise UsageError(f"{expected}, found {type(source).__name__}")
+    if data.ndim != 3 or data.dtype.kind not in "bfiu":
+        raise InputError(f"{name}: expected a {name} [X, Y, Z], found {data.dtype} of shape {tuple(data.shape)}")
+    return data, name
 
 
 def already_corrected(scan: Volume, stated: str = "auto", by: str = "the caller") -> tuple[str, str]:

@@ -14,10 +14,12 @@ import numpy as np
 
 from mrisr.errors import GeometryError, UsageError
 
-__all__ = ["Grid", "axis_positions", "check_affine", "plan", "ratios", "triple"]
+__all__ = ["Grid", "axis_positions", "check_affine", "default_voxel_size", "plan", "ratios", "triple"]
 
-DEFAULT_VOXEL_SIZE = 0.7  # mm
+DEFAULT_VOXEL_SIZE = 0.7  # mm; along an axis that is finer already, the axis keeps its own
 
+# A difference in voxel size below this ratio is rounding in a header, not a change of resolution.
+SAME_SPACING = 1e-3
 # Below this length (mm) a column of an affine is a missing voxel size, not a small one.
 SMALLEST_VOXEL = 1e-6
 # |det| of the unit-length columns; 1 for orthogonal axes, 0 for axes that lie in one plane.
@@ -96,22 +98,23 @@ def check_affine(affine: np.ndarray, name: str) -> np.ndarray:
 def plan(
     source: Grid,
     *,
-    voxel_size: float | tuple[float, float, float] = DEFAULT_VOXEL_SIZE,
+    voxel_size: float | tuple[float, float, float] | None = None,
     factor: float | tuple[float, float, float] | None = None,
 ) -> Grid:
-    """The grid of `voxel_size` mm, or `factor` times finer, over the field of view of `source`.
+    """The grid of `voxel_size` mm, or `factor` times finer, over the field of view of `source`; with neither,
+    `default_voxel_size`.
 
     The centre of the field of view stays where it is and its size is kept to within half an output voxel.
-    `factor`, when given, stands in place of `voxel_size`; stating both is a UsageError, as is any value that
-    is not one or three positive finite numbers.
+    Stating both is a UsageError, as is any value that is not one or three positive finite numbers.
 
     >>> plan(Grid((10, 10, 10), np.diag([0.9, 0.9, 0.9, 1.0])), factor=2).shape
     (20, 20, 20)
     """
     if factor is None:
-        ratio = triple(voxel_size, "voxel_size") / np.array(source.voxel_size)
+        size = default_voxel_size(source) if voxel_size is None else triple(voxel_size, "voxel_size")
+        ratio = size / np.array(source.voxel_size)
     else:
-        if not np.array_equal(voxel_size, DEFAULT_VOXEL_SIZE):
+        if voxel_size is not None:
             raise UsageError(f"give voxel_size or factor, not both; found {voxel_size=} and {factor=}")
         ratio = 1.0 / triple(factor, "factor")
 
@@ -122,6 +125,12 @@ def plan(
     index_map = np.diag([*ratio, 1.0])
     index_map[:3, 3] = 0.5 * ((n_in - 1) - (np.array(n_out) - 1) * ratio)
     return Grid(n_out, source.affine @ index_map)
+
+
+def default_voxel_size(source: Grid) -> np.ndarray:
+    """Per axis the smaller of 0.7 mm and the source's own voxel, float64 (3,): nothing that the scan has is lost."""
+    own = np.array(source.voxel_size)
+    return np.where(own <= DEFAULT_VOXEL_SIZE * (1 + SAME_SPACING), own, DEFAULT_VOXEL_SIZE)
 
 
 def ratios(source: Grid, target: Grid) -> np.ndarray:

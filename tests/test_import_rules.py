@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "ops": {"kernels", "native"},
     "nn": {"ops", "physics", "grid"},
     "diffusion": {"ops"},
-    "physics": {"ops", "volume", "grid"},
+    "physics": {"ops", "native", "volume", "grid"},
     "data": {"io", "schema", "volume", "grid", "physics", "ops", "nn"},
     "train": {
         "schema",

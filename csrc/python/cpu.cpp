@@ -96,6 +96,23 @@ void bind_cpu(py::module_& m) {
                         n_out, inner, drop, threads);
       },
       release());
+  m.def(
+      "tissue",
+      [](Address out, Address v, Triple shape, std::array<bool, 3> open, double darkest, double certain, double over_air,
+         Address mean, Address spare, int threads) {
+        cpu::tissue(at<std::uint8_t>(out, "out"), at<const float>(v, "v"), shape.data(), open.data(),
+                    {darkest, certain, over_air}, at<float>(mean, "mean"), at<std::uint8_t>(spare, "spare"), threads);
+      },
+      release());
+  m.def(
+      "masked_background",
+      [](Address out, Address v, Triple shape, double share, double solid, Address queue) {
+        const Background found =
+            cpu::masked_background(at<std::uint8_t>(out, "out"), at<const float>(v, "v"), shape.data(), {share, solid},
+                                   at<std::uint32_t>(queue, "queue"));
+        return std::pair<Index, Index>(found.voxels, found.first);
+      },
+      release());
   m.def("group_norm_slabs", [](Index voxels) { return NormShape{1, 1, voxels, 1, false}.slabs(); });
   m.def(
       "group_norm_merge",

@@ -11,6 +11,7 @@
 #include <type_traits>
 
 #include "attention3d.h"
+#include "foreground.h"
 #include "resample_axes.h"
 #include "tiles.h"
 #include "rms_norm.h"

@@ -44,7 +44,7 @@ def add_parser(subparsers) -> None:
         type=positive_float,
         nargs="+",
         metavar="MM",
-        help="output voxel size in mm, one number or three (default: 0.7)",
+        help="output voxel size in mm, one number or three (default: per axis the smaller of 0.7 and the scan's own)",
     )
     grid.add_argument("--factor", type=positive_float, nargs="+", metavar="F", help="or: times finer")
     parser.add_argument("--preview", metavar="PNG", help="picture of input, output and difference in three planes")
@@ -80,6 +80,19 @@ def add_parser(subparsers) -> None:
         default="auto",
         help="make the output reproduce the input to within noise (default: auto, where --psf is stated)",
     )
+    model.add_argument(
+        "--mask",
+        metavar="MASK",
+        help="the head, on IN's grid: outside of it OUT is 0 (default: a background that is masked already is kept)",
+    )
+    model.add_argument("--nonnegative", action="store_true", help="set values below 0 to 0")
+    model.add_argument(
+        "--ends",
+        choices=("fade", "crop", "full"),
+        default="fade",
+        help="beyond the centres of the end slices: plain interpolation, nothing, or the network's answer "
+        "(default: fade)",
+    )
     known = parser.add_argument_group("distortions to take out on the way")
     add_gradnl(known)
     known.add_argument(
@@ -114,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
     if args.radius is not None and args.gradnl is None:
         raise UsageError("--radius: needs --gradnl")
     field = args.bias if args.bias != "auto" else None
-    inputs = tuple(path for path in (args.input, args.gradnl, field) if path is not None)
+    inputs = tuple(path for path in (args.input, args.gradnl, field, args.mask) if path is not None)
     with Outputs(targets, force=args.force, inputs=inputs) as outputs:
         from mrisr.io import nifti
 
@@ -124,10 +137,10 @@ def run(args: argparse.Namespace) -> int:
         use_threads(args.threads)
         import mrisr
 
-        grid = {"factor": factor} if factor is not None else {"voxel_size": voxel_size or 0.7}
         result, info = mrisr.upscale(
             source,
-            **grid,
+            voxel_size=voxel_size,
+            factor=factor,
             device=args.device,
             model=args.model,
             mode=args.mode,
@@ -142,6 +155,9 @@ def run(args: argparse.Namespace) -> int:
             bias=args.bias,
             bias_out=args.bias_out,
             consistency=args.consistency,
+            mask=args.mask,
+            nonnegative=args.nonnegative,
+            ends=args.ends,
             memory=args.memory,
             tile=args.tile,
             engine=args.engine,

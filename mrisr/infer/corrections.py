@@ -20,6 +20,7 @@ import torch.nn.functional as F
 
 from mrisr.errors import CATCHING, UsageError
 from mrisr.grid import Grid, plan
+from mrisr.infer.fade import HALF, ORDER, Fade
 from mrisr.infer.info import BiasInfo, GradnlInfo
 from mrisr.nn.condition import GUIDANCE_CHANNELS, GUIDANCE_STRIDE, Condition, brick_grid, guidance_channels
 from mrisr.ops.resample import apply_axes, resample3d
@@ -140,6 +141,30 @@ class Corrector:
             low, high = min(low, float(warp.gain.min())), max(high, float(warp.gain.max()))
         self._det = (low, high)
         return y
+
+    def interpolated(self, fade: Fade, lr: torch.Tensor) -> torch.Tensor:
+        """Plain interpolation of a frame [X, Y, Z] onto the target, where the network's answer does not count."""
+        return self._plainly(lr, fade.cubic, ORDER, modulated=True)
+
+    def weights(self, fade: Fade, head: torch.Tensor) -> torch.Tensor:
+        """How much of the network's answer counts on the target, 0 to 1; head: float [X, Y, Z], 1 in it, 0 in air."""
+        return fade.cut_ends(self._plainly(head, fade.linear, 1))
+
+    def background(self, fade: Fade, mask: torch.Tensor) -> torch.Tensor:
+        """A mask of the scan, float [X, Y, Z], on the target's grid: bool."""
+        return self._plainly(mask, fade.linear, 1) > HALF
+
+    def _plainly(self, volume: torch.Tensor, matrices: tuple, order: int, modulated: bool = False) -> torch.Tensor:
+        """A volume of the scan's grid on the target's, along the axes or displaced."""
+        if not self.given.displaces:
+            found = apply_axes(volume, matrices)
+            return volume.clone() if found is volume else found.contiguous()
+        out = volume.new_empty(self.target.shape)
+        for rows, warp, moved in self._displacements(self.source):
+            piece, index = _rows_for(volume, warp, moved)
+            gain = warp.gain if modulated else None
+            out[rows] = resample3d(piece, warp.target.shape, index, displacement=moved, modulate=gain, order=order)
+        return out
 
     def reshaded(self, volume: torch.Tensor) -> torch.Tensor:
         """A volume on the target grid, multiplied by the field (in place) where that was asked for."""

@@ -19,7 +19,7 @@ from mrisr.infer import tiles
 from mrisr.nn.condition import SAMPLE, Condition
 from mrisr.ops.noise import normal_noise
 from mrisr.ops.tiles import gather
-from mrisr.physics.degrade import band_matrices, outside_band
+from mrisr.physics.degrade import band_matrices, mean_matrices, outside_band
 
 
 def residual(job, plan: tiles.TilePlan, y: torch.Tensor, cond: Condition, report: Callable[[float], None]):
@@ -85,11 +85,10 @@ def _denoiser(job, plan: tiles.TilePlan, device: torch.device, tick) -> Callable
 
     # In the processed box only: it moves with the head, so that air around it changes nothing.
     inside = tuple(slice(a, min(b, n)) for a, b, n in zip(*plan.box, plan.shape))
-    band = None
-    if not job.options.corrections.displaces:  # what was displaced has no band that is exact; so in training
-        band = band_matrices([s.stop - s.start for s in inside], job.target.voxel_size, job.psf)
-    if band is not None:
-        band = tuple(torch.as_tensor(m, device=device) for m in band)
+    grid = [s.stop - s.start for s in inside], job.target.voxel_size, job.psf
+    # What was displaced, or averaged over slices, has no band that is exact (so in training): its local mean is kept.
+    band = None if job.options.corrections.displaces else band_matrices(*grid)
+    band = tuple(torch.as_tensor(m, device=device) for m in band or mean_matrices(*grid))
     weights = tiles.weights_on(plan, device)
 
     def shown(volume, start):

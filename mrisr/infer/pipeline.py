@@ -14,9 +14,10 @@ import torch
 from mrisr import environment
 from mrisr import grid as grids
 from mrisr.errors import BackendError, MrisrWarning
-from mrisr.grid import Grid
+from mrisr.grid import SAME_SPACING, Grid
 from mrisr.infer import engines, memory, mirrors, tiles
 from mrisr.infer.corrections import Corrections, Corrector, check_consistency, learnt
+from mrisr.infer.fade import Fade, inner_range, slice_axes
 from mrisr.infer.graph import CAPTURING_CALL, Graphs, graphs_for
 from mrisr.infer.info import (
     ConsistencyInfo,
@@ -30,12 +31,11 @@ from mrisr.infer.progress import Report
 from mrisr.nn.condition import MEAN, SAMPLE, Condition, canonical_order
 from mrisr.physics.consistency import correct, residual_chi2
 from mrisr.physics.degrade import SLICE_KINDS, ForwardModel
-from mrisr.physics.intensity import estimate_noise, intensity_scale, robust_range
+from mrisr.physics.foreground import Background, masked_background, tissue
+from mrisr.physics.intensity import OUTLIER, estimate_noise, robust_range, robust_scale
 from mrisr.physics.psf import PSF, parse_psf
 from mrisr.volume import Volume
 
-# A difference in voxel size below this ratio is rounding in a header, not a change of resolution.
-SAME_SPACING = 1e-3
 WINDOW_ALIGN = 64  # attention windows are 8^3 at 1/8 resolution, counted from the volume's origin
 
 
@@ -57,6 +57,9 @@ class Options:
     memory: str | int | None = None
     tile: int | tuple[int, int, int] | str | None = None
     corrections: Corrections = Corrections()
+    ends: str = "fade"
+    mask: np.ndarray | None = None  # bool [X, Y, Z] on the scan's grid: the head
+    nonnegative: bool = False
 
 
 @dataclass
@@ -78,6 +81,7 @@ class Job:
     report: Report
     order: tuple[int, int, int] = (0, 1, 2)  # of the axes, as the network sees them
     corrector: Corrector | None = None
+    fade: Fade | None = None
     forward: ForwardModel | None = None
     need: memory.Demand | None = None
     expected: int = 0
@@ -132,10 +136,26 @@ def upscale_volume(volume: Volume, target: Grid, model: Any, options: Options, r
         if job.graphs is not None:
             job.graphs.clear()
         job.engine.release()
+    out, std, job.target = _kept_slices(job, out, std)
     info = _info(job, notes, scales)
     if std is not None:
-        info.std = volume.replace(std, target.affine)
-    return volume.replace(out, target.affine), info
+        info.std = volume.replace(std, job.target.affine)
+    return volume.replace(out, job.target.affine), info
+
+
+def _kept_slices(job: Job, out: np.ndarray, std: np.ndarray | None):
+    """Result, spread and target grid, with ends="crop" without what lies beyond the centre of an end slice."""
+    target = job.target
+    if job.options.ends != "crop":
+        return out, std, target
+    ratio, start = grids.ratios(job.source, target), np.eye(4)
+    kept = tuple(
+        inner_range(n, m, r) if sliced else slice(0, m)
+        for n, m, r, sliced in zip(job.source.shape, target.shape, ratio, slice_axes(job.psf))
+    )
+    start[:3, 3] = [k.start for k in kept]
+    out, std = (None if v is None else np.ascontiguousarray(v[kept]) for v in (out, std))
+    return out, std, Grid(out.shape[:3], target.affine @ start)
 
 
 def _prepare(volume: Volume, target: Grid, model: Any, options: Options, report: Report) -> Job:
@@ -153,6 +173,7 @@ def _prepare(volume: Volume, target: Grid, model: Any, options: Options, report:
     job.order = canonical_order(psf, target.voxel_size)
     job.need = _demand(job)
     job.corrector = Corrector(given, source, target, psf, learnt(model.meta), engine.device)
+    job.fade = Fade.between(source, target, psf, options.ends)
     job.forward = ForwardModel.between(target.shape, target.voxel_size, source.shape, source.voxel_size, psf)
     _warn_about_range(job)
     return job
@@ -211,7 +232,11 @@ def _frame(job: Job, data: np.ndarray, out: np.ndarray, std: np.ndarray | None):
     report, device = job.report, job.engine.device
     with report.stage("start"):
         flat = job.corrector.unshaded(data)
-        offset, scale = intensity_scale(flat)
+        found = robust_scale(flat)
+        offset, scale = found.offset, found.scale
+        if found.outliers:
+            _warn(job, _outliers(found))
+        background = _background(job, data)
         lr = (torch.from_numpy(np.ascontiguousarray(flat)) - offset).div_(scale)
         # Of the scan as it was acquired: dividing by a field makes the noise uneven, which the network is told apart.
         noise = estimate_noise(lr if flat is data else (torch.from_numpy(data) - offset).div_(scale))
@@ -230,6 +255,7 @@ def _frame(job: Job, data: np.ndarray, out: np.ndarray, std: np.ndarray | None):
     with report.stage("consistency"):
         result = y.add_(residual)
         del residual, y
+        result = _faded(job, result, lr, spread)
         result, note = _consistent(job, result, lr, noise)
     with report.stage("finish"):
         if job.seam is not None:
@@ -237,7 +263,39 @@ def _frame(job: Job, data: np.ndarray, out: np.ndarray, std: np.ndarray | None):
         out[...] = job.corrector.reshaded(result.mul_(scale).add_(offset)).cpu().numpy()
         if std is not None:
             std[...] = job.corrector.reshaded(spread.mul_(scale)).cpu().numpy()
+        if background is not None:
+            outside = job.corrector.background(job.fade, torch.from_numpy(background.mask).to(lr)).cpu().numpy()
+            out[outside] = background.value
+            if std is not None:
+                std[outside] = 0
+        if job.options.nonnegative:
+            np.maximum(out, 0, out=out)
     return note, (offset, scale)
+
+
+def _outliers(found) -> str:
+    return (
+        f"the brightest {100 * found.outliers:.2g} % of the foreground are over {OUTLIER:g} times as bright as the "
+        "rest (an implant, a vessel, spikes?): the intensity scale was taken without them; look at the result there"
+    )
+
+
+def _background(job: Job, data: np.ndarray) -> Background | None:
+    """What is to be one exact value in the result: outside of the stated mask, or else what the scan has masked."""
+    found = masked_background(data)
+    if job.options.mask is None:
+        return found
+    return Background(~job.options.mask, 0.0 if found is None else found.value)
+
+
+def _faded(job: Job, result: torch.Tensor, lr: torch.Tensor, spread: torch.Tensor | None) -> torch.Tensor:
+    """The result (in place), with plain interpolation in air and beyond the end slices."""
+    head = tissue(lr.cpu().numpy(), job.fade.open_axes, max(1, job.engine.threads))
+    weights = job.corrector.weights(job.fade, torch.from_numpy(head).to(lr))
+    plain = job.corrector.interpolated(job.fade, lr)
+    if spread is not None:
+        spread *= weights
+    return result.sub_(plain).mul_(weights).add_(plain)
 
 
 def _plan(job: Job, y: torch.Tensor) -> tiles.TilePlan:

@@ -16,6 +16,7 @@ import numpy as np
 
 from mrisr.errors import GeometryError, InputError, MrisrWarning, UsageError, opening
 from mrisr.grid import check_affine, triple
+from mrisr.io.kinds import refuse_labels
 from mrisr.volume import Volume, check_shape
 
 __all__ = ["to_volume"]
@@ -159,6 +160,8 @@ def _from_simpleitk(image: Any) -> tuple[Volume, Restore]:
 def _from_torchio(image: Any) -> tuple[Volume, Restore]:
     """TorchIO keeps [C, X, Y, Z] and an RAS affine; its channels are frames here."""
     torch = sys.modules["torch"]
+    if any(c.__name__ == "LabelMap" for c in type(image).__mro__):
+        refuse_labels("torchio image", "a torchio.LabelMap")
     data = image.data.detach().to("cpu").numpy()
     frames = np.moveaxis(data, 0, -1)
     volume = Volume(frames[..., 0] if len(data) == 1 else frames, image.affine, name="torchio image")

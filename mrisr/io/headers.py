@@ -52,8 +52,11 @@ def nifti_header(volume: Volume) -> Nifti1Header:
         _move(header, volume)
     else:
         header = Nifti1Header()
-        code = SCANNER if isinstance(volume.header, MGHHeader) else ALIGNED
-        header.set_xyzt_units("mm", "msec" if code == SCANNER else 0)
+        mgh = isinstance(volume.header, MGHHeader)
+        # Without the flag a position was never stored: what nibabel gives is FreeSurfer's default, not the scanner's.
+        scanner = bool(volume.header["goodRASFlag"]) if mgh else "ImageType" in volume.meta
+        code = SCANNER if scanner else ALIGNED
+        header.set_xyzt_units("mm", "msec" if mgh else 0)
         header.set_sform(volume.affine, code)
         _set_qform(header, volume.affine, code, volume.name)
     try:

@@ -74,7 +74,11 @@ def from_image(image: SpatialImage, *, name: str | None = None, meta: dict | Non
         proxy = image.dataobj
         voxels = proxy.get_scaled(np.float32) if hasattr(proxy, "get_scaled") else np.asarray(proxy)
     affine = affine_in_mm(image.affine, image.header)
-    volume = Volume(voxels, affine, image.header.copy(), name, meta or {}, from_outside=scan)
+    header = image.header.copy()
+    if isinstance(image, MGHImage) and not _position_stated(image):
+        header["goodRASFlag"] = 0  # nibabel has filled in FreeSurfer's default, and set the flag
+        _warn(f"{name}: states no voxel size and no position (ras_good_flag 0): FreeSurfer's default, 1 mm, is assumed")
+    volume = Volume(voxels, affine, header, name, meta or {}, from_outside=scan)
     if isinstance(volume.header, Nifti1Header):
         _warn_where_header_disagrees(volume)
     return volume
@@ -113,6 +117,15 @@ def write(volume: Volume, path: str | os.PathLike, *, force: bool = False) -> No
     image = to_image(volume, "mgh" if ending in (".mgh", ".mgz") else "nifti")
     with replacing(path, force=force) as beside:
         image.to_filename(beside)
+
+
+def _position_stated(image: MGHImage) -> bool:
+    """Whether the file's own ras_good_flag is set; True where there is no file."""
+    holder = image.file_map["image"]
+    if holder.filename is None or not Path(holder.filename).is_file():
+        return True
+    with _reading(holder.filename), holder.get_prepare_fileobj("rb") as stream:
+        return stream.read(30)[28:] != b"\0\0"
 
 
 def _ending(path: Path, known: tuple[str, ...]) -> str | None:

@@ -2,26 +2,54 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
 ENOUGH = 4_000_000  # voxels, for percentiles
 FOREGROUND = 0.15  # of the intensity scale: above the noise of air, below the darkest tissue that matters
 LOW, HIGH, TISSUE = 0.1, 99.9, 99.0  # percentiles: of all voxels, of all voxels, of the foreground
+# Percentile of the foreground that outliers leave alone; what is brighter than so many times that may be one; tissue is
+# correlated by that much at least, over that many voxels.
+BULK, OUTLIER, ALIKE, LAG = 90.0, 3.0, 0.2, 3
 ROUNDS, SETTLED = 20, 1e-6  # of the fixed point of the scale; relative change
 FEWEST_CELLS, NOISE_SAMPLE = 64, 20_000  # Haar cells: too few to know the noise by, and enough to
 
 
+@dataclass(frozen=True)
+class Scale:
+    """(v - offset) / scale is about 0 in air and 1 at the brightest tissue.
+
+    outliers: the share of the foreground that is so much brighter than the rest that the scale was taken without it; 0
+    where nothing is.
+    """
+
+    offset: float
+    scale: float
+    outliers: float = 0.0
+
+
 def intensity_scale(data: np.ndarray) -> tuple[float, float]:
-    """(offset, scale) such that (v - offset) / scale is about 0 in air and 1 at the brightest tissue.
+    """(offset, scale) of `robust_scale`."""
+    found = robust_scale(data)
+    return found.offset, found.scale
+
+
+def robust_scale(data: np.ndarray) -> Scale:
+    """The intensity scale of a scan.
 
     scale is the 99th percentile of the foreground, the voxels above 15 % of that same scale (a fixed point, so it does
-    not depend on the amount of air). offset is 0 for magnitude data, else the 0.1th percentile of all voxels.
+    not depend on the amount of air). offset is 0 for magnitude data, else the 0.1th percentile of all voxels. Where
+    that scale is over 3 times the 90th percentile of a foreground found from below, and what lies between is tissue
+    (neighbours are alike) and not the noise of air, the brightest voxels are outliers (an implant, a clipped vessel, a
+    row of spikes in a thin slab), and the percentile is taken without them.
 
     Args:
         data: finite, not constant, [X, Y, Z], any real dtype.
     """
-    values = np.asarray(data, np.float32).ravel()
+    data = np.asarray(data, np.float32)
+    values = data.ravel()
     if values.size > ENOUGH:
         # A fixed random subset: percentiles of four million voxels are exact to 0.1 %, whatever the shape.
         subset = values[np.random.default_rng(0).integers(values.size, size=ENOUGH)]
@@ -29,17 +57,47 @@ def intensity_scale(data: np.ndarray) -> tuple[float, float]:
         values = subset if np.percentile(subset, HIGH) > max(0.0, np.percentile(subset, LOW)) else values
     offset = min(0.0, float(np.percentile(values, LOW)))
     shifted = values - offset
-    scale = float(np.percentile(shifted, HIGH))
-    if scale <= 0:  # fewer than one voxel in a thousand holds anything
+    first = float(np.percentile(shifted, HIGH))
+    if first <= 0:  # fewer than one voxel in a thousand holds anything
         offset = min(0.0, float(values.min()))
         shifted = values - offset
-        scale = float(shifted.max())
+        first = float(shifted.max())
+    scale = _fixed_point(shifted, first, TISSUE)
+    bulk = _fixed_point(shifted, float(np.percentile(shifted[shifted > 0], 50.0)), BULK)
+    most = OUTLIER * bulk
+    if scale <= most or not _is_tissue(data - np.float32(offset), FOREGROUND * bulk, most):
+        return Scale(offset, scale)
+    foreground = shifted[shifted > FOREGROUND * bulk]
+    inside = foreground[foreground <= most]
+    return Scale(offset, float(np.percentile(inside, TISSUE)), 1.0 - inside.size / foreground.size)
+
+
+def _fixed_point(shifted: np.ndarray, scale: float, percent: float) -> float:
+    """The percentile of what lies above 15 % of it, from a first guess."""
     for _ in range(ROUNDS):
-        following = float(np.percentile(shifted[shifted > FOREGROUND * scale], TISSUE))
+        following = float(np.percentile(shifted[shifted > FOREGROUND * scale], percent))
         if abs(following - scale) <= SETTLED * scale:
             break
         scale = following
-    return offset, scale
+    return scale
+
+
+def _is_tissue(shifted: np.ndarray, low: float, high: float) -> bool:
+    """Whether voxels of intensities in (low, high] resemble those `LAG` voxels away, along any axis; noise does not,
+    even where zero-filling has made its neighbours alike."""
+    count, sums = 0, np.zeros(5)
+    for axis in range(shifted.ndim):
+        lines = np.moveaxis(shifted, axis, 0)
+        a, b = lines[:-LAG], lines[LAG:]
+        both = (a > low) & (a <= high) & (b > low) & (b <= high)
+        a, b = a[both].astype(np.float64), b[both].astype(np.float64)
+        count += a.size
+        sums += [a.sum(), b.sum(), a @ a, b @ b, a @ b]
+    if count < FEWEST_CELLS:
+        return False
+    mean_a, mean_b, square_a, square_b, product = sums / count
+    spread = np.sqrt(max(0.0, square_a - mean_a**2) * max(0.0, square_b - mean_b**2))
+    return bool(product - mean_a * mean_b > ALIKE * spread)
 
 
 def robust_range(values: torch.Tensor) -> float:

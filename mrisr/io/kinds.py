@@ -1,0 +1,94 @@
+"""What kind of picture a volume is: labels, masks, phase and field maps are no scans, and must not pass as such.
+
+What says of itself that it is a label map is refused; what only looks like something else is upscaled with a warning.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+
+import numpy as np
+
+from mrisr.errors import InputError, MrisrWarning
+from mrisr.volume import Volume
+
+__all__ = ["check_kind", "refuse_labels"]
+
+LABEL_INTENT = 1002  # NIfTI: the values are indices into a table of labels
+NOT_INTENSITIES = {1004: "vectors", 1006: "displacements", 1007: "vectors"}
+# BIDS: the last part of a file's name.
+LABEL_SUFFIXES = ("dseg", "mask")
+FIELD_SUFFIXES = {"phase1": "phase", "phase2": "phase", "phase": "phase", "phasediff": "phase", "fieldmap": "field map"}
+ALIKE = 0.6  # of neighbours inside of a label map have one value; of a scan, even of 8 bits, far fewer
+NEGATIVE = 0.25  # of the range: magnitudes have less below 0 (filters and registration leave some)
+SAMPLE = 4_000_000  # voxels that are looked at
+
+
+def refuse_labels(name: str, why: str) -> None:
+    """InputError: a label map."""
+    raise InputError(
+        f"{name}: a label map ({why}): labels are no intensities, and values between them would mean nothing; resample "
+        "it by the nearest neighbour instead"
+    )
+
+
+def check_kind(volume: Volume) -> None:
+    """Refuse what is a label map by its own account, and warn (MrisrWarning) where voxels look like no magnitudes.
+
+    Raises InputError naming the file and what says so.
+    """
+    header = volume.header
+    intent = int(header["intent_code"]) if header is not None and "intent_code" in header else 0
+    if intent == LABEL_INTENT:
+        refuse_labels(volume.name, f"NIfTI intent code {LABEL_INTENT}")
+    if intent in NOT_INTENSITIES:
+        raise InputError(f"{volume.name}: holds {NOT_INTENSITIES[intent]} (intent code {intent}), not intensities")
+    suffix = re.split(r"[_.]", re.sub(r"(\.nii|\.mgh|\.mgz|\.gz|\.hdr|\.img)+$", "", os.path.basename(volume.name)))[-1]
+    if suffix in LABEL_SUFFIXES and "_" in os.path.basename(volume.name):
+        refuse_labels(volume.name, f"its name ends in _{suffix}")
+    kind = _stated_kind(volume, suffix) or _apparent_kind(volume.data)
+    if kind:
+        warnings.warn(
+            f"{volume.name}: {kind}: the network has learnt magnitude images only, and detail that it adds here means "
+            "nothing; check what this is",
+            MrisrWarning,
+            stacklevel=3,
+        )
+
+
+def _stated_kind(volume: Volume, suffix: str) -> str | None:
+    """What metadata say that it is, where that is no magnitude."""
+    if suffix in FIELD_SUFFIXES:
+        return f"a {FIELD_SUFFIXES[suffix]} (its name ends in _{suffix})"
+    words = volume.meta.get("ImageType")
+    words = words if isinstance(words, (list, tuple)) else str(words or "").split("\\")
+    found = {str(w).upper() for w in words} & {"P", "PHASE", "PHASE MAP", "PHASE_MAP", "REAL", "IMAGINARY"}
+    return f"no magnitude image (ImageType {sorted(found)[0]})" if found else None
+
+
+def _apparent_kind(data: np.ndarray) -> str | None:
+    """What the voxels look like, where that is no magnitude."""
+    low, high = float(data.min()), float(data.max())
+    if low < -NEGATIVE * (high - low):
+        angles = abs(low + np.pi) < 0.02 and abs(high - np.pi) < 0.02
+        kind = "a phase image, in radians" if angles else "a field map or another image with a sign"
+        return f"it looks like {kind} (values from {low:.4g} to {high:.4g})"
+    frame = data if data.ndim == 3 else data[..., 0]
+    lines = frame[:: max(1, frame.size // SAMPLE)]
+    values = np.unique(lines)
+    if len(values) == 2:
+        return f"it looks like a mask (nothing but {values[0]:g} and {values[1]:g})"
+    if not np.array_equal(lines, np.round(lines)):
+        return None
+    # The commonest value is background; pairs along the longest lines in memory.
+    first, second = lines[..., :-1], lines[..., 1:]
+    counts = np.unique(lines, return_counts=True)
+    inside = (first != counts[0][counts[1].argmax()]) & (second != counts[0][counts[1].argmax()])
+    if inside.sum() < 64:
+        return None
+    alike = float((first == second)[inside].mean())
+    if alike < ALIKE:
+        return None
+    return f"it looks like a label map ({len(values)} whole numbers, {100 * alike:.0f} % of neighbours are equal)"

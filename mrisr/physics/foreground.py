@@ -1,0 +1,101 @@
+"""What of a scan is head: the air around it, and the background that somebody has masked.
+
+Both rules look at the scan's own grid, are the same in Python and libmrisr, and run in the native core
+(csrc/core/foreground.cpp); without it, in SciPy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from mrisr import native
+from mrisr.physics.intensity import FOREGROUND
+
+# Local means (3^3 voxels) of normalised intensity. Below the first is air, whatever its noise; above the second,
+# tissue. Between them: what is above so many times the level of the air at the field of view's faces (its noise, by
+# which a mean of 27 voxels strays by a quarter at most), and connected to certain tissue.
+DARKEST, CERTAIN, OVER_AIR = 0.04, FOREGROUND, 1.6
+# A masked background is so much of the volume at least, and so much of it lies inside of it: scattered zeros in the
+# noise of air do not.
+BACKGROUND_SHARE, BACKGROUND_SOLID = 0.005, 0.8
+
+_CUBE, _FACES = np.ones((3, 3, 3), bool), ndimage.generate_binary_structure(3, 1)
+
+
+@dataclass(frozen=True)
+class Background:
+    """Voxels that hold one exact value because somebody has written it there: `mask` bool [X, Y, Z], and the value."""
+
+    mask: np.ndarray
+    value: float
+
+
+def tissue(normalised: np.ndarray, open_axes=(True, True, True), threads: int = 1) -> np.ndarray:
+    """Where the head is, and one voxel around it: uint8 [X, Y, Z], 0 in the air around that. Its holes are head.
+
+    Args:
+        normalised: float32 [X, Y, Z], air near 0 and tissue up to 1; a scan with nothing certain is all head.
+        open_axes: stored axes at whose ends air may lie. Not those of slices: the dark part of a head that is cut there
+            is not air.
+    """
+    v = np.ascontiguousarray(normalised, np.float32)
+    if native.reason() is not None:
+        return _tissue(v, open_axes)
+    out, spare, mean = np.empty(v.shape, np.uint8), np.empty(v.shape, np.uint8), np.empty_like(v)
+    rule = (DARKEST, CERTAIN, OVER_AIR)
+    native.module().tissue(
+        out.ctypes.data, v.ctypes.data, v.shape, tuple(open_axes), *rule, mean.ctypes.data, spare.ctypes.data, threads
+    )
+    return out
+
+
+def masked_background(data: np.ndarray) -> Background | None:
+    """The exact zeros around a head, or the lowest value where most of the field of view's faces have it; else None.
+
+    Skull-stripped and defaced scans have one, and scans whose edges were filled. All of it that is connected to a
+    solid part of it counts.
+    """
+    v = np.ascontiguousarray(data, np.float32)
+    if native.reason() is not None:
+        return _masked_background(v)
+    mask, queue = np.empty(v.shape, np.uint8), np.empty(v.shape, np.uint32)
+    voxels, first = native.module().masked_background(
+        mask.ctypes.data, v.ctypes.data, v.shape, BACKGROUND_SHARE, BACKGROUND_SOLID, queue.ctypes.data
+    )
+    return Background(mask.view(bool), float(v.flat[first])) if voxels else None
+
+
+def _faces(shape, open_axes) -> np.ndarray:
+    marked = np.zeros(shape, bool)
+    for axis in np.flatnonzero(open_axes):
+        np.moveaxis(marked, axis, 0)[[0, -1]] = True
+    return marked
+
+
+def _tissue(v: np.ndarray, open_axes) -> np.ndarray:
+    mean = ndimage.uniform_filter(v, 3, mode="nearest")
+    faces = [np.moveaxis(mean, axis, 0)[[0, -1]].ravel() for axis in np.flatnonzero(open_axes)]
+    dark = np.concatenate([np.empty(0, np.float32), *faces])
+    dark = dark[(dark >= 0) & (dark < CERTAIN)]
+    level = np.clip(OVER_AIR * np.median(dark) if dark.size else 0.0, DARKEST, CERTAIN)
+    certain = mean > CERTAIN
+    if not certain.any():
+        return np.ones(v.shape, np.uint8)
+    head = ndimage.binary_propagation(certain, _FACES, mask=mean > level)
+    air = ndimage.binary_propagation(_faces(v.shape, open_axes) & ~head, _FACES, mask=~head)
+    return ndimage.binary_dilation(~air, _CUBE).astype(np.uint8)
+
+
+def _masked_background(v: np.ndarray) -> Background | None:
+    faces, lowest = _faces(v.shape, (True, True, True)), float(v.min())
+    candidates = [0.0] if lowest == 0 or (v[faces] == lowest).mean() <= 0.5 else [0.0, lowest]
+    for value in candidates:
+        same = v == value
+        mask = ndimage.binary_propagation(ndimage.binary_erosion(same, _CUBE, border_value=1), _FACES, mask=same)
+        solid = (ndimage.binary_erosion(mask, _FACES, border_value=1)).sum() >= BACKGROUND_SOLID * mask.sum()
+        if (mask & faces).any() and BACKGROUND_SHARE * mask.size <= mask.sum() < mask.size and solid:
+            return Background(mask, value)
+    return None
