@@ -47,7 +47,7 @@ MAY_IMPORT = {
         "evaluate",
     },
     "infer": {"schema", "nn", "diffusion", "ops", "physics", "volume", "grid", "native"},
-    "export": {"bundle", "nn", "infer", "ops", "diffusion", "physics", "io"},
+    "export": {"bundle", "grid", "nn", "infer", "ops", "diffusion", "physics", "io"},
     "weights": {"bundle", "schema", "nn", "diffusion"},
     "evaluate": {"io", "infer", "ops", "physics", "volume", "grid", "preview", "weights", "api"},
     "corrections": {"io", "infer", "physics", "volume", "grid"},

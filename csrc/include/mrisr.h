@@ -175,12 +175,18 @@ typedef enum mrisr_precision {
   MRISR_PRECISION_BFLOAT16 = 2 /* or an error */
 } mrisr_precision;
 
+/* What stands beyond the centres of the first and the last slice, where nothing was measured. */
+typedef enum mrisr_ends {
+  MRISR_ENDS_FADE = 0, /* plain interpolation, into which the network's answer fades */
+  MRISR_ENDS_FULL = 1  /* the network's answer, which is wrong there more often than not */
+} mrisr_ends;
+
 /* Axes are those of the caller's array, in its order. */
 typedef struct mrisr_plan_options {
   size_t struct_size;
   int64_t shape[3];     /* voxels of the input, at least 2 along every axis */
   double affine[16];    /* voxel index -> mm, row-major 4 x 4; _init sets 1 mm and no rotation */
-  double voxel_size[3]; /* of the output, mm; _init sets 0.7 */
+  double voxel_size[3]; /* of the output, mm; 0: the smaller of 0.7 and the input's own */
   double factor[3];     /* how many times finer, in place of voxel_size where not 0 */
   int32_t psf_stated;   /* 0: assumed from the voxel shape; 1: `psf` says it */
   mrisr_axis_psf psf[3];
@@ -193,6 +199,7 @@ typedef struct mrisr_plan_options {
   uint64_t memory;     /* budget in bytes, of the whole process; 0: 60 % of what is free, divided by MRISR_WORKERS */
   const mrisr_engine_vtable* engine; /* NULL: the built-in one */
   int32_t precision;    /* mrisr_precision, of the built-in engine */
+  int32_t ends;        /* mrisr_ends */
 } mrisr_plan_options;
 
 MRISR_API void mrisr_plan_options_init(mrisr_plan_options* options, size_t struct_size);
@@ -240,6 +247,9 @@ typedef struct mrisr_run_options {
   uint64_t workspace_size;
   mrisr_progress_callback progress;
   void* progress_user;
+  const uint8_t* mask;  /* of the head, contiguous voxels of the input, 0 outside; NULL: a background that has been masked
+                           already (exact zeros, or one value all around) is found. Outside, the output is 0 or that value */
+  int32_t nonnegative;  /* 1: values below 0 become 0 */
 } mrisr_run_options;
 
 MRISR_API void mrisr_run_options_init(mrisr_run_options* options, size_t struct_size);
@@ -254,6 +264,9 @@ typedef struct mrisr_run_info {
   int64_t tiles_run;    /* the others held only air */
   int32_t corrected;    /* by consistency */
   double chi2_before, chi2_after; /* per degree of freedom; negative: not computed */
+  double outliers;      /* share of the foreground that did not set the scale for being too bright; 0: none */
+  int32_t background;   /* 1: a masked background was found, or stated, and kept */
+  double background_value;
 } mrisr_run_info;
 
 MRISR_API void mrisr_run_info_init(mrisr_run_info* info, size_t struct_size);

@@ -152,7 +152,6 @@ MRISR_API void mrisr_run_info_init(mrisr_run_info* info, size_t size) {
 MRISR_API void mrisr_plan_options_init(mrisr_plan_options* options, size_t size) {
   init(options, size, [](mrisr_plan_options& own) {
     for (int d = 0; d < 4; ++d) own.affine[5 * d] = 1;
-    for (double& v : own.voxel_size) v = 0.7;
     for (mrisr_axis_psf& psf : own.psf) psf.kind = MRISR_PSF_UNKNOWN;
     own.steps = own.samples = 1;
   });

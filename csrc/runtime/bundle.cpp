@@ -14,7 +14,7 @@
 namespace mrisr::runtime {
 namespace {
 
-constexpr std::int64_t kVersion = 1;
+constexpr std::int64_t kVersion = 2;
 constexpr std::int64_t kLargestConfig = 1 << 20, kLargestFile = std::int64_t{1} << 33;
 constexpr const char *kConfig = "config.json", *kModel = "model.onnx", *kCard = "card.md", *kWeights = "weights.safetensors";
 
@@ -188,19 +188,37 @@ void read_preprocessing(Config& config, const Field& root) {
   range.exactly({"isotropic", "slice"});
   config.trained_isotropic = read_range(range["isotropic"]);
   config.trained_slice = read_range(range["slice"]);
-  intensity.exactly({"foreground", "offset_percentile", "first_percentile", "scale_percentile", "rounds", "settled", "sample"});
+  intensity.exactly({"foreground", "offset_percentile", "first_percentile", "scale_percentile", "rounds", "settled", "sample",
+                     "bulk_percentile", "outlier", "alike", "lag"});
   config.intensity = {intensity["foreground"].number(0, 1, true), intensity["offset_percentile"].number(0, 100),
                       intensity["first_percentile"].number(0, 100), intensity["scale_percentile"].number(0, 100),
                       intensity["settled"].number(0, 1), intensity["rounds"].whole(1, 1000),
-                      intensity["sample"].whole(1, 1000000000)};
+                      intensity["sample"].whole(1, 1000000000),
+                      intensity["bulk_percentile"].number(0, 100), intensity["outlier"].number(1, 1e3),
+                      intensity["alike"].number(0, 1, true), intensity["lag"].whole(1, 64)};
   noise.exactly({"fewest_cells", "sample"});
   config.noise = {noise["fewest_cells"].whole(1, 1000000000), noise["sample"].whole(1, 1000000000)};
   start.exactly({"spline_order", "thick_slice_ratio"});
   config.start = {static_cast<int>(start["spline_order"].whole(1, 5)), start["thick_slice_ratio"].number(1, 100)};
   if (config.start.spline_order % 2 == 0) start["spline_order"].wrong("1 or 3 or 5");
   const Field consistency = root["consistency"];
-  consistency.exactly({"noise_floor", "smallest_eigenvalue"});
-  config.consistency = {consistency["noise_floor"].number(0, 1, true), consistency["smallest_eigenvalue"].number(0, 1, true)};
+  consistency.exactly({"noise_floor", "smallest_eigenvalue", "mean_widths"});
+  config.consistency = {consistency["noise_floor"].number(0, 1, true), consistency["smallest_eigenvalue"].number(0, 1, true),
+                        consistency["mean_widths"].number(1, 100)};
+}
+
+void read_fade(Config& config, const Field& root) {
+  const Field grid = root["grid"], fade = root["fade"];
+  grid.exactly({"voxel_size", "same_spacing"});
+  config.grid = {grid["voxel_size"].number(0, 100, true), grid["same_spacing"].number(0, 1, true)};
+  fade.exactly({"spline_order", "end_none", "end_all", "half", "darkest", "certain", "over_air", "background_share", "background_solid"});
+  config.fade = {static_cast<int>(fade["spline_order"].whole(1, 5)), fade["end_none"].number(0, 100), fade["end_all"].number(0, 100, true),
+                 fade["half"].number(0, 1, true),
+                 {fade["darkest"].number(0, 1, true), fade["certain"].number(0, 1, true), fade["over_air"].number(1, 100)},
+                 {fade["background_share"].number(0, 1, true), fade["background_solid"].number(0, 1, true)}};
+  if (config.fade.spline_order % 2 == 0) fade["spline_order"].wrong("1 or 3 or 5");
+  if (config.fade.end_none >= config.fade.end_all) refuse(fade.where(), "end_none must be below end_all");
+  if (config.fade.tissue.darkest > config.fade.tissue.certain) refuse(fade.where(), "darkest must not be above certain");
 }
 
 void read_tiling(Config& config, const Field& root) {
@@ -274,7 +292,7 @@ Config parse_config(std::string_view text, const std::string& where) {
   read_version(root);
   root.exactly({"format", "format_version", "library_version", "notice", "name", "model_version", "preset", "parameters",
                 "opset", "files", "graphs", "network", "vector", "guidance", "diffusion", "trained_range", "intensity",
-                "noise", "start", "tiling", "consistency"});
+                "noise", "start", "tiling", "grid", "fade", "consistency"});
   root["format_version"].whole(kVersion, kVersion);
   word(root["library_version"]);
   root["notice"].line();
@@ -291,6 +309,7 @@ Config parse_config(std::string_view text, const std::string& where) {
   read_diffusion(config, root);
   read_preprocessing(config, root);
   read_tiling(config, root);
+  read_fade(config, root);
   return config;
 }
 

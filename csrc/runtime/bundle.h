@@ -1,4 +1,4 @@
-// The bundle: config.json (format "mrisr-bundle", version 1; mrisr/bundle/__init__.py holds its specification) and the
+// The bundle: config.json (format "mrisr-bundle", version 2; mrisr/bundle/__init__.py holds its specification) and the
 // files that it names.
 #pragma once
 
@@ -6,6 +6,8 @@
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include "foreground.h"
 
 namespace mrisr::runtime {
 
@@ -60,6 +62,8 @@ struct Config {
   struct {
     double foreground, offset_percentile, first_percentile, scale_percentile, settled;
     std::int64_t rounds, sample;
+    double bulk_percentile, outlier, alike;
+    std::int64_t lag;
   } intensity;
 
   struct {
@@ -77,7 +81,18 @@ struct Config {
   } tiling;
 
   struct {
-    double noise_floor, smallest_eigenvalue;
+    double voxel_size, same_spacing;
+  } grid;
+
+  struct {
+    int spline_order;
+    double end_none, end_all, half;
+    TissueRule tissue;
+    BackgroundRule background;
+  } fade;
+
+  struct {
+    double noise_floor, smallest_eigenvalue, mean_widths;
   } consistency;
 
   const FileEntry* file(std::string_view name) const;

@@ -73,9 +73,13 @@ Grid source_grid(const std::int64_t shape[3], const double affine[16]) {
   return grid;
 }
 
-Grid target_grid(const Grid& source, const double voxel_size[3], const double factor[3]) {
+Grid target_grid(const Grid& source, const double voxel_size[3], const double factor[3], const Config& config) {
   const bool by_factor = factor[0] != 0 || factor[1] != 0 || factor[2] != 0;
-  const double* given = by_factor ? factor : voxel_size;
+  double given[3];
+  for (int d = 0; d < 3; ++d) {
+    const double own = source.voxel[d], most = config.grid.voxel_size;
+    given[d] = by_factor ? factor[d] : voxel_size[d] != 0 ? voxel_size[d] : own <= most * (1 + config.grid.same_spacing) ? own : most;
+  }
   Grid target{};
   double ratio[3], offset[3];
   for (int d = 0; d < 3; ++d) {

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "bundle.h"
 #include "mrisr.h"
 
 namespace mrisr::runtime {
@@ -21,8 +22,9 @@ struct Grid {
 
 // Checked. Raises Error (MRISR_ERROR_ARGUMENT, MRISR_ERROR_GEOMETRY).
 Grid source_grid(const std::int64_t shape[3], const double affine[16]);
-// The grid of `voxel_size` mm, or `factor` times finer where that is not 0, over the same field of view.
-Grid target_grid(const Grid& source, const double voxel_size[3], const double factor[3]);
+// The grid of `voxel_size` mm (0: the smaller of the bundle's default and the source's own), or `factor` times finer where
+// that is not 0, over the same field of view.
+Grid target_grid(const Grid& source, const double voxel_size[3], const double factor[3], const Config& config);
 // Where n_out samples lie in index units of n_in; ratio: new / old spacing.
 std::vector<double> axis_positions(std::int64_t n_in, std::int64_t n_out, double ratio);
 

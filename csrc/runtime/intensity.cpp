@@ -62,6 +62,44 @@ double percentile(const float* sorted, std::int64_t n, double percent) {
   return t >= 0.5 ? b - step * static_cast<float>(1 - t) : a + step * static_cast<float>(t);
 }
 
+// The percentile of what lies above a share of it, from a first guess; values ascend.
+double fixed_point(const float* begin, const float* end, double scale, double percent, const Config& config) {
+  const auto& how = config.intensity;
+  for (std::int64_t round = 0; round < how.rounds; ++round) {
+    const float* above = std::upper_bound(begin, end, static_cast<float>(how.foreground * scale));
+    if (above == end) break;
+    const double following = percentile(above, end - above, percent);
+    if (std::fabs(following - scale) <= how.settled * scale) break;
+    scale = following;
+  }
+  return scale;
+}
+
+// Whether voxels of intensities in (low, high] resemble those `lag` voxels away, along any axis.
+bool is_tissue(const float* data, const Triple& n, float offset, float low, float high, const Config& config) {
+  const std::int64_t stride[3] = {n[1] * n[2], n[2], 1}, lag = config.intensity.lag;
+  const auto within = [&](float v) { return v > low && v <= high; };
+  double count = 0, sum[5] = {};
+  for (int axis = 0; axis < 3; ++axis) {
+    Triple m = n;
+    m[axis] -= lag;
+    for (std::int64_t i = 0; i < m[0]; ++i)
+      for (std::int64_t j = 0; j < m[1]; ++j)
+        for (std::int64_t k = 0; k < m[2]; ++k) {
+          const float* const at = data + i * stride[0] + j * stride[1] + k;
+          const float here = *at - offset, there = at[lag * stride[axis]] - offset;
+          if (!within(here) || !within(there)) continue;
+          const double a = here, b = there, terms[5] = {a, b, a * a, b * b, a * b};
+          for (int t = 0; t < 5; ++t) sum[t] += terms[t];
+          ++count;
+        }
+  }
+  if (count < static_cast<double>(config.noise.fewest_cells)) return false;
+  for (double& s : sum) s /= count;
+  const double spread = std::sqrt(std::max(0.0, sum[2] - sum[0] * sum[0]) * std::max(0.0, sum[3] - sum[1] * sum[1]));
+  return sum[4] - sum[0] * sum[1] > config.intensity.alike * spread;
+}
+
 }  // namespace
 
 void sort_floats(float* values, float* spare, std::int64_t n) {
@@ -82,7 +120,8 @@ void sort_floats(float* values, float* spare, std::int64_t n) {
   std::memcpy(spare, values, sizeof(float) * static_cast<std::size_t>(n));  // three passes end in the other array
 }
 
-Scale intensity_scale(const float* data, std::int64_t n, const Config& config, float* values, float* spare) {
+Scale robust_scale(const float* data, const Triple& shape, const Config& config, float* values, float* spare) {
+  const std::int64_t n = product(shape);
   const auto& how = config.intensity;
   std::int64_t count = n;
   if (n > how.sample) {
@@ -109,15 +148,15 @@ Scale intensity_scale(const float* data, std::int64_t n, const Config& config, f
     shift();
     scale = spare[count - 1];
   }
-  for (std::int64_t round = 0; round < how.rounds; ++round) {
-    const float level = static_cast<float>(how.foreground * scale);
-    const float* above = std::upper_bound(spare, spare + count, level);
-    if (above == spare + count) break;
-    const double following = percentile(above, spare + count - above, how.scale_percentile);
-    if (std::fabs(following - scale) <= how.settled * scale) break;
-    scale = following;
-  }
-  return {offset, scale};
+  scale = fixed_point(spare, spare + count, scale, how.scale_percentile, config);
+  const float* const positive = std::upper_bound(spare, spare + count, 0.0f);
+  const double middle = percentile(positive, spare + count - positive, 50.0);
+  const double bulk = fixed_point(spare, spare + count, middle, how.bulk_percentile, config), most = how.outlier * bulk;
+  const float low = static_cast<float>(how.foreground * bulk), high = static_cast<float>(most);
+  if (scale <= most || !is_tissue(data, shape, static_cast<float>(offset), low, high, config)) return {offset, scale, 0.0};
+  const float *first = std::upper_bound(spare, spare + count, low), *last = std::upper_bound(first, static_cast<const float*>(spare + count), high);
+  const double inside = static_cast<double>(last - first), all = static_cast<double>(spare + count - first);
+  return {offset, percentile(first, last - first, how.scale_percentile), 1.0 - inside / all};
 }
 
 double estimate_noise(const float* v, const Triple& shape, const Config& config, float* sample) {

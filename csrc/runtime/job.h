@@ -54,6 +54,9 @@ struct Job {
   std::int64_t largest_tile = 0;    // that can occur on this grid
   Axes start, forward, adjoint;     // acquisition and its adjoint, where consistency looks at them
   Axes to_modes, from_modes;        // eigenvectors of the acquisition
+  Axes plain, linear;               // what stands where the network does not count; the same for weights and masks
+  std::vector<float> ends[3];       // how much of the network's answer counts across slices; empty: all
+  mrisr_ends ends_wanted = MRISR_ENDS_FADE;
   std::vector<double> spectrum[3];  // its eigenvalues per axis; empty: ones
   std::vector<float> solver;        // rows of the sampler's table
   std::vector<double> sigmas;
@@ -67,7 +70,7 @@ struct Job {
     return consistency == MRISR_CONSISTENCY_ON || (consistency == MRISR_CONSISTENCY_AUTO && psf_certain);
   }
   bool compares() const { return consistency != MRISR_CONSISTENCY_OFF; }
-  // No band is exact where an axis has a slice profile.
+  // No band is exact where an axis has a slice profile: there the local mean is kept.
   bool projects() const { return !(psf[0].slice() || psf[1].slice() || psf[2].slice()); }
 };
 

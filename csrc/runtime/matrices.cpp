@@ -84,6 +84,22 @@ void cosines(double* to, std::int64_t n, double angle) {
   for (std::int64_t k = 0; k < n; ++k) to[k] = std::cos(angle * static_cast<double>(k));
 }
 
+// A filter of the half-sample-symmetric extension by its gain at k / (2 n) cycles per voxel, constants kept.
+template <class Gain>
+void filter_matrix(double* to, double* work, std::int64_t n, const Gain& gain) {
+  const double size = static_cast<double>(n);
+  // sum_k g_k cos a_k cos b_k is half the sum of cosines of difference and sum, and both are whole multiples of pi / n.
+  std::fill_n(work, 2 * n + 1, 0.0);
+  for (std::int64_t k = 1; k < n; ++k) {
+    const double g = gain(static_cast<double>(k) / (2.0 * size));
+    if (g < 1e-17) continue;
+    for (std::int64_t m = 0; m <= 2 * n; ++m) work[m] += g * std::cos(kPi * static_cast<double>(k * m % (2 * n)) / size);
+  }
+  const double constant = gain(0.0);
+  for (std::int64_t i = 0; i < n; ++i)
+    for (std::int64_t j = 0; j < n; ++j) to[i * n + j] = (constant + work[std::abs(i - j)] + work[i + j + 1]) / size;
+}
+
 }  // namespace
 
 Matrix transposed(const Matrix& m) {
@@ -153,18 +169,22 @@ Matrix acquisition_matrix(std::int64_t n_fine, double v_fine, std::int64_t n_coa
 }
 
 void band_matrix(double* to, double* work, std::int64_t n, double voxel, const AxisPsf& psf) {
-  const double limit = 0.5 * std::min(1.0, voxel / psf.width), size = static_cast<double>(n);
-  std::int64_t kept = 0;
-  while (kept < n && static_cast<double>(kept) / (2.0 * size) < limit) ++kept;
-  // sum_k cos a_k cos b_k is half the sum of cosines of difference and sum, and both are whole multiples of pi / n.
-  for (std::int64_t m = 0; m <= 2 * n; ++m) {
-    double sum = 0;
-    for (std::int64_t k = 1; k < kept; ++k) sum += std::cos(kPi * static_cast<double>(k * m % (2 * n)) / size);
-    work[m] = sum;
-  }
-  const double constant = kept > 0 ? 1.0 : 0.0;
-  for (std::int64_t i = 0; i < n; ++i)
-    for (std::int64_t j = 0; j < n; ++j) to[i * n + j] = (constant + work[std::abs(i - j)] + work[i + j + 1]) / size;
+  const double limit = 0.5 * std::min(1.0, voxel / psf.width);
+  filter_matrix(to, work, n, [&](double f) { return f < limit ? 1.0 : 0.0; });
+}
+
+void mean_matrix(double* to, double* work, std::int64_t n, double voxel, double width) {
+  const AxisPsf profile{MRISR_PSF_GAUSSIAN, width, MRISR_WINDOW_BOX};
+  filter_matrix(to, work, n, [&](double f) { return profile.transfer(f / voxel); });
+}
+
+Matrix plain_matrix(std::int64_t n_in, double v_in, std::int64_t n_out, double v_out, int order) {
+  const double ratio = v_out / v_in;
+  if (n_in == n_out && std::fabs(ratio - 1.0) < 1e-9) return {};
+  std::vector<double> positions = axis_positions(n_in, n_out, ratio);
+  if (order > 1 && ratio > 1.0 + 1e-9) return fourier_matrix(n_in, positions, [ratio](double f) { return f < 0.5 / ratio ? 1.0 : 0.0; });
+  for (double& p : positions) p = std::clamp(p, 0.0, static_cast<double>(n_in - 1));
+  return bspline_matrix(n_in, positions, order);
 }
 
 void eigen_of_square(const Matrix& m, Matrix& vectors, std::vector<double>& values) {

@@ -36,6 +36,10 @@ Matrix acquisition_matrix(std::int64_t n_fine, double v_fine, std::int64_t n_coa
 
 // The projection [n, n] on what a cut of k-space measured, into `to`. Allocates nothing: `work` holds 2 n + 1 doubles.
 void band_matrix(double* to, double* work, std::int64_t n, double voxel, const AxisPsf& psf);
+// The smoothing [n, n] over `width` mm (at half maximum) that stands for the local mean; as above.
+void mean_matrix(double* to, double* work, std::int64_t n, double voxel, double width);
+// What stands where the network does not count: a spline of `order`, beyond the outer samples the nearest of them.
+Matrix plain_matrix(std::int64_t n_in, double v_in, std::int64_t n_out, double v_out, int order);
 
 // Eigenvalues (at least 0) and eigenvectors (columns) of m m^T.
 void eigen_of_square(const Matrix& m, Matrix& vectors, std::vector<double>& values);

@@ -12,7 +12,6 @@
 namespace mrisr::runtime {
 namespace {
 
-constexpr double kSameSpacing = 1e-3;  // below this ratio a difference in voxel size is rounding in a header
 constexpr std::int64_t kMostSourceVoxels = std::int64_t{1} << 31;
 constexpr int kMostThreads = 1024, kMostSteps = 1000, kMostSamples = 100000;
 constexpr double kOpenVinoFixed = 120e6, kOpenVinoMaps = 4, kPieceBytes = 32;  // mrisr/infer/memory.py
@@ -41,6 +40,7 @@ void plan_mode(Job& job, const mrisr_plan_options& options) {
   job.sample = mode == MRISR_MODE_SAMPLE || (mode == MRISR_MODE_AUTO && several);
   job.consistency = static_cast<mrisr_consistency>(
       within("consistency", options.consistency, MRISR_CONSISTENCY_AUTO, MRISR_CONSISTENCY_OFF));
+  job.ends_wanted = static_cast<mrisr_ends>(within("ends", options.ends, MRISR_ENDS_FADE, MRISR_ENDS_FULL));
   job.threads = within("threads", options.threads, 0, kMostThreads);
   if (job.threads == 0) job.threads = usable_cores();
 }
@@ -49,8 +49,8 @@ void plan_grids(Job& job, const mrisr_plan_options& options) {
   job.source = source_grid(options.shape, options.affine);
   if (product(job.source.shape) > kMostSourceVoxels)
     MRISR_FAIL(MRISR_ERROR_ARGUMENT, "shape: expected at most 2^31 voxels, found " << product(job.source.shape));
-  job.target = target_grid(job.source, options.voxel_size, options.factor);
   const Config& config = job.model->config;
+  job.target = target_grid(job.source, options.voxel_size, options.factor, config);
   within("psf_stated", options.psf_stated, 0, 1);
   job.psf = options.psf_stated != 0 ? stated_psf(options.psf, job.source.voxel)
                                     : assumed_psf(job.source.voxel, config.start.thick_slice_ratio);
@@ -61,6 +61,32 @@ void plan_grids(Job& job, const mrisr_plan_options& options) {
     if (std::find(config.vector.profiles.begin(), config.vector.profiles.end(), kind_name(p.kind)) == config.vector.profiles.end())
       MRISR_FAIL(MRISR_ERROR_MODEL, "the model does not know the profile '" << kind_name(p.kind) << "'");
   job.order = canonical_order(job.psf, job.target.voxel, config.vector.width_decimals);
+}
+
+// mrisr/infer/fade.py: from the centre of an end slice inwards.
+std::vector<float> end_weights(std::int64_t n_in, std::int64_t n_out, double ratio, const Config& config) {
+  const std::vector<double> at = axis_positions(n_in, n_out, ratio);
+  const double none = config.fade.end_none, all = config.fade.end_all;
+  std::vector<float> weights;
+  for (const double p : at) {
+    const double inside = std::min(p, static_cast<double>(n_in - 1) - p), share = std::clamp((inside - none) / (all - none), 0.0, 1.0);
+    weights.push_back(static_cast<float>(share * share * (3 - 2 * share)));
+  }
+  return weights;
+}
+
+void plan_fade(Job& job) {
+  const Config& config = job.model->config;
+  const Grid &in = job.source, &out = job.target;
+  Matrix plain[3], linear[3];
+  for (int d = 0; d < 3; ++d) {
+    plain[d] = plain_matrix(in.shape[d], in.voxel[d], out.shape[d], out.voxel[d], config.fade.spline_order);
+    linear[d] = plain_matrix(in.shape[d], in.voxel[d], out.shape[d], out.voxel[d], 1);
+    if (job.psf[d].slice() && job.ends_wanted == MRISR_ENDS_FADE)
+      job.ends[d] = end_weights(in.shape[d], out.shape[d], out.voxel[d] / in.voxel[d], config);
+  }
+  job.plain = Axes(plain);
+  job.linear = Axes(linear);
 }
 
 void plan_axes(Job& job) {
@@ -171,16 +197,18 @@ void plan_memory(Job& job, const mrisr_plan_options& options) {
 
 void warn(const Job& job) {
   const Config& config = job.model->config;
+  if (job.target.shape == job.source.shape && job.target.voxel == job.source.voxel)
+    job.model->say(MRISR_LOG_WARNING, "the target grid is the scan's own: hardly anything is gained; ask for a smaller voxel_size, or for factor");
   for (int d = 0; d < 3; ++d) {
     std::ostringstream text;
     const double in = job.source.voxel[d], out = job.target.voxel[d], step = job.psf[d].width / out;
-    if (out / in > 1 + kSameSpacing) {
+    if (out / in > 1 + config.grid.same_spacing) {
       text << "axis " << d << ": the input (" << in << " mm) is already finer than the target (" << out
            << " mm): detail is removed there";
       job.model->say(MRISR_LOG_WARNING, text.str());
     }
     const Config::Range& range = job.psf[d].slice() ? config.trained_slice : config.trained_isotropic;
-    if (range.known && step > range.high * (1 + kSameSpacing)) {
+    if (range.known && step > range.high * (1 + config.grid.same_spacing)) {
       text.str("");
       text << "axis " << d << ": " << job.psf[d].width << " mm acquired to " << out << " mm is " << step << "x finer, and "
            << config.name << " was trained on " << range.low << "x to " << range.high << "x: do not rely on it";
@@ -200,6 +228,7 @@ std::unique_ptr<Job> plan_job(std::shared_ptr<const Model> model, const mrisr_pl
   plan_engine(*job, options);
   plan_memory(*job, options);
   plan_axes(*job);
+  plan_fade(*job);
   plan_sampler(*job);
   job->workspace = lay_out(*job, nullptr).bytes;
   job->precision = job->engine->precision();

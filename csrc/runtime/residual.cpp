@@ -92,18 +92,21 @@ class Denoiser {
           if (holds_foreground(plan_, i, w_.bricks, config_)) call(i);
   }
 
-  // What a cut of k-space measured is exact in y: only what lies outside that band may be added to it.
+  // What a cut of k-space measured is exact in y: only what lies outside that band may be added to it. Across slices the
+  // local mean is.
   void prepare_band() {
-    if (!job_.projects()) return;
     for (int d = 0; d < 3; ++d) {
       inside_[d] = std::min(plan_.stop[d], plan_.shape[d]) - plan_.start[d];
-      band_matrix(w_.band.matrix, w_.band.work, inside_[d], job_.target.voxel[d], job_.psf[d]);
+      const double voxel = job_.target.voxel[d], width = config_.consistency.mean_widths * std::max(job_.psf[d].width, voxel);
+      if (job_.projects())
+        band_matrix(w_.band.matrix, w_.band.work, inside_[d], voxel, job_.psf[d]);
+      else
+        mean_matrix(w_.band.matrix, w_.band.work, inside_[d], voxel, width);
       band_[d] = cpu::axis_pack(w_.band.bands[d], w_.band.coefficients[d], w_.band.matrix, inside_[d], inside_[d], kDrop);
     }
   }
 
   void outside_band() const {
-    if (!job_.projects()) return;
     const Index n1 = plan_.shape[1], n2 = plan_.shape[2];
     float* const corner = w_.found + (plan_.start[0] * n1 + plan_.start[1]) * n2 + plan_.start[2];
     const auto rows = [&](auto&& call) {

@@ -6,6 +6,7 @@
 
 #include "correct.h"
 #include "error.h"
+#include "finish.h"
 #include "intensity.h"
 #include "residual.h"
 #include "workspace.h"
@@ -101,11 +102,29 @@ void write_output(float* to, const Strides& stride, const float* from, const Tri
   });
 }
 
+// call(first voxel, its place in a contiguous volume, voxels, stride) of every row of a strided volume.
+template <class Call>
+void each_row(float* to, const Strides& stride, const Triple& n, int threads, const Call& call) {
+  parallel_for(n[0] * n[1], 64, threads, [&](Index begin, Index end) {
+    for (Index row = begin; row < end; ++row)
+      call(to + row / n[1] * stride.s[0] + row % n[1] * stride.s[1], row * n[2], n[2], stride.s[2]);
+  });
+}
+
+void put_background(float* to, const Strides& stride, const float* share, float half, float value, const Triple& n, int threads) {
+  each_row(to, stride, n, threads, [&](float* row, Index at, Index n2, std::int64_t step) {
+    for (Index k = 0; k < n2; ++k)
+      if (share[at + k] > half) row[k * step] = value;
+  });
+}
+
 void check_options(const Job& job, const mrisr_run_options& options) {
   if (options.input == nullptr) MRISR_FAIL(MRISR_ERROR_ARGUMENT, "input: is NULL");
   if (options.output == nullptr) MRISR_FAIL(MRISR_ERROR_ARGUMENT, "output: is NULL");
   if (options.input_element != MRISR_FLOAT32 && options.input_element != MRISR_INT16)
     MRISR_FAIL(MRISR_ERROR_ARGUMENT, "input_element: expected a mrisr_element (0 or 1), found " << options.input_element);
+  if (options.nonnegative != 0 && options.nonnegative != 1)
+    MRISR_FAIL(MRISR_ERROR_ARGUMENT, "nonnegative: expected 0 or 1, found " << options.nonnegative);
   if (options.spread != nullptr && job.samples < 2)
     MRISR_FAIL(MRISR_ERROR_ARGUMENT, "spread: one sample has none; plan with samples of 2 or more");
 }
@@ -126,14 +145,18 @@ void run_stages(Job& job, const mrisr_run_options& options, const Workspace& w, 
     read_input(w.lr, static_cast<const float*>(options.input), in, coarse, job.threads);
   check_input(w.lr, n);
   progress.at(kRead);
-  const Scale scale = intensity_scale(w.lr, n, config, w.start.values, w.start.spare);
+  info.background = find_background(job, w, options.mask, info.background_value) ? 1 : 0;
+  const Scale scale = robust_scale(w.lr, coarse, config, w.start.values, w.start.spare);
+  if (scale.outliers > 0)
+    job.model->say(MRISR_LOG_WARNING, "input: the brightest voxels are so much brighter than the rest (an implant, a vessel, spikes?) "
+                                      "that the intensity scale was taken without them; look at the output there");
   const auto offset = static_cast<float>(scale.offset), gain = static_cast<float>(scale.scale);
   parallel_for(n, 1 << 16, job.threads, [&](Index begin, Index end) {
     for (Index i = begin; i < end; ++i) w.lr[i] = (w.lr[i] - offset) / gain;
   });
   const double noise = estimate_noise(w.lr, coarse, config, w.start.sample);
   job.start.apply(w.y, w.lr, coarse, w.start.a, w.start.b, w.scratch, job.threads);
-  info.offset = scale.offset, info.scale = scale.scale, info.noise = noise;
+  info.offset = scale.offset, info.scale = scale.scale, info.noise = noise, info.outliers = scale.outliers;
   progress.at(kStarted);
 
   find_residual(job, w, noise, options.seed, progress, info);
@@ -144,8 +167,19 @@ void run_stages(Job& job, const mrisr_run_options& options, const Workspace& w, 
     for (Index i = begin; i < end; ++i) w.y[i] += w.found[i];
   });
   if (noise >= 0 && job.compares()) make_consistent(job, w, noise, info);
+  fade(job, w);
   write_output(options.output, out, w.y, fine, scale, true, job.threads);
   if (options.spread != nullptr) write_output(options.spread, out, w.spread, fine, scale, false, job.threads);
+  if (info.background != 0) {
+    resample_background(job, w);
+    const auto half = static_cast<float>(config.fade.half), value = static_cast<float>(info.background_value);
+    put_background(options.output, out, w.fade.weights, half, value, fine, job.threads);
+    if (options.spread != nullptr) put_background(options.spread, out, w.fade.weights, half, 0.0f, fine, job.threads);
+  }
+  if (options.nonnegative != 0)
+    each_row(options.output, out, fine, job.threads, [](float* row, Index, Index n2, std::int64_t step) {
+      for (Index k = 0; k < n2; ++k) row[k * step] = std::max(row[k * step], 0.0f);
+    });
   progress.at(1);
 }
 

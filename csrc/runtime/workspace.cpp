@@ -13,6 +13,18 @@ void lay_out_band(Workspace& w, Arena& arena, const Triple& target) {
   w.band.b = arena.take<float>(product(target));
 }
 
+void lay_out_fade(Workspace& w, Arena& arena, const Job& job) {
+  const Triple& coarse = job.source.shape;
+  const std::int64_t n = product(coarse), between = std::max(job.plain.between(coarse), job.linear.between(coarse));
+  w.fade.head = arena.take<float>(n);
+  w.fade.mean = arena.take<float>(n);
+  w.fade.weights = arena.take<float>(product(job.target.shape));
+  w.fade.a = arena.take<float>(between);
+  w.fade.b = arena.take<float>(between);
+  w.fade.tissue = arena.take<std::uint8_t>(n);
+  w.fade.spare = arena.take<std::uint8_t>(n);
+}
+
 void lay_out_consistency(Workspace& w, Arena& arena, const Job& job) {
   const Triple &fine = job.target.shape, &coarse = job.source.shape;
   const std::int64_t between = std::max({job.forward.between(fine), job.adjoint.between(coarse), job.to_modes.between(coarse),
@@ -39,21 +51,21 @@ Workspace lay_out(const Job& job, void* base) {
   if (job.steps > 1) w.following = arena.take<float>(fine), w.before = arena.take<float>(fine);
   if (job.samples > 1) w.mean = arena.take<float>(fine), w.spread = arena.take<float>(fine);
   std::int64_t scratch = 1;
-  for (const Axes* axes : {&job.start, &job.forward, &job.adjoint, &job.to_modes, &job.from_modes})
+  for (const Axes* axes : {&job.start, &job.forward, &job.adjoint, &job.to_modes, &job.from_modes, &job.plain, &job.linear})
     scratch = std::max(scratch, axes->scratch(job.threads));
   for (int d = 0; d < 3; ++d) {
     scratch = std::max<std::int64_t>(scratch, cpu::axis_scratch(target[d], job.threads));
     w.starts[d] = arena.take<std::int64_t>(most_starts(target[d], config));
     w.weights[d] = arena.take<float>(most_weights(target[d], config));
-    if (job.projects()) {
-      w.band.bands[d] = arena.take<cpu::AxisBand>(cpu::axis_bands(target[d]));
-      w.band.coefficients[d] = arena.take<float>(cpu::axis_coefficients(target[d], target[d]));
-    }
+    w.band.bands[d] = arena.take<cpu::AxisBand>(cpu::axis_bands(target[d]));
+    w.band.coefficients[d] = arena.take<float>(cpu::axis_coefficients(target[d], target[d]));
   }
   w.scratch = arena.take<float>(scratch);
   w.vector = arena.take<float>(config.vector.length);
   w.bricks = arena.take<std::uint8_t>(product(brick_counts(target, config)));
   w.spare_bricks = arena.take<std::uint8_t>(product(brick_counts(target, config)));
+
+  w.background = arena.take<std::uint8_t>(n);
 
   const std::size_t shared = arena.mark();
   w.start.values = arena.take<float>(n);
@@ -69,7 +81,9 @@ Workspace lay_out(const Job& job, void* base) {
   w.network.turned = arena.take<float>(job.largest_tile);
   w.network.guidance = arena.take<float>(config.guidance.channels * (job.largest_tile / 512 + 1));
   arena.back_to(shared);
-  if (job.projects()) lay_out_band(w, arena, target);
+  lay_out_band(w, arena, target);
+  arena.back_to(shared);
+  lay_out_fade(w, arena, job);
   arena.back_to(shared);
   if (job.compares()) lay_out_consistency(w, arena, job);
   w.bytes = arena.peak();

@@ -14,6 +14,7 @@ struct Workspace {
   float* scratch;                          // of axis_apply
   float* vector;
   std::uint8_t *bricks, *spare_bricks;
+  std::uint8_t* background;                // 1 where the scan has been masked
   std::int64_t* starts[3];
   float* weights[3];
 
@@ -30,6 +31,10 @@ struct Workspace {
     cpu::AxisBand* bands[3];
     float *coefficients[3], *a, *b;
   } band;
+  struct {
+    float *head, *mean, *weights, *a, *b;
+    std::uint8_t *tissue, *spare;
+  } fade;
   struct {
     float *residual, *modes, *a, *b;
     double* partial;

@@ -1,6 +1,6 @@
 """The bundle: a folder that holds a trained network and all that is needed to upscale with it, without Python.
 
-    DIR/config.json          what this file describes: `mrisr.bundle.config.Config`, version 1
+    DIR/config.json          what this file describes: `mrisr.bundle.config.Config`, version 2
     DIR/model.onnx           the raw network in float32, F(x, y, vector, guidance) -> f
     DIR/weights.safetensors  the weights, once: the graphs refer to them (ONNX external data), and Python reads them
     DIR/card.md              the model card
@@ -194,6 +194,8 @@ def _contradiction(config: dict) -> str | None:
         (diffusion["sigma_min"] >= diffusion["sigma_max"], "diffusion: sigma_min must be below sigma_max"),
         (tiling["align"] % config["network"]["multiple"], "tiling.align: must be a multiple of network.multiple"),
         (tiling["brick"] != config["network"]["multiple"], "tiling.brick: must be network.multiple"),
+        (config["fade"]["end_none"] >= config["fade"]["end_all"], "fade: end_none must be below end_all"),
+        (config["fade"]["darkest"] > config["fade"]["certain"], "fade: darkest must not be above certain"),
         (2 * tiling["trim"] >= tiling["overlap"], "tiling: trim must be below half of overlap"),
         (tiling["smallest"] < tiling["align"] + tiling["overlap"], "tiling.smallest: must be align + overlap at least"),
         (

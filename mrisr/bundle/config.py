@@ -9,7 +9,7 @@ from msgspec import Meta, Struct
 
 from mrisr.schema import text
 
-FORMAT, VERSION = "mrisr-bundle", 1
+FORMAT, VERSION = "mrisr-bundle", 2
 PRECISIONS = ("float32", "float16", "bfloat16")
 GRAPHS = ("onnx", "openvino", "tensorrt")
 
@@ -123,6 +123,10 @@ class Intensity(Exact):
     rounds: Steps
     settled: Annotated[float, Meta(ge=0, le=1)]  # relative change
     sample: Count  # voxels, where a volume has more
+    bulk_percentile: Percent  # of the foreground, which outliers leave alone
+    outlier: Annotated[float, Meta(ge=1, le=1e3)]  # times that: brighter voxels do not count, where the rest is tissue
+    alike: Share  # correlation of tissue with itself ...
+    lag: Few  # ... so many voxels away
 
 
 class Noise(Exact):
@@ -155,8 +159,31 @@ class Tiling(Exact):
     fewest_neighbours: Annotated[int, Meta(ge=0, le=26)]
 
 
+class Fade(Exact):
+    """Where the network's answer counts: mrisr/infer/fade.py, mrisr/physics/foreground.py"""
+
+    spline_order: Literal[1, 3, 5]  # of what stands where it does not
+    end_none: Annotated[float, Meta(ge=0, le=100)]  # slices, from the centre of an end slice inwards: nothing counts
+    end_all: Annotated[float, Meta(gt=0, le=100)]  # and from where on everything does
+    half: Share  # of background in a voxel that is background
+    darkest: Share  # normalised intensity, means over 3^3 voxels: air, whatever its noise
+    certain: Share  # tissue
+    over_air: Annotated[float, Meta(ge=1, le=100)]  # times the level of air: tissue, where connected
+    background_share: Share  # of the volume, at least, for a masked background
+    background_solid: Share  # of that, inside of it
+
+
+class GridDefault(Exact):
+    """mrisr/grid.py"""
+
+    voxel_size: Annotated[float, Meta(gt=0, le=100)]  # mm, of a caller who does not say
+    same_spacing: Share  # relative difference that is rounding
+
+
 class Consistency(Exact):
-    """mrisr/physics/consistency.py"""
+    """mrisr/physics/consistency.py, mrisr/physics/degrade.py"""
+
+    mean_widths: Annotated[float, Meta(ge=1, le=100)]  # acquired widths, of the local mean that no residual changes
 
     noise_floor: Share
     smallest_eigenvalue: Share
@@ -184,4 +211,6 @@ class Config(Exact):
     noise: Noise
     start: Start
     tiling: Tiling
+    grid: GridDefault
+    fade: Fade
     consistency: Consistency

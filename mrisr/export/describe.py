@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import inspect
 
-from mrisr import __version__
+from mrisr import __version__, grid
 from mrisr.bundle import FORMAT, MODEL_NAME, VERSION
 from mrisr.diffusion.schedule import karras_sigmas
-from mrisr.infer import tiles
+from mrisr.infer import fade, tiles
 from mrisr.infer.info import RESEARCH_USE
 from mrisr.infer.pipeline import WINDOW_ALIGN
 from mrisr.nn import condition
 from mrisr.nn.blocks import WINDOW
 from mrisr.nn.unet import MULTIPLE
 from mrisr.ops.resample.matrices import interpolation_matrix
-from mrisr.physics import consistency, intensity, psf
+from mrisr.physics import consistency, degrade, foreground, intensity, psf
 
 INPUTS = ("x", "y", "vector", "guidance")
 OUTPUTS = ("f",)
@@ -50,7 +50,20 @@ def config_of(model, opset: int, graphs: list[dict]) -> dict:
         "trained_range": {kind: meta.get("trained_range", {}).get(kind) for kind in ("isotropic", "slice")},
         **_preprocessing(),
         "tiling": _tiling(net.config),
+        "grid": {"voxel_size": grid.DEFAULT_VOXEL_SIZE, "same_spacing": grid.SAME_SPACING},
+        "fade": {
+            "spline_order": fade.ORDER,
+            "end_none": fade.END_NONE,
+            "end_all": fade.END_ALL,
+            "half": fade.HALF,
+            "darkest": foreground.DARKEST,
+            "certain": foreground.CERTAIN,
+            "over_air": foreground.OVER_AIR,
+            "background_share": foreground.BACKGROUND_SHARE,
+            "background_solid": foreground.BACKGROUND_SOLID,
+        },
         "consistency": {
+            "mean_widths": degrade.MEAN_WIDTHS,
             "noise_floor": consistency.NOISE_FLOOR,
             "smallest_eigenvalue": consistency.SMALLEST_EIGENVALUE,
         },
@@ -108,6 +121,10 @@ def _preprocessing() -> dict:
             "rounds": intensity.ROUNDS,
             "settled": intensity.SETTLED,
             "sample": intensity.ENOUGH,
+            "bulk_percentile": intensity.BULK,
+            "outlier": intensity.OUTLIER,
+            "alike": intensity.ALIKE,
+            "lag": intensity.LAG,
         },
         "noise": {"fewest_cells": intensity.FEWEST_CELLS, "sample": intensity.NOISE_SAMPLE},
         "start": {

@@ -162,7 +162,7 @@ class Corrector:
         out = volume.new_empty(self.target.shape)
         for rows, warp, moved in self._displacements(self.source):
             piece, index = _rows_for(volume, warp, moved)
-            gain = warp.gain if modulated else None
+            gain = warp.gain if modulated else False
             out[rows] = resample3d(piece, warp.target.shape, index, displacement=moved, modulate=gain, order=order)
         return out
 

@@ -14,8 +14,7 @@ import torch
 
 from mrisr import grid as grids
 from mrisr.grid import Grid
-from mrisr.ops.resample import bspline_matrix
-from mrisr.ops.resample import interpolation_matrix
+from mrisr.ops.resample import bspline_matrix, interpolation_matrix
 from mrisr.physics.degrade import SLICE_KINDS
 from mrisr.physics.psf import PSF
 

@@ -85,7 +85,8 @@ class TileInfo:
 @dataclass(frozen=True)
 class ConsistencyInfo:
     """chi2: mean squared difference between the input and the scan that the output would have given, over the
-    noise variance (1 = explained to within the noise). after equals before where nothing was applied."""
+    noise variance (1 = explained to within the noise), before air and the end slices fade to interpolation. after
+    equals before where nothing was applied."""
 
     applied: bool
     why: str

@@ -255,8 +255,8 @@ def _frame(job: Job, data: np.ndarray, out: np.ndarray, std: np.ndarray | None):
     with report.stage("consistency"):
         result = y.add_(residual)
         del residual, y
-        result = _faded(job, result, lr, spread)
         result, note = _consistent(job, result, lr, noise)
+        result = _faded(job, result, lr, spread)
     with report.stage("finish"):
         if job.seam is not None:
             job.seam /= robust_range(result)

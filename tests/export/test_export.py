@@ -124,7 +124,7 @@ def damage(folder, how):
         card.unlink()
         card.mkdir()
     elif how == "newer":
-        config.write_text(config.read_text().replace('"format_version": 1', '"format_version": 2'))
+        config.write_text(config.read_text().replace('"format_version": 2', '"format_version": 3'))
     elif how == "huge":
         config.write_bytes(b" " * (schema.LARGEST + 1))
     elif how == "other sigma":
@@ -144,7 +144,7 @@ def damage(folder, how):
         ("link out", "card.md: is a link out of the bundle"),
         ("pipe", "card.md: is not a regular file"),
         ("folder", "card.md: is not a regular file"),
-        ("newer", "format version 2, and this mrisr reads up to 1"),
+        ("newer", "format version 3, and this mrisr reads up to 2"),
         ("huge", "a configuration has at most"),
         ("other sigma", "diffusion.sigma_data"),
         ("no config", "config.json: is missing"),

@@ -207,8 +207,11 @@ def answers(channel: int) -> LoadedModel:
 
 
 @pytest.mark.parametrize("channel", [0, 1, 2, 3, 4])
-def test_every_tile_is_told_what_belongs_to_it_in_the_networks_own_axes(channel, untrained):
+def test_every_tile_is_told_what_belongs_to_it_in_the_networks_own_axes(channel, untrained, monkeypatch):
     """Slices along the first axis: the network sees it last, and the displacement along it in channel 3."""
+    monkeypatch.setattr(
+        "mrisr.infer.loop.outside_band", lambda answer, band: answer
+    )  # the local mean is the answer here
     grid = grid_of((22, 60, 56), (3.6, 1.3, 1.3), axes=(2, 0, 1), flips=(-1, 1, 1))
     bend, size = Bend(), (1.2, 1.3, 1.3)
     scan = bend.scan(grid).astype(np.float32) + 500

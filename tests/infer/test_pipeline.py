@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 import mrisr
 from mrisr import grid as grids
@@ -18,6 +19,7 @@ from mrisr.infer import memory
 from mrisr.nn.presets import build
 from mrisr.ops.resample import apply_axes
 from mrisr.physics.degrade import start_matrices
+from mrisr.physics.foreground import tissue
 from mrisr.physics.psf import auto_psf
 from mrisr.volume import Volume
 from mrisr.weights import registry
@@ -61,7 +63,15 @@ def mean(scan, model):
 def test_an_untrained_network_is_plain_interpolation(scan):
     untrained = LoadedModel(Denoiser(build("student"), 0.05), "untrained", {}, "", None)
     result, _ = run(scan, untrained)
-    assert np.abs(result - plain(scan)).max() < 1e-5 * spread_of(scan)
+    differs = np.abs(result - plain(scan)) > 1e-5 * spread_of(scan)
+    head = tissue(scan / np.percentile(scan, 99)).repeat(2, 0).repeat(2, 1).repeat(2, 2) > 0
+    assert not differs[ndimage.binary_erosion(head, np.ones((3, 3, 3)), iterations=2, border_value=1)].any()
+    # In air another interpolation stands: cubic, and the nearest voxel beyond the outer ones.
+    at = np.stack(np.meshgrid(*(grids.axis_positions(n, 2 * n, 0.5) for n in scan.shape), indexing="ij"))
+    cubic = ndimage.map_coordinates(scan, at, order=3, mode="nearest")
+    air = ~ndimage.binary_dilation(head, np.ones((3, 3, 3)), iterations=2)
+    air[:4], air[-4:], air[:, :4], air[:, -4:], air[..., :4], air[..., -4:] = (False,) * 6  # SciPy continues otherwise
+    assert air.any() and np.abs(result - cubic)[air].max() < 1e-3 * spread_of(scan)
 
 
 def test_the_residual_is_added_in_tissue(scan, mean):
@@ -169,11 +179,13 @@ def test_air_around_a_head_changes_nothing(head, model):
     assert np.abs(inside - alone)[tissue].max() < 1e-5 * spread_of(scan)
 
 
-def test_no_step_where_the_processed_box_ends(model):
+def test_no_step_where_the_processed_box_ends(model, monkeypatch):
     """Noisy air all around: at the border of the box the residual has faded out."""
     rng = np.random.default_rng(0)
     scan = np.abs(20 * rng.standard_normal((96, 60, 60))).astype(np.float32)
     scan[36:60, 24:36, 24:36] += 1000
+    # Without anything certain all is head: the fade of the air is not in the way of what is looked at.
+    monkeypatch.setattr("mrisr.infer.pipeline.tissue", lambda v, *rest: np.ones(v.shape, np.uint8))
     result, info = run(scan, model)
     low = info.tiles.box[0][0]
     assert low > 0

@@ -29,7 +29,7 @@ int main(void) {
   mrisr_model_info_init(&model_info, sizeof model_info);
   mrisr_engine_vtable_init(&engine, sizeof engine);
   CHECK(open_options.struct_size == sizeof open_options && open_options.log == NULL);
-  CHECK(plan_options.steps == 1 && plan_options.voxel_size[2] == 0.7 && plan_options.affine[15] == 1);
+  CHECK(plan_options.steps == 1 && plan_options.voxel_size[2] == 0 && plan_options.affine[15] == 1);
   CHECK(run_options.struct_size == sizeof run_options && run_options.output == NULL);
   CHECK(run_info.chi2_before < 0 && geometry.struct_size == sizeof geometry);
   CHECK(engine.run == NULL && model_info.name == NULL);

@@ -98,6 +98,7 @@ class PlanOptions(c.Structure):
         ("memory", c.c_uint64),
         ("engine", c.POINTER(Engine)),
         ("precision", c.c_int32),
+        ("ends", c.c_int32),
     ]
 
 
@@ -133,6 +134,8 @@ class RunOptions(c.Structure):
         ("workspace_size", c.c_uint64),
         ("progress", PROGRESS),
         ("progress_user", c.c_void_p),
+        ("mask", c.c_void_p),
+        ("nonnegative", c.c_int32),
     ]
 
 
@@ -150,6 +153,9 @@ class RunInfo(c.Structure):
         ("corrected", c.c_int32),
         ("chi2_before", c.c_double),
         ("chi2_after", c.c_double),
+        ("outliers", c.c_double),
+        ("background", c.c_int32),
+        ("background_value", c.c_double),
     ]
 
 

@@ -70,8 +70,8 @@ void test_config(const BundleFiles& files) {
     const char *from, *to, *text;
   } changes[] = {
       {"\"mrisr-bundle\"", "\"other\"", "c: not the configuration of a bundle"},
-      {"\"format_version\": 1", "\"format_version\": 2", "format version 2, and this library reads up to 1"},
-      {"\"format_version\": 1", "\"format_version\": \"1\"", "c.format_version: expected a whole number"},
+      {"\"format_version\": 2", "\"format_version\": 3", "format version 3, and this library reads up to 2"},
+      {"\"format_version\": 2", "\"format_version\": \"2\"", "c.format_version: expected a whole number"},
       {"\"opset\": 22", "\"opset\": 99", "c.opset: expected a whole number from 18 to 25, found 99"},
       {"\"parameters\": 3009608", "\"parameters\": 3e6", "c.parameters: expected a whole number"},
       {"\"notice\"", "\"remark\"", "c: lacks notice"},

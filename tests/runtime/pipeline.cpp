@@ -225,7 +225,7 @@ void test_plan_errors(const Bench& bench) {
   argument("shape: expected at least 2 voxels along every axis, found 36 x 1 x 28", [](How& how, Engine&) { how.shape[1] = 1; });
   argument("shape: expected at most 16384 voxels along axis 0", [](How& how, Engine&) { how.shape[0] = 20000; });
   argument("shape: expected at most 2^31 voxels", [](How& how, Engine&) { how.shape[0] = how.shape[1] = how.shape[2] = 2000; });
-  argument("voxel_size: expected three positive numbers, found 0.7, -1, 0.7", [](How& how, Engine&) { how.voxel_size[1] = -1; });
+  argument("voxel_size: expected three positive numbers, found 0.7, -1, 0.7", [](How& how, Engine&) { how.voxel_size[0] = how.voxel_size[2] = 0.7, how.voxel_size[1] = -1; });
   argument("voxel_size: the output would have", [](How& how, Engine&) { how.voxel_size[1] = 1e-6; });
   argument("factor: expected three positive numbers, found 2, 0, 0", [](How& how, Engine&) { how.factor[0] = 2; });
   argument("psf_stated: expected 0 to 1, found 2", [](How& how, Engine&) { how.psf_stated = 2; });
@@ -540,9 +540,9 @@ void test_open_errors(const Bench& bench) {
   EXPECT(mrisr_model_describe(model, &info) == MRISR_OK && std::string(info.name) == "base" && info.multiple == 8);
   EXPECT(std::strlen(info.sha256) == 64);
   mrisr_close(model);
-  bench.files.change("\"format_version\": 1", "\"format_version\": 7");
+  bench.files.change("\"format_version\": 2", "\"format_version\": 7");
   EXPECT(mrisr_open(bench.files.folder.c_str(), nullptr, &model) == MRISR_ERROR_MODEL && model == nullptr);
-  EXPECT_TEXT(mrisr_last_error(), "format version 7, and this library reads up to 1");
+  EXPECT_TEXT(mrisr_last_error(), "format version 7, and this library reads up to 2");
   bench.files.restore();
 }
 

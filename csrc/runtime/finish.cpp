@@ -1,0 +1,59 @@
+#include "finish.h"
+
+#include <algorithm>
+
+#include "foreground.h"
+
+namespace mrisr::runtime {
+namespace {
+
+constexpr Index kGrain = 1 << 16;
+
+// How much of the network's answer counts, on the target, into w.fade.weights.
+void fill_weights(const Job& job, const Workspace& w) {
+  const Triple &coarse = job.source.shape, &fine = job.target.shape;
+  bool open[3];
+  for (int d = 0; d < 3; ++d) open[d] = !job.psf[d].slice();
+  cpu::tissue(w.fade.tissue, w.lr, coarse.data(), open, job.model->config.fade.tissue, w.fade.mean, w.fade.spare, job.threads);
+  std::copy_n(w.fade.tissue, product(coarse), w.fade.head);
+  job.linear.apply(w.fade.weights, w.fade.head, coarse, w.fade.a, w.fade.b, w.scratch, job.threads);
+  const auto end = [&](int axis, Index i) { return job.ends[axis].empty() ? 1.0f : job.ends[axis][static_cast<std::size_t>(i)]; };
+  parallel_for(fine[0] * fine[1], 64, job.threads, [&](Index begin, Index stop) {
+    for (Index row = begin; row < stop; ++row) {
+      float* const line = w.fade.weights + row * fine[2];
+      const float x = end(0, row / fine[1]), y = end(1, row % fine[1]);
+      for (Index k = 0; k < fine[2]; ++k) line[k] = std::clamp(line[k], 0.0f, 1.0f) * x * y * end(2, k);
+    }
+  });
+}
+
+}  // namespace
+
+void fade(const Job& job, const Workspace& w) {
+  fill_weights(job, w);
+  float* const plain = w.found;
+  job.plain.apply(plain, w.lr, job.source.shape, w.fade.a, w.fade.b, w.scratch, job.threads);
+  parallel_for(product(job.target.shape), kGrain, job.threads, [&](Index begin, Index end) {
+    for (Index i = begin; i < end; ++i) {
+      w.y[i] = (w.y[i] - plain[i]) * w.fade.weights[i] + plain[i];
+      if (job.samples > 1) w.spread[i] *= w.fade.weights[i];
+    }
+  });
+}
+
+bool find_background(const Job& job, const Workspace& w, const std::uint8_t* mask, double& value) {
+  const std::int64_t n = product(job.source.shape);
+  auto* const queue = reinterpret_cast<std::uint32_t*>(w.start.values);
+  const Background found = cpu::masked_background(w.background, w.lr, job.source.shape.data(), job.model->config.fade.background, queue);
+  value = found.voxels > 0 ? w.lr[found.first] : 0.0;
+  if (mask == nullptr) return found.voxels > 0;
+  for (std::int64_t i = 0; i < n; ++i) w.background[i] = mask[i] == 0 ? 1 : 0;
+  return true;
+}
+
+void resample_background(const Job& job, const Workspace& w) {
+  std::copy_n(w.background, product(job.source.shape), w.fade.head);
+  job.linear.apply(w.fade.weights, w.fade.head, job.source.shape, w.fade.a, w.fade.b, w.scratch, job.threads);
+}
+
+}  // namespace mrisr::runtime
