@@ -133,10 +133,9 @@ def sampler_step(device: str, quick: bool) -> Iterator[Contest]:
     table = draw(4, family.COLUMNS, device=device, seed=3)
     clock = family.clocks(4, seed=5, device=device)[2]
     for noisy in (False, True):
-        shape = [size] * 3
 
-        def rival(x, f, before, table, clock, noisy=noisy, shape=shape):
-            return family.reference(x, f, before, table, clock, True, -1.0, 1.0, noisy, [0, 0, 0], shape)[0]
+        def rival(x, f, before, table, clock, noisy=noisy):
+            return family.reference(x, f, before, table, clock, -1.0, 1.0, noisy)[0]
 
         def mine(backend, noisy=noisy):
             options = dict(before=before, clamp=(-1.0, 1.0), noise=noisy, backend=backend)

@@ -1,4 +1,4 @@
-"""One step of a diffusion sampler in one pass: x0 prediction, clamp, solver update, voxel-keyed noise.
+"""One step of a diffusion sampler in one pass: clamp, solver update, voxel-keyed noise.
 
 The arithmetic of csrc/core/sampling.h. Coefficients are a row of a table, chosen by a counter in device memory.
 """
@@ -9,10 +9,10 @@ import torch
 import triton
 import triton.language as tl
 
-from mrisr.kernels.noise import normal_at, voxel_of
+from mrisr.kernels.noise import normal_at
 
 BLOCK = 1024
-COLUMNS = 6
+COLUMNS = 4
 
 
 @triton.jit(do_not_specialize=["low", "high"])
@@ -22,20 +22,12 @@ def sampler_step_kernel(
     x_ptr,
     f_ptr,  # float32, float16 or bfloat16
     before_ptr,
-    table_ptr,  # float32 [rows, 6]: c_skip, c_out, a, b, c, d
+    table_ptr,  # float32 [rows, 4]: a, b, c, d
     clock_ptr,  # int64 [3]: step, sample, seed
     rows,
     total,
-    size1,
-    size2,
-    origin0,
-    origin1,
-    origin2,
-    grid1,
-    grid2,
     low,
     high,
-    RAW: tl.constexpr,
     STORE: tl.constexpr,
     BEFORE: tl.constexpr,
     NOISE: tl.constexpr,
@@ -43,33 +35,30 @@ def sampler_step_kernel(
 ):
     step = tl.load(clock_ptr)
     inside = (step >= 0) & (step < rows)
-    row = table_ptr + tl.where(inside, step, 0) * 6
+    row = table_ptr + tl.where(inside, step, 0) * 4
     broken = tl.where(inside, 0.0, float("nan"))  # a step without a row must be seen, not guessed
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     there = index < total
     x = tl.load(x_ptr + index, mask=there)
     x0 = tl.load(f_ptr + index, mask=there).to(tl.float32)
-    if RAW:
-        x0 = (tl.load(row) + broken) * x + tl.load(row + 1) * x0
     if STORE:
-        x0 = tl.where(x0 < low, low, tl.where(x0 > high, high, x0))  # NaN stays
+        held = tl.where(x0 < low, low, tl.where(x0 > high, high, x0))
+        x0 = tl.where(x0 - x0 == 0.0, held, x0)  # what is no number stays none, infinities too
         tl.store(x0_ptr + index, x0, mask=there)
-    following = (tl.load(row + 2) + broken) * x + tl.load(row + 3) * x0
+    following = (tl.load(row) + broken) * x + tl.load(row + 1) * x0
     if BEFORE:
-        following += tl.load(row + 4) * tl.load(before_ptr + index, mask=there)
+        following += tl.load(row + 2) * tl.load(before_ptr + index, mask=there)
     if NOISE:
-        voxel = voxel_of(index, size1, size2, origin0, origin1, origin2, grid1, grid2)
         seed = tl.load(clock_ptr + 2)
-        normal = normal_at(voxel, seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF, tl.load(clock_ptr + 1), step + 1)
-        following += tl.load(row + 5) * normal
+        normal = normal_at(index, seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF, tl.load(clock_ptr + 1), step + 1)
+        following += tl.load(row + 3) * normal
     tl.store(next_ptr + index, following, mask=there)
 
 
-def sampler_step(x, f, before, table, clock, raw: bool, low: float, high: float, noise: bool, box, store: bool):
-    """(next, x0) of contiguous float32 x; box: (shape, origin, grid), three each; x0 is empty unless `store`."""
+def sampler_step(x, f, before, table, clock, low: float, high: float, noise: bool, store: bool):
+    """(next, x0) of contiguous float32 x; x0 is empty unless `store`."""
     following, x0 = torch.empty_like(x), torch.empty_like(x) if store else x.new_empty(0)
     if x.numel():
-        shape, origin, grid = box
         sampler_step_kernel[(triton.cdiv(x.numel(), BLOCK),)](
             following,
             x0 if store else following,
@@ -80,12 +69,8 @@ def sampler_step(x, f, before, table, clock, raw: bool, low: float, high: float,
             clock,
             table.shape[0],
             x.numel(),
-            *shape[1:],
-            *origin,
-            *grid[1:],
             low,
             high,
-            RAW=raw,
             STORE=store,
             BEFORE=before is not None,
             NOISE=noise,
@@ -94,22 +79,17 @@ def sampler_step(x, f, before, table, clock, raw: bool, low: float, high: float,
     return following, x0
 
 
-def _variant(f_type: str, raw: bool, store: bool, before: bool, noise: bool):
+def _variant(f_type: str, store: bool, before: bool, noise: bool):
     signature = {name: "*fp32" for name in ("next_ptr", "x0_ptr", "x_ptr", "before_ptr", "table_ptr")}
     signature |= {"f_ptr": f"*{f_type}", "clock_ptr": "*i64", "low": "fp32", "high": "fp32"}
-    integers = ("rows", "total", "size1", "size2", "origin0", "origin1", "origin2", "grid1", "grid2")
-    signature |= dict.fromkeys(integers, "i32")
-    flags = {"RAW": raw, "STORE": store, "BEFORE": before, "NOISE": noise, "BLOCK": BLOCK}
-    name = "_".join(part for part, there in (("raw", raw), ("before", before), ("noise", noise)) if there)
+    signature |= dict.fromkeys(("rows", "total"), "i32")
+    flags = {"STORE": store, "BEFORE": before, "NOISE": noise, "BLOCK": BLOCK}
+    name = "_".join(part for part, there in (("clamp", store), ("before", before), ("noise", noise)) if there)
     return f"sampler_step_{f_type}_{name or 'plain'}", sampler_step_kernel, signature, flags
 
 
 VARIANTS = [
-    _variant("fp32", False, False, False, False),
-    _variant("fp32", False, False, True, False),
-    _variant("fp32", True, True, True, False),
-    _variant("bf16", True, True, True, False),
-    _variant("fp16", True, True, True, False),
-    _variant("fp32", True, True, True, True),
-    _variant("bf16", True, True, True, True),
+    _variant(dtype, clamp, before, noise)
+    for dtype in ("fp32", "bf16", "fp16")
+    for clamp, before, noise in ((False, True, False), (True, False, False), (True, True, False), (True, True, True))
 ]

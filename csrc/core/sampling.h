@@ -1,6 +1,6 @@
 // One step of a diffusion sampler over a volume, in one pass:
 //
-//   x0   = clamp(c_skip x + c_out f)          f: the raw network output (EDM preconditioning); or f itself is x0
+//   x0   = clamp(f)                           f: what the denoiser gives
 //   next = a x + b x0 + c before + d normal   before: x0 of the step before; normal: of this voxel, see noise.h
 //
 // The coefficients are a row of a table, chosen by a counter that lies where the volume lies: a loop of steps captured in
@@ -13,28 +13,24 @@
 
 namespace mrisr {
 
-constexpr int kStepColumns = 6;  // c_skip, c_out, a, b, c, d
+constexpr int kStepColumns = 4;  // a, b, c, d
 
 struct SamplerStep {
   float* next;
-  float* x0;            // null: f is x0 and nothing is clamped, so that it need not be written
+  float* x0;            // null: nothing is clamped, so that it need not be written; may be f (float32)
   const float* x;
   const void* f;
   const float* before;  // or null
   const float* table;   // [rows, kStepColumns]
   Index rows;
   const std::int64_t* clock;  // step, sample, seed: on the device, where the volumes are there
-  bool raw;                   // f is the network's output, not x0
   bool noise;
   float low, high;  // of the clamp
-  // With noise the volume is this box of the grid; else only its number of elements counts.
-  Index shape[3], origin[3], grid[3];
-
-  MRISR_HD Index count() const { return shape[0] * shape[1] * shape[2]; }
+  Index count;      // voxels, in the order of the whole target grid
 };
 
 struct StepRow {
-  float c_skip, c_out, a, b, c, d;
+  float a, b, c, d;
   std::uint32_t k0, k1, sample, step;
 };
 
@@ -47,18 +43,19 @@ MRISR_HD inline StepRow step_row(const SamplerStep& s) {
   const auto seed = static_cast<std::uint64_t>(s.clock[2]);
   return {row[0] + broken,
           row[1],
-          row[2] + broken,
+          row[2],
           row[3],
-          row[4],
-          row[5],
           static_cast<std::uint32_t>(seed),
           static_cast<std::uint32_t>(seed >> 32),
           static_cast<std::uint32_t>(s.clock[1]),
           static_cast<std::uint32_t>(step + 1)};
 }
 
-// NaN stays NaN.
-MRISR_NOISE_FN float step_clamp(float v, float low, float high) { return v < low ? low : (v > high ? high : v); }
+// What is no number stays none, infinities too: an overflow must be seen.
+MRISR_NOISE_FN float step_clamp(float v, float low, float high) {
+  const float held = v < low ? low : (v > high ? high : v);
+  return v - v == 0.0f ? held : v;
+}
 
 MRISR_NOISE_FN float step_normal(const StepRow& r, std::uint64_t voxel) {
   const noise::Words w = noise::philox(static_cast<std::uint32_t>(voxel), static_cast<std::uint32_t>(voxel >> 32),

@@ -85,9 +85,9 @@ void bind_both(py::module_& m, const std::string& prefix) {
       release());
   m.def(
       name("sampler_step").c_str(),
-      [](std::array<Address, 5> volumes, Address table, Index rows, Address clock, bool raw, bool noise, float low,
-         float high, Triple shape, Triple origin, Triple grid, int dtype, Last last) {
-        both::sampler_step(step_of(volumes, table, rows, clock, raw, noise, low, high, shape, origin, grid),
+      [](std::array<Address, 5> volumes, Address table, Index rows, Address clock, bool noise, float low,
+         float high, Index count, int dtype, Last last) {
+        both::sampler_step(step_of(volumes, table, rows, clock, noise, low, high, count),
                            static_cast<Dtype>(dtype), where(last));
       },
       release());

@@ -83,30 +83,21 @@ inline Through through_of(Address p, Address u, Address v) {
 
 inline Folded folded_of(Address a, Address b, Address m) { return {at<float>(a, "a"), at<float>(b, "b"), at<float>(m, "m")}; }
 
-// The arguments of sampler_step, in the order of both doorways: volumes, table, clock, what to do, where in the grid.
-inline SamplerStep step_of(const std::array<Address, 5>& volumes, Address table, Index rows, Address clock, bool raw, bool noise,
-                    float low, float high, const Triple& shape, const Triple& origin, const Triple& grid) {
-  SamplerStep s{at<float>(volumes[0], "next"),
-                at<float>(volumes[1], "x0"),
-                at<const float>(volumes[2], "x"),
-                at<const char>(volumes[3], "f"),
-                at<const float>(volumes[4], "before"),
-                at<const float>(table, "table"),
-                rows,
-                at<const std::int64_t>(clock, "clock"),
-                raw,
-                noise,
-                low,
-                high,
-                {},
-                {},
-                {}};
-  for (int d = 0; d < 3; ++d) {
-    s.shape[d] = shape[d];
-    s.origin[d] = origin[d];
-    s.grid[d] = grid[d];
-  }
-  return s;
+// volumes: next, x0, x, f, before.
+inline SamplerStep step_of(const std::array<Address, 5>& volumes, Address table, Index rows, Address clock, bool noise,
+                           float low, float high, Index count) {
+  return {at<float>(volumes[0], "next"),
+          at<float>(volumes[1], "x0"),
+          at<const float>(volumes[2], "x"),
+          at<const char>(volumes[3], "f"),
+          at<const float>(volumes[4], "before"),
+          at<const float>(table, "table"),
+          rows,
+          at<const std::int64_t>(clock, "clock"),
+          noise,
+          low,
+          high,
+          count};
 }
 
 inline AttentionInputs attention_inputs(Address qkv, Address mask, Address q_gain, Address k_gain, double eps, double scale) {

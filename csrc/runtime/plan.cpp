@@ -124,15 +124,15 @@ void plan_sampler(Job& job) {
   double before = 0;
   for (int i = 0; i < job.steps; ++i) {
     const double sigma = job.sigmas[i], following = job.sigmas[i + 1];
-    double row[6] = {0, 1, 0, 1, 0, 0};  // the last step, to zero, is its x0
+    double row[4] = {0, 1, 0, 0};  // the last step, to zero, is its x0
     if (following > 0 && job.distilled) {
-      row[2] = following / sigma;
-      row[3] = 1 - row[2];
+      row[0] = following / sigma;
+      row[1] = 1 - row[0];
     } else if (following > 0) {
       const double step = std::log(sigma / following), gain = -std::expm1(-step), weight = i == 0 ? 0.0 : step / (2 * before);
-      row[2] = following / sigma * std::exp(-0.0 * step);
-      row[3] = gain * (1 + weight);
-      row[4] = -gain * weight;
+      row[0] = following / sigma * std::exp(-0.0 * step);
+      row[1] = gain * (1 + weight);
+      row[2] = -gain * weight;
       before = step;
     }
     for (double v : row) job.solver.push_back(static_cast<float>(v));

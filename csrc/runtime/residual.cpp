@@ -242,7 +242,7 @@ void draw(const Job& job, const Workspace& w, Denoiser& denoise, std::uint64_t s
     s.next = following, s.x = x, s.f = w.found, s.before = step == 0 ? nullptr : before;
     s.table = job.solver.data(), s.rows = job.steps, s.clock = clock;
     s.low = -INFINITY, s.high = INFINITY;
-    s.shape[0] = s.shape[1] = 1, s.shape[2] = voxels;
+    s.count = voxels;
     cpu::sampler_step(s, job.threads);
     std::swap(x, following);
     parallel_for(voxels, kGrain, job.threads, [&](Index begin, Index end) { std::copy(w.found + begin, w.found + end, before + begin); });

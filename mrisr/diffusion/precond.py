@@ -39,7 +39,7 @@ class Denoiser(nn.Module):
         return c_skip * x + c_out * self.output(x, sigma, y, cond, active).to(x.dtype)
 
     def output(self, x, sigma, y, cond, active=None):
-        """F alone, the network's raw output: what a `mrisr.diffusion.sampler.Solver` takes once `preconditioned`."""
+        """F alone, the network's raw output."""
         sigma, (_, _, c_in) = self._coefficients_at(sigma, y)
         vector = cond.vector(sigma, self.sigma_data)
         return self.net(c_in * x, y, vector, cond.guidance_for(y.shape[2:]), active)

@@ -26,11 +26,11 @@ class Solver:
 
     Attributes:
         levels: sigma of every evaluation of the denoiser.
-        table: [evaluations, 6], the rows of `mrisr.ops.sampling.sampler_step`; float64 until `to`.
+        table: [evaluations, 4], the rows of `mrisr.ops.sampling.sampler_step`; float64 until `to`.
         clocks: int64 [evaluations, 3]; with noise, sample and seed decide its numbers.
         noise: the last column is used.
-        to_zero: the last evaluation is the result; its step is left out.
-        raw: evaluations give the network's raw output, and the step makes x0 of it.
+        to_zero: the last evaluation is the result; its step is left out where nothing is clamped.
+        limit: x0 is held to [-limit, limit]; None: it is not.
     """
 
     levels: tuple[float, ...]
@@ -38,21 +38,14 @@ class Solver:
     clocks: torch.Tensor
     noise: bool
     to_zero: bool
-    raw: bool = False
+    limit: float | None = None
 
     @classmethod
     def of_rows(cls, levels, rows, to_zero: bool, sample: int = 0, seed: int = 0) -> Solver:
         """rows: (a, b, c, d) of every evaluation, for a denoiser that gives x0."""
-        table = torch.tensor([(0.0, 1.0, *row) for row in rows], dtype=torch.float64)
+        table = torch.tensor(list(rows), dtype=torch.float64)
         noise = any(row[3] != 0 for row in rows)
         return cls(tuple(levels), table, clocks(len(table), sample=sample, seed=seed), noise, to_zero)
-
-    def preconditioned(self, coefficients: Callable) -> Solver:
-        """The same for evaluations that give F, not x0; coefficients(sigma) -> (c_skip, c_out, ...), as
-        `mrisr.diffusion.precond.Denoiser` has them. One pass then does what two did."""
-        table = self.table.clone()
-        table[:, 0], table[:, 1] = coefficients(torch.tensor(self.levels, dtype=torch.float64))[:2]
-        return replace(self, table=table, raw=True)
 
     def to(self, like: torch.Tensor) -> Solver:
         """The same with its table and clocks where `like` is, in its dtype: `solve` then copies nothing."""
@@ -115,28 +108,31 @@ def dpmpp_2m_solver(sigmas, *, eta: float = 0.0, sample: int = 0, seed: int = 0)
 def solver_for(steps: int, few_steps, sigma_min: float, sigma_max: float) -> tuple[Solver, int]:
     """(solver, n) for `steps` steps of a network that was distilled to the numbers of steps in `few_steps`.
 
+    x0 is held to what the first step's noise reaches: no residual is larger, and one evaluation that went astray then
+    spoils its own step only. What overflowed stays infinite, and is seen.
+
     n is the number of steps that the network has to be told of (`Condition.steps`): `steps` where it was distilled to
     them, 0 where it is a denoiser of the ODE.
     """
     if steps in few_steps:
-        return ddim_solver(nested_sigmas(steps, sigma_min, sigma_max)), steps
-    return dpmpp_2m_solver(karras_sigmas(steps, sigma_min, sigma_max)), 0
+        return replace(ddim_solver(nested_sigmas(steps, sigma_min, sigma_max)), limit=sigma_max), steps
+    return replace(dpmpp_2m_solver(karras_sigmas(steps, sigma_min, sigma_max)), limit=sigma_max), 0
 
 
 def solve(evaluate: Denoise, x: torch.Tensor, solver: Solver) -> torch.Tensor:
-    """Run a solver; evaluate(x, sigma) gives x0, or F where the solver is `preconditioned`.
+    """Run a solver; evaluate(x, sigma) gives x0.
 
     On a GPU nothing here waits for it, and where the solver was moved there beforehand, nothing is copied to it: the
     loop can be captured in a CUDA graph.
     """
-    solver = solver.to(x)
-    before = None
+    solver, before = solver.to(x), None
+    bounds = None if solver.limit is None else (-solver.limit, solver.limit)
     for step, level in enumerate(solver.levels):
         found = evaluate(x, level)
-        if solver.to_zero and not solver.raw and step == len(solver.levels) - 1:
+        if solver.to_zero and bounds is None and step == len(solver.levels) - 1:
             return found
-        clock, how = solver.clocks[step], dict(raw=solver.raw, noise=solver.noise)
-        x, before = sampler_step(x, found, solver.table, clock, before=before, **how)
+        how = dict(before=before, clamp=bounds, noise=solver.noise)
+        x, before = sampler_step(x, found, solver.table, solver.clocks[step], **how)
     return x
 
 

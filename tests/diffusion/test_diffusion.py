@@ -1,13 +1,14 @@
 """EDM: the table of coefficients, and samplers against a problem whose ODE has a closed form."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from mrisr.diffusion.loss import edm_sigmas, edm_weight, mean_weight
 from mrisr.diffusion.precond import Denoiser
-from mrisr.diffusion.sampler import ddim_solver, dpmpp_2m, dpmpp_2m_solver, heun, heun_solver, solve
+from mrisr.diffusion.sampler import ddim_solver, dpmpp_2m, heun, solve, solver_for
 from mrisr.diffusion.schedule import karras_sigmas, nested_sigmas
 from mrisr.errors import UsageError
 from mrisr.nn.condition import Condition
@@ -137,21 +138,21 @@ def test_tables_are_the_textbook(sampler, textbook, steps):
             assert found.dtype == dtype and float((found - expected).abs().max() / x.abs().max()) < tolerance
 
 
-@pytest.mark.parametrize("solver", [dpmpp_2m_solver, heun_solver])
-def test_a_solver_takes_the_raw_output_too(solver):
-    """x0 by the step's own preconditioning is x0 by the denoiser's."""
+@pytest.mark.parametrize("steps", [1, 4, 7])
+def test_the_product_s_solver_holds_x0_to_what_the_first_noise_reaches(steps):
+    """Nothing changes where no x0 is larger; one that went astray is held, also by the last step, and infinities are
+    not hidden."""
+    plan, told = solver_for(steps, (1, 4), 0.002, 3.0)
+    assert plan.limit == 3.0 and told == (0 if steps == 7 else steps)
+    x = 3.0 * normal_noise((3, 4, 5), seed=2)
 
-    class Net(torch.nn.Module):
-        def forward(self, x, y, vector, guidance, active=None):
-            return torch.tanh(2 * x + y) + vector[0, 0]
+    def calm(x, sigma):
+        return 0.1 * torch.tanh(x)
 
-    denoiser = Denoiser(Net(), 0.1)
-    x, y = 4.0 * torch.randn(2, 1, 1, 8, 8, 8, generator=torch.Generator().manual_seed(2))
-    plan = solver(karras_sigmas(4, 0.05, 4.0))
-    expected = solve(lambda x, sigma: denoiser(x, sigma, y, COND), x, plan)
-    plan = plan.preconditioned(denoiser.coefficients)
-    found = solve(lambda x, sigma: denoiser.output(x, sigma, y, COND), x, plan)
-    assert float((found - expected).abs().max()) < 1e-6 * float(x.abs().max())
+    torch.testing.assert_close(solve(calm, x, plan), solve(calm, x, replace(plan, limit=None)), rtol=0, atol=0)
+    astray = [solve(lambda x, sigma, v=value: torch.full_like(x, v), x, plan) for value in (50.0, -50.0, math.inf)]
+    assert (astray[0] <= 3.0 + 1e-5).all() and (astray[1] >= -3.0 - 1e-5).all()
+    assert not astray[2].isfinite().any()
 
 
 @pytest.mark.parametrize("eta", [0.5, 1.0])

@@ -27,16 +27,11 @@ Found run(const Case& c, const Setting& s) {
   step.table = table.data();
   step.rows = c.at("table").size[0];
   step.clock = clock.data();
-  step.raw = c.at("raw").integer() != 0;
   step.noise = c.at("noise").integer() != 0;
   step.low = bound(c, "low");
   step.high = bound(c, "high");
-  for (int d = 0; d < 3; ++d) {
-    step.shape[d] = step.noise ? size.size[static_cast<std::size_t>(size.rank() - 3 + d)] : (d < 2 ? 1 : size.count());
-    step.origin[d] = step.noise ? c.at("origin").integer(d) : 0;
-    step.grid[d] = step.noise ? c.at("grid_shape").integer(d) : step.shape[d];
-  }
-  const bool stored = step.raw || std::isfinite(step.low) || std::isfinite(step.high);
+  step.count = size.count();
+  const bool stored = std::isfinite(step.low) || std::isfinite(step.high);
   auto next = s.fresh(size.count()), x0 = s.fresh(size.count());
   step.next = next.data();
   step.x0 = stored ? x0.data() : nullptr;
