@@ -123,26 +123,34 @@ def main() -> int:
     record.add_place(parser)
     args = parser.parse_args()
     warnings.simplefilter("ignore", MrisrWarning)
-    model, rows = mrisr.load_model(args.model), []
+    model, content = mrisr.load_model(args.model), {}
     for path in find_volumes([args.data / f"{name}.nii.gz" for name in args.held_out]):
         subject = load_subjects(path, args.crop)[0]
-        for name in args.cases:
-            rows += rows_of(subject, CASES[name], model, args.threads, not args.no_lesions)
-            print("\n".join(map(str, rows[-2:])), file=sys.stderr, flush=True)
-    content = {
-        "command": f"python benchmarks/precision.py --data SCANS --model {Path(args.model).name} --crop {args.crop}",
-        "model": {"name": Path(args.model).name, "sha256": model.sha256},
+        for name in args.cases:  # written after each: a run that is cut short goes on with the cases that are left
+            rows = rows_of(subject, CASES[name], model, args.threads, not args.no_lesions)
+            content = keep(rows, model, args)
+            print("\n".join(map(str, rows)), file=sys.stderr, flush=True)
+    print(render({**content, **record.circumstances()}))
+    print("\n".join(content["faults"]) or "within the limits")
+    return 1 if content["faults"] else 0
+
+
+def keep(rows: list[dict], model, args) -> dict:
+    """Write rows beside those that the files hold already; the content."""
+    name = Path(args.model).name
+    same = {
+        "model": {"name": name, "sha256": model.sha256},
         "instructions": list(precision.instructions()),
         "crop": args.crop,
-        "rows": rows,
-        "faults": faults(rows),
     }
+    rows = record.merged("precision", rows, ("subject", "case", "engine"), args.results, same)
+    rows.sort(key=lambda row: (row["subject"], list(CASES).index(row["case"]), row["engine"]))
+    command = f"python benchmarks/precision.py --data SCANS --model {name} --crop {args.crop}"
+    content = {"command": command, **same, "rows": rows, "faults": faults(rows)}
     path = record.write("precision", content, args.results)
     text = render({**content, **record.circumstances()})
     path.with_suffix(".md").write_text(text, encoding="utf-8")
-    print(text)
-    print("\n".join(content["faults"]) or "within the limits")
-    return 1 if content["faults"] else 0
+    return content
 
 
 if __name__ == "__main__":

@@ -100,8 +100,10 @@ def replacing_folder(path: str | os.PathLike, *, force: bool = False, sign: str 
 def _check_folder(target: Path, path, force: bool, sign: str) -> None:
     if not target.parent.is_dir():
         raise OutputError(f"{path}: there is no directory {target.parent}; create it first")
-    if not os.path.lexists(target):
-        return
+    try:
+        os.lstat(target)
+    except FileNotFoundError:
+        return  # any other error (a name that is too long) is one now, not after the work
     if not target.is_dir():
         raise OutputError(f"{path}: is a file; give the name of a folder")
     held = sorted(p.name for p in target.iterdir())

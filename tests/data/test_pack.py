@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from mrisr.data.pack import describe, read_pack, step_of, write_pack
-from mrisr.data.sources import TrainingVolume, load_volumes
+from mrisr.data.sources import TrainingVolume, find_scans, load_volumes
 from mrisr.data.synth import synthetic_volume
-from mrisr.errors import InputError, MrisrWarning, OutputError, UsageError
+from mrisr.errors import InputError, MrisrWarning, OutputError, TrainingError, UsageError
 from mrisr.physics.intensity import estimate_noise
 
 
@@ -33,6 +33,17 @@ def test_a_pack_gives_back_what_it_was_given(volumes, tmp_path):
     assert step_of(volumes[0]) == pytest.approx(estimate_noise(volumes[0].data) / 8)
     assert [entry["licence"] for entry in describe(path)] == ["CC0", "CC-BY"]
     assert [v.name for v in load_volumes([path])] == [v.name for v in volumes]
+
+
+def test_scans_are_found_below_the_folder_too(tmp_path):
+    """As `mrisr evaluate` finds them: any depth, any case of the ending, files only, in the order of their paths."""
+    for name in ("b/anat/x.nii.gz", "a.NII", "b/a.mgz", "notes.txt", "c/.keep"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "folder.nii").mkdir()
+    assert [str(p.relative_to(tmp_path)) for p in find_scans(tmp_path)] == ["a.NII", "b/a.mgz", "b/anat/x.nii.gz"]
+    with pytest.raises(TrainingError, match="no scan found"):
+        find_scans(tmp_path / "c")
 
 
 def test_what_a_pack_cannot_be(volumes, tmp_path):
