@@ -100,6 +100,8 @@ def render(content: dict) -> str:
             f"{r['psnr_bfloat16'] - r['psnr_float32']:+.4f} | {r['ssim_float32']:.4f} | "
             f"{r['ssim_bfloat16'] - r['ssim_float32']:+.5f} | {chi2[0]} | {chi2[1]} | {r['largest_difference']:.1e} |"
         )
+    beyond = content["faults"] or ["nothing"]
+    lines += ["", f"Beyond the limits ({LARGEST_LOSS_DB} dB, {LARGEST_DIFFERENCE:g}, lesions): {'; '.join(beyond)}."]
     counted = [r for r in content["rows"] if r.get("lesions_float32")]
     if counted:
         names = list(_counts(counted[0]["lesions_float32"]))
