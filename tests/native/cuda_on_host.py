@@ -331,7 +331,13 @@ def table(content: dict) -> str:
         found = [threads for kernel, threads in content["kernels"].items() if f"::{name}(" in kernel]
         lines.append(f"| `{name}` | {len(found)} | {sum(found):,} |")
     if content["barriers"]:
-        lines += ["", "Every barrier taken out in turn, and what is seen then:", "", "| barrier | seen |", "|---|---|"]
+        lines += [
+            "",
+            f"{len(content['barriers'])} of {len(list(barriers()))} barriers taken out in turn, and what is seen then:",
+            "",
+            "| barrier | seen |",
+            "|---|---|",
+        ]
         lines += [
             f"| {where} | {seen or 'nothing: it is not needed, or not tested'} |"
             for where, seen in content["barriers"].items()
