@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mrisr.errors import InputError, MrisrError, OutputError, UsageError
+from mrisr.errors import BackendError, InputError, ModelError, MrisrError, OutputError, UsageError
 from mrisr.serve.budget import Budget
 from mrisr.serve.dicom_send import NotSent, Peer, send
 from mrisr.serve.queue import JobQueue, Progress, Ticket
@@ -225,7 +225,7 @@ class Node:
         except CancelledError:
             series.end()
             LOG.info("series %s: handed back, the next start begins it again", key)
-        except (OutputError, OSError) as error:
+        except (OutputError, BackendError, ModelError, OSError) as error:  # not the fault of this series
             series.end()
             self._not_before[key] = time.monotonic() + self.settings.retry[1]
             LOG.error("series %s: %s; tried again in %.0f s", key, error, self.settings.retry[1])

@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("pynetdicom", reason="the DICOM node needs pynetdicom (extra dicom)")
 import dicom_peer as peers  # noqa: E402
 
-from mrisr.errors import InputError, OutputError, UsageError  # noqa: E402
+from mrisr.errors import BackendError, InputError, OutputError, UsageError  # noqa: E402
 from mrisr.serve.dicom import Node, Settings  # noqa: E402
 from mrisr.serve.dicom_send import Peer  # noqa: E402
 from mrisr.serve.spool import Spool  # noqa: E402
@@ -262,8 +262,15 @@ def test_a_disk_that_fills_in_the_middle_of_a_file(start, pacs, monkeypatch):
     assert set(pacs.stored) == peers.expected(sent)
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), OutputError("x.dcm: cannot be written")])
-def test_a_disk_that_is_full_for_the_result_is_tried_again(start, pacs, error):
+NOT_THE_SERIES = [
+    OSError(28, "No space left on device"),
+    OutputError("x.dcm: cannot be written"),
+    BackendError("the native core was built of other sources"),
+]
+
+
+@pytest.mark.parametrize("error", NOT_THE_SERIES, ids=["full", "not written", "no engine"])
+def test_what_is_not_the_fault_of_a_series_is_tried_again(start, pacs, error):
     calls = []
 
     def full_once(source, target, progress):
