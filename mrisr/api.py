@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -203,18 +204,29 @@ def _ensemble(count: int, mode: str) -> int:
 
 @contextmanager
 def _kept_warnings() -> Iterator[list[str]]:
-    """Collect the texts of the MrisrWarnings given inside, and pass every warning on.
+    """Collect the texts of the MrisrWarnings that this thread gives inside, and pass every warning on.
 
     One thread at a time: what catches warnings belongs to the process (as does nibabel's logger, which reading swaps).
+    What other threads say meanwhile goes where it would have gone.
     """
     texts: list[str] = []
-    with CATCHING, warnings.catch_warnings(record=True) as caught:
+    caught: list[tuple] = []
+    mine, before = threading.get_ident(), warnings.showwarning
+
+    def keep(message, category, filename, lineno, file=None, line=None) -> None:
+        if threading.get_ident() == mine:
+            caught.append((message, category, filename, lineno))
+        else:
+            before(message, category, filename, lineno, file, line)
+
+    with CATCHING, warnings.catch_warnings():
         warnings.simplefilter("always")
+        warnings.showwarning = keep
         yield texts
-    for warning in caught:
-        if issubclass(warning.category, MrisrWarning):
-            texts.append(str(warning.message))
-        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    for message, category, filename, lineno in caught:
+        if issubclass(category, MrisrWarning):
+            texts.append(str(message))
+        warnings.warn_explicit(message, category, filename, lineno)
 
 
 def _warn_of_own_grid(source) -> None:

@@ -16,10 +16,24 @@ from types import FrameType
 from typing import NoReturn
 
 from mrisr import __version__
-from mrisr.cli import bench, correct, demo, distill, doctor, evaluate, export, pack, serve, simulate, train, upscale
+from mrisr.cli import (
+    bench,
+    bids,
+    correct,
+    demo,
+    distill,
+    doctor,
+    evaluate,
+    export,
+    pack,
+    serve,
+    simulate,
+    train,
+    upscale,
+)
 from mrisr.errors import NO_ROOM, InputError, MrisrError, OutputError, UsageError, to_do
 
-COMMANDS = (upscale, correct, simulate, demo, evaluate, pack, train, distill, export, serve, bench, doctor)
+COMMANDS = (upscale, bids, correct, simulate, demo, evaluate, pack, train, distill, export, serve, bench, doctor)
 
 EXIT_BUG = 1
 EXIT_MEMORY = 5
@@ -36,6 +50,7 @@ EXIT_CODES = {
     6: "the model cannot be used (weights, preset or bundle)",
     7: "the device, engine or operator backend asked for cannot run",
     8: "training failed (configuration, data, or a loss that is not a number)",
+    9: "some of several scans failed (failures.json says which, and why)",
     130: "interrupted (Ctrl-C or SIGTERM); no unfinished file is left behind",
 }
 

@@ -1,174 +1,115 @@
-"""``mrisr upscale``: one scan in, a sharper one out, with a preview and a record of the run if asked for."""
+"""``mrisr upscale``: a scan, or many, brought onto a finer grid, each with a record of where it came from."""
 
 from __future__ import annotations
 
 import argparse
-import sys
+import time
 from pathlib import Path
 
-from mrisr.cli import derived
-from mrisr.cli.options import (
-    add_gradnl,
-    add_run_options,
-    add_series,
-    positive_float,
-    positive_int,
-    use_threads,
-    write_text,
-)
+from mrisr.cli import many
+from mrisr.cli.compute import add_compute_options, add_writing_options, computing, running
+from mrisr.cli.forecast import Forecast
+from mrisr.cli.options import add_series, use_threads, write_text
 from mrisr.cli.outputs import Outputs
+from mrisr.cli.voice import Voice, add_voice_options, speaking
 from mrisr.errors import UsageError
-
-_PSF_HELP = (
-    "how the scan was acquired: auto, or one kind for all axes, or three (one per stored axis); a kind is "
-    "kspace, gaussian, supergaussian or unknown, with the acquired width in mm if it differs from the voxel: "
-    "--psf kspace kspace gaussian:4"
-)
 
 
 def add_parser(subparsers) -> None:
     """Add the command and its options."""
     parser = subparsers.add_parser(
         "upscale",
-        help="write a sharper scan on a finer grid",
-        description="Read a brain MRI scan, write it on a finer grid. Outputs appear together or not at all.",
+        help="write a sharper scan, or a folder of them, on a finer grid",
+        description="Read brain MRI scans, write each on a finer grid. A result appears whole or not at all. Into a "
+        "folder: names and subfolders are kept, a scan that fails does not stop the rest (failures.json names it).",
     )
-    parser.add_argument("-i", "--input", required=True, metavar="IN", help="NIfTI, MGZ or DICOM; 3D or 4D")
-    add_series(parser)
     parser.add_argument(
-        "-o", "--output", required=True, metavar="OUT", help=".nii, .nii.gz, .mgh, .mgz; a folder: derived DICOM"
-    )
-    grid = parser.add_mutually_exclusive_group()
-    grid.add_argument(
-        "--voxel-size",
-        type=positive_float,
+        "-i",
+        "--input",
+        required=True,
         nargs="+",
-        metavar="MM",
-        help="output voxel size in mm, one number or three (default: per axis the smaller of 0.7 and the scan's own)",
+        metavar="IN",
+        help="NIfTI, MGZ or DICOM; a folder of scans, a list (.txt) or a pattern; 3D or 4D",
     )
-    grid.add_argument("--factor", type=positive_float, nargs="+", metavar="F", help="or: times finer")
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="OUT", help=".nii, .nii.gz, .mgh or .mgz; or a folder, for any number"
+    )
+    parser.add_argument("--format", choices=("nifti", "dicom"), help="written into a folder (default: as it came in)")
+    add_series(parser)
+    parser.add_argument("--all-series", action="store_true", help="all DICOM series of a folder, into a folder")
     parser.add_argument("--preview", metavar="PNG", help="picture of input, output and difference in three planes")
     parser.add_argument("--info", metavar="JSON", help="record of the run: grids, model, engine, seconds, versions")
     parser.add_argument(
         "--std", metavar="OUT", help="voxel-wise standard deviation of the samples, an image like -o (needs --samples)"
     )
+    add_writing_options(parser)
     parser.add_argument("--force", action="store_true", help="overwrite outputs that exist")
-    parser.add_argument("--quiet", action="store_true", help="no progress, no summary; warnings and errors stay")
-
-    model = parser.add_argument_group("what to compute")
-    model.add_argument("--model", default="base", metavar="M", help="name, .safetensors or bundle (default: base)")
-    model.add_argument(
-        "--mode",
-        choices=("mean", "sample"),
-        help="mean: the faithful picture, same for every seed; sample: realistic texture (default: mean, or "
-        "sample where --steps or --samples is above 1)",
+    parser.add_argument(
+        "--skip-existing",
+        action="store_true",
+        help="leave alone what the same source, weights and options have made; make anew what others have",
     )
-    model.add_argument("--steps", type=positive_int, default=1, metavar="N", help="solver steps (default: 1)")
-    model.add_argument("--samples", type=positive_int, default=1, metavar="K", help="mean of K samples (default: 1)")
-    model.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the samples (default: 0)")
-    model.add_argument(
-        "--ensemble",
-        type=positive_int,
-        default=1,
-        metavar="N",
-        help="average the mean over 2, 4 or 8 mirrorings of the scan: N times the work (default: 1)",
-    )
-    model.add_argument("--psf", nargs="+", default=["auto"], metavar="PSF", help=_PSF_HELP)
-    model.add_argument(
-        "--consistency",
-        choices=("auto", "on", "off"),
-        default="auto",
-        help="make the output reproduce the input to within noise (default: auto, where --psf is stated)",
-    )
-    model.add_argument(
-        "--mask",
-        metavar="MASK",
-        help="the head, on IN's grid: outside of it OUT is 0 (default: a background that is masked already is kept)",
-    )
-    model.add_argument("--nonnegative", action="store_true", help="set values below 0 to 0")
-    model.add_argument(
-        "--ends",
-        choices=("fade", "crop", "full"),
-        default="fade",
-        help="beyond the centres of the end slices: plain interpolation, nothing, or the network's answer "
-        "(default: fade)",
-    )
-    known = parser.add_argument_group("distortions to take out on the way")
-    add_gradnl(known)
-    known.add_argument(
-        "--bias",
-        metavar="FIELD",
-        help="auto: estimate it by N4 (needs SimpleITK); or the bias field on IN's grid",
-    )
-    known.add_argument(
-        "--bias-out",
-        choices=("corrected", "kept"),
-        default="corrected",
-        help="whether OUT is without the bias field or multiplied by it again (default: corrected)",
-    )
-    add_run_options(parser)
+    add_voice_options(parser)
+    many.add_cluster_options(parser)
+    add_compute_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command; raises MrisrError, returns 0."""
+    """Run the command; raises MrisrError, returns 0, or 9 where some scans of several failed."""
     if args.std and args.samples < 2:
         raise UsageError(f"--std: needs --samples of at least 2, found {args.samples}; one sample has no spread")
-    into_folder = derived.is_folder(args.input, args.output)
-    targets = {
-        "--output": None if into_folder else args.output,
-        "--preview": args.preview,
-        "--info": args.info,
-        "--std": args.std,
-    }
-    voxel_size = _one_or_three("--voxel-size", args.voxel_size)
-    factor = _one_or_three("--factor", args.factor)
-    psf = _psf(args.psf)
-    _check_extensions(args)
-    if args.radius is not None and args.gradnl is None:
-        raise UsageError("--radius: needs --gradnl")
-    field = args.bias if args.bias != "auto" else None
-    inputs = tuple(path for path in (args.input, args.gradnl, field, args.mask) if path is not None)
-    with Outputs(targets, force=args.force, inputs=inputs) as outputs:
-        from mrisr.io import nifti
+    if args.skip_existing and args.no_sidecar:
+        raise UsageError("--skip-existing: compares sidecars; leave --no-sidecar out")
+    if args.series is not None and args.all_series:
+        raise UsageError("--all-series: takes every series; leave --series out")
+    options = computing(args)
+    with speaking(args) as voice:
+        from mrisr.batch import scans
 
-        for image in filter(None, (None if into_folder else args.output, args.std)):
-            nifti.check_output(image, force=args.force)
-        source, series = derived.read(args, into_folder=into_folder)
+        if scans.nifti.ending_of(Path(args.output)) is not None:
+            _check_targets(args)
+        found = dict(form=args.format, series=args.series, group=args.group, every_series=args.all_series)
+        work = scans.find(args.input, args.output, **found)
+        if work.folder is None or (len(work.scans) == 1 and work.scans[0].to_dicom and not args.all_series):
+            many.refuse_cluster(args, "one scan")
+            return _one(args, work.scans[0], options, voice)
         use_threads(args.threads)
-        import mrisr
+        return many.run(args, work, many.settings(args, work.folder, options), work.folder / many.FAILURES, voice)
 
-        result, info = mrisr.upscale(
-            source,
-            voxel_size=voxel_size,
-            factor=factor,
-            device=args.device,
-            model=args.model,
-            mode=args.mode,
-            steps=args.steps,
-            samples=args.samples,
-            seed=args.seed,
-            ensemble=args.ensemble,
-            psf=psf,
-            gradnl=_coil(args, source),
-            gradnl_done=args.corrected,
-            slice_axis=args.slice_axis,
-            bias=args.bias,
-            bias_out=args.bias_out,
-            consistency=args.consistency,
-            mask=args.mask,
-            nonnegative=args.nonnegative,
-            ends=args.ends,
-            memory=args.memory,
-            tile=args.tile,
-            engine=args.engine,
-            threads=args.threads,
-            precision=args.precision,
-            progress=not args.quiet,
-            return_info=True,
-        )
+
+def _one(args: argparse.Namespace, scan, options: dict, voice: Voice) -> int:
+    """One scan to one file, with what was asked for beside it; all of it, or nothing."""
+    from mrisr.batch import provenance
+
+    target = scan.target
+    beside = None if args.no_sidecar else provenance.sidecar_path(target)
+    targets = {"--output": None if scan.to_dicom else target, "the sidecar (--no-sidecar)": beside}
+    targets |= {"--preview": args.preview, "--info": args.info, "--std": args.std}
+    field = args.bias if args.bias != "auto" else None
+    inputs = (*scan.files, *(path for path in (args.gradnl, field, args.mask) if path is not None))
+    made = None
+    if args.skip_existing:
+        made = _identity(args, scan, options)
+        if provenance.same(target, made):
+            voice.line(f"{target}: made from this source with these weights and options already; skipped")
+            return 0
+    replace = args.force or (args.skip_existing and provenance.stated(target) is not None)
+    with Outputs(targets, force=replace, inputs=inputs) as outputs:
+        from mrisr.io import dicom, nifti
+
+        if scan.to_dicom:
+            dicom.check_folder(target, force=replace)
+        else:
+            nifti.check_output(target, force=replace, dtype=args.dtype)
+        if args.std:
+            nifti.check_output(args.std, force=replace)
+        source, series = scan.read()
+        use_threads(args.threads)
+        result, info = _upscale(args, source, options, voice)
         info.warnings[:0] = series.notes if series else ()
-        if not into_folder:
-            nifti.write(result, outputs.stage("--output"))
+        if not scan.to_dicom:
+            words = provenance.description(info.model)
+            nifti.write(result, outputs.stage("--output"), dtype=args.dtype, descrip=words)
         if args.std:
             nifti.write(info.std, outputs.stage("--std"))
         if args.preview:
@@ -178,14 +119,53 @@ def run(args: argparse.Namespace) -> int:
             preview.save(sheet, outputs.stage("--preview"))
         if args.info:
             write_text(outputs.stage("--info"), info.to_json() + "\n")
-        if into_folder:
-            from mrisr.io import dicom
-
-            dicom.write_series(result, series, info, args.output, force=args.force)
+        if scan.to_dicom:
+            dicom.write_series(result, series, info, target, force=replace)
+        if beside is not None:
+            size = provenance.size_of(target if scan.to_dicom else outputs.stage("--output"))
+            made = made or _identity(args, scan, options, info.weights)
+            text = provenance.as_text(provenance.sidecar(made, info, dtype=args.dtype, size=size))
+            write_text(outputs.stage("the sidecar (--no-sidecar)"), text)
         outputs.commit()
-    if not args.quiet:
-        print(_summary(source, result, info, args.output), file=sys.stderr)
+    voice.line(_summary(source, result, info, args.output))
     return 0
+
+
+def _identity(args: argparse.Namespace, scan, options: dict, weights: str | None = None):
+    from mrisr.batch import provenance
+
+    if weights is None:
+        import mrisr
+
+        weights = mrisr.load_model(args.model).sha256
+    return provenance.identity(scan, weights, {**options, "dtype": args.dtype}, provenance.facts_of(scan))
+
+
+def _upscale(args: argparse.Namespace, source, options: dict, voice: Voice):
+    """(result, info), with the bar that belongs to it."""
+    import mrisr
+
+    gradnl = _coil(args, source)
+    forecast = Forecast(many.kind(args), args.device)
+    forecast.scan(many.evaluations(args, options, source))
+    with voice.bar(forecast) as show:
+
+        def progress(stage: str, fraction: float) -> None:
+            forecast.tick(stage, fraction)
+            voice.step(stage, fraction)
+            show(stage, fraction)
+
+        start = time.perf_counter()
+        done = mrisr.upscale(
+            source,
+            **{**options, "gradnl": gradnl},
+            **running(args),
+            model=args.model,
+            progress=progress,
+            return_info=True,
+        )
+        voice.detail(f"  all: {time.perf_counter() - start:.2f} s")
+    return done
 
 
 def _coil(args: argparse.Namespace, source):
@@ -197,37 +177,15 @@ def _coil(args: argparse.Namespace, source):
     return read_distortion(args.gradnl, args.radius, source.meta)[0]
 
 
-def _one_or_three(option: str, values: list[float] | None) -> float | tuple[float, ...] | None:
-    if values is None:
-        return None
-    if len(values) not in (1, 3):
-        raise UsageError(f"{option}: expected one number or three (one per axis), found {len(values)}")
-    return values[0] if len(values) == 1 else tuple(values)
+def _check_targets(args: argparse.Namespace) -> None:
+    """Outputs cost nothing to look at: what is wrong with them is found before the work, and before the input."""
+    from mrisr.io.atomic import check_target
 
-
-def _psf(words: list[str]):
-    """--psf words to the `psf` argument of mrisr.upscale."""
-    if len(words) not in (1, 3):
-        raise UsageError(f"--psf: expected one entry or three (one per axis), found {len(words)}")
-    entries = [_psf_entry(word) for word in words]
-    return entries[0] if words == ["auto"] else entries * (3 // len(entries))
-
-
-def _psf_entry(word: str):
-    kind, colon, width = word.partition(":")
-    if not colon:
-        return kind
-    try:
-        return kind, positive_float(width)
-    except argparse.ArgumentTypeError as error:
-        raise UsageError(f"--psf: in {word!r}, width in mm: {error}") from None
-
-
-def _check_extensions(args: argparse.Namespace) -> None:
-    """Wrong extensions are found before the work, not after it."""
     for option, path, extension in (("--preview", args.preview, ".png"), ("--info", args.info, ".json")):
         if path is not None and Path(path).suffix.lower() != extension:
             raise UsageError(f"{option}: expected a file name ending in {extension}, found {path}")
+    for path in filter(None, (args.output, args.preview, args.info, args.std)):
+        check_target(path, force=args.force or args.skip_existing)
 
 
 def _summary(source, result, info, path: str) -> str:

@@ -12,7 +12,7 @@ import math
 import os
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
@@ -31,10 +31,12 @@ from mrisr.io.atomic import check_target, replacing
 from mrisr.io.headers import affine_in_mm, mgh_header, nifti_header, qform
 from mrisr.volume import ACQUISITION_FACTS, Volume, check_dtype, check_shape
 
-__all__ = ["check_output", "from_image", "read", "to_image", "write"]
+__all__ = ["check_output", "ending_of", "from_image", "read", "sidecar_facts", "to_image", "write"]
 
 READ_ENDINGS = (".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz", ".mgh", ".mgz")
 WRITE_ENDINGS = (".nii", ".nii.gz", ".mgh", ".mgz")
+MGH_ENDINGS = (".mgh", ".mgz")
+DTYPES = ("float32", "int16")  # that results are stored as
 GZIP_MAGIC = b"\x1f\x8b"
 MGH_VERSION = b"\0\0\0\1"
 DAMAGED = (OSError, EOFError, zlib.error)
@@ -43,11 +45,11 @@ UNREADABLE = (*DAMAGED, ValueError, KeyError, ImageFileError, HeaderDataError)
 DIFFERENT_MM = 0.1
 
 
-def read(path: str | os.PathLike, *, scan: bool = True) -> Volume:
+def read(path: str | os.PathLike, *, scan: bool = True, sidecars: Sequence[Path] | None = None) -> Volume:
     """The volume in a NIfTI or MGH file, scaled by the file's slope and intercept, float32.
 
-    `.header` is the file's, `.name` the path as given, `.meta` what a BIDS sidecar (same name, .json) states
-    of ACQUISITION_FACTS. `scan=False` reads a field, which may be constant. Raises InputError naming the file,
+    `.header` is the file's, `.name` the path as given, `.meta` what BIDS sidecars (`sidecar_facts`) state of
+    ACQUISITION_FACTS. `scan=False` reads a field, which may be constant. Raises InputError naming the file,
     what was found and what to do, GeometryError where the voxels have no usable place in space. Warns
     (MrisrWarning) where the header was repaired or disagrees with itself.
     """
@@ -60,7 +62,7 @@ def read(path: str | os.PathLike, *, scan: bool = True) -> Volume:
     if isinstance(image, Nifti1Pair):
         _check_raw_voxel_size(image, name)
     _check_length(image, path, name, length)
-    return from_image(image, name=name, meta=_sidecar(path), scan=scan)
+    return from_image(image, name=name, meta=sidecar_facts(path, sidecars), scan=scan)
 
 
 def from_image(image: SpatialImage, *, name: str | None = None, meta: dict | None = None, scan: bool = True) -> Volume:
@@ -98,23 +100,38 @@ def to_image(volume: Volume, kind: str | None = None) -> SpatialImage:
     return cls(volume.data, header.get_best_affine(), header)
 
 
-def check_output(path: str | os.PathLike, *, force: bool = False) -> str:
+def check_output(path: str | os.PathLike, *, force: bool = False, dtype: str = "float32") -> str:
     """Whether `write` could write there: the ending it has. OutputError otherwise."""
-    ending = _ending(Path(path), WRITE_ENDINGS)
+    ending = ending_of(Path(path), WRITE_ENDINGS)
     if ending is None:
         raise OutputError(f"{path}: the output format is not known; end the name in {', '.join(WRITE_ENDINGS)}")
+    if ending in MGH_ENDINGS and dtype != "float32":
+        raise OutputError(f"{path}: MGH has no slope for {dtype} voxels; write float32, or NIfTI")
     check_target(path, force=force)
     return ending
 
 
-def write(volume: Volume, path: str | os.PathLike, *, force: bool = False) -> None:
-    """Write `volume` as float32 in the format of the path's ending: .nii, .nii.gz, .mgh or .mgz.
+def write(
+    volume: Volume, path: str | os.PathLike, *, force: bool = False, dtype: str = "float32", descrip: str | None = None
+) -> None:
+    """Write `volume` in the format of the path's ending: .nii, .nii.gz, .mgh or .mgz.
 
-    The file appears whole or not at all. Raises OutputError for another ending, an existing file without
-    `force`, and a directory that is missing or not writable.
+    Args:
+        dtype: of DTYPES; "int16" (NIfTI alone) stores 65536 steps from the lowest to the highest value, by slope and
+            intercept: off by at most half a step, for half the bytes.
+        descrip: NIfTI's text of at most 79 bytes on what the image is; None keeps the source's.
+
+    The file appears whole or not at all. Raises OutputError for another ending, a type that the format has not, an
+    existing file without `force`, and a directory that is missing or not writable.
     """
-    ending = check_output(path, force=force)
-    image = to_image(volume, "mgh" if ending in (".mgh", ".mgz") else "nifti")
+    ending = check_output(path, force=force, dtype=dtype)
+    image = to_image(volume, "mgh" if ending in MGH_ENDINGS else "nifti")
+    if ending not in MGH_ENDINGS:
+        if descrip is not None:
+            image.header["descrip"] = descrip.encode("ascii", "replace")[:79]
+        if dtype != "float32":
+            image.set_data_dtype(dtype)
+            image.header.set_slope_inter(None, None)  # nibabel then takes those that use the whole range
     with replacing(path, force=force) as beside:
         image.to_filename(beside)
 
@@ -128,7 +145,8 @@ def _position_stated(image: MGHImage) -> bool:
         return stream.read(30)[28:] != b"\0\0"
 
 
-def _ending(path: Path, known: tuple[str, ...]) -> str | None:
+def ending_of(path: Path, known: tuple[str, ...] = WRITE_ENDINGS) -> str | None:
+    """The longest of the `known` file name endings that `path` has, or None."""
     return max((e for e in known if path.name.lower().endswith(e)), key=len, default=None)
 
 
@@ -144,7 +162,7 @@ def _check_readable(path: Path, name: str) -> int:
             raise InputError(f"{name}: no such file; check the path")
         if not path.is_file():
             raise InputError(f"{name}: is not a regular file; copy it to a file first")
-        ending = _ending(path, READ_ENDINGS)
+        ending = ending_of(path, READ_ENDINGS)
         if ending is None:
             raise InputError(f"{name}: expected a file name in {', '.join(READ_ENDINGS)}")
         with path.open("rb") as stream:
@@ -263,15 +281,19 @@ def _warn(message: str) -> None:
     warnings.warn(message, MrisrWarning, stacklevel=5)
 
 
-def _sidecar(path: Path) -> dict:
-    """ACQUISITION_FACTS from the BIDS sidecar beside `path`, if there is one."""
-    ending = _ending(path, READ_ENDINGS)
-    sidecar = path.with_name(path.name[: -len(ending)] + ".json")
-    if not sidecar.is_file():
-        return {}
-    try:
-        facts = json.loads(sidecar.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        _warn(f"{sidecar}: the sidecar cannot be read ({error}); its facts are not used")
-        return {}
-    return {k: facts[k] for k in ACQUISITION_FACTS if k in facts} if isinstance(facts, dict) else {}
+def sidecar_facts(path: Path, sidecars: Sequence[Path] | None = None) -> dict:
+    """ACQUISITION_FACTS from the BIDS sidecars of the image `path`: those given, of which a later one overrules an
+    earlier one; else the one beside it, if there is one. Warns (MrisrWarning) where one cannot be read."""
+    if sidecars is None:
+        beside = path.with_name(path.name[: -len(ending_of(path, READ_ENDINGS))] + ".json")
+        sidecars = [beside] if beside.is_file() else []
+    held: dict = {}
+    for sidecar in sidecars:
+        try:
+            facts = json.loads(sidecar.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            _warn(f"{sidecar}: the sidecar cannot be read ({error}); its facts are not used")
+            continue
+        if isinstance(facts, dict):
+            held |= {k: facts[k] for k in ACQUISITION_FACTS if k in facts}
+    return held

@@ -179,7 +179,6 @@ def test_damaged_weights(folders, scan, mrisr_command):
 TARGETS = {
     "no folder": (lambda d: {"-o": d / "no" / "a.nii"}, "no directory"),
     "folder is a file": (lambda d: {"-o": d.parent / "file" / "a.nii"}, "no directory"),
-    "is a folder": (lambda d: {"-o": d}, "is a directory"),
     "unknown format": (lambda d: {"-o": d / "a.jpg"}, ".nii.gz"),
     "unwritable": (lambda d: {"-o": "/proc/a.nii"}, "/proc"),
     "preview unwritable": (lambda d: {"-o": d / "a.nii", "--preview": d / "no" / "p.png"}, "no directory"),

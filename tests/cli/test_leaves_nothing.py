@@ -20,9 +20,10 @@ from mrisr.cli.main import COMMANDS
 HERE = Path(__file__).parent
 # As `python -m mrisr.cli.main`, but training measures its residual on few probes, which takes a minute otherwise.
 QUICKLY = "import sys; from mrisr.train import teacher; teacher.PROBES = 12; from mrisr.cli.main import entry; entry()"
-# command -> lines that run it; {scan}, {scans} (a folder) and {weights} are files, o is what it may write
+# command -> lines that run it; {scan}, {scans} (a folder), {bids} and {weights} are there, o is what it may write
 LINES = {
     "upscale": ["-i {scan} -o o.nii.gz --preview o.png --info o.json --voxel-size 1.5 --engine openvino"],
+    "bids": ["{bids} o participant --model {weights}"],
     "correct": ["-i {scan} -o o.nii.gz --bias auto"],
     "simulate": ["-i {scan} -o o.nii.gz --like 7T"],
     "demo": ["-o o --model {weights} --quiet"],
@@ -101,7 +102,11 @@ def test_command(command, line, alone, scan, weights, tmp_path):
     scans.mkdir()
     for name in "ab":
         shutil.copy(scan, scans / f"{name}.nii.gz")
-    words = line.format(scan=scan, weights=weights, scans=scans).split()
+    raw = tmp_path / "raw"
+    (raw / "sub-01/anat").mkdir(parents=True)
+    (raw / "dataset_description.json").write_text('{"Name": "x", "BIDSVersion": "1.10.0"}')
+    shutil.copy(scan, raw / "sub-01/anat/sub-01_T1w.nii.gz")
+    words = line.format(scan=scan, weights=weights, scans=scans, bids=raw).split()
     how = ["-c", QUICKLY] if command in ("train", "distill") else ["-m", "mrisr.cli.main"]
     alone([sys.executable, *how, command, *words])
 

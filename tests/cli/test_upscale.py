@@ -27,7 +27,7 @@ def test_image_preview_and_info(scan, weights, tmp_path, mrisr_command):
         "--threads", 1, "--preview", tmp_path / "p.png", "--info", tmp_path / "i.json",
     )  # fmt: skip
     assert (end.code, end.out, end.errors) == (0, "", [])
-    assert names(tmp_path) == ["i.json", "out.nii.gz", "p.png"]
+    assert names(tmp_path) == ["i.json", "out.json", "out.nii.gz", "p.png"]
     image = nib.load(tmp_path / "out.nii.gz")
     assert image.shape == (48, 52, 44) and image.get_data_dtype() == np.float32
     record = json.loads((tmp_path / "i.json").read_text())

@@ -1,0 +1,247 @@
+"""A BIDS dataset in, a BIDS derivative dataset out.
+
+Anatomical images of raw participants are found by a plain pattern, with the sidecars that they inherit; no index of the
+dataset is made, and no BIDS library is needed. Results follow the rules for derivatives: `res` before `desc`, no dot in
+a label, sources as BIDS URIs.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mrisr import __version__, schema
+from mrisr import grid as grids
+from mrisr.batch.deliver import make_folder, write_json
+from mrisr.batch.provenance import DESCRIPTION
+from mrisr.batch.scans import Scan
+from mrisr.errors import InputError, OutputError, UsageError
+from mrisr.io import nifti
+from mrisr.io.atomic import replacing
+
+__all__ = ["SUFFIXES", "describe", "find", "prepare"]
+
+SUFFIXES = ("T1w", "T2w", "FLAIR", "PDw")
+ENDINGS = (".nii.gz", ".nii")
+DATASET = "dataset_description.json"
+BIDS_VERSION = "1.10.0"
+IGNORED = ("*.html", "**/figures", "**/figures/**", "logs/", "**/.mrisr-*")
+NAME = "raw"  # of the source dataset in BIDS URIs
+LABEL = re.compile(r"[0-9a-zA-Z]+")
+EXACT = 0.02  # mm: voxel sizes nearer to each other than this are one size
+
+
+def find(
+    root: Path,
+    output: Path,
+    options: dict[str, Any],
+    *,
+    participants: Sequence[str] | None = None,
+    sessions: Sequence[str] | None = None,
+) -> tuple[Scan, ...]:
+    """The scans of a raw dataset, each with its target in the derivative dataset `output`, in order.
+
+    Args:
+        options: of `mrisr.upscale`; `voxel_size` or `factor` decides the `res` label.
+        participants, sessions: labels with or without "sub-" and "ses-"; None: all.
+
+    Raises:
+        InputError: no dataset, no such participant or session, or no scan.
+        UsageError: a label that is none.
+        OutputError: `output` is the dataset or lies in it elsewhere than below `derivatives`.
+    """
+    root, output = Path(root), Path(output)
+    _check_dataset(root)
+    _check_output(root, output)
+    found = []
+    for subject in _chosen(root, "sub", participants):
+        own = _folders(subject, "ses")
+        wanted = None if sessions is None else {_label(label, "ses") for label in sessions}
+        places = [subject] * (wanted is None) + [f for f in own if wanted is None or f.name in wanted]
+        for place in places:
+            found += _images(place / "anat")
+    _refuse_absent_sessions(root, sessions, found)
+    if not found:
+        raise InputError(f"{root}: no {', '.join(SUFFIXES)} in sub-*/[ses-*/]anat of the participants asked for")
+    return tuple(_scan(root, output, image, options) for image in found)
+
+
+def prepare(root: Path, output: Path) -> None:
+    """The derivative dataset's own files: its description, `.bidsignore`, README and `logs`. Those that say the same
+    already are left alone.
+
+    Raises OutputError where `output` holds another kind of dataset.
+    """
+    make_folder(output / "logs")
+    described = output / DATASET
+    if described.is_file():
+        held = schema.read(described, error=OutputError, lenient=True)
+        makers = held.get("GeneratedBy") if isinstance(held, dict) else None
+        if not isinstance(makers, list) or not any(isinstance(m, dict) and m.get("Name") == "mrisr" for m in makers):
+            raise OutputError(f"{described}: is of another dataset; give an output folder of its own")
+    held = schema.read(root / DATASET, lenient=True)
+    source = {"URL": str(held["DatasetDOI"])} if held.get("DatasetDOI") else {"URL": f"bids:{NAME}:"}
+    ours = {
+        "Name": f"{held.get('Name', 'BIDS dataset')}: brought onto a finer grid by mrisr",
+        "BIDSVersion": BIDS_VERSION,
+        "DatasetType": "derivative",
+        "GeneratedBy": [{"Name": "mrisr", "Version": __version__, "Description": DESCRIPTION}],
+        "SourceDatasets": [source],
+        "DatasetLinks": {NAME: _relative(root, output)},
+    }
+    if not _says(described, ours):
+        write_json(described, ours)
+    _write_once(output / ".bidsignore", "".join(f"{line}\n" for line in IGNORED))
+    _write_once(output / "README", f"{DESCRIPTION}\n\nEvery image has a .json of its own that says how it was made.\n")
+
+
+def describe(scan: Scan, root: Path, voxel_size: Sequence[float]) -> dict[str, Any]:
+    """The sidecar's fields of one result, by what BIDS says of derivatives."""
+    inside = scan.source.relative_to(root).as_posix()
+    sizes = " x ".join(f"{v:.4g}" for v in voxel_size)
+    return {
+        "Description": DESCRIPTION,
+        "Sources": [f"bids:{NAME}:{inside}"],
+        "SpatialReference": "orig",
+        "SkullStripped": _stripped(scan),
+        "Resolution": f"{sizes} mm; measured up to the frequencies in Mrisr.Bands, synthesised above them",
+    }
+
+
+def _check_dataset(root: Path) -> None:
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder; give the root of a BIDS dataset")
+    path = root / DATASET
+    if not path.is_file():
+        raise InputError(f"{root}: has no {DATASET}; give the root of a BIDS dataset, or mrisr upscale -i for others")
+    held = schema.read(path, lenient=True)
+    if not isinstance(held, dict):
+        raise InputError(f"{path}: expected a JSON object")
+    if held.get("DatasetType", "raw") != "raw":
+        raise InputError(f"{path}: DatasetType is {held['DatasetType']!r}; give the raw dataset")
+
+
+def _check_output(root: Path, output: Path) -> None:
+    outer, inner = root.resolve(), output.resolve()
+    if inner == outer or (outer in inner.parents and inner.relative_to(outer).parts[0] != "derivatives"):
+        raise OutputError(f"{output}: lies in the raw dataset; give {root}/derivatives/mrisr, or a folder outside")
+
+
+def _label(text: str, key: str) -> str:
+    """ "01" or "sub-01" -> "sub-01"."""
+    bare = text.removeprefix(f"{key}-")
+    if not LABEL.fullmatch(bare):
+        raise UsageError(f"{key}: expected a label of letters and digits, found {text!r}")
+    return f"{key}-{bare}"
+
+
+def _folders(place: Path, key: str) -> list[Path]:
+    return sorted(p for p in place.glob(f"{key}-*") if p.is_dir() and LABEL.fullmatch(p.name[len(key) + 1 :]))
+
+
+def _chosen(root: Path, key: str, labels: Sequence[str] | None) -> list[Path]:
+    there = _folders(root, key)
+    if labels is None:
+        return there
+    wanted = {_label(label, key) for label in labels}
+    absent = sorted(wanted - {p.name for p in there})
+    if absent:
+        shown = ", ".join(p.name for p in there[:12]) + (", ..." if len(there) > 12 else "") or "none"
+        raise InputError(f"{root}: has no {', '.join(absent)}; it has {shown}")
+    return [p for p in there if p.name in wanted]
+
+
+def _refuse_absent_sessions(root: Path, sessions: Sequence[str] | None, found: list[Path]) -> None:
+    for label in sessions or ():
+        name = _label(label, "ses")
+        if not any(name in image.parts for image in found):
+            raise InputError(f"{root}: no scan of {name} among the participants asked for")
+
+
+def _images(folder: Path) -> list[Path]:
+    """Raw anatomical images of a folder, as BIDS names them; .nii.gz where both kinds are there is refused later."""
+    named = re.compile(rf"sub-[0-9a-zA-Z]+(_[a-z]+-[0-9a-zA-Z]+)*_({'|'.join(SUFFIXES)})\.nii(\.gz)?")
+    return sorted(p for p in folder.glob("sub-*.nii*") if named.fullmatch(p.name))
+
+
+def _scan(root: Path, output: Path, image: Path, options: dict[str, Any]) -> Scan:
+    inside = image.relative_to(root)
+    sizes = _target_sizes(image, options)
+    stem = image.name[: -len(nifti.ending_of(image))]
+    entities, suffix = stem.rsplit("_", 1)
+    name = f"{entities}_res-{_resolution(sizes)}_desc-sr_{suffix}.nii.gz"
+    scan = Scan(image, output / inside.with_name(name), inside.as_posix(), (image,))
+    scan = replace(scan, sidecars=_inherited(root, image))
+    return replace(scan, about=describe(scan, root, sizes))
+
+
+def _target_sizes(image: Path, options: dict[str, Any]) -> tuple[float, ...]:
+    """Voxel size of the result in mm, as `mrisr.grid.plan` makes it; a file that is broken is told of in reading."""
+    import nibabel as nib
+
+    try:
+        own = [float(v) for v in np.linalg.norm(nib.load(image).affine[:3, :3], axis=0)]
+    except Exception:  # noqa: BLE001 - nibabel raises anything for a broken file; `read` says in one line what it is
+        own = [1.0] * 3
+    if options.get("factor") is not None:
+        return tuple(size / f for size, f in zip(own, np.broadcast_to(options["factor"], 3)))
+    if options.get("voxel_size") is not None:
+        return tuple(float(v) for v in np.broadcast_to(options["voxel_size"], 3))
+    return tuple(float(v) for v in grids.default_voxel_size(grids.Grid((1, 1, 1), np.diag([*own, 1.0]))))
+
+
+def _resolution(sizes: Sequence[float]) -> str:
+    """ "0p7mm" where the voxels are cubes, else "sr", whose meaning the sidecar has."""
+    if max(sizes) - min(sizes) > EXACT * min(sizes):
+        return "sr"
+    return f"{sizes[0]:.3g}mm".replace(".", "p")
+
+
+def _inherited(root: Path, image: Path) -> tuple[Path, ...]:
+    """Sidecars that hold for `image`, from the root to its folder: each whose entities the image has too."""
+    entities = set(image.name.split(".")[0].split("_"))
+    suffix = image.name.split(".")[0].rsplit("_", 1)[-1]
+    folders = [root, *(root / part for part in reversed(image.relative_to(root).parent.parents)), image.parent]
+    found = []
+    for folder in dict.fromkeys(folders):
+        fitting = [p for p in folder.glob(f"*{suffix}.json") if set(p.name[:-5].split("_")) <= entities]
+        found += sorted(fitting, key=lambda p: len(p.name.split("_")))
+    return tuple(found)
+
+
+def _stripped(scan: Scan) -> bool:
+    """What the raw sidecars say; a raw image is not stripped unless they do."""
+    held: dict[str, Any] = {}
+    for path in scan.sidecars or ():
+        try:
+            facts = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # `nifti.sidecar_facts` warns of it
+            continue
+        held |= facts if isinstance(facts, dict) else {}
+    return bool(held.get("SkullStripped", False))
+
+
+def _relative(root: Path, output: Path) -> str:
+    """The raw dataset as seen from the derivatives: no path of this machine goes into the dataset."""
+    import os
+
+    return os.path.relpath(root.resolve(), output.resolve())
+
+
+def _says(path: Path, value: Any) -> bool:
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) == value
+    except (OSError, ValueError):
+        return False
+
+
+def _write_once(path: Path, text: str) -> None:
+    if not path.exists():
+        with replacing(path, force=True) as beside:
+            beside.write_text(text, encoding="utf-8")

@@ -1,0 +1,129 @@
+"""One result into its place, with its sidecar: by one process at a time, whole or not at all.
+
+The sidecar comes into place before the image, so that an image that is there is whole and described by what lies beside
+it. A killed run leaves hidden files at most; the next run that takes the scan removes them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mrisr.batch import provenance
+from mrisr.errors import OutputError
+from mrisr.io import dicom, nifti
+from mrisr.io.atomic import check_target, replacing
+from mrisr.volume import Volume
+
+__all__ = ["claimed", "make_folder", "write_image", "write_json", "write_series"]
+
+
+@contextmanager
+def claimed(target: Path) -> Iterator[None]:
+    """Inside, no other process works on `target`. OutputError where one does.
+
+    The claim is a lock on a hidden file beside it, which the system lets go when the process ends, however it does.
+    """
+    make_folder(target.parent)
+    path = _hidden(target, "claim")
+    handle = _locked(path, target)
+    try:
+        shutil.rmtree(_hidden(target, "part"), ignore_errors=True)  # of a killed run
+        yield
+    finally:
+        shutil.rmtree(_hidden(target, "part"), ignore_errors=True)
+        if handle is not None:
+            path.unlink(missing_ok=True)  # before the lock goes: nobody can hold another file of this name
+            os.close(handle)
+
+
+def make_folder(folder: Path) -> None:
+    """The folder and its parents. OutputError where it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: the folder cannot be made ({error.strerror}); choose another output") from error
+
+
+def write_image(volume: Volume, target: Path, sidecar: Any, *, dtype: str, descrip: str, replace: bool) -> None:
+    """Write an image and, where `sidecar` is not None, the JSON that sidecar(bytes of the image) gives.
+
+    Both are complete on the disk before either gets its name. To be called in `claimed(target)`, which removes what is
+    left in the hidden folder. Raises OutputError.
+    """
+    part = _hidden(target, "part")
+    image, beside = part / target.name, provenance.sidecar_path(target)
+    try:
+        part.mkdir(exist_ok=True)
+        nifti.write(volume, image, dtype=dtype, descrip=descrip, force=True)
+        if sidecar is not None:
+            staged = part / beside.name
+            staged.write_text(provenance.as_text(sidecar(image.stat().st_size)), encoding="utf-8")
+        check_target(target, force=replace)
+        if sidecar is not None:
+            if replace:
+                target.unlink(missing_ok=True)  # never an old image beside a new sidecar
+            os.replace(staged, beside)
+        os.replace(image, target)
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written ({error.strerror or error})") from error
+
+
+def write_series(result: Volume, series: Any, info: Any, target: Path, sidecar: Any, *, replace: bool) -> None:
+    """Write a derived DICOM series into the folder `target`, and its sidecar, if any, beside the folder.
+
+    The sidecar comes last: without it nothing is taken for done. Raises OutputError.
+    """
+    beside = provenance.sidecar_path(target)
+    if replace:
+        beside.unlink(missing_ok=True)
+    dicom.write_series(result, series, info, target, force=replace)
+    if sidecar is not None:
+        write_json(beside, sidecar(provenance.size_of(target)))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON, replacing what is there. Raises OutputError."""
+    make_folder(path.parent)
+    with replacing(path, force=True) as beside:
+        beside.write_text(provenance.as_text(value), encoding="utf-8")
+
+
+def _hidden(target: Path, what: str) -> Path:
+    """A hidden name beside `target`, the same for every run, however long the target's name is."""
+    return target.with_name(f".mrisr-{hashlib.sha256(target.name.encode()).hexdigest()[:16]}.{what}")
+
+
+def _locked(path: Path, target: Path) -> int | None:
+    """A descriptor that holds the lock on `path`; None on file systems without locks."""
+    while True:
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise OutputError(f"{path.parent}: cannot be written ({error.strerror}); choose another output") from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            raise OutputError(f"{target.name}: another run is working on it; it is left to that run") from None
+        except OSError:  # no locks here: renaming still keeps every file whole
+            os.close(handle)
+            path.unlink(missing_ok=True)
+            return None
+        # The other run may have removed the file between opening and locking: then this lock is on nothing.
+        if _is_at(handle, path):
+            return handle
+        os.close(handle)
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    except FileNotFoundError:
+        return False

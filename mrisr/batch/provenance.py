@@ -1,0 +1,197 @@
+"""What a result says of itself: the sidecar beside it, and the line in its header.
+
+A sidecar is BIDS's kind of JSON: where the result came from, what made it, which band was measured and which was
+synthesised. It holds no path beyond names, and no name of a user or a machine. It is also how a later run knows that
+a result is still the one that it would make: the same source, weights and options.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from mrisr import __version__, schema
+from mrisr.batch.scans import Scan
+from mrisr.errors import InputError
+from mrisr.io import nifti
+
+__all__ = [
+    "Identity",
+    "as_text",
+    "description",
+    "digest",
+    "facts_of",
+    "identity",
+    "same",
+    "sidecar",
+    "sidecar_path",
+    "stated",
+]
+
+DESCRIPTION = (
+    "Brought onto a finer grid by mrisr. Detail above the acquired resolution is synthesised by a network, not "
+    "measured. Research software, not a medical device."
+)
+KEY = "Mrisr"  # of what BIDS has no words for
+LARGEST = 4 << 20  # bytes of a sidecar
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What decides a result: the same three give the same result.
+
+    source   SHA-256 of the source's files, and what sidecars say of its acquisition
+    weights  SHA-256
+    options  of `mrisr.upscale` that say what to compute, and the stored type, as JSON has them
+    """
+
+    source: dict[str, Any]
+    weights: str
+    options: dict[str, Any]
+
+    def plain(self) -> dict[str, Any]:
+        """As the sidecar has it."""
+        return {"Input": self.source, "WeightsSHA256": self.weights, "Options": self.options}
+
+
+def digest(paths: Iterable[Path]) -> str:
+    """SHA-256 of one file; of several, of their sorted digests (the order and the names do not count)."""
+    found = []
+    for path in paths:
+        own = hashlib.sha256()
+        try:
+            with open(path, "rb") as stream:
+                for block in iter(lambda: stream.read(1 << 20), b""):
+                    own.update(block)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+        found.append(own.hexdigest())
+    return found[0] if len(found) == 1 else hashlib.sha256("".join(sorted(found)).encode()).hexdigest()
+
+
+def identity(scan: Scan, weights: str, options: dict[str, Any], facts: dict[str, Any]) -> Identity:
+    """What `scan` and `options` will make; reads the source to its end."""
+    source = {"Name": scan.name, "SHA256": digest(scan.files)}
+    if facts:
+        source["Facts"] = facts
+    return Identity(_as_json(source), weights, _as_json({k: _named_file(v) for k, v in options.items()}))
+
+
+def facts_of(scan: Scan) -> dict[str, Any]:
+    """What sidecars say of an image's acquisition; DICOM says it itself."""
+    if scan.from_dicom:
+        return {}
+    return nifti.sidecar_facts(scan.source, scan.sidecars)
+
+
+def sidecar(made: Identity, info: Any, *, dtype: str, size: int, extra: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The sidecar of one result.
+
+    Args:
+        info: `mrisr.infer.info.Info`.
+        size: bytes of the image, or of the files of a series.
+        extra: BIDS fields that stand before the others.
+    """
+    voxel = " x ".join(f"{v:.4g}" for v in info.target.voxel_size)
+    top = {
+        "Description": DESCRIPTION,
+        "Sources": [made.source["Name"]],
+        "SpatialReference": "orig",
+        "Resolution": f"{voxel} mm; measured up to the frequencies in {KEY}.Bands, synthesised above them",
+        "GeneratedBy": [{"Name": "mrisr", "Version": __version__}],
+    }
+    own = {
+        "Version": __version__,
+        "Date": datetime.now(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        **made.plain(),
+        "Model": _file_name(info.model),
+        "Output": {"Bytes": size, "DataType": dtype, "Shape": list(info.target.shape), "Frames": info.frames},
+        "Bands": [
+            {
+                "Axis": axis,
+                "Profile": r.profile,
+                "AcquiredMM": round(r.acquired_mm, 6),
+                "MeasuredToCyclesPerMM": round(r.measured_to, 6),
+                "SynthesisedToCyclesPerMM": round(r.synthesised_to, 6),
+            }
+            for axis, r in enumerate(info.resolution)
+        ],
+        "BandsFrom": info.resolution_from,
+        "Mode": info.mode,
+        "Engine": {"Name": info.engine.name, "Device": info.engine.device, "Precision": info.engine.precision},
+        "Tiles": info.tiles.kind,
+        "Consistency": [{"Applied": c.applied, "Chi2": c.chi2_after} for c in info.consistency],
+        "Warnings": list(info.warnings),
+    }
+    return {**top, **(extra or {}), KEY: own}
+
+
+def as_text(value: Any) -> str:
+    """JSON as mrisr writes it into files: strict, indented, with a last line end."""
+    return json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def description(model: str) -> str:
+    """For NIfTI's `descrip`, which has 79 bytes."""
+    return f"mrisr {__version__} {_file_name(model)[:40]}: synthesised detail"
+
+
+def sidecar_path(image: Path) -> Path:
+    """The sidecar of an image: the same name, ending in .json; of a folder, beside it: a PACS takes what is in it."""
+    ending = nifti.ending_of(image)
+    if ending is None:
+        return image.with_name(f"{image.name}.json")
+    return image.with_name(image.name[: -len(ending)] + ".json")
+
+
+def stated(image: Path) -> dict[str, Any] | None:
+    """What the sidecar of `image` says under KEY; None where there is none of mrisr's."""
+    path = sidecar_path(image)
+    if not path.is_file():
+        return None
+    try:
+        found = schema.read(path, largest=LARGEST)
+    except InputError:  # somebody else's, or damaged: nothing of ours is stated there
+        return None
+    own = found.get(KEY) if isinstance(found, dict) else None
+    return own if isinstance(own, dict) else None
+
+
+def same(image: Path, made: Identity) -> bool:
+    """Whether `image` is there, whole, and what `made` would give again."""
+    own = stated(image)
+    if own is None or not image.exists():
+        return False
+    if any(own.get(key) != value for key, value in made.plain().items()):
+        return False
+    output = own.get("Output")
+    return isinstance(output, dict) and output.get("Bytes") == size_of(image)
+
+
+def size_of(result: Path) -> int:
+    """Bytes of an image, or of all files of a folder."""
+    if result.is_dir():
+        return sum(file.stat().st_size for file in result.iterdir() if file.is_file())
+    return result.stat().st_size
+
+
+def _named_file(value: Any) -> Any:
+    """An option that is a file, as its name and hash; anything else as it is."""
+    if isinstance(value, (str, os.PathLike)) and os.path.isfile(value):
+        return {"Name": Path(value).name, "SHA256": digest([Path(value)])}
+    return value
+
+
+def _file_name(text: str) -> str:
+    return Path(str(text)).name
+
+
+def _as_json(value: Any) -> Any:
+    """`value` as a reader of the sidecar gets it: tuples are lists, float32 are floats."""
+    return json.loads(json.dumps(value, default=str))

@@ -1,0 +1,322 @@
+"""A list of scans, one after the other: the next is read and the last is written while the network works.
+
+A scan that fails does not stop the rest. One model is loaded, and what an engine has compiled for it stays.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mrisr
+from mrisr.batch import provenance, warned
+from mrisr.batch.deliver import claimed, make_folder, write_image, write_json, write_series
+from mrisr.batch.scans import Scan
+from mrisr.errors import CATCHING, BackendError, MrisrError, UsageError
+from mrisr.io import dicom, nifti
+
+__all__ = ["FAILED_EXIT", "Listener", "Outcome", "Settings", "one", "run", "write_failures"]
+
+FAILED_EXIT = 9  # of the command, where some scans of several failed
+BUG, MEMORY = 1, 5  # exit codes of what is no MrisrError
+DONE, SKIPPED, FAILED = "done", "skipped", "failed"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every scan of a run shares; plain values, so that they travel to other processes.
+
+    options        of `mrisr.upscale`: what to compute. A change makes `skip_existing` compute again
+    running        of `mrisr.upscale`: how (device, engine, threads, memory, tile)
+    model          name or path
+    dtype          of `mrisr.io.nifti.DTYPES`
+    sidecar        write one beside every result
+    skip_existing  leave alone what the same source, weights and options have made; replace what others have
+    force          replace whatever is there
+    folder         that the targets lie in
+    std, preview, info  folders that mirror it, for the spread of the samples, pictures and records
+    """
+
+    options: dict[str, Any]
+    running: dict[str, Any]
+    model: str = "base"
+    dtype: str = "float32"
+    sidecar: bool = True
+    skip_existing: bool = False
+    force: bool = False
+    folder: Path | None = None
+    std: Path | None = None
+    preview: Path | None = None
+    info: Path | None = None
+
+
+@dataclass
+class Outcome:
+    """How one scan ended: state "done", "skipped" or "failed"; `seconds` by step; `grids` in words."""
+
+    name: str
+    state: str
+    seconds: dict[str, float] = field(default_factory=dict)
+    grids: str = ""
+    warnings: list[str] = field(default_factory=list)
+    error: str = ""
+    kind: str = ""
+    exit_code: int = 0
+    trace: str = ""
+
+    def failure(self) -> dict[str, Any]:
+        """As failures.json has it."""
+        return {"Scan": self.name, "Error": self.error, "Kind": self.kind, "ExitCode": self.exit_code}
+
+
+class Listener:
+    """What a run tells; every method is called in the caller's thread."""
+
+    def started(self, index: int, scan: Scan, volume: Any) -> None:
+        """The network's turn; `volume` as read."""
+
+    def progress(self, stage: str, fraction: float) -> None:
+        """As `mrisr.upscale` tells it."""
+
+    def ended(self, index: int, outcome: Outcome) -> None:
+        """Once per scan, in order."""
+
+
+def run(scans: Sequence[Scan], settings: Settings, listener: Listener | None = None) -> list[Outcome]:
+    """Upscale every scan; outcomes in order.
+
+    Args:
+        settings: with a memory budget in `running`, nothing is read or written beside the network, so that it is kept.
+
+    Raises:
+        ModelError: before anything is read.
+        UsageError, BackendError: of the first scan that the network takes: an option that none can have.
+    """
+    listener = listener or Listener()
+    model = mrisr.load_model(settings.model)
+    outcomes: list[Outcome] = []
+
+    def collect(ticket: _Ticket) -> None:
+        outcomes.append(ticket.outcome())
+        listener.ended(len(outcomes) - 1, outcomes[-1])
+
+    with warned.by_thread(), ExitStack() as threads:
+        tickets = [_Ticket(scan, settings, model) for scan in scans]
+        threads.callback(lambda: [ticket.close() for ticket in tickets])  # after the threads have ended
+        lend = _at_once
+        if settings.running.get("memory") is None and len(scans) > 1:
+            reader, writer = (threads.enter_context(ThreadPoolExecutor(1, f"mrisr-{w}")) for w in ("read", "write"))
+            lend = lambda which, work, *args: (reader if which == "read" else writer).submit(work, *args)  # noqa: E731
+        ahead, writing = lend("read", tickets[0].read) if tickets else None, None
+        for index, ticket in enumerate(tickets):
+            ahead.result()
+            ahead = lend("read", tickets[index + 1].read) if index + 1 < len(tickets) else None
+            ticket.compute(index, listener)
+            if isinstance(ticket.error, (UsageError, BackendError)) and not any(o.state == DONE for o in outcomes):
+                raise ticket.error
+            if writing is not None:
+                writing.result()
+                collect(tickets[index - 1])
+            writing = lend("write", ticket.write)
+        if writing is not None:
+            writing.result()
+            collect(tickets[-1])
+    return outcomes
+
+
+def one(scan: Scan, settings: Settings, progress: Callable[[str, float], None] | None = None) -> Outcome:
+    """Upscale one scan, step after step: for a worker, whose model stays loaded between calls."""
+    listener = Listener()
+    if progress is not None:
+        listener.progress = progress
+    with warned.by_thread():
+        ticket = _Ticket(scan, settings, mrisr.load_model(settings.model))
+        try:
+            ticket.read()
+            ticket.compute(0, listener)
+            ticket.write()
+        finally:
+            ticket.close()
+    return ticket.outcome()
+
+
+def write_failures(path: Path, outcomes: Iterable[Outcome]) -> bool:
+    """Write what failed to `path`, or remove what an earlier run has written there; whether any failed."""
+    failed = [outcome.failure() for outcome in outcomes if outcome.state == FAILED]
+    if failed:
+        write_json(path, failed)
+    else:
+        path.unlink(missing_ok=True)
+    return bool(failed)
+
+
+def _at_once(which: str, work: Callable, *args: Any) -> Future:
+    """In place of a thread: the work is done now."""
+    done: Future = Future()
+    done.set_result(work(*args))
+    return done
+
+
+class _Ticket:
+    """A scan on its way: read, compute, write, each in a thread of its own, one after the other."""
+
+    def __init__(self, scan: Scan, settings: Settings, model: Any) -> None:
+        self.scan, self.settings, self.model = scan, settings, model
+        self.claim = ExitStack()
+        self.warnings: list[str] = []
+        self.seconds: dict[str, float] = {}
+        self.error: Exception | None = None
+        self.trace = ""
+        self.skipped = False
+        self.grids = ""
+        self.volume = self.series = self.made = self.result = self.info = None
+
+    def read(self) -> None:
+        """Claim the target, look whether it is done already, read the source."""
+        self._step("read", self._read)
+
+    def compute(self, index: int, listener: Listener) -> None:
+        """The network, in the caller's thread."""
+
+        def work() -> None:
+            listener.started(index, self.scan, self.volume)
+            self.result, self.info = mrisr.upscale(
+                self.volume,
+                model=self.model,
+                **self.settings.options,
+                **self.settings.running,
+                progress=listener.progress,
+                return_info=True,
+            )
+
+        self._step("compute", work)
+
+    def write(self) -> None:
+        """The result, its sidecar and what else was asked for; then the target is free."""
+        try:
+            self._step("write", self._write)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Let the target go, and the memory."""
+        self.claim.close()
+        if self.info is not None:
+            self.grids = _grids(self.info)
+        self.volume = self.series = self.result = self.info = None
+
+    def outcome(self) -> Outcome:
+        state = FAILED if self.error is not None else SKIPPED if self.skipped else DONE
+        found = Outcome(self.scan.name, state, self.seconds, self.grids, self.warnings)
+        if self.error is not None:
+            found.error = self._scrubbed(" ".join(str(self.error).split()) or type(self.error).__name__)
+            found.kind = type(self.error).__name__
+            memory = MEMORY if isinstance(self.error, MemoryError) else BUG
+            found.exit_code = getattr(self.error, "exit_code", memory)
+            found.trace = self.trace
+        return found
+
+    def _step(self, name: str, work: Callable[[], None]) -> None:
+        if self.error is not None or self.skipped:
+            return
+        start = time.perf_counter()
+        try:
+            with warned.into(self.warnings):
+                work()
+        except Exception as error:  # noqa: BLE001 - one scan's end, told by its outcome; the others go on
+            self.error = error
+            if not isinstance(error, (MrisrError, MemoryError)):
+                self.trace = traceback.format_exc()
+        finally:
+            self.seconds[name] = time.perf_counter() - start
+
+    def _read(self) -> None:
+        scan, settings = self.scan, self.settings
+        self.claim.enter_context(claimed(scan.target))
+        facts = provenance.facts_of(scan)
+        options = {**settings.options, "dtype": settings.dtype}
+        self.made = provenance.identity(scan, self.model.sha256, options, facts)
+        if settings.skip_existing and provenance.same(scan.target, self.made):
+            self.skipped = True
+            return
+        if scan.to_dicom:
+            dicom.check_folder(scan.target, force=self._may_replace())
+        else:
+            nifti.check_output(scan.target, force=self._may_replace(), dtype=settings.dtype)
+        with CATCHING:  # nibabel has one logger, which reading swaps
+            self.volume, self.series = scan.read()
+
+    def _may_replace(self) -> bool:
+        """Whether the target may be replaced: all by `force`, mrisr's own by `skip_existing`."""
+        own = self.settings.skip_existing and provenance.stated(self.scan.target) is not None
+        return self.settings.force or own
+
+    def _write(self) -> None:
+        scan, settings, info = self.scan, self.settings, self.info
+        info.warnings = [self._scrubbed(text) for text in self.warnings]
+        describe = None
+        if settings.sidecar:
+            describe = lambda size: provenance.sidecar(  # noqa: E731
+                self.made, info, dtype=settings.dtype, size=size, extra=scan.about
+            )
+        self._write_beside()
+        if scan.to_dicom:
+            write_series(self.result, self.series, info, scan.target, describe, replace=self._may_replace())
+            return
+        write_image(
+            self.result,
+            scan.target,
+            describe,
+            dtype=settings.dtype,
+            descrip=provenance.description(info.model),
+            replace=self._may_replace(),
+        )
+
+    def _write_beside(self) -> None:
+        """The other outputs come first: a result that is there has all that belongs to it."""
+        settings = self.settings
+        for folder, ending, write in (
+            (settings.std, None, lambda path: nifti.write(self.info.std, path, force=True)),
+            (settings.preview, ".png", self._picture),
+            (settings.info, ".json", lambda path: write_json(path, self.info.to_dict())),
+        ):
+            if folder is None:
+                continue
+            path = folder / self.scan.target.relative_to(settings.folder)
+            if ending is not None:
+                path = provenance.sidecar_path(path).with_suffix(ending)
+            make_folder(path.parent)
+            write(path)
+
+    def _picture(self, path: Path) -> None:
+        from mrisr import preview
+
+        sheet = preview.upscale_sheet(self.volume.data, self.volume.affine, self.result.data, self.result.affine)
+        preview.save(sheet, path)
+
+    def _scrubbed(self, text: str) -> str:
+        """`text` with the names of this scan in place of paths of this machine."""
+        if isinstance(self.scan.source, Path):
+            text = text.replace(str(self.scan.source), self.scan.name)
+            folders = [self.scan.source.parent]
+        else:
+            folders = sorted({path.parent for path in self.scan.files}, key=lambda p: -len(str(p)))
+        folders.append(self.scan.target.parent)
+        for folder in folders:
+            if folder != Path("."):
+                text = text.replace(f"{folder}/", "").replace(str(folder), folder.name)
+        return text
+
+
+def _grids(info: Any) -> str:
+    def said(grid) -> str:
+        return f"{' x '.join(map(str, grid.shape))} of {' x '.join(f'{v:.3g}' for v in grid.voxel_size)} mm"
+
+    frames = f", {info.frames} frames" if info.frames > 1 else ""
+    return f"{said(info.input)} -> {said(info.target)}{frames}"

@@ -1,0 +1,55 @@
+"""``mrisr bids``: a BIDS App. A raw dataset in, a derivative dataset out."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mrisr.cli import many
+from mrisr.cli.compute import add_compute_options, add_writing_options, computing
+from mrisr.cli.options import use_threads
+from mrisr.cli.voice import add_voice_options, speaking
+from mrisr.errors import UsageError
+
+
+def add_parser(subparsers) -> None:
+    """Add the command and its options."""
+    parser = subparsers.add_parser(
+        "bids",
+        help="a BIDS dataset in, a derivative dataset out",
+        description="T1w, T2w, FLAIR and PDw images of a raw BIDS dataset, each on a finer grid, as a BIDS derivative. "
+        "The same command again completes what is missing and writes nothing where nothing is.",
+    )
+    parser.add_argument("bids_dir", metavar="BIDS_DIR", help="root of the raw dataset")
+    parser.add_argument("output_dir", metavar="OUTPUT_DIR", help="root of the derivative dataset")
+    parser.add_argument("level", choices=("participant",), help="the one level of analysis there is")
+    for key in ("participant", "session"):
+        parser.add_argument(
+            f"--{key}-label", f"--{key}_label", nargs="+", metavar="L", help=f"these {key}s only (default: all)"
+        )
+    add_writing_options(parser)
+    parser.add_argument("--force", action="store_true", help="make everything anew")
+    add_voice_options(parser)
+    many.add_cluster_options(parser)
+    add_compute_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command; raises MrisrError, returns 0, or 9 where some scans failed."""
+    if args.no_sidecar:
+        raise UsageError("--no-sidecar: BIDS derivatives have sidecars, and by them a rerun knows what is done")
+    options = computing(args)
+    args.skip_existing = not args.force
+    root, output = Path(args.bids_dir), Path(args.output_dir)
+    with speaking(args) as voice:
+        from mrisr.batch import bids
+        from mrisr.batch.scans import Work
+
+        labels = dict(participants=args.participant_label, sessions=args.session_label)
+        found = bids.find(root, output, options, **labels)
+        bids.prepare(root, output)
+        use_threads(args.threads)
+        # One file per task of a cluster: tasks that each have a participant do not write over each other.
+        name = "_".join(sorted({scan.name.split("/")[0] for scan in found})) if args.participant_label else "all"
+        failures = output / "logs" / f"failures_{name[:100]}.json"
+        return many.run(args, Work(found, output), many.settings(args, output, options), failures, voice)

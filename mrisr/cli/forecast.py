@@ -1,0 +1,105 @@
+"""How long the network will take: from what it took before on this machine, per output voxel and evaluation.
+
+A whole head often runs as one piece, during which nothing can be counted. The rate of earlier runs, kept in the cache,
+makes a bar that moves and a time that is left; without one, a guess that the first run corrects.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+import uuid
+from pathlib import Path
+
+from mrisr import environment
+
+GUESS = {"cpu": 6.0, "cuda": 0.05}  # seconds per million voxels: of one core, of a GPU
+NEAR_END = 0.97  # where a bar that runs on a forecast waits
+KEPT = 64  # rates
+
+
+class Forecast:
+    """Rates by kind of run; `start` and `fraction` follow one network stage."""
+
+    def __init__(self, kind: str, device: str = "auto") -> None:
+        self.key = hashlib.sha256(kind.encode()).hexdigest()[:16]
+        folder = environment.cache_folder()
+        self.path = None if folder is None else folder / "rates.json"
+        self.known = self._read().get(self.key)
+        self.guess = GUESS["cuda"] if device.startswith("cuda") else GUESS["cpu"] / environment.cores()
+        self.expected = 0.0
+        self.voxels = 0
+        self._began: float | None = None
+        self._ticked = 0.0
+
+    @property
+    def rate(self) -> float:
+        """Seconds per million voxels."""
+        return self.known if self.known is not None else self.guess
+
+    def scan(self, voxels: int) -> None:
+        """A scan with so many output voxels times evaluations comes next."""
+        self.voxels, self.expected, self._began, self._ticked = voxels, self.rate * voxels / 1e6, None, 0.0
+
+    def tick(self, stage: str, fraction: float) -> None:
+        """What `mrisr.upscale` tells."""
+        if stage != "network":
+            return
+        now = time.perf_counter()
+        if self._began is None:
+            self._began = now
+        self._ticked = fraction
+        if fraction >= 1.0 and self.voxels:
+            self.voxels, voxels = 0, self.voxels  # the end is told twice
+            self._learn(1e6 * (now - self._began) / voxels)
+
+    def fraction(self) -> float:
+        """How far the network is, 0 to 1, by count and by time."""
+        if self._began is None:
+            return 0.0
+        passed = time.perf_counter() - self._began
+        return max(self._ticked, min(NEAR_END, passed / max(self._total(passed), 1e-9)))
+
+    def left(self) -> float:
+        """Seconds until the network is done."""
+        if self._began is None:
+            return self.expected
+        passed = time.perf_counter() - self._began
+        return max(0.0, self._total(passed) - passed)
+
+    def _total(self, passed: float) -> float:
+        """Seconds of the stage: extrapolated where pieces have been counted, else by rate."""
+        return passed / self._ticked if self._ticked > 0.1 else self.expected
+
+    def _learn(self, rate: float) -> None:
+        self.known = rate if self.known is None else 0.5 * (self.known + rate)
+        if self.path is None:
+            return
+        held = self._read()
+        held.pop(self.key, None)
+        held[self.key] = round(self.known, 6)
+        try:
+            _replace(self.path, json.dumps(dict(list(held.items())[-KEPT:])))
+        except OSError:
+            self.path = None  # a cache that cannot be used is no error (docs/environment.md)
+
+    def _read(self) -> dict[str, float]:
+        if self.path is None:
+            return {}
+        try:
+            held = json.loads(self.path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # not there yet, or cut off: a forecast less
+            return {}
+        return {k: v for k, v in held.items() if isinstance(v, float) and v > 0} if isinstance(held, dict) else {}
+
+
+def _replace(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,134 @@
+"""Many scans from the command line: what `mrisr upscale` into a folder and `mrisr bids` share."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mrisr.cli.compute import running
+from mrisr.cli.forecast import Forecast
+from mrisr.cli.voice import Voice
+from mrisr.errors import UsageError
+
+if TYPE_CHECKING:
+    from mrisr.batch.run import Outcome, Settings
+    from mrisr.batch.scans import Work
+
+FAILURES = "failures.json"
+
+
+def add_cluster_options(parser: argparse.ArgumentParser) -> None:
+    """Nothing yet."""
+
+
+def refuse_cluster(args: argparse.Namespace, what: str) -> None:
+    """Nothing yet."""
+
+
+def settings(args: argparse.Namespace, folder: Path, options: dict[str, Any]) -> Settings:
+    """What all scans of the run share. Raises UsageError for what holds for one scan only."""
+    from mrisr.batch.run import Settings
+
+    if args.radius is not None:
+        raise UsageError("--radius: for one scan; for several give coefficients that state R0 (.grad), or a field")
+    if args.bias not in (None, "auto"):
+        raise UsageError(f"--bias: the field {args.bias} lies on the grid of one scan; for several give auto")
+    if args.mask is not None:
+        raise UsageError(f"--mask: {args.mask} lies on the grid of one scan; mask the scans before, or leave it out")
+    beside = {name: getattr(args, name, None) for name in ("std", "preview", "info")}
+    for name, path in beside.items():
+        if path is not None and Path(path).suffix and not Path(path).is_dir():
+            raise UsageError(f"--{name}: several scans need a folder, found {path}; it gets the names of the results")
+    return Settings(
+        options,
+        running(args),
+        model=args.model,
+        dtype=args.dtype,
+        sidecar=not args.no_sidecar,
+        skip_existing=args.skip_existing,
+        force=args.force,
+        folder=folder,
+        **{name: None if path is None else Path(path) for name, path in beside.items()},
+    )
+
+
+def run(args: argparse.Namespace, work: Work, chosen: Settings, failures: Path, voice: Voice) -> int:
+    """Upscale `work`, say what became of it, write or remove `failures`; the exit code."""
+    from mrisr.batch import run as batch
+
+    start = time.perf_counter()
+    forecast = Forecast(kind(args), args.device)
+    with voice.bar(forecast, len(work.scans)) as show:
+        listener = _Shown(args, chosen, len(work.scans), forecast, voice, show)
+        outcomes = batch.run(work.scans, chosen, listener)
+    failed = batch.write_failures(failures, outcomes)
+    voice.line(_total(outcomes, time.perf_counter() - start, failures if failed else None))
+    if not failed:
+        return 0
+    return outcomes[0].exit_code if len(outcomes) == 1 else batch.FAILED_EXIT
+
+
+def kind(args: argparse.Namespace) -> str:
+    """What the speed of the network depends on."""
+    from mrisr import environment
+
+    threads = args.threads or environment.cores()
+    return "|".join(map(str, (args.model, args.device, args.engine, threads, args.tile)))
+
+
+def evaluations(args: argparse.Namespace, options: dict[str, Any], volume: Any) -> int:
+    """Output voxels times evaluations of the network."""
+    from mrisr import grid
+
+    where = {name: options[name] for name in ("voxel_size", "factor") if name in options}
+    frames = volume.data.shape[3] if volume.data.ndim == 4 else 1
+    each = math.prod(grid.plan(volume.grid, **where).shape)
+    return each * frames * args.steps * args.samples * args.ensemble
+
+
+def _total(outcomes: list[Outcome], seconds: float, failures: Path | None) -> str:
+    count = {state: sum(o.state == state for o in outcomes) for state in ("done", "skipped", "failed")}
+    parts = [f"{n} {state}" for state, n in count.items() if n]
+    doubts = sum(bool(o.warnings) for o in outcomes)
+    warned = f"; {doubts} with warnings" if doubts else ""
+    where = f"; {failures} says why" if failures is not None else ""
+    return f"{len(outcomes)} scans in {seconds:.1f} s: {', '.join(parts) or 'none'}{warned}{where}"
+
+
+class _Shown:
+    """Tells a `Voice` what a run tells (a `mrisr.batch.run.Listener`)."""
+
+    def __init__(self, args, chosen: Settings, count: int, forecast: Forecast, voice: Voice, show) -> None:
+        self.args, self.chosen, self.count = args, chosen, count
+        self.forecast, self.voice, self.show = forecast, voice, show
+        self.done = 0
+
+    def started(self, index: int, scan, volume) -> None:
+        self.forecast.scan(evaluations(self.args, self.chosen.options, volume))
+        self.voice.detail(f"{scan.name}: about {self.forecast.expected:.0f} s in the network")
+
+    def progress(self, stage: str, fraction: float) -> None:
+        self.forecast.tick(stage, fraction)
+        self.voice.step(stage, fraction)
+        self.show(stage, fraction, self.done)
+
+    def ended(self, index: int, outcome: Outcome) -> None:
+        self.done = index + 1
+        for text in outcome.warnings:
+            self.voice.warning(text if outcome.name in text else f"{outcome.name}: {text}")
+        place = f"[{index + 1}/{self.count}] {outcome.name}:"
+        if outcome.state == "failed":
+            self.voice.error(f"{outcome.name}: {outcome.error}" if outcome.name not in outcome.error else outcome.error)
+            if outcome.trace:
+                self.voice.error("this is a bug: please report it with the lines below")
+                self.voice.trace(outcome.trace)
+            return
+        if outcome.state == "skipped":
+            self.voice.line(f"{place} made already, skipped")
+            return
+        self.voice.line(f"{place} {outcome.grids}, {sum(outcome.seconds.values()):.1f} s")
+        steps = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in outcome.seconds.items())
+        self.voice.detail(f"  {steps}")
