@@ -93,7 +93,7 @@ def decide(asked: str, device: torch.device, missing: str | None, difference: Ca
 
 def example() -> tuple[torch.Tensor, ...]:
     """The fixed tile: a head-like y with folds and edges, x = 0, a vector as of a cut of k-space, no guidance."""
-    from mrisr.nn.condition import MEAN, Condition
+    from mrisr.nn.condition import Condition
     from mrisr.physics.psf import parse_psf
 
     line = torch.linspace(-1, 1, TILE)
@@ -101,7 +101,8 @@ def example() -> tuple[torch.Tensor, ...]:
     radius = (a**2 + b**2 + c**2).sqrt()
     folds = 0.5 + 0.25 * torch.sin(19 * a) * torch.sin(17 * b) * torch.sin(15 * c)
     y = torch.where(radius < 0.8, folds, torch.where(radius < 0.9, 0.9, 0.0))[None, None]
-    cond = Condition.of_acquisition(parse_psf("kspace", (1.0, 1.0, 1.0))[0], (0.7, 0.7, 0.7), 0.02, MEAN)
+    size = (1.0, 1.0, 1.0)
+    cond = Condition.of_acquisition(parse_psf("kspace", size)[0], (0.7, 0.7, 0.7), 0.02, stored=size)
     return torch.zeros_like(y), y, cond.vector(torch.ones(1), 0.05), cond.guidance_for(y.shape[2:])
 
 
