@@ -211,7 +211,7 @@ def test_a_full_place_for_what_is_said(here):
         done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True)
         assert done.returncode == 4
         assert (
-            done.stderr == "mrisr: error: stdout: No space left on device; make room there, or choose another place\n"
+            done.stderr == "mrisr: error: output: No space left on device; make room there, or choose another place\n"
         )
         assert subprocess.run([*words, "--nonsense"], stdout=full, stderr=full).returncode == 2
 
