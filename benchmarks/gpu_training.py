@@ -20,7 +20,7 @@ def training(setting: Setting) -> dict:
     if setting.train:
         run = subprocess.run(setting.train, shell=True, cwd=ROOT)
         return {"command": setting.train, "failures": [f"ended with {run.returncode}"] if run.returncode else []}
-    return _part(setting, "train", "teacher")
+    return _part(setting, "train", "teacher-large")
 
 
 def distillation(setting: Setting) -> dict:

@@ -2,7 +2,7 @@
 
     python benchmarks/teacher_20_steps.py [--out DIR]
 
-The preset `teacher` (20 to 30 M parameters) learns one batch of two synthetic patches of 24^3 by heart, in both modes,
+The preset `teacher-large` (20 to 30 M parameters) learns one batch of two synthetic patches of 24^3 by heart, in both modes,
 so that minutes suffice and the loss has to fall; the last steps twice, once in one piece and once from the checkpoint.
 Writes teacher_20_steps.json and fails where a promise is not kept. Training it for real needs a GPU.
 """
@@ -35,7 +35,7 @@ PARAMETERS = (20e6, 30e6)
 def config():
     """The preset, as small as it gets in everything but the network."""
     small = dict(batch=2, patch=24, synthetic=1, warmup=3, accumulate=2, precision="fp32", prefetch=False)
-    return replace(CONFIGS["teacher"], steps=STEPS, mean_fraction=0.6, gradnl=0.0, bias=0.0, **small)
+    return replace(CONFIGS["teacher-large"], steps=STEPS, mean_fraction=0.6, gradnl=0.0, bias=0.0, **small)
 
 
 def fixed_loss(run: Run, batch) -> float:
@@ -69,7 +69,7 @@ def measure(folder: Path) -> dict:
         "resumed_bit_equal": equal and again == losses[-AGAIN:],
         "seconds_per_step": round(seconds, 2),
         "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
-        "loads": registry.load(folder).meta["preset"] == "teacher",
+        "loads": registry.load(folder).meta["preset"] == "teacher-large",
     }
     promises = {
         "20 to 30 M parameters": PARAMETERS[0] <= found["parameters"] <= PARAMETERS[1],

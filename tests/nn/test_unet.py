@@ -15,7 +15,8 @@ from mrisr.ops.attention3d import FLOP
 # preset: (fewest, most) parameters in millions, (fewest, most) kFLOP per output voxel
 BUDGETS = {
     "student": ((0.5, 8.0), (20, 100)),
-    "teacher": ((20.0, 30.0), (280, 475)),
+    "teacher": ((8.0, 25.0), (280, 475)),
+    "teacher-large": ((20.0, 30.0), (280, 475)),
     "teacher-small": ((0.5, 3.0), (20, 200)),
     "tiny": ((0.01, 0.3), (1, 20)),
 }

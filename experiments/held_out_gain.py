@@ -1,0 +1,54 @@
+"""Gain over cubic of several weights on the held-out people's crops, the cases that training validates on.
+
+    python experiments/held_out_gain.py --data SCANS --hold-out t1w_0p9mm_b flair_1mm_p26 t1w_1mm_uih_a \
+        --models base teacher --out benchmarks/results/teacher.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+
+from mrisr.data.sources import find_scans, load_volumes
+from mrisr.io.atomic import replacing
+from mrisr.train.validate import validate, validation_cases
+from mrisr.weights import registry
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", nargs="+", required=True)
+    parser.add_argument("--hold-out", nargs="+", required=True, help="beginnings of the names of the people")
+    parser.add_argument("--models", nargs="+", required=True)
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    paths = [p for source in args.data for p in find_scans(source)]
+    people = [v for v in load_volumes(paths) if v.name.startswith(tuple(args.hold_out))]
+    cases, rows = validation_cases(people), {}
+    half = torch.autocast("cpu", torch.bfloat16) if args.precision == "bfloat16" else contextlib.nullcontext()
+    for name in args.models:
+        model = registry.load(name)
+        with half:
+            gains = validate(model.denoiser, cases)
+        rows[name] = {"sha256": model.sha256, "gain_db": {k: round(v, 4) for k, v in gains.items()}}
+        print(f"{name}: mean {gains['mean']:+.3f} dB, worst {gains['worst']:+.3f} dB over cubic")
+    record = {
+        "what": "PSNR gain over cubic, dB, mode mean, central 96^3 of people who were not trained on",
+        "people": [v.name for v in people],
+        "precision": args.precision,
+        "torch": torch.__version__,
+        "date": datetime.now(timezone.utc).isoformat(timespec="minutes"),
+        "models": rows,
+    }
+    with replacing(args.out, force=True) as beside:
+        Path(beside).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
