@@ -3,7 +3,8 @@
     python benchmarks/teacher_20_steps.py [--out DIR]
 
 The preset `teacher-large` (20 to 30 M parameters) learns one batch of two synthetic patches of 24^3 by heart, in both
-modes, so that minutes suffice and the loss has to fall; the last steps twice, once in one piece and once from the checkpoint.
+modes, so that minutes suffice and the loss has to fall; the last steps twice, once in one piece and once from the
+checkpoint.
 Writes teacher_20_steps.json and fails where a promise is not kept. Training it for real needs a GPU.
 """
 
