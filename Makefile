@@ -15,7 +15,7 @@ STAMP  := $(VENV)/.mrisr-installed
 NATIVE := $(shell find csrc -type f 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint figures compile-only tensorrt-rtx native-test sanitize sanitize-thread runtime runtime-sanitize teacher-steps check-all clean
+.PHONY: help setup demo test lint fuzz figures compile-only tensorrt-rtx native-test sanitize sanitize-thread runtime runtime-sanitize teacher-steps check-all clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -34,6 +34,9 @@ lint: $(STAMP) ## ruff
 
 figures: demo ## put the demo's picture and the measured figures into the README
 	$(RUN) benchmarks/readme_tables.py --demo $(OUT)/demo
+
+fuzz: $(STAMP) ## damaged files of every kind, at every entry point: minutes (ROUNDS=55: 100 000 inputs)
+	MRISR_FUZZ_ROUNDS=$(or $(ROUNDS),8) $(RUN) -m pytest -q -rP tests/fuzz tests/export/test_fuzz.py
 
 compile-only: $(STAMP) ## compile the GPU kernels for sm_80, sm_90 and sm_100 without a GPU
 	$(RUN) tests/native/compile_only.py
@@ -64,7 +67,7 @@ runtime-sanitize: $(STAMP) ## libmrisr's C++ tests under AddressSanitizer, Undef
 teacher-steps: $(STAMP) ## twenty steps of the 20-30 M parameter teacher on the CPU (minutes)
 	$(RUN) benchmarks/teacher_20_steps.py --out $(OUT)
 
-check-all: lint test sanitize sanitize-thread runtime runtime-sanitize compile-only teacher-steps demo ## what has to pass before a release
+check-all: lint test fuzz sanitize sanitize-thread runtime runtime-sanitize compile-only teacher-steps demo ## what has to pass before a release
 
 clean: ## remove build products and outputs; keeps the environment
 	rm -rf build dist _skbuild out .pytest_cache .ruff_cache .benchmarks *.egg-info mrisr/_native*.so mrisr/_build_info.py

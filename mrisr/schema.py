@@ -190,6 +190,8 @@ def _named(kind: inspect.Type) -> str:
         return " or ".join(map(repr, kind.values))
     if isinstance(kind, inspect.IntType | inspect.FloatType):
         return ("a whole number" if isinstance(kind, inspect.IntType) else "a number") + _range(kind)
+    if isinstance(kind, inspect.CustomType):
+        return f"a {kind.cls.__name__}"
     if isinstance(kind, inspect.TupleType):
         return f"a list of {len(kind.item_types)}"
     name = _NAMES.get(type(kind), "another value")

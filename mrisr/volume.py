@@ -13,18 +13,19 @@ from mrisr.grid import Grid, check_affine
 
 __all__ = ["ACQUISITION_FACTS", "Volume", "as_float32", "check_dtype", "check_shape"]
 
-# What `Volume.meta` may hold: DICOM keywords, which BIDS sidecars share. Lengths in mm, field in tesla.
-ACQUISITION_FACTS = (
-    "SliceThickness",
-    "SpacingBetweenSlices",
-    "MRAcquisitionType",
-    "AcquisitionMatrix",
-    "MagneticFieldStrength",
-    "ImageType",
-    "Manufacturer",
-    "NonlinearGradientCorrection",
-    "AcquiredVoxelSize",
-)
+# What `Volume.meta` may hold: DICOM keywords, which BIDS sidecars share, and what their values are. Lengths in mm,
+# field in tesla.
+ACQUISITION_FACTS: dict[str, Any] = {
+    "SliceThickness": float,
+    "SpacingBetweenSlices": float,
+    "MRAcquisitionType": str,
+    "AcquisitionMatrix": list[int],
+    "MagneticFieldStrength": float,
+    "ImageType": list[str] | str,
+    "Manufacturer": str,
+    "NonlinearGradientCorrection": bool,
+    "AcquiredVoxelSize": list[float],
+}
 
 # One slice has no neighbour to interpolate from.
 FEWEST_VOXELS = 2

@@ -10,22 +10,34 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from msgspec import Meta, Struct
+from msgspec.structs import asdict
 
+from mrisr import schema
 from mrisr.data.labels import LabelVolume
 from mrisr.data.sources import PACK_SUFFIX, TrainingVolume
 from mrisr.errors import InputError, UsageError
 from mrisr.io.atomic import replacing
 from mrisr.physics.intensity import estimate_noise
+from mrisr.schema import text
 
 FORMAT = 2
 STEPS_PER_NOISE = 8  # quantisation adds 1 / (8 sqrt 12) of the noise: 0.07 % to its amplitude
-_DAMAGED = (OSError, EOFError, ValueError, LookupError, zipfile.BadZipFile, zlib.error)
+LARGEST_ARRAY, LONGEST_AXIS = 1 << 31, 2048  # bytes, voxels
+LARGEST_RATIO = 1032  # of deflate
+Size = Annotated[float, Meta(gt=0, le=1e3)]
+# RuntimeError and NotImplementedError: an entry that claims to be encrypted, or packed in an unknown way.
+_DAMAGED = (OSError, EOFError, ValueError, LookupError, RuntimeError, SyntaxError, MemoryError, zipfile.BadZipFile)
+_DAMAGED = (*_DAMAGED, zlib.error, tokenize.TokenError)  # NumPy reads its headers as Python literals
 LARGEST = 50_000_000  # bytes of a pack that is quickly carried about
 
 
@@ -78,49 +90,90 @@ def write_pack(path: Path, volumes: list, licences: dict[str, str], *, force: bo
     return memory.getbuffer().nbytes
 
 
+class Entry(Struct):
+    """What a pack says of a volume."""
+
+    name: text(r"[^\x00-\x1f\x7f]{1,400}", "one line of text")
+    kind: Literal["scan", "labels"]
+    voxel_size: tuple[Size, Size, Size]  # mm
+    true_mm: tuple[Size, Size, Size]
+    step: Annotated[float, Meta(gt=0, le=1)]  # normalised intensity
+    licence: str = "not stated"
+
+
+class About(Struct):
+    """The entry "about" of a pack."""
+
+    format: Literal[FORMAT]
+    volumes: Annotated[list[Entry], Meta(max_length=10_000)]
+
+
 def describe(path: Path) -> list[dict]:
     """What a pack says of each volume: name, kind, voxel_size, true_mm, step, licence. InputError: no pack."""
     with _opened(path) as archive:
-        return _about(archive, path)
+        return [asdict(entry) for entry in _about(archive, path)]
 
 
 def read_pack(path: Path) -> list:
     """The volumes of a pack. InputError where it is none, or damaged."""
-    volumes = []
     with _opened(path) as archive:
-        for i, entry in enumerate(_about(archive, path)):
-            try:
-                data = archive[f"data{i}"]
-                centres = torch.from_numpy(archive[f"centres{i}"].astype(np.int64))
-                labels = entry["kind"] == "labels"
-                low, high = (data, data) if labels else data
-            except _DAMAGED as error:
-                raise InputError(
-                    f"{path}: volume {i} of the pack is damaged ({error}); pack the scans again"
-                ) from error
-            size, name = tuple(entry["voxel_size"]), entry["name"]
-            if labels:
-                volumes.append(LabelVolume(torch.from_numpy(data), size, centres, name))
-                continue
-            integers = low.astype(np.int16) | (high.astype(np.int16) << 8)
-            data = torch.from_numpy(integers.astype(np.float32) * np.float32(entry["step"]))
-            volumes.append(TrainingVolume.of(data, size, tuple(entry["true_mm"]), centres, name))
-    return volumes
+        return [_volume(archive, path, i, entry) for i, entry in enumerate(_about(archive, path))]
 
 
-def _opened(path: Path):
+def _volume(archive: zipfile.ZipFile, path: Path, i: int, entry: Entry) -> TrainingVolume | LabelVolume:
     try:
-        return np.load(path, allow_pickle=False)
+        labels = entry.kind == "labels"
+        data = _array(archive, f"data{i}", np.uint8, 3 if labels else 4)
+        centres = _array(archive, f"centres{i}", np.int16, 2).astype(np.int64)
+        shape = data.shape[-3:]
+        if (not labels and len(data) != 2) or not min(shape) >= 1 or max(shape) > LONGEST_AXIS:
+            raise ValueError(f"data of shape {data.shape}")
+        if not len(centres) or centres.shape[1] != 3 or (centres < 0).any() or (centres >= np.array(shape)).any():
+            raise ValueError("centres outside of the volume")
+    except _DAMAGED as error:
+        raise InputError(f"{path}: volume {i} of the pack is damaged ({error}); pack the scans again") from error
+    places = torch.from_numpy(centres)
+    if labels:
+        return LabelVolume(torch.from_numpy(data.copy()), entry.voxel_size, places, entry.name)
+    integers = data[0].astype(np.int16) | (data[1].astype(np.int16) << 8)
+    scaled = torch.from_numpy(integers.astype(np.float32) * np.float32(entry.step))
+    return TrainingVolume.of(scaled, entry.voxel_size, entry.true_mm, places, entry.name)
+
+
+def _array(archive: zipfile.ZipFile, name: str, dtype: type, axes: int) -> np.ndarray:
+    """One array of a pack. What its header promises is checked before it is read; errors are those of `_DAMAGED`."""
+    held = archive.getinfo(f"{name}.npy")
+    with archive.open(held) as stream:
+        version = np.lib.format.read_magic(stream)
+        if version != (1, 0):
+            raise ValueError(f"{name}: an array of version {version}")
+        shape, by_columns, found = np.lib.format.read_array_header_1_0(stream)
+        promised = math.prod(shape) * np.dtype(dtype).itemsize
+        if found != np.dtype(dtype) or len(shape) != axes or not 0 < promised <= LARGEST_ARRAY:
+            raise ValueError(f"{name}: {found} of shape {shape}")
+        if promised > held.file_size or held.file_size > LARGEST_RATIO * held.compress_size:
+            raise ValueError(f"{name}: holds fewer bytes than it promises")
+        raw = stream.read(promised + 1)
+    if len(raw) != promised:
+        raise ValueError(f"{name}: {len(raw)} bytes, expected {promised}")
+    return np.frombuffer(raw, dtype).reshape(shape, order="F" if by_columns else "C")
+
+
+def _opened(path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
     except _DAMAGED as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path}: not a readable pack ({reason}); make one with `mrisr pack`") from error
 
 
-def _about(archive, path: Path) -> list[dict]:
+def _about(archive: zipfile.ZipFile, path: Path) -> list[Entry]:
     try:
-        header = json.loads(archive["about"].tobytes())
-        if header["format"] != FORMAT:
-            raise InputError(f"{path}: a pack of format {header['format']!r}; this mrisr reads format {FORMAT}")
-        return header["volumes"]
-    except (*_DAMAGED, TypeError) as error:
+        held = _array(archive, "about", np.uint8, 1).tobytes()
+    except _DAMAGED as error:
         raise InputError(f"{path}: not a pack, or damaged ({error}); make one with `mrisr pack`") from error
+    header = schema.parse(held, f"{path}: about")
+    if isinstance(header, dict) and header.get("format") != FORMAT:
+        found = schema.shown(header.get("format"))
+        raise InputError(f"{path}: a pack of format {found}; this mrisr reads format {FORMAT}")
+    return schema.check(header, About, f"{path}: about").volumes

@@ -7,7 +7,6 @@ OutputError.
 from __future__ import annotations
 
 import gzip
-import json
 import math
 import os
 import warnings
@@ -16,16 +15,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
+from typing import Annotated
 
 import nibabel as nib
 import numpy as np
+from msgspec import Meta
 from nibabel import imageglobals
 from nibabel.filebasedimages import ImageFileError
-from nibabel.freesurfer.mghformat import MGHHeader, MGHImage
+from nibabel.freesurfer.mghformat import MGHError, MGHHeader, MGHImage
 from nibabel.nifti1 import Nifti1Header, Nifti1Image, Nifti1Pair
 from nibabel.nifti2 import Nifti2Header, Nifti2Image
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 
+from mrisr import schema
 from mrisr.errors import GeometryError, InputError, MemoryBudgetError, MrisrWarning, OutputError
 from mrisr.io.atomic import check_target, replacing
 from mrisr.io.headers import affine_in_mm, mgh_header, nifti_header, qform
@@ -40,9 +42,12 @@ DTYPES = ("float32", "int16")  # that results are stored as
 GZIP_MAGIC = b"\x1f\x8b"
 MGH_VERSION = b"\0\0\0\1"
 DAMAGED = (OSError, EOFError, zlib.error)
-UNREADABLE = (*DAMAGED, ValueError, KeyError, ImageFileError, HeaderDataError)
+# TypeError: a header shorter than its format.
+UNREADABLE = (*DAMAGED, ValueError, KeyError, TypeError, OverflowError, ImageFileError, HeaderDataError, MGHError)
 # Quaternions are float32, which alone moves the corner of a head by some hundredths of a millimetre.
 DIFFERENT_MM = 0.1
+# Converters that keep every header of a series write megabytes.
+LARGEST_SIDECAR, SIDECAR_DEPTH = 1 << 24, 64
 
 
 def read(path: str | os.PathLike, *, scan: bool = True, sidecars: Sequence[Path] | None = None) -> Volume:
@@ -283,17 +288,34 @@ def _warn(message: str) -> None:
 
 def sidecar_facts(path: Path, sidecars: Sequence[Path] | None = None) -> dict:
     """ACQUISITION_FACTS from the BIDS sidecars of the image `path`: those given, of which a later one overrules an
-    earlier one; else the one beside it, if there is one. Warns (MrisrWarning) where one cannot be read."""
+    earlier one; else the one beside it, if there is one. Warns (MrisrWarning) where one cannot be read, or states a
+    value of another kind, which is not used."""
     if sidecars is None:
         beside = path.with_name(path.name[: -len(ending_of(path, READ_ENDINGS))] + ".json")
         sidecars = [beside] if beside.is_file() else []
     held: dict = {}
     for sidecar in sidecars:
-        try:
-            facts = json.loads(sidecar.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            _warn(f"{sidecar}: the sidecar cannot be read ({error}); its facts are not used")
-            continue
-        if isinstance(facts, dict):
-            held |= {k: facts[k] for k in ACQUISITION_FACTS if k in facts}
+        held |= _facts(sidecar)
     return held
+
+
+def _facts(sidecar: Path) -> dict:
+    try:
+        stated = schema.read(sidecar, largest=LARGEST_SIDECAR, depth=SIDECAR_DEPTH, lenient=True)
+        stated = schema.check(stated, dict, str(sidecar))
+    except InputError as error:
+        found = str(error).removeprefix(f"{sidecar}: ")
+        _warn(f"{sidecar}: the sidecar cannot be read ({found}); its facts are not used")
+        return {}
+    facts = {}
+    for name, kind in ACQUISITION_FACTS.items():
+        if name not in stated:
+            continue
+        try:
+            facts[name] = schema.check(stated[name], _FINITE if kind is float else kind, f"{sidecar}: {name}")
+        except InputError as error:
+            _warn(f"{error}; it is not used")
+    return facts
+
+
+_FINITE = Annotated[float, Meta(ge=-1e6, le=1e6)]  # sidecars may hold NaN and Infinity

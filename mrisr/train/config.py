@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
+from mrisr import schema
 from mrisr.errors import TrainingError
 
 
@@ -85,7 +86,13 @@ class TrainConfig:
             "synthetic_share": 0 <= self.synthetic_share < 1,
             "seed": isinstance(self.seed, int) and 0 <= self.seed < 2**31,
             "steps": isinstance(self.steps, int) and self.steps >= 1,
-            "batch": self.batch >= 1,
+            "batch": 1 <= self.batch <= 2**20,
+            "thin_weight": 0 <= self.thin_weight <= 1e6,
+            "synthetic": 0 <= self.synthetic <= 1000,
+            "synthetic_weight": 0 <= self.synthetic_weight <= 1e6,
+            "warmup": self.warmup >= 0,
+            "final_lr": 0 <= self.final_lr < 1,
+            "grad_clip": 0 < self.grad_clip <= 1e6,
             # In bf16, oneDNN's gradient of a convolution over 2^3 voxels, a patch of 16^3 at 1/8, reads memory that
             # nobody wrote (seen with torch 2.13 on a CPU: NaN in up to 85 of 100 passes, none from 3^3 on).
             "patch": self.patch % 8 == 0 and self.patch >= (24 if self.precision == "bf16" else 16),
@@ -194,6 +201,15 @@ DISTILLATIONS = {
 }  # fmt: skip
 
 
+def from_values(values: object, kind: type[TrainConfig], where: str) -> TrainConfig:
+    """A configuration from the parsed JSON of one; its schema is the dataclass `kind`. TrainingError names `where`."""
+    found = schema.check(values, schema.strict(kind), where, error=TrainingError)
+    try:
+        return kind(**{f.name: getattr(found, f.name) for f in fields(kind)})
+    except TrainingError as error:
+        raise TrainingError(f"{where}: {error}") from None
+
+
 def load_config(source: str, presets: dict | None = None, **overrides) -> TrainConfig:
     """A preset (of `CONFIGS`, unless others are given) by name, or a JSON file of the fields of such a configuration;
     `overrides` that are not None win."""
@@ -205,13 +221,5 @@ def load_config(source: str, presets: dict | None = None, **overrides) -> TrainC
         path = Path(source)
         if not path.is_file():
             raise TrainingError(f"config: {source!r} is neither a preset ({', '.join(presets)}) nor a file")
-        try:
-            values = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
-            raise TrainingError(f"config: {source}: not JSON: {error}") from error
-        known = {f.name for f in fields(kind)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise TrainingError(f"config: {source}: unknown fields {unknown}; known are {sorted(known)}")
-        config = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        config = from_values(schema.read(path, error=TrainingError), kind, source)
     return replace(config, **{k: v for k, v in overrides.items() if v is not None})

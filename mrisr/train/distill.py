@@ -20,11 +20,14 @@ from __future__ import annotations
 import copy
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+from msgspec import Meta, Struct
 from torch import nn
 
+from mrisr import schema
 from mrisr.diffusion.loss import edm_weight, mean_weight
 from mrisr.diffusion.precond import SIGMA_MAX_RATIO, Denoiser
 from mrisr.diffusion.schedule import nested_sigmas
@@ -111,6 +114,15 @@ def two_steps(denoise, x, sigma, mid, end):
     return first + share * (second - first), first
 
 
+class DistillState(Struct):
+    """What the checkpoint of a distillation holds beside `mrisr.train.checkpoint.State`."""
+
+    teacher: str
+    adapters: dict[str, torch.Tensor]
+    frozen: dict[str, torch.Tensor]
+    frozen_at: Annotated[int, Meta(ge=0, le=1000)]
+
+
 class Distillation(Run):
     """A run of `DistillConfig`: one teacher, one student, every stage."""
 
@@ -146,6 +158,7 @@ class Distillation(Run):
         }
 
     def restore(self, state: dict) -> None:
+        schema.check(state, DistillState, "checkpoint", error=TrainingError)
         if state["teacher"] != self.origin["sha256"]:
             raise TrainingError(
                 f"teacher: {self.config.teacher} is not the teacher with which this run began; give the same weights, "

@@ -71,7 +71,8 @@ class Run:
             checkpoint.check_same_scans(state, [v.name for v in self.train], out / checkpoint.LAST)
             self.step, self.chosen = state["step"], state["chosen"]
             self.sigma_data, self.table = state["sigma_data"], state["table"]
-            net.load_state_dict(state["net"])
+            with checkpoint.fitting(out / checkpoint.LAST):
+                net.load_state_dict(state["net"])
         net = net.to(accelerator.device, memory_format=torch.channels_last_3d)
         self.averages = {name: copy.deepcopy(net).eval().requires_grad_(False) for name in AVERAGES}
         self.net = net
@@ -79,11 +80,9 @@ class Run:
         self.module = module
         optimizers = build_optimizers(net, config, others)
         if state is not None:
-            for name, average in self.averages.items():
-                average.load_state_dict(state["averages"][name])
-            for optimizer, saved in zip(optimizers, state["optimizers"]):
-                optimizer.load_state_dict(saved)
-            self.restore(state)
+            checkpoint.restore(state, out / checkpoint.LAST, self.averages, optimizers)
+            with checkpoint.fitting(out / checkpoint.LAST):
+                self.restore(state)
         self.module, *self.optimizers = accelerator.prepare(module, *optimizers)
         self.seconds = {"data": 0.0, "step": 0.0}
         # One thread only: the sampler remembers the step before.

@@ -15,8 +15,22 @@ import os
 import sys
 from pathlib import Path
 
+from msgspec import Struct
+
+from mrisr import schema
 from mrisr.errors import ModelError, UsageError
 from mrisr.weights import registry
+
+
+class Stored(Struct):
+    stored: registry.Calibration
+
+
+class Report(Struct):
+    """What is read of the report of `mrisr evaluate --safety`."""
+
+    weights: str
+    uncertainty: Stored
 
 
 def publish(
@@ -68,6 +82,7 @@ def publish(
 
 def _with_calibration(entries: list[dict], report: dict, path: Path) -> list[dict]:
     """`entries` with the report's one, which takes the place of an older one for the same samples and steps."""
+    schema.check(report, Report, "calibration", error=ModelError)
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if report.get("weights") != found:
         raise ModelError(
@@ -87,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--half", action="store_true", help="store bfloat16")
     parser.add_argument("--calibration", type=Path, metavar="JSON", help="safety.json of mrisr evaluate --safety")
     args = parser.parse_args(arguments)
-    calibration = json.loads(args.calibration.read_text(encoding="utf-8")) if args.calibration else None
+    calibration = schema.read(args.calibration, error=ModelError) if args.calibration else None
     path = publish(args.source, args.name, version=args.version, half=args.half, calibration=calibration)
     print(f"wrote {path.name}: {path.stat().st_size / 1e6:.1f} MB")
     return 0

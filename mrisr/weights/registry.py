@@ -6,16 +6,50 @@ A file may hold half precision (`mrisr.weights.publish`); what is loaded is floa
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated, Literal
 
-from mrisr import bundle
+from msgspec import Meta as Limits
+from msgspec import Struct
+
+from mrisr import bundle, schema
+from mrisr.bundle.config import Count, Line, Positive, Steps, Word
 from mrisr.errors import ModelError, opening
 
 FOLDER = Path(__file__).parent
 FORMAT = 1
 STORED = ("torch.float32", "torch.bfloat16", "torch.float16")
+
+
+class Calibration(Struct, frozen=True):
+    """One entry of "uncertainty": factors that make intervals of a spread, see `mrisr.weights.publish`."""
+
+    samples: Count
+    steps: Steps
+    scale: Annotated[dict[schema.text(r"0?\.[0-9]{1,9}", "a level such as 0.9"), Positive], Limits(max_length=64)]
+
+
+class Trained(Struct, frozen=True):
+    """Of the configuration of the run, what older weights say of guidance."""
+
+    gradnl: Annotated[float, Limits(ge=0, le=1)] = 0.0
+    bias: Annotated[float, Limits(ge=0, le=1)] = 0.0
+
+
+class Meta(Struct):
+    """The "mrisr" header of a weights file: what is read of it. What else it says is for people."""
+
+    format: Literal[FORMAT]
+    preset: Word
+    sigma_data: Annotated[float, Limits(gt=0, lt=10)]
+    name: Line = ""
+    version: Annotated[int, Limits(ge=0, le=10**6)] = 0
+    trained_range: dict[Literal["isotropic", "slice"], tuple[Positive, Positive]] = {}
+    guidance: Annotated[list[Word], Limits(max_length=16)] = []
+    few_steps: Annotated[list[Steps], Limits(max_length=16)] = []
+    uncertainty: Annotated[list[Calibration], Limits(max_length=64)] = []
+    config: Trained = Trained()
 
 
 @dataclass(frozen=True)
@@ -153,15 +187,10 @@ def read(path: Path) -> tuple[dict, dict]:
         raise ModelError(f"{path}: expected tensors of {', '.join(STORED)}; {odd[0]}")
     if header is None:
         raise ModelError(f"{path}: a safetensors file, but without the 'mrisr' header that `mrisr train` writes")
-    try:
-        meta = json.loads(header)
-    except json.JSONDecodeError as error:
-        raise ModelError(f"{path}: the 'mrisr' header is not JSON ({error})") from error
+    where = f"{path}: the 'mrisr' header"
+    meta = schema.parse(header.encode("utf-8", "surrogatepass"), where, error=ModelError)
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        found = meta.get("format") if isinstance(meta, dict) else type(meta).__name__
-        raise ModelError(f"{path}: weights of format {found!r}; this mrisr reads format {FORMAT}")
-    sigma = meta.get("sigma_data")
-    if not isinstance(meta.get("preset"), str) or not isinstance(sigma, int | float) or not 0 < sigma < 10:
-        found = f"{meta.get('preset')!r}, {sigma!r}"
-        raise ModelError(f"{path}: the header lacks a valid preset or sigma_data (found {found})")
+        found = schema.shown(meta.get("format")) if isinstance(meta, dict) else type(meta).__name__
+        raise ModelError(f"{path}: weights of format {found}; this mrisr reads format {FORMAT}")
+    schema.check(meta, Meta, where, error=ModelError)
     return meta, tensors

@@ -8,6 +8,7 @@ After a file has been read, resampled onto a planned grid and written:
 
 from __future__ import annotations
 
+import json
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -329,3 +330,17 @@ def test_a_sidecar_states_acquisition_facts(tmp_path):
     (tmp_path / "ramp.json").write_text("{")
     with pytest.warns(MrisrWarning, match="ramp.json: the sidecar cannot be read"):
         assert nifti.read(path).meta == {}
+    stated = {
+        "SliceThickness": "3",
+        "ImageType": ["ORIGINAL", 1],
+        "AcquisitionMatrix": [0, 256, 256, 0],
+        "Odd": float("nan"),
+    }
+    (tmp_path / "ramp.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(stated).encode())
+    with pytest.warns(MrisrWarning) as warned:
+        assert nifti.read(path).meta == {"AcquisitionMatrix": [0, 256, 256, 0]}
+    said = [str(w.message).partition("ramp.json: ")[2] for w in warned]
+    assert said == [
+        "SliceThickness: expected a number from -1000000 to 1000000, found '3'; it is not used",
+        "ImageType[1]: expected text, found 1; it is not used",
+    ]

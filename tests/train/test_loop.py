@@ -139,8 +139,22 @@ def test_configurations_are_checked(tmp_path):
     file.write_text(json.dumps({"preset": "tiny", "steps": 7, "data": ["a", "b"]}))
     assert load_config(str(file), seed=3) == TrainConfig(preset="tiny", steps=7, data=("a", "b"), seed=3)
     file.write_text(json.dumps({"learning": 1}))
-    with pytest.raises(TrainingError, match="unknown fields"):
+    with pytest.raises(TrainingError, match="has the unknown field 'learning'"):
         load_config(str(file))
+    for text, words in (
+        ('{"steps": "7"}', "steps: expected a whole number, found '7'"),
+        ('{"steps": 7.0}', "steps: expected a whole number, found 7.0"),
+        ('{"prefetch": 1}', "prefetch: expected true or false, found 1"),
+        ('{"data": "a"}', "data: expected a list, found 'a'"),
+        ('{"hold_out": [1]}', r"hold_out\[0\]: expected text, found 1"),
+        ('{"lr": NaN}', "NaN is not a number"),
+        ('{"synthetic": -1}', "synthetic=-1 is out of range"),
+        ("[1]", "expected an object, found a list"),
+        ("[" * 100_000, "nests more than"),
+    ):
+        file.write_text(text)
+        with pytest.raises(TrainingError, match=f"run.json: .*{words}"):
+            load_config(str(file))
     file.write_text("{")
     with pytest.raises(TrainingError, match="not JSON"):
         load_config(str(file))
