@@ -1,228 +1,116 @@
 #include "json.h"
 
 #include <algorithm>
-#include <charconv>
+#include <limits>
+#include <nlohmann/json.hpp>
 
 #include "error.h"
 
 namespace mrisr::runtime {
 namespace {
 
-constexpr int kDepth = 16;
-constexpr int kValues = 100000;
+constexpr std::size_t kDepth = 16;    // of nested objects and lists
+constexpr std::size_t kValues = 100000;
 constexpr std::size_t kNames = 256;  // of an object: they are compared one by one
 
-class Parser {
+// What nlohmann-json finds, as a Json, within the limits above. Its own tree is not used: its destructor allocates.
+class Builder {
  public:
-  Parser(std::string_view text, const std::string& where) : text_(text), where_(where) {}
+  Builder(Json& document, const std::string& where) : document_(document), where_(where) {}
 
-  Json document() {
-    Json found = value(0);
-    space();
-    if (at_ != text_.size()) fail("something follows the document");
-    return found;
+  bool null() { return put({}); }
+  bool boolean(bool value) {
+    Json found;
+    found.kind = Json::Kind::boolean;
+    found.boolean = value;
+    return put(std::move(found));
+  }
+  bool number_integer(std::int64_t value) { return put(whole(value)); }
+  bool number_unsigned(std::uint64_t value) {
+    constexpr auto most = static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
+    return put(value <= most ? whole(static_cast<std::int64_t>(value)) : real(static_cast<double>(value)));
+  }
+  bool number_float(double value, const std::string&) { return put(real(value)); }
+  bool string(std::string& value) {
+    Json found;
+    found.kind = Json::Kind::text;
+    found.text = std::move(value);
+    return put(std::move(found));
+  }
+  bool binary(std::vector<std::uint8_t>&) { return false; }  // JSON has none
+
+  bool start_object(std::size_t) { return open(Json::Kind::object); }
+  bool start_array(std::size_t) { return open(Json::Kind::list); }
+  bool end_object() { return close(); }
+  bool end_array() { return close(); }
+  bool key(std::string& name) {
+    const Json& object = *open_.back();
+    if (object.find(name) != nullptr) {
+      Json twice;
+      twice.kind = Json::Kind::text;
+      twice.text = name;
+      MRISR_FAIL(MRISR_ERROR_MODEL, where_ << ": the name " << shown(twice) << " stands twice in one object");
+    }
+    if (object.object.size() >= kNames)
+      MRISR_FAIL(MRISR_ERROR_MODEL, where_ << ": an object of more than " << kNames << " names");
+    name_ = std::move(name);
+    return true;
+  }
+
+  bool parse_error(std::size_t at, const std::string&, const nlohmann::json::exception& error) {
+    const bool large = error.id == 406;
+    MRISR_FAIL(MRISR_ERROR_MODEL,
+               where_ << ": not JSON (" << (large ? "a number beyond what a double holds, " : "") << "at byte " << at << ")");
   }
 
  private:
-  [[noreturn]] void fail(const std::string& what) const {
-    MRISR_FAIL(MRISR_ERROR_MODEL, where_ << ": not JSON (" << what << " at byte " << at_ << ")");
+  static Json whole(std::int64_t value) {
+    Json found = real(static_cast<double>(value));
+    found.whole = true;
+    found.integer = value;
+    return found;
   }
 
-  void space() {
-    while (at_ < text_.size() && (text_[at_] == ' ' || text_[at_] == '\t' || text_[at_] == '\n' || text_[at_] == '\r'))
-      ++at_;
-  }
-
-  char peek() const { return at_ < text_.size() ? text_[at_] : '\0'; }
-
-  void expect(char mark) {
-    if (peek() != mark || at_ >= text_.size()) fail(std::string("expected '") + mark + "'");
-    ++at_;
-  }
-
-  bool take(char mark) {
-    if (at_ >= text_.size() || text_[at_] != mark) return false;
-    ++at_;
-    return true;
-  }
-
-  Json value(int depth) {
-    if (depth > kDepth) MRISR_FAIL(MRISR_ERROR_MODEL, where_ << ": nests more than " << kDepth << " levels deep");
-    if (++values_ > kValues) MRISR_FAIL(MRISR_ERROR_MODEL, where_ << ": more than " << kValues << " values");
-    space();
+  static Json real(double value) {
     Json found;
-    const char mark = peek();
-    if (mark == '{') {
-      object(found, depth);
-    } else if (mark == '[') {
-      list(found, depth);
-    } else if (mark == '"') {
-      found.kind = Json::Kind::text;
-      found.text = string();
-    } else if (word("true") || word("false")) {
-      found.kind = Json::Kind::boolean;
-      found.boolean = mark == 't';
-    } else if (!word("null")) {
-      number(found);
-    }
+    found.kind = Json::Kind::number;
+    found.number = value;
     return found;
   }
 
-  bool word(std::string_view expected) {
-    if (text_.substr(at_, expected.size()) != expected) return false;
-    at_ += expected.size();
+  // Where the value is kept: parents do not grow while a child is open, so that pointers into them hold.
+  Json& keep(Json&& value) {
+    if (++values_ > kValues) MRISR_FAIL(MRISR_ERROR_MODEL, where_ << ": more than " << kValues << " values");
+    if (open_.empty()) return document_ = std::move(value);
+    Json& parent = *open_.back();
+    if (parent.kind == Json::Kind::list) return parent.list.emplace_back(std::move(value));
+    return parent.object.emplace_back(std::move(name_), std::move(value)).second;
+  }
+
+  bool put(Json&& value) {
+    keep(std::move(value));
     return true;
   }
 
-  void object(Json& found, int depth) {
-    found.kind = Json::Kind::object;
-    expect('{');
-    space();
-    if (take('}')) return;
-    do {
-      space();
-      std::string name = string();
-      if (found.find(name) != nullptr)
-        MRISR_FAIL(MRISR_ERROR_MODEL, where_ << ": the name '" << name << "' stands twice in one object");
-      if (found.object.size() >= kNames)
-        MRISR_FAIL(MRISR_ERROR_MODEL, where_ << ": an object of more than " << kNames << " names");
-      space();
-      expect(':');
-      found.object.emplace_back(std::move(name), value(depth + 1));
-      space();
-    } while (take(','));
-    expect('}');
+  bool open(Json::Kind kind) {
+    if (open_.size() >= kDepth)
+      MRISR_FAIL(MRISR_ERROR_MODEL, where_ << ": nests more than " << kDepth << " levels deep");
+    Json found;
+    found.kind = kind;
+    open_.push_back(&keep(std::move(found)));
+    return true;
   }
 
-  void list(Json& found, int depth) {
-    found.kind = Json::Kind::list;
-    expect('[');
-    space();
-    if (take(']')) return;
-    do {
-      found.list.push_back(value(depth + 1));
-      space();
-    } while (take(','));
-    expect(']');
+  bool close() {
+    open_.pop_back();
+    return true;
   }
 
-  std::size_t digits() {
-    const std::size_t from = at_;
-    while (at_ < text_.size() && text_[at_] >= '0' && text_[at_] <= '9') ++at_;
-    return at_ - from;
-  }
-
-  void number(Json& found) {
-    const std::size_t from = at_;
-    take('-');
-    const std::size_t first = at_, count = digits();
-    if (count == 0) fail("expected a value");
-    if (count > 1 && text_[first] == '0') fail("a number with a leading zero");
-    bool whole = true;
-    if (take('.')) {
-      whole = false;
-      if (digits() == 0) fail("a number that ends in its point");
-    }
-    if (peek() == 'e' || peek() == 'E') {
-      whole = false;
-      ++at_;
-      if (!take('+')) take('-');
-      if (digits() == 0) fail("a number without its exponent");
-    }
-    const char *begin = text_.data() + from, *end = text_.data() + at_;
-    found.kind = Json::Kind::number;
-    if (std::from_chars(begin, end, found.number).ec != std::errc()) fail("a number beyond what a double holds");
-    found.whole = whole && std::from_chars(begin, end, found.integer).ec == std::errc();
-  }
-
-  unsigned hex() {
-    unsigned code = 0;
-    for (int i = 0; i < 4; ++i, ++at_) {
-      const char c = peek();
-      const int digit = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
-      if (digit < 0) fail("an escape without its four digits");
-      code = code * 16 + static_cast<unsigned>(digit);
-    }
-    return code;
-  }
-
-  static void put(std::string& to, unsigned code) {
-    if (code < 0x80) {
-      to += static_cast<char>(code);
-      return;
-    }
-    const int more = code < 0x800 ? 1 : code < 0x10000 ? 2 : 3;
-    static constexpr unsigned lead[] = {0, 0xc0, 0xe0, 0xf0};
-    to += static_cast<char>(lead[more] | (code >> (6 * more)));
-    for (int i = more - 1; i >= 0; --i) to += static_cast<char>(0x80 | ((code >> (6 * i)) & 0x3f));
-  }
-
-  unsigned escaped_code() {
-    unsigned code = hex();
-    if (code >= 0xdc00 && code < 0xe000) fail("half a surrogate pair");
-    if (code < 0xd800 || code >= 0xdc00) return code;
-    if (!take('\\') || !take('u')) fail("half a surrogate pair");
-    const unsigned low = hex();
-    if (low < 0xdc00 || low >= 0xe000) fail("half a surrogate pair");
-    return 0x10000 + ((code - 0xd800) << 10) + (low - 0xdc00);
-  }
-
-  void escape(std::string& to) {
-    const char mark = peek();
-    ++at_;
-    static constexpr char from[] = "\"\\/bfnrt", as[] = "\"\\/\b\f\n\r\t";
-    if (mark == 'u') return put(to, escaped_code());
-    for (int i = 0; i < 8; ++i)
-      if (mark == from[i]) {
-        to += as[i];
-        return;
-      }
-    fail("an unknown escape");
-  }
-
-  // One character of more than one byte, checked: no overlong form, no surrogate, nothing above U+10FFFF.
-  void wide(std::string& to) {
-    const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(text_[i]); };
-    const unsigned lead = byte(at_);
-    const std::size_t more = lead >= 0xf0 && lead < 0xf5 ? 3 : lead >= 0xe0 && lead < 0xf0 ? 2 : lead >= 0xc2 && lead < 0xe0 ? 1 : 0;
-    if (more == 0 || text_.size() - at_ <= more) fail("a text that is not UTF-8");
-    unsigned code = lead & (0x3fu >> more);
-    for (std::size_t i = 1; i <= more; ++i) {
-      if ((byte(at_ + i) & 0xc0) != 0x80) fail("a text that is not UTF-8");
-      code = (code << 6) | (byte(at_ + i) & 0x3f);
-    }
-    static constexpr unsigned least[] = {0, 0x80, 0x800, 0x10000};
-    if (code < least[more] || (code >= 0xd800 && code < 0xe000) || code > 0x10ffff) fail("a text that is not UTF-8");
-    to.append(text_.substr(at_, more + 1));
-    at_ += more + 1;
-  }
-
-  std::string string() {
-    expect('"');
-    std::string found;
-    for (;;) {
-      if (at_ >= text_.size()) fail("a text without its end");
-      const auto c = static_cast<unsigned char>(text_[at_]);
-      if (c == '"') break;
-      if (c < 0x20) fail("a control character in a text");
-      if (c == '\\') {
-        ++at_;
-        escape(found);
-      } else if (c < 0x80) {
-        found += static_cast<char>(c);
-        ++at_;
-      } else {
-        wide(found);
-      }
-    }
-    ++at_;
-    return found;
-  }
-
-  std::string_view text_;
+  Json& document_;
   const std::string& where_;
-  std::size_t at_ = 0;
-  int values_ = 0;
+  std::vector<Json*> open_;
+  std::string name_;
+  std::size_t values_ = 0;
 };
 
 bool alphanumeric(char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); }
@@ -235,7 +123,16 @@ const Json* Json::find(std::string_view name) const {
   return nullptr;
 }
 
-Json parse_json(std::string_view text, const std::string& where) { return Parser(text, where).document(); }
+Json parse_json(std::string_view text, const std::string& where) {
+  // nlohmann-json takes a NUL for the end of the text, and skips a byte order mark.
+  const std::size_t nul = text.find('\0');
+  if (nul != std::string_view::npos) MRISR_FAIL(MRISR_ERROR_MODEL, where << ": not JSON (NUL at byte " << nul << ")");
+  if (text.substr(0, 3) == "\xef\xbb\xbf") MRISR_FAIL(MRISR_ERROR_MODEL, where << ": not JSON (a byte order mark)");
+  Json found;
+  Builder builder(found, where);
+  nlohmann::json::sax_parse(text.begin(), text.end(), &builder);
+  return found;
+}
 
 std::string shown(const Json& value) {
   switch (value.kind) {
