@@ -57,12 +57,7 @@ def attempt(target, path) -> tuple[str, float]:
     return ended, time.process_time() - begun
 
 
-# The reader of DICOM takes values on trust still.
-TRUSTING = pytest.mark.xfail(strict=False, reason="mrisr.io.dicom believes damaged headers")
-NAMES = [pytest.param(name, marks=TRUSTING) if name == "dicom" else name for name in TARGETS]
-
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TARGETS)
 def test_damaged_files_are_read_or_refused_in_one_line(name, tmp_path):
     if name in NEEDS:
         pytest.importorskip(NEEDS[name], reason=f"{name}: the extra is not installed")
