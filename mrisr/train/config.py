@@ -89,7 +89,6 @@ class TrainConfig:
             "batch": 1 <= self.batch <= 2**20,
             "thin_weight": 0 <= self.thin_weight <= 1e6,
             "synthetic": 0 <= self.synthetic <= 1000,
-            "synthetic_weight": 0 <= self.synthetic_weight <= 1e6,
             "warmup": self.warmup >= 0,
             "final_lr": 0 <= self.final_lr < 1,
             "grad_clip": 0 < self.grad_clip <= 1e6,

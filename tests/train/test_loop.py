@@ -148,7 +148,7 @@ def test_configurations_are_checked(tmp_path):
         ('{"data": "a"}', "data: expected a list, found 'a'"),
         ('{"hold_out": [1]}', r"hold_out\[0\]: expected text, found 1"),
         ('{"lr": NaN}', "NaN is not a number"),
-        ('{"synthetic": -1}', "synthetic=-1 is out of range"),
+        ('{"warmup": -1}', "warmup=-1 is out of range"),
         ("[1]", "expected an object, found a list"),
         ("[" * 100_000, "nests more than"),
     ):
