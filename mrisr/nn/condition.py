@@ -41,7 +41,7 @@ VECTOR_LAYOUT = {
     "apodisation_known": (_KNOWN + 9, 1),
     "denoise": (_KNOWN + 10, 1),
 }
-FIRST_VERSION = 24  # places that the weights of version 0 and 1 know; all others are theirs to ignore
+FIRST_VERSION, FIRST_TOLD = 24, 23  # places of the vector of versions 0 and 1, and those of them that meant something
 STEP_SHARE = VECTOR_LAYOUT["step_share"][0]
 GUIDANCE_LAYOUT = (
     "log_bias", "displacement_d", "displacement_h", "displacement_w", "log_jacobian",
@@ -228,9 +228,9 @@ class Condition:
 
 
 def widened(embedding: torch.Tensor) -> torch.Tensor:
-    """The first weights of an embedding [embed, n <= VECTOR_DIM] for today's vector: what a network was never told of
-    it ignores."""
-    return torch.nn.functional.pad(embedding, (0, VECTOR_DIM - embedding.shape[1]))
+    """The first weights of an embedding [embed, FIRST_VERSION] for today's vector: what a network was never told of it
+    ignores, the spare place of the first vector included, whose weights are as random as they were drawn."""
+    return torch.nn.functional.pad(embedding[:, :FIRST_TOLD], (0, VECTOR_DIM - FIRST_TOLD))
 
 
 def guidance_channels(log_bias=None, displacement=None, log_det=None) -> torch.Tensor:
