@@ -80,9 +80,9 @@ class Run:
         self.module = module
         optimizers = build_optimizers(net, config, others)
         if state is not None:
-            checkpoint.restore(state, out / checkpoint.LAST, self.averages, optimizers)
             with checkpoint.fitting(out / checkpoint.LAST):
-                self.restore(state)
+                self.restore(state)  # first: it says what is wrong in words of its own
+            checkpoint.restore(state, out / checkpoint.LAST, self.averages, optimizers)
         self.module, *self.optimizers = accelerator.prepare(module, *optimizers)
         self.seconds = {"data": 0.0, "step": 0.0}
         # One thread only: the sampler remembers the step before.
