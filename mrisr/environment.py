@@ -98,6 +98,19 @@ VARIABLES = (
         "MRISR_MRD_CLIENT", "test", "A client of the ISMRMRD protocol to test `mrisr serve mrd` with.", "it is skipped"
     ),
     Variable("MRISR_FUZZ_ROUNDS", "test", "How many times as many damaged inputs the fuzz tests make.", "`1`"),
+    Variable("MRISR_FUZZ_KEEP", "test", "Folder that gets the damaged inputs which fail.", "they are not kept"),
+    Variable(
+        "MRISR_SHARED",
+        "test",
+        "Folder with `data/train`, real scans that some tests look at.",
+        "`shared` beside the checkout; without it they are skipped",
+    ),
+    Variable(
+        "MRISR_DICOM_DATA",
+        "test",
+        "Folder with archives of real DICOM series.",
+        "`shared/data/dicom` beside the checkout; without it their tests are skipped",
+    ),
     Variable("MRISR_BENCH", "test", "`full`: `pytest benchmarks/` times full sizes.", "small sizes"),
     Variable("CI", "test", "Tests whose tools are missing fail in place of being skipped.", "skipped, with the reason"),
     Variable("OUT", "test", "Folder of the results of `benchmarks/gpu_day.py`.", "`out/benchmarks`"),

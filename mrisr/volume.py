@@ -29,8 +29,6 @@ ACQUISITION_FACTS: dict[str, Any] = {
 
 # One slice has no neighbour to interpolate from.
 FEWEST_VOXELS = 2
-# mm. No head is scanned more coarsely; a header in micrometres says a thousand.
-LARGEST_VOXEL = 100.0
 # Beyond these a header's unit or number is wrong: a target grid of 0.7 mm would take terabytes.
 LARGEST_VOXEL_MM, LARGEST_VIEW_MM = 100.0, 5000.0
 
@@ -64,11 +62,6 @@ class Volume:
             _check_contrast(data, self.name)
         object.__setattr__(self, "data", data)
         object.__setattr__(self, "affine", check_affine(self.affine, self.name).copy())
-        if self.from_outside and max(self.voxel_size) > LARGEST_VOXEL:
-            sizes = " x ".join(f"{size:.4g}" for size in self.voxel_size)
-            raise GeometryError(
-                f"{self.name}: voxels of {sizes} mm; no head is scanned so coarsely, set the true size (in mm?)"
-            )
         if self.from_outside:
             _check_size(self)
 

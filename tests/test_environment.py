@@ -15,6 +15,7 @@ READ = re.compile(
 )
 # Set for what we start or load, but not read by us.
 SET = {"OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "ORT_DISABLE_TELEMETRY", "TORCHINDUCTOR_CACHE_DIR"}
+SET |= {"PYTHONPATH", "NO_TEMPORARY"}  # lengthened for benchmarks' children; told to a test's own child
 SUFFIXES = (".py", ".cpp", ".h", ".cu")
 SOURCES = ("mrisr", "kernels", "csrc", "benchmarks", "tests", "setup.py")
 

@@ -80,5 +80,5 @@ def test_results_may_be_constant_but_not_broken():
 
 
 def test_no_head_has_voxels_of_400_mm():
-    with pytest.raises(GeometryError, match="voxels of 400 x 1 x 1 mm; no head is scanned so coarsely"):
+    with pytest.raises(GeometryError, match="voxels of 400 x 1 x 1 mm, which no scan of a head has"):
         Volume(np.arange(64.0).reshape(4, 4, 4), np.diag([400.0, 1, 1, 1]))

@@ -18,8 +18,9 @@ from typing import Any
 
 from mrisr import __version__, schema
 from mrisr.batch.scans import Scan
-from mrisr.errors import InputError
+from mrisr.errors import InputError, OutputError
 from mrisr.io import nifti
+from mrisr.io.atomic import check_target
 
 __all__ = [
     "Identity",
@@ -29,6 +30,7 @@ __all__ = [
     "facts_of",
     "identity",
     "same",
+    "check_sidecar",
     "sidecar",
     "sidecar_path",
     "stated",
@@ -148,6 +150,14 @@ def sidecar_path(image: Path) -> Path:
     if ending is None:
         return image.with_name(f"{image.name}.json")
     return image.with_name(image.name[: -len(ending)] + ".json")
+
+
+def check_sidecar(path: Path, *, force: bool = False) -> None:
+    """OutputError where the sidecar `path` cannot be written: its name may be longer than its image's."""
+    try:
+        check_target(path, force=force)
+    except OutputError as error:
+        raise OutputError(f"{error} (the sidecar of the output; --no-sidecar leaves it out)") from error
 
 
 def stated(image: Path) -> dict[str, Any] | None:

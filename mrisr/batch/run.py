@@ -249,8 +249,16 @@ class _Ticket:
             dicom.check_folder(scan.target, force=self._may_replace())
         else:
             nifti.check_output(scan.target, force=self._may_replace(), dtype=settings.dtype)
+        self._check_sidecar()
         with CATCHING:  # nibabel has one logger, which reading swaps
             self.volume, self.series = scan.read()
+
+    def _check_sidecar(self) -> None:
+        """Before the work: a name that fits, and no file of somebody else's that would be lost."""
+        target, settings = self.scan.target, self.settings
+        if settings.sidecar:
+            force = self._may_replace() or provenance.stated(target) is not None  # one that a killed run left
+            provenance.check_sidecar(provenance.sidecar_path(target), force=force)
 
     def _may_replace(self) -> bool:
         """Whether the target may be replaced: all by `force`, mrisr's own by `skip_existing`."""

@@ -30,7 +30,6 @@ def add_parser(subparsers) -> None:
     add_writing_options(parser)
     parser.add_argument("--force", action="store_true", help="make everything anew")
     add_voice_options(parser)
-    many.add_cluster_options(parser)
     add_compute_options(parser)
 
 

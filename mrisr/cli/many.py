@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,14 +21,6 @@ if TYPE_CHECKING:
 FAILURES = "failures.json"
 
 
-def add_cluster_options(parser: argparse.ArgumentParser) -> None:
-    """Nothing yet."""
-
-
-def refuse_cluster(args: argparse.Namespace, what: str) -> None:
-    """Nothing yet."""
-
-
 def settings(args: argparse.Namespace, folder: Path, options: dict[str, Any]) -> Settings:
     """What all scans of the run share. Raises UsageError for what holds for one scan only."""
     from mrisr.batch.run import Settings
@@ -42,17 +35,27 @@ def settings(args: argparse.Namespace, folder: Path, options: dict[str, Any]) ->
     for name, path in beside.items():
         if path is not None and Path(path).suffix and not Path(path).is_dir():
             raise UsageError(f"--{name}: several scans need a folder, found {path}; it gets the names of the results")
+    if args.skip_existing and beside["info"] is not None and same_file(beside["info"], folder):
+        raise UsageError("--skip-existing: compares sidecars; give --info a folder of its own")
+    if beside["std"] is not None and same_file(beside["std"], folder):
+        raise UsageError("--std: its images would have the names of the results; give it a folder of its own")
     return Settings(
         options,
         running(args),
         model=args.model,
         dtype=args.dtype,
-        sidecar=not args.no_sidecar,
+        # Records in the folder of the results have the sidecars' names, and take their place.
+        sidecar=not args.no_sidecar and not (beside["info"] is not None and same_file(beside["info"], folder)),
         skip_existing=args.skip_existing,
         force=args.force,
         folder=folder,
         **{name: None if path is None else Path(path) for name, path in beside.items()},
     )
+
+
+def same_file(one: str | Path, other: str | Path) -> bool:
+    """Whether two paths are of one file or folder, which need not be there yet."""
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 def run(args: argparse.Namespace, work: Work, chosen: Settings, failures: Path, voice: Voice) -> int:

@@ -35,13 +35,9 @@ class Outputs:
         self._staging: dict[Path, Path] = {}
 
     def __enter__(self) -> Outputs:
-        from mrisr.io.atomic import check_target
-
         seen: dict[Path, str] = {}
         for name, path in self.targets.items():
-            check_target(path, force=self.force)
-            # Permissions do not tell everything (root, read-only mounts): making something there does.
-            _hidden_directory(path).rmdir()
+            check_place(path, force=self.force)
             real = Path(os.path.realpath(path))
             if real in seen:
                 raise OutputError(f"{path}: is both {seen[real]} and {name}; give each its own file")
@@ -83,6 +79,15 @@ class Outputs:
             shutil.rmtree(folder, ignore_errors=True)
         if isinstance(error, (OutputError, OSError)) and any(str(folder) in str(error) for folder in staged.values()):
             raise _of_target(error, staged) from error
+
+
+def check_place(path: str | os.PathLike, *, force: bool = False) -> None:
+    """OutputError that says why, where the file `path` cannot be written."""
+    from mrisr.io.atomic import check_target
+
+    check_target(path, force=force)
+    # Permissions do not tell everything (root, read-only mounts): making something there does.
+    _hidden_directory(Path(path)).rmdir()
 
 
 def _of_target(error: OutputError | OSError, staged: dict[Path, Path]) -> OutputError:

@@ -10,9 +10,11 @@ from mrisr.cli import many
 from mrisr.cli.compute import add_compute_options, add_writing_options, computing, running
 from mrisr.cli.forecast import Forecast
 from mrisr.cli.options import add_series, use_threads, write_text
-from mrisr.cli.outputs import Outputs
+from mrisr.cli.outputs import Outputs, check_place
 from mrisr.cli.voice import Voice, add_voice_options, speaking
 from mrisr.errors import UsageError
+
+SIDECAR = "the sidecar (--no-sidecar)"
 
 
 def add_parser(subparsers) -> None:
@@ -38,7 +40,11 @@ def add_parser(subparsers) -> None:
     add_series(parser)
     parser.add_argument("--all-series", action="store_true", help="all DICOM series of a folder, into a folder")
     parser.add_argument("--preview", metavar="PNG", help="picture of input, output and difference in three planes")
-    parser.add_argument("--info", metavar="JSON", help="record of the run: grids, model, engine, seconds, versions")
+    parser.add_argument(
+        "--info",
+        metavar="JSON",
+        help="record of the run: grids, model, engine, seconds, versions; named as the sidecar, it takes its place",
+    )
     parser.add_argument(
         "--std", metavar="OUT", help="voxel-wise standard deviation of the samples, an image like -o (needs --samples)"
     )
@@ -50,7 +56,6 @@ def add_parser(subparsers) -> None:
         help="leave alone what the same source, weights and options have made; make anew what others have",
     )
     add_voice_options(parser)
-    many.add_cluster_options(parser)
     add_compute_options(parser)
 
 
@@ -71,7 +76,6 @@ def run(args: argparse.Namespace) -> int:
         found = dict(form=args.format, series=args.series, group=args.group, every_series=args.all_series)
         work = scans.find(args.input, args.output, **found)
         if work.folder is None or (len(work.scans) == 1 and work.scans[0].to_dicom and not args.all_series):
-            many.refuse_cluster(args, "one scan")
             return _one(args, work.scans[0], options, voice)
         use_threads(args.threads)
         return many.run(args, work, many.settings(args, work.folder, options), work.folder / many.FAILURES, voice)
@@ -82,8 +86,8 @@ def _one(args: argparse.Namespace, scan, options: dict, voice: Voice) -> int:
     from mrisr.batch import provenance
 
     target = scan.target
-    beside = None if args.no_sidecar else provenance.sidecar_path(target)
-    targets = {"--output": None if scan.to_dicom else target, "the sidecar (--no-sidecar)": beside}
+    beside = _sidecar(args, target)
+    targets = {"--output": None if scan.to_dicom else target, SIDECAR: beside}
     targets |= {"--preview": args.preview, "--info": args.info, "--std": args.std}
     field = args.bias if args.bias != "auto" else None
     inputs = (*scan.files, *(path for path in (args.gradnl, field, args.mask) if path is not None))
@@ -125,10 +129,22 @@ def _one(args: argparse.Namespace, scan, options: dict, voice: Voice) -> int:
             size = provenance.size_of(target if scan.to_dicom else outputs.stage("--output"))
             made = made or _identity(args, scan, options, info.weights)
             text = provenance.as_text(provenance.sidecar(made, info, dtype=args.dtype, size=size))
-            write_text(outputs.stage("the sidecar (--no-sidecar)"), text)
+            write_text(outputs.stage(SIDECAR), text)
         outputs.commit()
     voice.line(_summary(source, result, info, args.output))
     return 0
+
+
+def _sidecar(args: argparse.Namespace, target: Path) -> Path | None:
+    """Where the sidecar goes; None where there is to be none, or --info takes its place."""
+    from mrisr.batch import provenance
+
+    path = provenance.sidecar_path(target)
+    if args.info is None or not many.same_file(args.info, path):
+        return None if args.no_sidecar else path
+    if args.skip_existing:
+        raise UsageError(f"--skip-existing: compares sidecars, and --info {args.info} takes the sidecar's place")
+    return None
 
 
 def _identity(args: argparse.Namespace, scan, options: dict, weights: str | None = None):
@@ -179,13 +195,16 @@ def _coil(args: argparse.Namespace, source):
 
 def _check_targets(args: argparse.Namespace) -> None:
     """Outputs cost nothing to look at: what is wrong with them is found before the work, and before the input."""
-    from mrisr.io.atomic import check_target
+    from mrisr.batch import provenance
 
     for option, path, extension in (("--preview", args.preview, ".png"), ("--info", args.info, ".json")):
         if path is not None and Path(path).suffix.lower() != extension:
             raise UsageError(f"{option}: expected a file name ending in {extension}, found {path}")
     for path in filter(None, (args.output, args.preview, args.info, args.std)):
-        check_target(path, force=args.force or args.skip_existing)
+        check_place(path, force=args.force or args.skip_existing)
+    beside = _sidecar(args, Path(args.output))
+    if beside is not None:
+        provenance.check_sidecar(beside, force=args.force or args.skip_existing)
 
 
 def _summary(source, result, info, path: str) -> str:

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import nibabel as nib
@@ -96,8 +97,12 @@ def check_derivative(raw: Path, out: Path) -> None:
 
 def validated(raw: Path, out: Path) -> None:
     """bids-validator (offline) has no error to tell of the output, nor of the input."""
-    tool = Path(sys.executable).with_name("bids-validator-deno")
-    if not tool.is_file():
+    try:  # where it was installed, which need not be this interpreter's own folder: Deno lies beside it
+        installed = metadata.files("bids-validator-deno") or ()
+    except metadata.PackageNotFoundError:
+        installed = ()
+    tool = next((path.locate().resolve() for path in installed if path.stem == "bids-validator-deno"), None)
+    if tool is None:
         pytest.skip("needs bids-validator-deno (extra dev); all else of this test has passed")
     for folder in (raw, out):
         done = subprocess.run([tool, folder, "--json"], capture_output=True, text=True, timeout=120)

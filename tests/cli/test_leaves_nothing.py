@@ -20,6 +20,19 @@ from mrisr.cli.main import COMMANDS
 HERE = Path(__file__).parent
 # As `python -m mrisr.cli.main`, but training measures its residual on few probes, which takes a minute otherwise.
 QUICKLY = "import sys; from mrisr.train import teacher; teacher.PROBES = 12; from mrisr.cli.main import entry; entry()"
+# As `python -m mrisr.cli.main serve`, told to stop a second after everything is up.
+STOPPED = """
+import os, signal, threading
+from mrisr.cli import serve
+wait = serve._until_stopped
+def stopped():
+    threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    wait()
+serve._until_stopped = stopped
+from mrisr.cli.main import entry
+entry()
+"""
+HOW = {"train": ["-c", QUICKLY], "distill": ["-c", QUICKLY], "serve": ["-c", STOPPED]}
 # command -> lines that run it; {scan}, {scans} (a folder), {bids} and {weights} are there, o is what it may write
 LINES = {
     "upscale": ["-i {scan} -o o.nii.gz --preview o.png --info o.json --voxel-size 1.5 --engine openvino"],
@@ -34,6 +47,7 @@ LINES = {
     "export": ["-o o --model {weights} --format openvino"],
     "bench": ["--script ops -- --quick --families noise"],
     "doctor": [""],
+    "serve": ["mrd --port 0 --model {weights}", "dicom --port 0 --model {weights} --folder o --send-to A@127.0.0.1:9"],
 }
 
 
@@ -96,6 +110,8 @@ ALL = [pytest.param(c, line, marks=SLOW.get(c, ())) for c, lines in LINES.items(
 def test_command(command, line, alone, scan, weights, tmp_path):
     if command in ("train", "distill"):
         pytest.importorskip("accelerate", reason="needs the extra train")
+    if command == "serve":
+        pytest.importorskip("pynetdicom" if "dicom" in line else "ismrmrd", reason="needs the extra of its service")
     if command == "demo":
         pytest.importorskip("nilearn", reason="needs the extra demo")
     scans = tmp_path / "scans"
@@ -107,8 +123,8 @@ def test_command(command, line, alone, scan, weights, tmp_path):
     (raw / "dataset_description.json").write_text('{"Name": "x", "BIDSVersion": "1.10.0"}')
     shutil.copy(scan, raw / "sub-01/anat/sub-01_T1w.nii.gz")
     words = line.format(scan=scan, weights=weights, scans=scans, bids=raw).split()
-    how = ["-c", QUICKLY] if command in ("train", "distill") else ["-m", "mrisr.cli.main"]
-    alone([sys.executable, *how, command, *words])
+    done = alone([sys.executable, *HOW.get(command, ["-m", "mrisr.cli.main"]), command, *words])
+    assert (command == "serve") == ("mrisr serve: stopped" in done.stderr)
 
 
 SCRIPT = """
