@@ -123,13 +123,14 @@ def rivals(kind: str, threads: int | None, model: str, repeats: int) -> dict:
 
     from mrisr.infer import engines
     from mrisr.infer.engines.select import thread_count
+    from mrisr.nn.condition import VECTOR_DIM
 
     net = load(model).denoiser.net
     torch.set_num_threads(thread_count(threads))
     shape = (128, 160, 128)  # a piece large enough that the time per voxel no longer depends on it
     generator = torch.Generator().manual_seed(0)
     x = torch.zeros(1, 1, *shape)
-    y, vector = torch.randn(1, 1, *shape, generator=generator), torch.randn(1, 24, generator=generator)
+    y, vector = torch.randn(1, 1, *shape, generator=generator), torch.randn(1, VECTOR_DIM, generator=generator)
     guidance = torch.zeros(1, 8, *(n // 8 for n in shape))
     given = (x, y, vector, guidance)
     ours = {name: engines.choose(name, "cpu", net, threads)[0].prepare(shape) for name in ("openvino", "torch")}

@@ -12,6 +12,8 @@ import timing
 import torch
 from gpu_setting import Setting
 
+from mrisr.nn.condition import VECTOR_DIM
+
 LAYOUT_CHANGE = re.compile(r"nchwToNhwc|nhwcToNchw|NCHW.*NHWC|NHWC.*NCHW|convertTensor|slow_conv", re.IGNORECASE)
 FORMATS = {"last": torch.channels_last_3d, "first": torch.contiguous_format}
 # dtype, whether TF32 is allowed, and the largest ||out - reference|| / ||reference|| of a right convolution
@@ -153,7 +155,7 @@ def _student(setting: Setting, shape, dtype):
     net = copy.deepcopy(registry.load("base").denoiser.net).to(setting.device, dtype)
     net = net.to(memory_format=torch.channels_last_3d)
     generator = torch.Generator().manual_seed(0)
-    y, vector = torch.randn(1, 1, *shape, generator=generator), torch.randn(1, 24, generator=generator)
+    y, vector = torch.randn(1, 1, *shape, generator=generator), torch.randn(1, VECTOR_DIM, generator=generator)
     guidance = torch.zeros(1, 8, *(n // 8 for n in shape))
     return net, [t.to(setting.device, dtype) for t in (torch.zeros_like(y), y, vector, guidance)]
 

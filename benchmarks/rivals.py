@@ -39,7 +39,7 @@ def monai(net, vector, shape: tuple[int, int, int], roi: int = ROI) -> dict:
 
     Args:
         net: the network, called as net(x, y, vector, guidance).
-        vector: its conditioning, [1, 24].
+        vector: its conditioning, [1, VECTOR_DIM].
         shape: of the volume, voxels.
 
     Returns:

@@ -7,7 +7,7 @@
     DIR/model.float16.onnx, model.bfloat16.onnx, model.xml + model.bin, model.plan + model.plan.json   on request
 
 **The network.** `network.inputs` in order: x [1, 1, D, H, W] (c_in times the state; zeros in mode "mean"), y [1, 1, D,
-H, W] (the normalised start), vector [1, 24], guidance [1, 8, D/8, H/8, W/8]; the output f has the shape of x. D, H and
+H, W] (the normalised start), vector [1, 40], guidance [1, 8, D/8, H/8, W/8]; the output f has the shape of x. D, H and
 W are any multiples of `network.multiple`; axes are in canonical order (coarsest acquired width last, below). Inputs
 and outputs are float32 in every graph, whatever it computes in. Preconditioning is the caller's:
 x0 = c_skip x + c_out f, with s = sigma, d = `diffusion.sigma_data`, c_skip = d^2 / (s^2 + d^2),

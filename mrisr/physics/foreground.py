@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
 from mrisr import native
 from mrisr.physics.intensity import FOREGROUND
@@ -22,7 +21,8 @@ DARKEST, CERTAIN, OVER_AIR = 0.04, FOREGROUND, 1.6
 # noise of air do not.
 BACKGROUND_SHARE, BACKGROUND_SOLID = 0.005, 0.8
 
-_CUBE, _FACES = np.ones((3, 3, 3), bool), ndimage.generate_binary_structure(3, 1)
+_CUBE = np.ones((3, 3, 3), bool)
+_FACES = np.add.reduce(np.abs(np.indices((3, 3, 3)) - 1)) <= 1  # a voxel and its six neighbours
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,8 @@ def _faces(shape, open_axes) -> np.ndarray:
 
 
 def _tissue(v: np.ndarray, open_axes) -> np.ndarray:
+    from scipy import ndimage  # here: the core needs none, nor has every machine one
+
     mean = ndimage.uniform_filter(v, 3, mode="nearest")
     faces = [np.moveaxis(mean, axis, 0)[[0, -1]].ravel() for axis in np.flatnonzero(open_axes)]
     dark = np.concatenate([np.empty(0, np.float32), *faces])
@@ -90,6 +92,8 @@ def _tissue(v: np.ndarray, open_axes) -> np.ndarray:
 
 
 def _masked_background(v: np.ndarray) -> Background | None:
+    from scipy import ndimage  # here: the core needs none, nor has every machine one
+
     faces, lowest = _faces(v.shape, (True, True, True)), float(v.min())
     candidates = [0.0] if lowest == 0 or (v[faces] == lowest).mean() <= 0.5 else [0.0, lowest]
     for value in candidates:

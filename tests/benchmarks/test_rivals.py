@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from mrisr.nn.condition import VECTOR_DIM
+
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
@@ -22,7 +24,7 @@ def rivals(monkeypatch):
 def test_monai_windows_agree_with_the_network_up_to_their_seams(rivals, random_model):
     pytest.importorskip("monai", reason="monai is not installed (an extra of the benchmarks)")
     torch.manual_seed(0)
-    found = rivals.monai(random_model("local").denoiser.net, torch.zeros(1, 24), (40, 36, 33), roi=32)
+    found = rivals.monai(random_model("local").denoiser.net, torch.zeros(1, VECTOR_DIM), (40, 36, 33), roi=32)
     assert found["seconds"] > 0 and 0 < found["difference_to_whole"] < 0.5
 
 

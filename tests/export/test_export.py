@@ -93,7 +93,9 @@ def test_python_upscales_with_a_bundle(exported, head):
     scan = head((24, 26, 22))
     model = mrisr.load_model(exported[0])
     assert model.card == exported[0] / "card.md" and model.name == str(exported[0])
-    assert model.sha256 == registry.load("base").sha256
+    # Not the same file: older weights are widened as they are loaded, and stored as wide as the graph reads them.
+    mine, theirs = (m.denoiser.net.state_dict() for m in (model, registry.load("base")))
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[k], theirs[k]) for k in mine)
     model = mrisr.load_model(exported[0])
     found = mrisr.upscale(scan, input_voxel_size=1.0, model=str(exported[0]), engine="torch", threads=1)
     expected = mrisr.upscale(scan, input_voxel_size=1.0, engine="torch", threads=1)

@@ -268,7 +268,8 @@ def test_mirrored_scans_are_told_mirrored_displacements():
     assert float(told[4, 1, 1, 2]) == pytest.approx(np.log(1.08), abs=1e-4)
 
 
-def test_mirrored_averaging_tells_every_mirroring_its_own(untrained):
+def test_mirrored_averaging_tells_every_mirroring_its_own(untrained, monkeypatch):
+    monkeypatch.setattr("mrisr.infer.loop.outside_band", lambda answer, band: answer)  # the local mean is the answer
     grid, bend = grid_of((32, 32, 32), (2.2, 2.2, 2.2)), Bend(0.002, 0.05)
     scan = bend.scan(grid).astype(np.float32) + 500
     plain, info = run(scan, grid, untrained, gradnl=bend)

@@ -9,6 +9,7 @@ import torch
 
 from mrisr.errors import BackendError, UsageError
 from mrisr.infer import engines
+from mrisr.nn.condition import VECTOR_DIM
 
 CPU = torch.device("cpu")
 
@@ -19,7 +20,7 @@ def inputs(shape, seed=0):
     return (
         torch.randn(1, 1, *shape, generator=g),
         torch.randn(1, 1, *shape, generator=g),
-        torch.randn(1, 24, generator=g),
+        torch.randn(1, VECTOR_DIM, generator=g),
         torch.randn(1, 8, *coarse, generator=g),
     )
 

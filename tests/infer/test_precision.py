@@ -15,6 +15,7 @@ from mrisr.infer import engines
 from mrisr.infer.engines import precision
 from mrisr.infer.program import compile_network
 from mrisr.infer.slabs import SlabRunner
+from mrisr.nn.condition import VECTOR_DIM
 
 CPU = torch.device("cpu")
 needs_bfloat16 = pytest.mark.skipif(
@@ -167,7 +168,7 @@ def test_what_stays_float32_in_slabs(random_model, monkeypatch):
     shape = (32, 24, 40)
     g = torch.Generator().manual_seed(0)
     given = [torch.randn(1, 1, *shape, generator=g) for _ in range(2)]
-    given += [torch.randn(1, 24, generator=g), torch.zeros(1, 8, 4, 3, 5)]
+    given += [torch.randn(1, VECTOR_DIM, generator=g), torch.zeros(1, 8, 4, 3, 5)]
     program = compile_network(net)
     with torch.inference_mode():
         exact = SlabRunner(net, program)(*given)

@@ -18,7 +18,7 @@ from mrisr.errors import BackendError, UsageError
 from mrisr.infer.engines import tensorrt_package
 from mrisr.infer.engines.precision import asked_for
 
-# (x, y [1, 1, D, H, W], vector [1, 24], guidance [1, 8, D/8, H/8, W/8], active or None) -> F [1, 1, D, H, W],
+# (x, y [1, 1, D, H, W], vector [1, 40], guidance [1, 8, D/8, H/8, W/8], active or None) -> F [1, 1, D, H, W],
 # float32: the interface of mrisr.nn.unet.UNet, so that mrisr.diffusion.precond.Denoiser takes either.
 Network = Callable[..., torch.Tensor]
 NAMES = ("torch", "openvino", "tensorrt")
