@@ -32,7 +32,7 @@ def reader(tmp_path_factory):
     words = [compiler, "-std=c++17", "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     wheel = importlib.util.find_spec("nlohmann_json")
     words += [] if wheel is None else ["-isystem", str(Path(wheel.origin).parent / "include")]
-    words += ["-D_GLIBCXX_ASSERTIONS", *(f"-I{ROOT / 'csrc' / part}" for part in ("include", "runtime"))]
+    words += ["-D_GLIBCXX_ASSERTIONS", *(f"-I{ROOT / 'csrc' / part}" for part in ("include", "core", "runtime"))]
     subprocess.run([*words, *map(str, SOURCES), str(ROOT / "tests/runtime/fuzz_bundle.cpp"), "-o", program], check=True)
     return program
 
