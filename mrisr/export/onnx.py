@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,9 +23,10 @@ from mrisr import __version__
 from mrisr.bundle import WEIGHTS_NAME
 from mrisr.errors import BackendError, ModelError
 from mrisr.export.describe import INPUTS, OUTPUTS
-from mrisr.nn.condition import GUIDANCE_CHANNELS, GUIDANCE_STRIDE, VECTOR_DIM
+from mrisr.nn.condition import GUIDANCE_CHANNELS, GUIDANCE_STRIDE, SAMPLE, VECTOR_DIM, Condition
 from mrisr.nn.unet import MULTIPLE
 from mrisr.ops import onnx_translations
+from mrisr.physics.psf import KINDS, AxisPSF
 
 OPSET = 22  # the first whose convolutions take bfloat16; TensorRT 11 reads up to 25
 IR_VERSION = 10  # what ONNX Runtime has read since 1.18
@@ -78,7 +80,17 @@ def example(shape=TRACE_SHAPE, seed: int = 0) -> tuple[torch.Tensor, ...]:
     y = torch.rand(1, 1, *shape, generator=g)
     x = 0.1 * torch.randn(1, 1, *shape, generator=g)
     guidance = 0.1 * torch.randn(1, GUIDANCE_CHANNELS, *coarse, generator=g)
-    return x, y, torch.randn(1, VECTOR_DIM, generator=g), guidance
+    return x, y, _example_vector(g), guidance
+
+
+def _example_vector(g: torch.Generator) -> torch.Tensor:
+    """What a network is told of a random scan, [1, VECTOR_DIM]: numbers that no scan gives would measure how rounding
+    grows far from all that was learnt."""
+    kind, width, noise, level = (torch.rand(n, generator=g).tolist() for n in (3, 3, 1, 1))
+    psf = tuple(AxisPSF(KINDS[int(k * len(KINDS))], 1 + 3 * w) for k, w in zip(kind, width))
+    stored = [p.width for p in psf]
+    cond = Condition.of_acquisition(psf, (1.0, 1.0, 1.0), 0.04 * noise[0], stored=stored, mode=SAMPLE)
+    return cond.vector(torch.tensor([math.exp(6 * level[0] - 3)]), 1.0)
 
 
 def graph_of(net: torch.nn.Module):

@@ -190,11 +190,10 @@ def test_networks_get_the_scan_only_and_must_answer_on_the_reference_grid(head, 
 
 
 def test_untrained_weights_are_plain_interpolation(head, tmp_path, monkeypatch):
-    """The whole way through mrisr.upscale: untrained, a network adds nothing to zero-filling."""
+    """Through mrisr.upscale, but for the fade to cubic in air: untrained, a network adds nothing to zero-filling."""
     from mrisr.nn.presets import build
     from mrisr.train.checkpoint import export_weights
 
-    # In air the result is cubic, whatever the network.
     monkeypatch.setattr("mrisr.infer.pipeline._faded", lambda job, result, lr, spread: result)
     path = tmp_path / "tiny.safetensors"
     meta = {"format": 1, "preset": "tiny", "sigma_data": 0.1}
