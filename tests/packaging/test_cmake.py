@@ -23,6 +23,7 @@ def tool(name: str) -> str:
 def targets(tree: Path, *options: str) -> str:
     """What `ninja help` lists, and what `cmake --install` would do."""
     words = [tool("cmake"), "-S", str(ROOT), "-B", str(tree), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}"]
+    words.append(f"-DPython_EXECUTABLE={sys.executable}")  # whose nlohmann-json is taken where the system has none
     done = subprocess.run([*words, *options], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     listed = subprocess.run([tool("ninja"), "-C", str(tree), "-t", "targets", "all"], capture_output=True, text=True)
