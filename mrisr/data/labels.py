@@ -60,7 +60,8 @@ class LabelVolume:
     name: str
     _kept: dict = field(default_factory=dict, repr=False, compare=False)
 
-    fine_axes = (True, True, True)
+    # As a scan without noise of its own, of no axis that is coarser, and with nothing cut out.
+    fine_axes, noise, masked = (True, True, True), 0.0, False
 
     @classmethod
     def from_array(cls, data: np.ndarray, voxel_size, name: str) -> LabelVolume:

@@ -181,7 +181,7 @@ class PatchSampler:
         field = _Field.draw(rng, scanner, size, patch, at_the_end=guided is None)
         seen = reference if guided is None else guided.acquired(reference, scanner.psf)
         lr = field.acquire(seen, scanner.noise * median, self._on_device(generator, index))
-        if getattr(volume, "masked", False) and guided is None and rng.random() < CUT_OUT:
+        if volume.masked and guided is None and rng.random() < CUT_OUT:
             lr = lr * field.coarse_mask(x)
         noise = estimate_noise(scanner.stored_as(lr))
         cond = Condition.of_acquisition(
@@ -225,7 +225,7 @@ def _denoise(rng: np.random.Generator, volume, scanner: Scanner) -> float:
     """How much of the noise is to go: only where the target itself is cleaner than the scan."""
     draw = rng.random()
     wanted = 1.0 if draw < DENOISED - PARTLY else uniform(rng, 0, 1) if draw < DENOISED else 0.0
-    own = getattr(volume, "noise", 0.0) / np.sqrt(np.prod(scanner.factor))
+    own = volume.noise / np.sqrt(np.prod(scanner.factor))
     return wanted if scanner.noise >= CLEANER * own else 0.0
 
 

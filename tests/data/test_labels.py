@@ -115,13 +115,14 @@ def test_a_scan_is_degraded_from_what_it_resolves(tmp_path):
     ("sidecar", "reason"),
     [
         ('{"a": {"true_mm": [0.5, 1, 1]}}', "contradicts the header"),
-        ('{"a": {"true_mm": [1, 1]}}', "three numbers"),
-        ('{"a": {"true_mm": [1, 1, true]}}', "three numbers"),
+        ('{"a": {"true_mm": [1, 1]}}', "expected a list of 3 entries"),
+        ('{"a": {"true_mm": [1, 1, true]}}', "expected a number above 0"),
+        ('{"a": {"true_mm": [1, 1, 1' + "0" * 400 + "]}}", "at most 20"),
         ('{"a": {"x_true_over_voxel": 0.5}}', "from 1 to 10"),
         ('{"a": 3}', "expected an object"),
         ("[1]", "expected an object"),
-        ("{", "not a readable sidecar"),
-        ("[" * 100_000, "not a readable sidecar"),
+        ("{", "not JSON"),
+        ("[" * 100_000, "nests more than"),
     ],
 )
 def test_a_sidecar_that_is_wrong_is_named_and_its_scan_left_out(sidecar, reason, tmp_path):
