@@ -119,7 +119,7 @@ def upscale(
             engine layer by layer, with the largest maps in a file in TMPDIR where the budget is too small for them.
         engine: "auto", "torch", "openvino", "tensorrt" (of a bundle with a plan). One asked for by name never falls
             back to another.
-        threads: CPU threads (None: every core this process may use).
+        threads: CPU threads (None: `OMP_NUM_THREADS`, else every core this process may use).
         precision: what the network computes in: "float32", "bfloat16", or "auto": bfloat16 on a processor that has it
             (AMX-BF16 or AVX512-BF16, as it states itself) where a fixed tile agrees with float32, else float32. Sums,
             statistics and the result are float32. MRISR_PRECISION says what "auto" stands for. `info.engine` tells.

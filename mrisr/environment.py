@@ -8,10 +8,13 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+
+from mrisr.errors import MrisrWarning
 
 LIBRARIES = ("torch", "triton", "openvino", "numpy", "scipy", "nibabel")
 
@@ -62,6 +65,14 @@ VARIABLES = (
         "How many processes share the machine's memory, of which this is one: the default budget is that part of 60 % "
         "of what is free. Whoever starts several workers sets it.",
         "`1`",
+    ),
+    Variable(
+        "OMP_NUM_THREADS",
+        "run",
+        "CPU threads where neither `threads=` nor `--threads` says how many (of a list, `4,2`, the first number). What "
+        "is no whole number of at least 1 is warned about and not used. libmrisr does not read it: "
+        "`mrisr_options.threads` does.",
+        "every core that the process may use",
     ),
     Variable(
         "MRISR_ISA",
@@ -163,6 +174,23 @@ def processor() -> tuple[str, frozenset[str]]:
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def default_threads() -> int:
+    """CPU threads where nobody says how many: `OMP_NUM_THREADS`, else every core. MrisrWarning for one that is no whole
+    number of at least 1, which OpenMP does not use either."""
+    stated = os.environ.get("OMP_NUM_THREADS", "").strip()
+    if not stated:
+        return cores()
+    first = stated.split(",")[0].strip()
+    if first.isascii() and first.isdigit() and len(first) <= 9 and int(first):
+        return int(first)
+    warnings.warn(
+        f"OMP_NUM_THREADS: expected a whole number of at least 1, found {stated[:40]!r}; all {cores()} cores are used",
+        MrisrWarning,
+        stacklevel=3,
+    )
+    return cores()
 
 
 def machine() -> dict:

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from mrisr import environment
+from mrisr.errors import MrisrWarning
 
 ROOT = Path(__file__).resolve().parents[1]
 READ = re.compile(
     r"""(?:environ(?:\.get|\.setdefault|\.pop)?[\[(]|getenv\()\s*["']([A-Z][A-Z0-9_]*)["']|switch\("([A-Z_]+)"\)"""
 )
 # Set for what we start or load, but not read by us.
-SET = {"OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "ORT_DISABLE_TELEMETRY", "TORCHINDUCTOR_CACHE_DIR"}
+SET = {"OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "ORT_DISABLE_TELEMETRY", "TORCHINDUCTOR_CACHE_DIR"}
 SET |= {"PYTHONPATH", "NO_TEMPORARY"}  # lengthened for benchmarks' children; told to a test's own child
 SUFFIXES = (".py", ".cpp", ".h", ".cu")
 SOURCES = ("mrisr", "kernels", "csrc", "benchmarks", "tests", "setup.py")
@@ -74,3 +75,24 @@ def test_no_home_is_no_error(monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", unknown)
     assert environment.cache_folder() is None
+
+
+@pytest.mark.parametrize(("stated", "count"), [("1", 1), ("3", 3), (" 2 ", 2), ("4,2", 4), ("", None), (None, None)])
+def test_the_default_thread_count_is_openmps(stated, count, monkeypatch):
+    from mrisr.infer.engines.select import thread_count
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if stated is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", stated)
+    assert thread_count(None) == (environment.cores() if count is None else count)
+    assert thread_count(5) == 5
+
+
+@pytest.mark.parametrize("stated", ["0", "-1", "many", "1.5", "\N{SUPERSCRIPT TWO}", "9" * 5000])
+def test_a_thread_count_that_is_none_is_said_and_not_used(stated, monkeypatch):
+    from mrisr.infer.engines.select import thread_count
+
+    monkeypatch.setenv("OMP_NUM_THREADS", stated)
+    with pytest.warns(MrisrWarning, match="OMP_NUM_THREADS: expected a whole number") as said:
+        assert thread_count(None) == environment.cores()
+    assert len(said) == 1 and len(str(said[0].message)) < 200

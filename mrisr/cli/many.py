@@ -78,7 +78,7 @@ def kind(args: argparse.Namespace) -> str:
     """What the speed of the network depends on."""
     from mrisr import environment
 
-    threads = args.threads or environment.cores()
+    threads = args.threads or environment.default_threads()
     return "|".join(map(str, (args.model, args.device, args.engine, threads, args.tile)))
 
 

@@ -34,7 +34,9 @@ def positive_int(text: str) -> int:
 
 def add_threads(parser: argparse.ArgumentParser) -> None:
     """Add ``--threads``; :func:`use_threads` puts it into force."""
-    parser.add_argument("--threads", type=positive_int, metavar="N", help="CPU threads (default: every core)")
+    parser.add_argument(
+        "--threads", type=positive_int, metavar="N", help="CPU threads (default: OMP_NUM_THREADS, else every core)"
+    )
 
 
 def use_threads(count: int | None) -> None:

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import torch
 
+from mrisr import environment
 from mrisr.errors import BackendError, UsageError
 from mrisr.infer.engines import tensorrt_package
 from mrisr.infer.engines.precision import asked_for
@@ -52,9 +53,9 @@ class Engine(Protocol):
 
 
 def thread_count(threads: int | None) -> int:
-    """`threads`, or every core that this process may use."""
+    """`threads`; where it is None, `OMP_NUM_THREADS` or every core that this process may use."""
     if threads is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+        return environment.default_threads()
     if isinstance(threads, bool) or not hasattr(threads, "__index__") or threads < 1:
         raise UsageError(f"threads: expected None or a whole number of at least 1, found {threads!r}")
     return int(threads)
