@@ -9,13 +9,19 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # numpy multiplies small matrices only; see mrisr/cli/main.py.
 export OPENBLAS_NUM_THREADS = 1
 
+# Processes that share the tests, and what makes of PyTorch's threads one for each of them.
+WORKERS ?= 2
+
 RUN    := $(VENV)/bin/python
-EXTRAS := dev,train,demo,export,dicom,mrd
+# Files stay whole (their fixtures are built once) and in the order that tests/conftest.py gives them.
+PYTEST := $(RUN) -m pytest -q --durations=15 -p no:benchmark
+SHARED := $(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+EXTRAS := dev,train,demo,export,dicom,mrd,bench
 STAMP  := $(VENV)/.mrisr-installed
 NATIVE := $(shell find csrc -type f 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint fuzz figures compile-only tensorrt-rtx native-test sanitize sanitize-thread runtime runtime-sanitize teacher-steps check-all clean
+.PHONY: help setup demo test quick test-slow lint fuzz figures compile-only tensorrt-rtx native-test sanitize sanitize-thread runtime runtime-sanitize teacher-steps check-all clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -25,8 +31,14 @@ setup: $(STAMP) ## environment with mrisr installed in place, native core built
 demo: $(STAMP) ## upscale a bundled brain: picture and PSNR in out/demo
 	$(VENV)/bin/mrisr demo -o $(OUT) --force
 
-test: $(STAMP) ## every test
-	$(RUN) -m pytest -q --durations=15
+test: $(STAMP) ## what every change has to pass: all tests but the slow ones (WORKERS=2 processes share them)
+	$(SHARED) -m "not slow"
+
+quick: $(STAMP) ## a minute's worth of tests while you work
+	$(PYTEST) -m quick
+
+test-slow: $(STAMP) ## the tests that `make test` leaves out (FILES="tests/..." for some)
+	$(SHARED) -m slow $(FILES)
 
 lint: $(STAMP) ## ruff
 	$(RUN) -m ruff check .
@@ -58,7 +70,7 @@ sanitize-thread: $(STAMP) ## the same tests under ThreadSanitizer
 
 runtime: $(STAMP) ## libmrisr: build, C++ tests, install into build/runtime/installed, examples, parity with Python
 	$(RUN) tests/runtime/build.py
-	MRISR_LIBRARY=$(CURDIR)/build/runtime/installed/lib/libmrisr.so $(RUN) -m pytest -q --durations=5 tests/runtime
+	MRISR_LIBRARY=$(CURDIR)/build/runtime/installed/lib/libmrisr.so $(PYTEST) tests/runtime
 
 runtime-sanitize: $(STAMP) ## libmrisr's C++ tests under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
 	$(RUN) tests/runtime/build.py --sanitize address,undefined
@@ -67,7 +79,7 @@ runtime-sanitize: $(STAMP) ## libmrisr's C++ tests under AddressSanitizer, Undef
 teacher-steps: $(STAMP) ## twenty steps of the 20-30 M parameter teacher on the CPU (minutes)
 	$(RUN) benchmarks/teacher_20_steps.py --out $(OUT)
 
-check-all: lint test fuzz sanitize sanitize-thread runtime runtime-sanitize compile-only teacher-steps demo ## what has to pass before a release
+check-all: lint test test-slow fuzz sanitize sanitize-thread runtime runtime-sanitize compile-only teacher-steps demo ## what has to pass before a release
 
 clean: ## remove build products and outputs; keeps the environment
 	rm -rf build dist _skbuild out .pytest_cache .ruff_cache .benchmarks *.egg-info mrisr/_native*.so mrisr/_build_info.py

@@ -1,17 +1,84 @@
-"""What several test modules need: models that are small but not zero, and a head-like phantom."""
+"""What every test stands on: which tests a selection holds and in which order they run, one thread a worker, models
+that are small but not zero, and a head-like phantom."""
 
 from __future__ import annotations
 
-import numpy as np
-import pytest
+import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before NumPy and PyTorch count the cores that another worker uses too
+    os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
+os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", ".pytest_cache/hypothesis")
+
+from pathlib import Path  # noqa: E402
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+TESTS = Path(__file__).parent
+# `-m quick`: the contracts that most changes touch. None of these files starts a process or trains.
+QUICK = (
+    "test_grid.py",
+    "test_volume.py",
+    "test_schema.py",
+    "test_environment.py",
+    "test_import_rules.py",
+    "io/test_contract.py",
+    "io/test_kinds.py",
+    "io/test_write.py",
+    "cli/test_bad_input.py",
+    "cli/test_outputs.py",
+    "ops/test_dispatch.py",
+    "ops/test_operators.py",
+    "ops/test_norms.py",
+    "ops/test_sampler_step.py",
+    "diffusion/test_diffusion.py",
+    "infer/test_tiles.py",
+    "infer/test_memory.py",
+    "infer/test_pipeline.py",
+    "physics/test_consistency.py",
+    "physics/test_intensity.py",
+)
+# Begun first where several processes share the tests, longest first: one that came last would keep a single process.
+LONGEST = (
+    "native/test_cuda_on_host.py",
+    "native/test_triton.py",
+    "ops/test_parity.py",
+)
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(TESTS).as_posix() if path.is_relative_to(TESTS) else ""
+
+
+def pytest_ignore_collect(collection_path, config):
+    """`-m quick` does not even import the other files."""
+    if config.option.markexpr == "quick" and collection_path.suffix == ".py":
+        return True if collection_path.name.startswith("test_") and _name(collection_path) not in QUICK else None
+    return None
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items):
+    place = {name: index for index, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(_name(item.path), len(place)))
+    for item in items:
+        slow = item.get_closest_marker("slow")
+        if slow and not slow.args:
+            raise pytest.UsageError(f"{item.nodeid}: slow needs its reason, as in pytest.mark.slow('two trainings')")
+        if not slow and _name(item.path) in QUICK:
+            item.add_marker("quick")
 
 
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory):
-    """Converted graphs go where the tests can throw them away, and what is compared is float32 on every processor."""
+    """Converted graphs go where the tests can throw them away, to be found by every process that shares the tests, and
+    what is compared is float32 on every processor."""
+    base = tmp_path_factory.getbasetemp()
+    cache = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+    cache.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MRISR_PRECISION", "float32")
-        patch.setenv("MRISR_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("MRISR_CACHE", str(cache))
         yield
 
 

@@ -68,9 +68,10 @@ def test_nan_and_shape_are_errors_without_end(contest):
     assert contest.error_of(endless, torch.tensor([-torch.inf, 2.0, 4.0, 6.0])) == float("inf")
 
 
-def test_every_contest_runs_by_pytest_benchmark():
+def test_every_contest_runs_by_pytest_benchmark(tmp_path):
     """One process: each case compared with float64, three rounds at sizes of nothing."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(BENCHMARKS), "--benchmark-disable"]
+    command += [f"--benchmark-storage=file://{tmp_path}"]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-3000:]
     assert " passed" in run.stdout

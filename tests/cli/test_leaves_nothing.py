@@ -101,8 +101,10 @@ def test_every_command_is_watched():
     assert set(LINES) == {command.__name__.rsplit(".", 1)[-1] for command in COMMANDS}
 
 
-# Exporting, and the whole template of the demo, take more than ten seconds.
-SLOW = dict.fromkeys(("demo", "export"), pytest.mark.slow)
+SLOW = {
+    "demo": pytest.mark.slow("the whole template"),
+    "export": pytest.mark.slow("every graph is exported and compared"),
+}
 ALL = [pytest.param(c, line, marks=SLOW.get(c, ())) for c, lines in LINES.items() for line in lines]
 
 

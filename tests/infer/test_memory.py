@@ -201,7 +201,7 @@ print(json.dumps({{"peak": memory.peak_resident(), "corrected": info.consistency
 """
 
 
-@pytest.mark.slow
+@pytest.mark.slow("whole heads: what they take is what is promised")
 @pytest.mark.parametrize("budget", ["1.5GB", "2GB"])
 def test_a_stated_budget_is_kept(budget):
     code = JOB.format(budget=budget)

@@ -131,7 +131,7 @@ print(memory.peak_resident() - before, program.peak(shape, spill={spill}) + volu
 """
 
 
-@pytest.mark.slow
+@pytest.mark.slow("whole heads: what they take is what is promised")
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peaks are read from /proc")
 @pytest.mark.parametrize(("preset", "spill"), [("student", False), ("student", True), ("teacher-small", True)])
 def test_the_predicted_peak_is_kept(preset, spill, tmp_path):

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.slow_install
+pytestmark = pytest.mark.slow("builds wheels and fresh environments")
 
 
 def run(*command: str, cwd: Path, **extra: str) -> str:

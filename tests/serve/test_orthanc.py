@@ -19,7 +19,7 @@ import dicom_peer as peers  # noqa: E402
 
 ORTHANC = shutil.which("Orthanc") or next((p for p in ("/usr/sbin/Orthanc",) if Path(p).exists()), None)
 pytestmark = [
-    pytest.mark.slow,  # four programs start, two of them load PyTorch
+    pytest.mark.slow("four programs start, two of them load PyTorch"),
     pytest.mark.skipif(
         not (ORTHANC and shutil.which("storescu")), reason="needs Orthanc and storescu (Debian: orthanc, dcmtk)"
     ),
