@@ -13,10 +13,10 @@ from mrisr.corrections import corrections, read_mask
 from mrisr.errors import CATCHING, MrisrWarning, UsageError
 from mrisr.infer.engines.precision import asked_for
 from mrisr.infer.engines.select import check_fork
+from mrisr.infer.facts import MIRRORINGS, Options
 from mrisr.infer.fade import ENDS
-from mrisr.infer.mirrors import MIRRORINGS
-from mrisr.infer.pipeline import Options, upscale_volume
 from mrisr.infer.progress import reporting
+from mrisr.infer.run import Scan, upscale_volume
 from mrisr.io.adapters import to_volume
 from mrisr.io.kinds import check_kind
 from mrisr.weights import registry
@@ -167,10 +167,10 @@ def upscale(
                 _warn_of_own_grid(source)
             known = dict(done=gradnl_done, slice_axis=slice_axis, bias_out=bias_out)
             head = None if mask is None else read_mask(mask, source)
-            options = Options(**how, mask=head, corrections=corrections(source, gradnl, bias, **known))
+            scan = Scan(source, corrections(source, gradnl, bias, **known), head)
         with report.stage("load model"):
             loaded = model if hasattr(model, "denoiser") else registry.load(model)
-        result, info = upscale_volume(source, target, loaded, options, report)
+        result, info = upscale_volume(scan, target, loaded, Options(**how), report)
         info.warnings[:0] = said
         output = restore(result)
     return (output, info) if return_info else output

@@ -1,4 +1,4 @@
-// From the start y to the residual: the network on tiles, the sampler's steps, the samples: mrisr/infer/loop.py.
+// From the start y to the residual: the network on tiles, the sampler's steps, the samples: mrisr/infer/denoise.py.
 #pragma once
 
 #include "job.h"

@@ -29,7 +29,7 @@ import numpy as np
 from mrisr.errors import MrisrError, UsageError
 from mrisr.evaluate.baselines import BASELINES, LinearRegression
 from mrisr.evaluate.cases import CASES, Subject, Trial, make_trial
-from mrisr.infer.mirrors import MIRRORINGS
+from mrisr.infer.facts import MIRRORINGS
 from mrisr.weights import registry
 
 Method = Callable[[Trial], np.ndarray]

@@ -8,8 +8,8 @@ from mrisr import __version__, grid
 from mrisr.bundle import FORMAT, MODEL_NAME, VERSION
 from mrisr.diffusion.schedule import karras_sigmas
 from mrisr.infer import fade, tiles
+from mrisr.infer.facts import WINDOW_ALIGN
 from mrisr.infer.info import RESEARCH_USE
-from mrisr.infer.pipeline import WINDOW_ALIGN
 from mrisr.nn import condition
 from mrisr.nn.blocks import WINDOW
 from mrisr.nn.unet import MULTIPLE
@@ -103,7 +103,7 @@ def _diffusion(denoiser, meta: dict) -> dict:
         "sigma_data": denoiser.sigma_data,
         "sigma_min": denoiser.sigma_min,
         "sigma_max": denoiser.sigma_max,
-        "sampler": "dpmpp_2m",  # as mrisr/infer/loop.py has it
+        "sampler": "dpmpp_2m",  # as mrisr/infer/denoise.py has it
         "rho": _default(karras_sigmas, "rho"),
         "mode": "mean",
         "steps": 1,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -96,94 +97,129 @@ class Corrections:
         return SAMPLED_BYTES if self.distortion.degree is None else BASIS_BYTES
 
 
+@dataclass(frozen=True)
+class Displacement:
+    """What the correction of geometry does to the target, for `info`.
+
+    Attributes:
+        largest: mm, at most, between a voxel of the output and where the scan shows it.
+        det: lowest and highest factor on the intensity.
+        warnings: what the user has to know of it.
+    """
+
+    largest: float = 0.0
+    det: tuple[float, float] = (1.0, 1.0)
+    warnings: tuple[str, ...] = ()
+
+
 class Corrector:
-    """The corrections of one scan on one target grid, on one device.
+    """The way from a scan's grid to its target grid and back, with its corrections, on one device.
+
+    Attributes:
+        given: what is known of the distortions.
+        fade: how it is interpolated where the network does not count.
+        field: the bias field on the scan's grid, or None.
+        guidance: of "gradnl" and "bias", whether the network is told of it.
 
     Args:
-        told: which of "gradnl" and "bias" the network has learnt to be told of.
+        ends: as for `Fade.between`.
+        learnt: which of "gradnl" and "bias" the network has learnt to be told of.
     """
 
     def __init__(
-        self, given: Corrections, source: Grid, target: Grid, psf: PSF, told=(), device: torch.device | str = "cpu"
+        self,
+        given: Corrections,
+        source: Grid,
+        target: Grid,
+        psf: PSF,
+        *,
+        ends: str = "fade",
+        learnt=(),
+        device: torch.device | str = "cpu",
     ) -> None:
         self.given, self.source, self.target, self.device = given, source, target, device
-        self.told = {"gradnl": "gradnl" in told and given.displaces, "bias": "bias" in told and given.shades}
-        self.matrices = start_matrices(source.shape, source.voxel_size, target.shape, target.voxel_size, psf)
-        self.field = given.field
-        self._largest, self._det = 0.0, (1.0, 1.0)
-        self.doubts: list[str] = []  # what the user has to be told of the displacement
+        self.fade = Fade.between(source, target, psf, ends)
+        self.field = None if given.estimates else given.field
+        self.guidance = {"gradnl": "gradnl" in learnt and given.displaces, "bias": "bias" in learnt and given.shades}
+        self._matrices = start_matrices(source.shape, source.voxel_size, target.shape, target.voxel_size, psf)
         if given.displaces:
             filled = fourier_axes(source.voxel_size, target.voxel_size, psf)
-            self.matrices = tuple(m if f else None for m, f in zip(self.matrices, filled))
+            self._matrices = tuple(m if f else None for m, f in zip(self._matrices, filled))
             sizes = [t if f else s for s, t, f in zip(source.voxel_size, target.voxel_size, filled)]
-            self.between = plan(source, voxel_size=tuple(sizes))
+            self._between = plan(source, voxel_size=tuple(sizes))
 
-    def estimate_field(self, data: np.ndarray, threads: int | None) -> None:
-        """Find the field by N4, of the mean over the frames of `data` [X, Y, Z] or [X, Y, Z, T]."""
-        scan = data if data.ndim == 3 else data.mean(axis=3)
-        self.field = bias.estimate(scan, self.source.voxel_size, threads=threads)
+    def with_field(self, field: torch.Tensor) -> Corrector:
+        """The same with the field that was to be estimated (`estimate_field`)."""
+        estimated = copy(self)
+        estimated.field = field
+        return estimated
 
-    def unshaded(self, data: np.ndarray) -> np.ndarray:
+    def remove_bias(self, data: np.ndarray) -> np.ndarray:
         """One frame [X, Y, Z] divided by the field; itself where there is none."""
         return data if self.field is None else data / self.field.numpy()
 
-    def start(self, lr: torch.Tensor) -> torch.Tensor:
-        """The network's start on the target grid from a frame [X, Y, Z] without its shading."""
-        between = apply_axes(lr, self.matrices)
+    def start(self, lr: torch.Tensor) -> tuple[torch.Tensor, Displacement]:
+        """The network's start on the target grid from a frame [X, Y, Z] without its bias, and how it was displaced."""
+        between = apply_axes(lr, self._matrices)
         if not self.given.displaces:
-            return lr.clone() if between is lr else between.contiguous()
+            return lr.clone() if between is lr else between.contiguous(), Displacement()
         y = lr.new_empty(self.target.shape)
-        self._largest, low, high = 0.0, np.inf, 0.0
-        for rows, warp, moved in self._displacements(self.between):
+        largest, low, high, warned = 0.0, np.inf, 0.0, ()
+        for rows, grid in self._slabs():
+            warp, texts = self._warp(self._between, grid)
+            moved = warp.voxels()
             piece, index = _rows_for(between, warp, moved)
             y[rows] = resample3d(piece, warp.target.shape, index, displacement=moved, modulate=warp.gain)
-            self._largest = max(self._largest, float(warp.offset.square().sum(0).max()) ** 0.5)
+            largest = max(largest, float(warp.offset.square().sum(0).max()) ** 0.5)
             low, high = min(low, float(warp.gain.min())), max(high, float(warp.gain.max()))
-        self._det = (low, high)
-        return y
+            warned = warned or texts  # once for a scan, not once for every few rows
+        return y, Displacement(largest, (low, high), warned)
 
-    def interpolated(self, fade: Fade, lr: torch.Tensor) -> torch.Tensor:
+    def interpolate(self, lr: torch.Tensor) -> torch.Tensor:
         """Plain interpolation of a frame [X, Y, Z] onto the target, where the network's answer does not count."""
-        return self._plainly(lr, fade.cubic, ORDER, modulated=True)
+        return self._interpolate(lr, self.fade.cubic, ORDER, modulated=True)
 
-    def weights(self, fade: Fade, head: torch.Tensor) -> torch.Tensor:
+    def network_weights(self, head: torch.Tensor) -> torch.Tensor:
         """How much of the network's answer counts on the target, 0 to 1; head: float [X, Y, Z], 1 in it, 0 in air."""
-        return fade.cut_ends(self._plainly(head, fade.linear, 1))
+        return self.fade.cut_ends(self._interpolate(head, self.fade.linear, 1))
 
-    def background(self, fade: Fade, mask: torch.Tensor) -> torch.Tensor:
+    def background(self, mask: torch.Tensor) -> torch.Tensor:
         """A mask of the scan, float [X, Y, Z], on the target's grid: bool."""
-        return self._plainly(mask, fade.linear, 1) > HALF
+        return self._interpolate(mask, self.fade.linear, 1) > HALF
 
-    def _plainly(self, volume: torch.Tensor, matrices: tuple, order: int, modulated: bool = False) -> torch.Tensor:
+    def _interpolate(self, volume: torch.Tensor, matrices: tuple, order: int, modulated: bool = False) -> torch.Tensor:
         """A volume of the scan's grid on the target's, along the axes or displaced."""
         if not self.given.displaces:
             found = apply_axes(volume, matrices)
             return volume.clone() if found is volume else found.contiguous()
         out = volume.new_empty(self.target.shape)
-        for rows, warp, moved in self._displacements(self.source):
+        for rows, grid in self._slabs():
+            warp, _ = self._warp(self.source, grid)
+            moved = warp.voxels()
             piece, index = _rows_for(volume, warp, moved)
             gain = warp.gain if modulated else False
             out[rows] = resample3d(piece, warp.target.shape, index, displacement=moved, modulate=gain, order=order)
         return out
 
-    def reshaded(self, volume: torch.Tensor) -> torch.Tensor:
+    def restore_bias(self, volume: torch.Tensor) -> torch.Tensor:
         """A volume on the target grid, multiplied by the field (in place) where that was asked for."""
         if not (self.given.kept and self.given.shades):
             return volume
         field = self.field.log().to(self.device)
-        for rows, slab, moved in self._places(self.source):
-            index = np.linalg.inv(self.source.affine) @ slab.affine
-            volume[rows] *= resample3d(field, slab.shape, index, displacement=moved, order=3).exp_()
+        for rows, grid in self._slabs():
+            moved = self._warp(self.source, grid)[0].voxels() if self.given.displaces else None
+            index = np.linalg.inv(self.source.affine) @ grid.affine
+            volume[rows] *= resample3d(field, grid.shape, index, displacement=moved, order=3).exp_()
         return volume
 
-    def told_to(self, cond: Condition, order: tuple[int, int, int], mirrored: tuple[int, ...] = ()) -> Condition:
-        """`cond` with what the network is told, [1, 8, D/8, H/8, W/8].
+    def add_guidance(self, cond: Condition, order: tuple[int, int, int], mirrored: tuple[int, ...] = ()) -> Condition:
+        """`cond` with what the network is told of the corrections, [1, 8, D/8, H/8, W/8].
 
         Args:
             order: of the stored axes, as the network sees them.
             mirrored: stored axes along which it sees the target turned round.
         """
-        if not any(self.told.values()):
+        if not any(self.guidance.values()):
             return cond
         bricks = brick_grid(_mirrored(self.target, mirrored))
         # A brick that the grid's end cuts off has its middle outside: it is told what its neighbour is.
@@ -198,42 +234,43 @@ class Corrector:
         """The channels at the voxels of a grid whose voxels are 8 of the target's, along its axes."""
         fields, moved = {}, None
         if self.given.displaces:
-            warp = self._correction(bricks, bricks)
-            if self.told["gradnl"]:
+            warp, _ = self._warp(bricks, bricks)
+            if self.guidance["gradnl"]:
                 fields["displacement"] = warp.voxels() * GUIDANCE_STRIDE
                 fields["log_det"] = warp.gain.clamp_min(1e-3).log()
             moved = replace(warp, source=self.source).voxels()
-        if self.told["bias"]:
+        if self.guidance["bias"]:
             index = np.linalg.inv(self.source.affine) @ bricks.affine
             log = self.field.log().to(self.device)
             fields["log_bias"] = resample3d(log, bricks.shape, index, displacement=moved, order=3)
         return guidance_channels(**fields)
 
-    def gradnl_info(self, model: str) -> GradnlInfo:
+    def gradnl_info(self, displacement: Displacement, model: str) -> GradnlInfo:
         """The account of the geometry."""
         given = self.given
         if given.distortion is None:
             return GradnlInfo("absent", told="nothing to tell")
-        told = _told(self.told["gradnl"], model) if given.displaces else "nothing to tell"
-        return GradnlInfo("given", given.distortion_from, given.done, given.why, self._largest, self._det, told)
+        told = _told(self.guidance["gradnl"], model) if given.displaces else "nothing to tell"
+        moved = displacement.largest, displacement.det
+        return GradnlInfo("given", given.distortion_from, given.done, given.why, *moved, told)
 
     def bias_info(self, model: str) -> BiasInfo:
-        """The account of the shading."""
+        """The account of the bias field."""
         if self.field is None:
             return BiasInfo("absent", told="nothing to tell")
-        state = "estimated" if isinstance(self.given.field, str) else "given"
+        state = "estimated" if self.given.estimates else "given"
         span = (float(self.field.min()), float(self.field.max()))
         output = "kept" if self.given.kept else "corrected"
-        return BiasInfo(state, self.given.field_from, span, output, _told(self.told["bias"], model))
+        return BiasInfo(state, self.given.field_from, span, output, _told(self.guidance["bias"], model))
 
-    def _correction(self, source: Grid, target: Grid) -> gradnl.Warp:
+    def _warp(self, source: Grid, target: Grid) -> tuple[gradnl.Warp, tuple[str, ...]]:
+        """How a grid is read from another, and what was warned about on the way."""
         given = self.given
         how = dict(done=given.done, slice_axis=given.slice_axis, device=self.device)
-        with CATCHING, warnings.catch_warnings(record=True) as caught:  # once for a scan, not once for every few rows
+        with CATCHING, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             warp = gradnl.correction(given.distortion, source, target, **how)
-        self.doubts = self.doubts or [str(w.message) for w in caught]
-        return warp
+        return warp, tuple(str(w.message) for w in caught)
 
     def _slabs(self) -> Iterator[tuple[slice, Grid]]:
         """Rows of the target, and the grid that they are."""
@@ -244,19 +281,11 @@ class Corrector:
             shift[0, 3] = first
             yield rows, Grid((rows.stop - first, *shape[1:]), affine @ shift)
 
-    def _displacements(self, source: Grid) -> Iterator[tuple[slice, gradnl.Warp, torch.Tensor]]:
-        """Rows of the target, how they are read from `source`, and the displacement in its voxels."""
-        for rows, slab in self._slabs():
-            warp = self._correction(source, slab)
-            yield rows, warp, warp.voxels()
 
-    def _places(self, source: Grid) -> Iterator[tuple[slice, Grid, torch.Tensor | None]]:
-        """Rows of the target, their grid, and the displacement in voxels of `source`, None where nothing is."""
-        if not self.given.displaces:
-            yield from ((rows, slab, None) for rows, slab in self._slabs())
-            return
-        for rows, warp, moved in self._displacements(source):
-            yield rows, warp.target, moved
+def estimate_field(data: np.ndarray, grid: Grid, threads: int | None) -> torch.Tensor:
+    """The bias field by N4, of the mean over the frames of `data` [X, Y, Z] or [X, Y, Z, T]."""
+    scan = data if data.ndim == 3 else data.mean(axis=3)
+    return bias.estimate(scan, grid.voxel_size, threads=threads)
 
 
 def _mirrored(grid: Grid, axes: tuple[int, ...]) -> Grid:

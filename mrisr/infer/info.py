@@ -133,6 +133,9 @@ class BiasInfo:
 class Info:
     """Everything about one run.
 
+    `tiles` is of the frame that took most voxels, with the largest seam error and the largest file of any frame;
+    `frame_tiles` has one for every frame, where they are not all the same.
+
     `std` (samples > 1): the voxel-wise standard deviation as a Volume on the target grid, in input intensity units,
     just as the samples have it; it is left out of `to_json`. `std_scale` says what it is worth: {level: factor}, such
     that |truth - result| <= factor * std held in that share of the voxels of held-out heads (split conformal; the model
@@ -166,6 +169,7 @@ class Info:
     versions: dict[str, str] = field(default_factory=dict)
     notice: str = RESEARCH_USE
     std_scale: dict[float, float] | None = None
+    frame_tiles: tuple[TileInfo, ...] = ()
     std: Any = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:

@@ -153,7 +153,7 @@ class Demand:
 
 
 def demand(
-    engine: str,
+    cost: Cost,
     *,
     held: int,
     source_voxels: int,
@@ -176,12 +176,13 @@ def demand(
     """The demand of a job.
 
     Args:
+        cost: of the engine.
         held: `resident()` before the volumes of the job exist; 0 for a GPU.
         width: channels of the network's finest level (float32, at half resolution: 1/8 of the voxels).
         frames: of a 4D scan; the result holds all of them.
         samples, steps: above 1, further copies of the target are kept (mean, spread, state).
         ensemble: mirrorings averaged; above 1, their sum and a mirrored start and residual are kept.
-        maps: bytes per network voxel of an engine that gives its memory back; None: what `COSTS` says of one that
+        maps: bytes per network voxel of an engine that gives its memory back; None: what `cost` says of one that
             keeps it until the end of the job.
         state: mode "sample", which carries one from step to step.
         reordered: the network sees the axes in another order than they are stored in.
@@ -191,7 +192,6 @@ def demand(
         source_copies: copies of the source beyond `SOURCE_COPIES`, for its bias field.
         points: bytes that evaluating a displacement takes while the start is made.
     """
-    cost = COSTS[engine]
     results = frames * (2 if samples > 1 else 1)
     extra = results + 2 * (steps > 1) + 3 * ((samples > 1) + captured + (ensemble > 1))
     copies = TARGET_COPIES + extra + (CORRECTION_COPIES if corrected else 0)

@@ -78,6 +78,11 @@ class TilePlan:
         return tuple(a.size for a in self.axes)
 
     @property
+    def tile_voxels(self) -> int:
+        """Voxels of a piece."""
+        return int(np.prod(self.tile))
+
+    @property
     def extent(self) -> Triple:
         """Size of the processed box, voxels."""
         return tuple(b - a for a, b in zip(*self.box, strict=True))
@@ -89,7 +94,7 @@ class TilePlan:
 
     @property
     def computed_voxels(self) -> int:
-        return len(self.active) * int(np.prod(self.tile))
+        return len(self.active) * self.tile_voxels
 
     @property
     def active_fraction(self) -> float:
@@ -159,7 +164,7 @@ def plan(
     extent = tuple(b - a for a, b in zip(start, stop, strict=True))
     exact = isinstance(tile, str) and tile == EXACT
     if tile is not None and not exact:
-        sizes = _given_tile(tile, extent, align)
+        sizes = tuple(min(s, n) for s, n in zip(check_tile(tile, align), extent, strict=True))
     elif exact or max_voxels is None or np.prod(extent) <= max_voxels:
         sizes = extent
     else:
@@ -174,7 +179,8 @@ def plan(
     return TilePlan(tuple(shape), (start, stop), axes, active, kind)
 
 
-def _given_tile(tile: int | Triple, extent: Triple, align: int) -> Triple:
+def check_tile(tile: int | Triple, align: int = BRICK) -> Triple:
+    """A stated size as three, multiples of 8. UsageError where it is no size, or too small."""
     least = smallest_tile(align)
     sizes = (tile,) * 3 if isinstance(tile, (int, np.integer)) and not isinstance(tile, bool) else tile
     whole = isinstance(sizes, (tuple, list, np.ndarray)) and all(isinstance(s, (int, np.integer)) for s in sizes)
@@ -182,7 +188,7 @@ def _given_tile(tile: int | Triple, extent: Triple, align: int) -> Triple:
         raise UsageError(
             f'tile: expected None, "exact", or at least {least} voxels (one whole number or three), found {tile!r}'
         )
-    return tuple(min(round_up(s), n) for s, n in zip(sizes, extent, strict=True))
+    return tuple(round_up(s) for s in sizes)
 
 
 def smallest_tile(align: int = BRICK) -> int:

@@ -194,7 +194,7 @@ def test_untrained_weights_are_plain_interpolation(head, tmp_path, monkeypatch):
     from mrisr.nn.presets import build
     from mrisr.train.checkpoint import export_weights
 
-    monkeypatch.setattr("mrisr.infer.pipeline._faded", lambda job, result, lr, spread: result)
+    monkeypatch.setattr("mrisr.infer.run.fade", lambda image, *rest: image)
     path = tmp_path / "tiny.safetensors"
     meta = {"format": 1, "preset": "tiny", "sigma_data": 0.1}
     export_weights(path, build("tiny").state_dict(), meta)

@@ -210,7 +210,7 @@ def answers(channel: int) -> LoadedModel:
 def test_every_tile_is_told_what_belongs_to_it_in_the_networks_own_axes(channel, untrained, monkeypatch):
     """Slices along the first axis: the network sees it last, and the displacement along it in channel 3."""
     monkeypatch.setattr(
-        "mrisr.infer.loop.outside_band", lambda answer, band: answer
+        "mrisr.infer.denoise.outside_band", lambda answer, band: answer
     )  # the local mean is the answer here
     grid = grid_of((22, 60, 56), (3.6, 1.3, 1.3), axes=(2, 0, 1), flips=(-1, 1, 1))
     bend, size = Bend(), (1.2, 1.3, 1.3)
@@ -253,10 +253,10 @@ def test_engines_and_exact_tiling_are_told_the_same(random_model):
 
 def test_mirrored_scans_are_told_mirrored_displacements():
     grid, bend = grid_of((30, 33, 41), (2.0, 2.0, 2.0), turn=0.2), Bend()
-    corrector = Corrector(Corrections(bend), grid, plan(grid, factor=1.5), auto_psf((2.0,) * 3)[0], ("gradnl",))
+    corrector = Corrector(Corrections(bend), grid, plan(grid, factor=1.5), auto_psf((2.0,) * 3)[0], learnt=("gradnl",))
     cond = Condition.of_acquisition(auto_psf((2.0,) * 3)[0], (1.0,) * 3, None, stored=(2.0,) * 3)
     order, mirrored = (0, 2, 1), (0, 2)
-    told = corrector.told_to(cond, order, mirrored).guidance[0]
+    told = corrector.add_guidance(cond, order, mirrored).guidance[0]
     target = plan(grid, factor=1.5)
     assert told.shape[1:] == tuple(-(-target.shape[i] // 8) for i in order)
     turned = [8 * 1 + 3.5, 8 * 2 + 3.5, 8 * 1 + 3.5]  # index in the mirrored volume, stored order
@@ -269,7 +269,7 @@ def test_mirrored_scans_are_told_mirrored_displacements():
 
 
 def test_mirrored_averaging_tells_every_mirroring_its_own(untrained, monkeypatch):
-    monkeypatch.setattr("mrisr.infer.loop.outside_band", lambda answer, band: answer)  # the local mean is the answer
+    monkeypatch.setattr("mrisr.infer.denoise.outside_band", lambda answer, band: answer)  # the local mean is the answer
     grid, bend = grid_of((32, 32, 32), (2.2, 2.2, 2.2)), Bend(0.002, 0.05)
     scan = bend.scan(grid).astype(np.float32) + 500
     plain, info = run(scan, grid, untrained, gradnl=bend)

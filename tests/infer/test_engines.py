@@ -14,6 +14,12 @@ from mrisr.nn.condition import VECTOR_DIM
 CPU = torch.device("cpu")
 
 
+def made(*args, **how):
+    """(engine, why) of the arguments of `engines.choose`."""
+    choice = engines.choose(*args, **how)
+    return engines.make(choice, args[2]), choice.why
+
+
 def inputs(shape, seed=0):
     g = torch.Generator().manual_seed(seed)
     coarse = tuple(n // 8 for n in shape)
@@ -36,7 +42,7 @@ def test_engines_agree_with_the_network_in_float64(net, name, shape):
     given = inputs(shape)
     with torch.no_grad():
         exact = copy.deepcopy(net).double()(*(t.double() for t in given))
-    engine, why = engines.choose(name, "cpu", net, 2)
+    engine, why = made(name, "cpu", net, 2)
     result = engine.prepare(shape)(*given)
     assert why == "asked for" and result.shape == exact.shape and result.dtype == torch.float32
     assert (result - exact).abs().max() / exact.abs().max() < 1e-5
@@ -45,7 +51,7 @@ def test_engines_agree_with_the_network_in_float64(net, name, shape):
 
 @pytest.mark.parametrize("name", ["torch", "openvino"])
 def test_the_same_call_gives_the_same_bits(net, name):
-    engine, _ = engines.choose(name, "cpu", net, 2)
+    engine, _ = made(name, "cpu", net, 2)
     run, given = engine.prepare((32, 24, 40)), inputs((32, 24, 40))
     first = run(*given).clone()
     run(*inputs((32, 24, 40), seed=1))
@@ -53,12 +59,12 @@ def test_the_same_call_gives_the_same_bits(net, name):
 
 
 def test_auto_takes_openvino_on_a_cpu_and_says_so(net):
-    engine, why = engines.choose("auto", "cpu", net, None)
+    engine, why = made("auto", "cpu", net, None)
     assert engine.name == "openvino" and why.startswith("auto: ") and engine.threads >= 1
 
 
 def test_auto_says_why_it_did_not_take_openvino(random_model):
-    engine, why = engines.choose("auto", "cpu", random_model("tiny").denoiser.net, 1)
+    engine, why = made("auto", "cpu", random_model("tiny").denoiser.net, 1)
     assert engine.name == "torch" and "not openvino, because" in why
 
 
@@ -76,32 +82,32 @@ def test_auto_says_why_it_did_not_take_openvino(random_model):
 )
 def test_an_engine_asked_for_never_falls_back(random_model, engine, device, kind, text):
     with pytest.raises(BackendError, match=text):
-        engines.choose(engine, device, random_model(kind).denoiser.net, 1)
+        made(engine, device, random_model(kind).denoiser.net, 1)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_an_absent_gpu_is_one_clear_error(net):
     with pytest.raises(BackendError, match="cuda:0 was asked for, but .*; use cpu, or auto"):
-        engines.choose("torch", "cuda:0", net, 1)
+        made("torch", "cuda:0", net, 1)
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:x", "cpu:0", "", "cuda:"])
 def test_unknown_devices_are_refused(net, device):
     with pytest.raises((UsageError, BackendError), match="device: "):
-        engines.choose("torch", device, net, 1)
+        made("torch", device, net, 1)
 
 
 def test_unknown_engines_and_threads_are_refused(net):
     with pytest.raises(UsageError, match="engine: expected one of"):
-        engines.choose("onnx", "cpu", net, 1)
+        made("onnx", "cpu", net, 1)
     for threads in (0, -1, 1.5, True, "2"):
         with pytest.raises(UsageError, match="threads: expected"):
-            engines.choose("torch", "cpu", net, threads)
+            made("torch", "cpu", net, threads)
 
 
 def test_torch_engine_leaves_the_caller_as_it_was(net):
     before, layout = torch.get_num_threads(), net.exit.weight.stride()
-    engine, _ = engines.choose("torch", "cpu", net, before + 1)
+    engine, _ = made("torch", "cpu", net, before + 1)
     engine.prepare((16, 16, 16))(*inputs((16, 16, 16)))
     assert torch.get_num_threads() == before and net.exit.weight.stride() == layout
 
@@ -110,7 +116,7 @@ def test_openvino_compiles_once_per_shape_and_follows_the_weights(net):
     from mrisr.infer.engines.openvino import KEEP_SHAPES, _networks
 
     mine = copy.deepcopy(net)
-    engine, _ = engines.choose("openvino", "cpu", mine, 1)
+    engine, _ = made("openvino", "cpu", mine, 1)
     engine.prepare((16, 16, 24))
     first = _networks[mine].compiled[((16, 16, 24), 1, "float32")]
     engine.prepare((16, 16, 24))
@@ -136,7 +142,7 @@ def test_the_converted_graph_is_read_back_from_disk(net, cache, monkeypatch):
     from mrisr.infer.engines import openvino
 
     given = inputs((16, 16, 16))
-    engine, _ = engines.choose("openvino", "cpu", copy.deepcopy(net), 1)
+    engine, _ = made("openvino", "cpu", copy.deepcopy(net), 1)
     expected = engine.prepare((16, 16, 16))(*given).clone()
     assert len(list(cache.glob("openvino-*/model.xml"))) == 1 and not list(cache.glob(".new-*"))
 
@@ -144,16 +150,16 @@ def test_the_converted_graph_is_read_back_from_disk(net, cache, monkeypatch):
         raise AssertionError("converted again")
 
     monkeypatch.setattr(openvino, "_convert", never)
-    again, _ = engines.choose("openvino", "cpu", copy.deepcopy(net), 1)
+    again, _ = made("openvino", "cpu", copy.deepcopy(net), 1)
     assert torch.equal(again.prepare((16, 16, 16))(*given), expected)
 
 
 def test_a_damaged_cache_entry_costs_a_conversion_not_a_result(net, cache):
-    engine, _ = engines.choose("openvino", "cpu", copy.deepcopy(net), 1)
+    engine, _ = made("openvino", "cpu", copy.deepcopy(net), 1)
     given = inputs((16, 16, 16))
     expected = engine.prepare((16, 16, 16))(*given).clone()
     next(cache.glob("openvino-*/model.xml")).write_text("<net")
-    again, _ = engines.choose("openvino", "cpu", copy.deepcopy(net), 1)
+    again, _ = made("openvino", "cpu", copy.deepcopy(net), 1)
     assert torch.equal(again.prepare((16, 16, 16))(*given), expected)
 
 

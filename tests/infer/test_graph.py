@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,9 +13,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import mrisr
-from mrisr.infer import graph, loop, tiles
+from mrisr.grid import Grid
+from mrisr.infer import tiles
 from mrisr.infer.corrections import Corrections
+from mrisr.infer.denoise import denoise
+from mrisr.infer.engines import Choice, Engine, graph
 from mrisr.infer.engines.torch import TorchEngine
+from mrisr.infer.facts import Geometry, Machine, Options
+from mrisr.infer.memory import COSTS
+from mrisr.infer.plan import FramePlan, Pass, plan_scan
 from mrisr.nn.condition import MEAN, SAMPLE, Condition
 from mrisr.physics.psf import AxisPSF
 
@@ -182,18 +187,36 @@ def no_report(fraction):
     pass
 
 
-def job_of(model, plan, mode, graphs, net, steps=3):
-    return SimpleNamespace(
-        model=model,
-        engine=SimpleNamespace(name="torch", prepare=lambda shape, **how: net),
-        graphs=graphs,
-        options=SimpleNamespace(mode=mode, steps=steps, samples=2, seed=4, corrections=Corrections()),
-        order=(0, 1, 2),
-        spill=False,
-        seam=None,
-        psf=(AxisPSF("kspace", 2.0),) * 3,
-        target=SimpleNamespace(voxel_size=(1.0, 1.0, 1.0)),
-    )
+class Given(Engine):
+    """An engine that has its network already."""
+
+    name, precision, precision_why, threads, capturable, cost = "given", "float32", "", 0, True, COSTS["torch"]
+
+    def __init__(self, net, device="cpu"):
+        self.net, self.device = net, torch.device(device)
+
+    def prepare(self, shape, **how):
+        return self.net
+
+
+PSF = (AxisPSF("kspace", 2.0),) * 3
+
+
+def plans_of(model, pieces, engine, **options):
+    """(plan, frame plan) of a scan on a grid of 1 mm of which the network sees `pieces`."""
+    grid, choice = Grid(pieces.shape, np.eye(4)), Choice("torch", engine.device, 0, "float32", "")
+    geometry, free = Geometry(grid, grid, 1, PSF, "stated", True, (0, 1, 2)), Machine(10**12, 0)
+    plan = plan_scan(geometry, Corrections(), model, Options(**options), choice, engine, free)
+    return plan, FramePlan(plan.route, (Pass((), pieces, False, 0),))
+
+
+def residual(model, pieces, engine, y, cond, graphs, **options):
+    plan, frame = plans_of(model, pieces, engine, **options)
+    return denoise(engine, plan, frame, y, [cond], no_report, graphs).mean
+
+
+def of_mode(mode, samples=2):
+    return {"mode": mode} if mode == "mean" else {"mode": mode, "steps": 3, "samples": samples, "seed": 4}
 
 
 @pytest.mark.parametrize("mode", ["mean", "sample"])
@@ -202,33 +225,32 @@ def job_of(model, plan, mode, graphs, net, steps=3):
 def test_the_loop_asks_the_host_for_nothing(random_model, mode, preset, told):
     """On the meta device, whose tensors hold nothing: reading one raises, and copies from the host are noted."""
     model, graphs = random_model(preset), WatchedGraphs()
-    plan = tiles.plan((32, 30, 27), np.pad(np.ones((2, 2, 2), bool), 1))
+    pieces = tiles.plan((32, 30, 27), np.pad(np.ones((2, 2, 2), bool), 1))
     weights = {name: part.to("meta") for name, part in model.denoiser.net.state_dict().items()}
 
     def net(*inputs):
         return torch.func.functional_call(model.denoiser.net, weights, inputs)
 
     with torch.no_grad():
-        y = torch.zeros(plan.shape, device="meta")
-        cond = Condition.of_acquisition((AxisPSF("kspace", 2.0),) * 3, (1, 1, 1), 0.01, stored=(2, 2, 2), device="meta")
+        y = torch.zeros(pieces.shape, device="meta")
+        cond = Condition.of_acquisition(PSF, (1, 1, 1), 0.01, stored=(2, 2, 2), device="meta")
         if told:
             cond = replace(cond, guidance=torch.zeros(1, 8, 4, 4, 4, device="meta"))
-        found, _ = loop.residual(job_of(model, plan, mode, graphs, net), plan, y, cond, no_report)
+        found = residual(model, pieces, Given(net, "meta"), y, cond, graphs, **of_mode(mode))
     assert found.device.type == "meta" and found.shape == y.shape
-    assert graphs.keys == [("loop", plan.box)] * (1 if mode == "mean" else 2)
+    assert graphs.keys == [("loop", pieces.box)] * (1 if mode == "mean" else 2)
     assert graphs.noted == []
 
 
 def test_of_several_tiles_the_network_is_what_is_captured(random_model):
     model, graphs = random_model("local"), WatchedGraphs()
-    plan = tiles.plan((72, 48, 48), tile=48)
-    job = job_of(model, plan, "mean", graphs, model.denoiser.net)
-    cond = Condition.of_acquisition(job.psf, (1, 1, 1), 0.01, stored=(2, 2, 2))
-    y = torch.rand(plan.shape, generator=torch.Generator().manual_seed(0))
+    pieces = tiles.plan((72, 48, 48), tile=48)
+    engine = Given(model.denoiser.net)
+    cond = Condition.of_acquisition(PSF, (1, 1, 1), 0.01, stored=(2, 2, 2))
+    y = torch.rand(pieces.shape, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        found, _ = loop.residual(job, plan, y, cond, no_report)
-        job.graphs = None
-        expected, _ = loop.residual(job, plan, y, cond, no_report)
+        found = residual(model, pieces, engine, y, cond, graphs)
+        expected = residual(model, pieces, engine, y, cond, None)
     assert graphs.keys == [("network", (48, 48, 48))] * 2 and torch.equal(found, expected)
 
 
@@ -260,17 +282,16 @@ class CapturedAtOnce:
 @pytest.mark.parametrize("preset", ["local", "teacher-small"])
 def test_the_graph_computes_the_loop(random_model, mode, preset):
     model, device = random_model(preset), torch.device("cuda", 0)
-    plan = tiles.plan((64, 60, 52), np.pad(np.ones((6, 6, 5), bool), 1))
-    job = job_of(model, plan, mode, CapturedAtOnce(), None)
-    job.engine, job.options.samples = TorchEngine(model.denoiser.net, device, 0), 1
-    y = torch.rand(plan.shape, generator=torch.Generator().manual_seed(0)).to(device)
+    pieces, graphs = tiles.plan((64, 60, 52), np.pad(np.ones((6, 6, 5), bool), 1)), CapturedAtOnce()
+    engine = TorchEngine(model.denoiser.net, device, 0)
+    y = torch.rand(pieces.shape, generator=torch.Generator().manual_seed(0)).to(device)
     cond = Condition.of_acquisition(
-        job.psf, (1, 1, 1), 0.01, stored=(2, 2, 2), mode=MEAN if mode == "mean" else SAMPLE, device=device
+        PSF, (1, 1, 1), 0.01, stored=(2, 2, 2), mode=MEAN if mode == "mean" else SAMPLE, device=device
     )
     with torch.inference_mode():
-        found, _ = loop.residual(job, plan, y, cond, no_report)
+        found = residual(model, pieces, engine, y, cond, graphs, **of_mode(mode, samples=1))
     assert torch.isfinite(found).all() and found.any()
-    assert (found - job.graphs.plain).abs().max() <= 1e-6 * found.abs().max()
+    assert (found - graphs.plain).abs().max() <= 1e-6 * found.abs().max()
 
 
 @pytest.mark.parametrize("samples", [pytest.param(6, marks=gpu)])

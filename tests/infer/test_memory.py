@@ -153,7 +153,7 @@ def need(**changes):
         "width": 32,
         "weight_bytes": 10**7,
     }
-    return memory.demand("openvino", **{**given, **changes})
+    return memory.demand(memory.COSTS["openvino"], **{**given, **changes})
 
 
 def test_more_of_anything_costs_more():

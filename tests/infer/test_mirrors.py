@@ -9,7 +9,7 @@ import pytest
 
 import mrisr
 from mrisr.errors import UsageError
-from mrisr.infer.mirrors import MIRRORINGS
+from mrisr.infer.facts import MIRRORINGS
 
 SHAPE = (26, 30, 22)  # at 1.5x: 39 x 45 x 33 voxels, of which no axis is a whole number of bricks
 

@@ -185,7 +185,7 @@ def test_no_step_where_the_processed_box_ends(model, monkeypatch):
     scan = np.abs(20 * rng.standard_normal((96, 60, 60))).astype(np.float32)
     scan[36:60, 24:36, 24:36] += 1000
     # Without anything certain all is head: the fade of the air is not in the way of what is looked at.
-    monkeypatch.setattr("mrisr.infer.pipeline.tissue", lambda v, *rest: np.ones(v.shape, np.uint8))
+    monkeypatch.setattr("mrisr.infer.finish.tissue", lambda v, *rest: np.ones(v.shape, np.uint8))
     result, info = run(scan, model)
     low = info.tiles.box[0][0]
     assert low > 0

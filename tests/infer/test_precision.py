@@ -13,14 +13,20 @@ from mrisr import environment
 from mrisr.errors import BackendError, UsageError
 from mrisr.infer import engines
 from mrisr.infer.engines import precision
-from mrisr.infer.program import compile_network
-from mrisr.infer.slabs import SlabRunner
+from mrisr.infer.engines.program import compile_network
+from mrisr.infer.engines.slabs import SlabRunner
 from mrisr.nn.condition import VECTOR_DIM
 
 CPU = torch.device("cpu")
 needs_bfloat16 = pytest.mark.skipif(
     precision.lacking(CPU) is not None, reason=f"bfloat16 cannot run here: {precision.lacking(CPU)}"
 )
+
+
+def made(*args, **how):
+    """(engine, why) of the arguments of `engines.choose`."""
+    choice = engines.choose(*args, **how)
+    return engines.make(choice, args[2]), choice.why
 
 
 @pytest.fixture
@@ -60,19 +66,19 @@ def test_a_processor_is_read_never_guessed(processor):
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
 def test_without_it_auto_is_float32_and_asking_is_refused(engine, net, auto, processor):
     processor("avx512f")
-    found, _ = engines.choose(engine, "cpu", net, 1)
+    found, _ = made(engine, "cpu", net, 1)
     assert found.precision == "float32" and "neither AMX-BF16 nor AVX512-BF16" in found.precision_why
     with pytest.raises(BackendError, match=r"^precision: bfloat16 was asked for, but this processor .* has neither"):
-        engines.choose(engine, "cpu", net, 1, precision="bfloat16")
+        made(engine, "cpu", net, 1, precision="bfloat16")
 
 
 @needs_bfloat16
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
 def test_with_it_auto_takes_it_and_says_why(engine, net, auto):
-    found, _ = engines.choose(engine, "cpu", net, 2)
+    found, _ = made(engine, "cpu", net, 2)
     assert found.precision == "bfloat16" and precision.instructions()[0] in found.precision_why
     assert "differs from float32 by" in found.precision_why
-    found, _ = engines.choose(engine, "cpu", net, 2, precision="float32")
+    found, _ = made(engine, "cpu", net, 2, precision="float32")
     assert (found.precision, found.precision_why) == ("float32", "asked for")
 
 
@@ -83,7 +89,7 @@ def test_a_network_in_bfloat16_is_close_to_float32_and_not_equal(engine, model, 
     given = precision.example()
     found = {}
     for name in ("float32", "bfloat16"):
-        chosen, _ = engines.choose(engine, "cpu", net, 2, precision=name)
+        chosen, _ = made(engine, "cpu", net, 2, precision=name)
         found[name] = chosen.prepare((precision.TILE,) * 3)(*given).clone()
         chosen.release()
     assert found["bfloat16"].dtype == torch.float32
@@ -99,8 +105,8 @@ def test_float16_on_a_processor_does_not_pass(net, auto, monkeypatch):
     monkeypatch.setitem(openvino.HINTS, "bfloat16", "f16")
     monkeypatch.setattr(openvino, "_networks", type(openvino._networks)())
     with pytest.raises(BackendError, match=r"precision: bfloat16 differs from float32 by .*; use float32, or auto"):
-        engines.choose("openvino", "cpu", net, 2, precision="bfloat16")
-    found, _ = engines.choose("openvino", "cpu", net, 2)
+        made("openvino", "cpu", net, 2, precision="bfloat16")
+    found, _ = made("openvino", "cpu", net, 2)
     assert found.precision == "float32" and "differs from float32 by" in found.precision_why
     monkeypatch.setattr(openvino, "_networks", type(openvino._networks)())
 
@@ -154,7 +160,7 @@ def test_the_variable_stands_for_auto(monkeypatch):
 
 def test_what_stays_float32_in_slabs(random_model, monkeypatch):
     """Maps, sums, the last convolution, the result: slabs of other sizes give the same, and only convolutions round."""
-    from mrisr.infer import slabs
+    from mrisr.infer.engines import slabs
 
     computed, convolve = {}, slabs.convolve
 

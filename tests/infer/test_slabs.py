@@ -15,10 +15,11 @@ from torch.profiler import ProfilerActivity, profile
 
 import mrisr
 from mrisr.errors import BackendError, MemoryBudgetError, MrisrWarning
-from mrisr.infer import memory, slabs
+from mrisr.infer import memory
+from mrisr.infer.engines import slabs
+from mrisr.infer.engines.program import compile_network
+from mrisr.infer.engines.slabs import SlabRunner
 from mrisr.infer.engines.torch import TorchEngine
-from mrisr.infer.program import compile_network
-from mrisr.infer.slabs import SlabRunner
 from mrisr.nn.condition import GUIDANCE_CHANNELS, VECTOR_DIM
 from mrisr.nn.presets import build
 
@@ -115,8 +116,8 @@ import sys, torch
 sys.path.insert(0, {tests!r})
 from test_slabs import inputs, network
 from mrisr.infer import memory
-from mrisr.infer.program import compile_network
-from mrisr.infer.slabs import SlabRunner
+from mrisr.infer.engines.program import compile_network
+from mrisr.infer.engines.slabs import SlabRunner
 from pathlib import Path
 torch.set_num_threads(2)
 net, shape = network({preset!r}), (192, 208, 192)

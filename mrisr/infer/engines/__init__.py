@@ -1,8 +1,11 @@
-"""What runs the network: one small protocol, one file per engine.
+"""What runs the network: one protocol (`engine`), one choice (`select`), one file per engine.
 
-No name of a library is bound here: this package has submodules called torch and openvino.
+The PyTorch engine can run layer by layer: `program` is the network as a list of steps, `slabs` runs it. `graph` holds
+the loop of an engine on a GPU. No name of a library is bound here: this package has submodules called torch and
+openvino.
 """
 
-from mrisr.infer.engines.select import NAMES, Engine, Network, check_fork, choose
+from mrisr.infer.engines.engine import Engine, Network
+from mrisr.infer.engines.select import NAMES, Choice, check_fork, choose, make
 
-__all__ = ["NAMES", "Engine", "Network", "check_fork", "choose"]
+__all__ = ["NAMES", "Choice", "Engine", "Network", "check_fork", "choose", "make"]

@@ -30,8 +30,9 @@ from mrisr import third_party
 from mrisr.environment import cache_folder
 from mrisr.errors import CATCHING, BackendError, MrisrWarning
 from mrisr.infer.engines import precision
-from mrisr.infer.engines.select import Network
+from mrisr.infer.engines.engine import Engine, Network
 from mrisr.infer.engines.torch import TorchEngine, limited
+from mrisr.infer.memory import COSTS
 from mrisr.nn.condition import GUIDANCE_CHANNELS, GUIDANCE_STRIDE, VECTOR_DIM
 
 ov = third_party.openvino()
@@ -120,7 +121,7 @@ _networks: weakref.WeakKeyDictionary[torch.nn.Module, _Converted] = weakref.Weak
 _lock = threading.RLock()  # of what is kept between calls, here and in OpenVINO's Python package
 
 
-class OpenVINOEngine:
+class OpenVINOEngine(Engine):
     """See `mrisr.infer.engines.Engine`. Tensors are shared with PyTorch, not copied.
 
     Args:
@@ -131,6 +132,7 @@ class OpenVINOEngine:
     """
 
     name = "openvino"
+    cost = COSTS["openvino"]
     device = torch.device("cpu")
 
     def __init__(self, net: torch.nn.Module, threads: int, asked: str = "float32") -> None:
@@ -143,7 +145,7 @@ class OpenVINOEngine:
         measured = partial(precision.kept, key, self._difference)
         self.precision, self.precision_why = precision.decide(asked, self.device, self._lacks_bfloat16(), measured)
 
-    def prepare(self, shape: tuple[int, int, int]) -> Network:
+    def prepare(self, shape: tuple[int, int, int], *, exact=False, spill=False, tick=None) -> Network:
         compiled = self._converted().compile(tuple(shape), self.threads, self.precision)
         self._used.append(compiled)
         return compiled.network()

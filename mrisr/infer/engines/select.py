@@ -1,55 +1,43 @@
-"""The engine protocol, and which engine runs.
+"""Which engine runs, and why.
 
-An engine swaps the network alone: preconditioning, tiles and samplers are shared. One that was asked for by
-name and cannot run raises `BackendError` with its reason; only engine="auto" chooses, and `info.engine.why`
-says why.
+One that was asked for by name and cannot run raises `BackendError` with its reason; only engine="auto" chooses, and
+`info.engine.why` says why. Choosing loads nothing; `make` does.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable
-from typing import Protocol
+from dataclasses import dataclass
 
 import torch
 
 from mrisr import environment
 from mrisr.errors import BackendError, UsageError
 from mrisr.infer.engines import tensorrt_package
+from mrisr.infer.engines.engine import Engine
 from mrisr.infer.engines.precision import asked_for
 
-# (x, y [1, 1, D, H, W], vector [1, 40], guidance [1, 8, D/8, H/8, W/8], active or None) -> F [1, 1, D, H, W],
-# float32: the interface of mrisr.nn.unet.UNet, so that mrisr.diffusion.precond.Denoiser takes either.
-Network = Callable[..., torch.Tensor]
 NAMES = ("torch", "openvino", "tensorrt")
 
 
-class Engine(Protocol):
-    """Where and how the network runs; the attributes go into `info` as they are.
+@dataclass(frozen=True)
+class Choice:
+    """An engine that is to run, before it exists.
 
     Attributes:
-        name: as in the `engine` argument.
-        device: of the tensors it takes and gives.
-        threads: on the CPU; 0 on a GPU.
-        precision: of the arithmetic.
-        precision_why: why that one.
+        name: of `NAMES`.
+        device: where.
+        threads: on a CPU.
+        precision: what is wanted, as `mrisr.infer.engines.precision.asked_for` gives it.
+        why: this engine, in words.
     """
 
     name: str
     device: torch.device
     threads: int
     precision: str
-    precision_why: str
-
-    def prepare(self, shape: tuple[int, int, int]) -> Network:
-        """The network, ready for volumes of `shape` (multiples of 8).
-
-        It runs without autograd, and its result may be overwritten by its next call. Ctrl-C interrupts it.
-        """
-
-    def release(self) -> None:
-        """Give back working memory between runs (compiled kernels stay)."""
+    why: str
 
 
 def thread_count(threads: int | None) -> int:
@@ -92,8 +80,7 @@ def missing(name: str, device: torch.device, net: torch.nn.Module, plan=None) ->
             return f"it runs on the CPU, and the device is {device}"
         if importlib.util.find_spec("openvino") is None:
             return "the package openvino is not installed (pip install openvino)"
-        config = getattr(net, "config", None)
-        if config is None or config.norm == "group" or config.attention:
+        if net.config.norm == "group" or net.config.attention:
             return "it takes the networks without group normalisation and attention, and this one has them"
         return None
     reason = tensorrt_package.missing(plan and plan.path)
@@ -113,11 +100,11 @@ def choose(
     threads: int | None,
     plan=None,
     precision: str = "auto",
-) -> tuple[Engine, str]:
-    """(engine, why). `plan`: as for `missing`; `precision`: one of `mrisr.infer.engines.precision.PRECISIONS`.
+) -> Choice:
+    """The engine to `make`. `plan`: as for `missing`; `precision`: one of `mrisr.infer.engines.precision.PRECISIONS`.
 
-    Raises UsageError for an unknown name, BackendError where a named engine or precision cannot be had, or the process
-    was forked from one that has used an engine.
+    Raises UsageError for an unknown name, BackendError where a named engine cannot be had, or the process was forked
+    from one that has used an engine.
     """
     check_fork()
     asked = asked_for(precision)
@@ -133,11 +120,11 @@ def choose(
             raise BackendError(f"engine: {engine} was asked for, but {reason}; use {' or '.join(others)}, or auto")
         # MRISR_PRECISION is not about plans, which are what they were built as.
         wanted = precision if engine == "tensorrt" else asked
-        return _make(engine, where, net, count, wanted, plan), "asked for"
+        return Choice(engine, where, count, wanted, "asked for")
     reason = missing("openvino", where, net)
     if reason is None:
-        return _make("openvino", where, net, count, asked), "auto: the fastest engine on a CPU"
-    return _make("torch", where, net, count, asked), f"auto: not openvino, because {reason}"
+        return Choice("openvino", where, count, asked, "auto: the fastest engine on a CPU")
+    return Choice("torch", where, count, asked, f"auto: not openvino, because {reason}")
 
 
 def check_fork() -> None:
@@ -153,17 +140,19 @@ def check_fork() -> None:
 _used_in: int | None = None  # the process in which an engine was made first
 
 
-def _make(name: str, device: torch.device, net: torch.nn.Module, threads: int, asked: str, plan=None) -> Engine:
+def make(choice: Choice, net: torch.nn.Module, plan=None) -> Engine:
+    """The engine that was chosen, for `net` and its TensorRT `plan`. BackendError where its precision cannot be had, or
+    the plan does not fit."""
     global _used_in
     _used_in = os.getpid()
-    if name == "openvino":
+    if choice.name == "openvino":
         from mrisr.infer.engines.openvino import OpenVINOEngine
 
-        return OpenVINOEngine(net, threads, asked)
-    if name == "tensorrt":
+        return OpenVINOEngine(net, choice.threads, choice.precision)
+    if choice.name == "tensorrt":
         from mrisr.infer.engines.tensorrt import TensorRTEngine
 
-        return TensorRTEngine(net, device, plan, asked)
+        return TensorRTEngine(net, choice.device, plan, choice.precision)
     from mrisr.infer.engines.torch import TorchEngine
 
-    return TorchEngine(net, device, threads, asked)
+    return TorchEngine(net, choice.device, choice.threads, choice.precision)

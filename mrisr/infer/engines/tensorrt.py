@@ -14,8 +14,9 @@ import torch
 
 from mrisr.errors import BackendError
 from mrisr.infer.engines import tensorrt_package
-from mrisr.infer.engines.select import Network
+from mrisr.infer.engines.engine import Engine, Network
 from mrisr.infer.engines.torch import TorchEngine
+from mrisr.infer.memory import COSTS
 from mrisr.nn.condition import GUIDANCE_CHANNELS, GUIDANCE_STRIDE, VECTOR_DIM
 
 INPUTS, OUTPUT = ("x", "y", "vector", "guidance"), "f"
@@ -25,7 +26,7 @@ TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 _loaded: dict[tuple, _Plan] = {}
 
 
-class TensorRTEngine:
+class TensorRTEngine(Engine):
     """See `mrisr.infer.engines.Engine`.
 
     Attributes:
@@ -39,6 +40,8 @@ class TensorRTEngine:
     """
 
     name = "tensorrt"
+    cost = COSTS["tensorrt"]
+    capturable = True
     threads = 0
 
     def __init__(self, net: torch.nn.Module, device: torch.device, plan, asked: str = "auto") -> None:
@@ -58,7 +61,7 @@ class TensorRTEngine:
         self._plan = _loaded[key]
         self.tile = self._plan.tile
 
-    def prepare(self, shape: tuple[int, int, int]) -> Network:
+    def prepare(self, shape: tuple[int, int, int], *, exact=False, spill=False, tick=None) -> Network:
         self._plan.check(shape)
 
         def run(x, y, vector, guidance, active=None):

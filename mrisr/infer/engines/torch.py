@@ -1,13 +1,12 @@
 """PyTorch, channels-last, float32 or with convolutions in bfloat16: runs wherever PyTorch does.
 
-On a CPU the network runs as a program over slabs (`mrisr.infer.program`): the same result as the module's own
+On a CPU the network runs as a program over slabs (`mrisr.infer.engines.program`): the same result as the module's own
 forward, in less memory and, because slabs stay in the cache, less time. On a GPU it does where that is asked for.
 """
 
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -15,14 +14,16 @@ import torch
 
 from mrisr.errors import BackendError
 from mrisr.infer.engines import precision
-from mrisr.infer.engines.select import Network
-from mrisr.infer.program import compile_network
-from mrisr.infer.slabs import SlabRunner, scratch_folder
-from mrisr.infer.tiles import round_up
-from mrisr.nn.unet import MULTIPLE, UNet
+from mrisr.infer.engines.engine import Engine, Network
+from mrisr.infer.engines.program import compile_network, map_bytes
+from mrisr.infer.engines.slabs import SlabRunner, scratch_folder
+from mrisr.infer.memory import COSTS
+from mrisr.nn.unet import UNet
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-class TorchEngine:
+class TorchEngine(Engine):
     """See `mrisr.infer.engines.Engine`. The caller's module keeps its device, layout and training flag.
 
     Args:
@@ -33,10 +34,13 @@ class TorchEngine:
     """
 
     name = "torch"
+    cost = COSTS["torch"]
+    layered = True
 
     def __init__(self, net: torch.nn.Module, device: torch.device, threads: int, asked: str = "float32") -> None:
         self.device = device
         self.threads = threads if device.type == "cpu" else 0
+        self.capturable = device.type == "cuda"
         # float() and to() work in place on modules, so the engine owns a copy.
         self._net = copy.deepcopy(net).eval().requires_grad_(False)
         self._net.to(device=device, dtype=torch.float32, memory_format=torch.channels_last_3d)
@@ -57,7 +61,7 @@ class TorchEngine:
 
         Args:
             exact: run in slabs (a CPU always does).
-            spill: keep the largest maps in a file in `mrisr.infer.slabs.scratch_folder()`; on a CPU only.
+            spill: keep the largest maps in a file in `mrisr.infer.engines.slabs.scratch_folder()`; on a CPU only.
             tick: called with the fraction done.
 
         Raises:
@@ -69,7 +73,7 @@ class TorchEngine:
                 'raise memory, or use device="cpu"'
             )
         network = self._net
-        dtype = getattr(torch, self.precision)
+        dtype = DTYPES[self.precision]
         if isinstance(network, UNet) and (exact or spill or self.device.type == "cpu" or dtype != torch.float32):
             folder = scratch_folder() if spill else None
             network = SlabRunner(network, compile_network(network), spill=folder, tick=tick, dtype=dtype)
@@ -102,15 +106,12 @@ class TorchEngine:
         return precision.difference(found["bfloat16"], found["float32"])
 
     def map_bytes(self, shape: tuple[int, int, int], spill: bool = False) -> float | None:
-        """Bytes of feature maps per network voxel of a target of `shape`; None where the module runs as it is."""
+        """See `Engine.map_bytes`; None where the module runs as it is."""
         if not isinstance(self._net, UNet) or (self.device.type != "cpu" and not spill):
             return None
-        size = tuple(round_up(n, MULTIPLE) for n in shape)
-        program = compile_network(self._net)
-        return program.peak(size, self.device.type, spill) / math.prod(size)
+        return map_bytes(self._net, shape, self.device.type, spill)
 
-    def spilled(self, shape: tuple[int, int, int]) -> int:
-        """Bytes of the file that `prepare(shape, spill=True)` keeps maps in."""
+    def spill_bytes(self, shape: tuple[int, int, int]) -> int:
         return compile_network(self._net).spilled(shape)
 
     def _full_precision(self):

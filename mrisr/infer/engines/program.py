@@ -4,7 +4,7 @@ A network is a short list of steps. Each reads and writes whole feature maps, bu
 spatial axis) at a time: rows of what lies between two convolutions of a block exist for one slab only. Every row of
 every layer is computed once, from the same neighbours as in the whole volume, so that slab size changes nothing but
 memory. Group-norm statistics are finished before the first row is normalised, and attention (at the coarsest level,
-1/512 of the voxels) runs in one piece. `mrisr.infer.slabs` executes it.
+1/512 of the voxels) runs in one piece. `mrisr.infer.engines.slabs` executes it.
 
 Nothing public does both exactly and fast: tiles with enough halo cost 6 to 90 times the work, averaged statistics
 are not exact. Memory is that of the maps alive at once, which `peak` adds up from the steps themselves.
@@ -12,13 +12,15 @@ are not exact. Memory is that of the maps alive at once, which `peak` adds up fr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 
 from torch import nn
 
-from mrisr.nn.unet import Stage, UNet
+from mrisr.nn.blocks import NormBlock
+from mrisr.nn.unet import MULTIPLE, Stage, UNet
 
 FLOAT = 4  # bytes
 ATTENTION_COPIES = 6  # maps alive at once in attention
@@ -124,10 +126,16 @@ def compile_network(net: UNet) -> Program:
     return Program(tuple(steps), channels, {name: int(name[1:]) for name in channels})
 
 
+def map_bytes(net: UNet, shape: tuple[int, int, int], device: str = "cpu", spill: bool = False) -> float:
+    """Bytes of maps in memory per network voxel of a target of `shape`, layer by layer; see `Program.peak`."""
+    size = tuple(-(-n // MULTIPLE) * MULTIPLE for n in shape)
+    return compile_network(net).peak(size, device, spill) / math.prod(size)
+
+
 def _stage(stage: Stage, level: int, attention=()) -> Iterator[Step]:
     h, t = f"h{level}", f"t{level}"
     for block, attend in zip_longest(stage.blocks, attention):
-        if hasattr(block, "groups"):
+        if isinstance(block, NormBlock):
             yield Step("norm_conv", block, h, t, level)
             yield Step("norm_conv_add", block, t, h, level, frees=(t,))
         else:

@@ -1,4 +1,4 @@
-"""Run a `mrisr.infer.program.Program`: maps in memory or in a file, rows computed slab by slab, each once.
+"""Run a `mrisr.infer.engines.program.Program`: maps in memory or in a file, rows computed slab by slab, each once.
 
 Maps are [rows + 2, H, W, C] float32 (channels-last) with a row of zeros at either end, so that a slab and its
 neighbours are one dense view: no convolution copies or converts its input.
@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 
 from mrisr.errors import MemoryBudgetError, MrisrWarning
+from mrisr.infer.engines.program import Program, Step
 from mrisr.infer.memory import show
-from mrisr.infer.program import Program, Step
 from mrisr.nn.active import active_bricks
 from mrisr.nn.blocks import FilmBlock, NormBlock
 from mrisr.ops import group_norm as gn

@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable
 import torch
 
 from mrisr.errors import BackendError
+from mrisr.infer.engines.engine import Engine
 
 LEAST_GAIN = 1.02
 CAPTURING_CALL = 3
@@ -143,8 +144,6 @@ class Graphs:
         return f"CUDA graph {self.last}"
 
 
-def graphs_for(engine) -> Graphs | None:
-    """Of an engine whose work can be captured (PyTorch and TensorRT on a CUDA device); None for every other."""
-    if engine.name not in ("torch", "tensorrt") or engine.device.type != "cuda":
-        return None
-    return Graphs(engine.device)
+def graphs_for(engine: Engine) -> Graphs | None:
+    """Of an engine whose work can be captured; None for every other."""
+    return Graphs(engine.device) if engine.capturable else None

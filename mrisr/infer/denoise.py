@@ -1,0 +1,210 @@
+"""From the start y to the residual: the network on the pieces of a plan, the solver's steps, samples and mirrorings.
+
+Everything the loop needs lies on the device before it starts, and with one piece it waits for nothing. On a CUDA device
+the loop over one piece, or else the network on a tile, may therefore run as a CUDA graph
+(`mrisr.infer.engines.graph`).
+
+With an ensemble the network also sees the scan mirrored, and the answers, mirrored back, are averaged: training mirrors
+at random, so every mirrored answer is as good as the plain one; where they differ, the difference is the network's own,
+and the average has less of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
+
+import numpy as np
+import torch
+
+from mrisr.diffusion.precond import Denoiser
+from mrisr.diffusion.sampler import solve, solver_for
+from mrisr.infer import tiles
+from mrisr.infer.engines import Engine
+from mrisr.infer.engines.graph import Graphs
+from mrisr.infer.plan import FramePlan, Pass, Plan
+from mrisr.nn.condition import SAMPLE, Condition
+from mrisr.ops.noise import normal_noise
+from mrisr.ops.tiles import gather
+from mrisr.physics.degrade import band_matrices, mean_matrices, outside_band
+
+Tick = Callable[[float], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Residual:
+    """What the network adds to the start, float32 [X, Y, Z] on the target grid.
+
+    Attributes:
+        mean: over samples, or mirrorings.
+        std: voxel-wise standard deviation of the samples, or None.
+        seam: largest difference between neighbouring tiles, in the units of y; None where no two met.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor | None
+    seam: float | None
+
+
+def denoise(
+    engine: Engine,
+    plan: Plan,
+    frame: FramePlan,
+    y: torch.Tensor,
+    conditions: Sequence[Condition],
+    tick: Tick,
+    graphs: Graphs | None = None,
+) -> Residual:
+    """The residual of one frame, averaged over the passes of its plan.
+
+    Args:
+        engine: of `frame.route`.
+        y: [X, Y, Z], the normalised start on the target grid.
+        conditions: of every pass.
+        tick: called with the fraction done.
+        graphs: of a CUDA device.
+    """
+    passes = frame.passes
+    if len(passes) == 1:
+        return _residual(engine, plan, passes[0], y, conditions[0], tick, graphs)
+    total, seams = torch.zeros_like(y), []
+    for k, (run, cond) in enumerate(zip(passes, conditions, strict=True)):
+        shown = y.flip(run.mirrored) if run.mirrored else y
+        part = partial(_part, tick, k, len(passes))
+        answer = _residual(engine, plan, run, shown, cond, part, graphs)
+        total += answer.mean.flip(run.mirrored) if run.mirrored else answer.mean
+        seams += [] if answer.seam is None else [answer.seam]
+        del answer
+    return Residual(total.div_(len(passes)), None, max(seams, default=None))  # of the average it is at most that
+
+
+def _part(tick: Tick, k: int, count: int, fraction: float) -> None:
+    tick((k + fraction) / count)
+
+
+def _residual(
+    engine: Engine, plan: Plan, run: Pass, y: torch.Tensor, cond: Condition, tick: Tick, graphs: Graphs | None
+) -> Residual:
+    """Of one pass: the mean, or the samples' mean and standard deviation."""
+    if plan.options.mode != "mean":
+        return _sampled(engine, plan, run, y, cond, tick, graphs)
+    network = PieceNetwork(engine, plan, run, y.device, tick, graphs)
+    loop = _captured(graphs, run.tiles, partial(network, sigma=None))
+    return Residual(loop(None, y=y, cond=cond), None, network.seam)
+
+
+def _sampled(
+    engine: Engine, plan: Plan, run: Pass, y: torch.Tensor, cond: Condition, tick: Tick, graphs: Graphs | None
+) -> Residual:
+    options = plan.options
+    steps, samples = options.steps, options.samples
+    done, total = 0, steps * samples
+
+    def tick_all(fraction: float) -> None:
+        tick(min(1.0, (done + fraction) / total))
+
+    network = PieceNetwork(engine, plan, run, y.device, tick_all, graphs)
+    limits = network.denoiser.sigma_min, network.denoiser.sigma_max
+    solver, step_count = solver_for(steps, plan.model.few_steps, *limits)
+    solver, cond = solver.to(y), cond.with_mode(SAMPLE, step_count)
+
+    def loop(x, y, cond):
+        def evaluate(x, sigma):
+            nonlocal done
+            x0 = network(x, sigma=sigma, y=y, cond=cond)
+            done += 1
+            return x0
+
+        return solve(evaluate, x, solver)
+
+    sample = _captured(graphs, run.tiles, loop)
+    mean = spread = None
+    for k in range(samples):
+        x = normal_noise(y.shape, seed=options.seed, sample=k, device=y.device).mul_(solver.levels[0])
+        x = sample(x, y=y, cond=cond)
+        done = (k + 1) * steps  # a graph does not count
+        tick_all(0.0)
+        if mean is None:
+            mean, spread = x, torch.zeros_like(x)
+            continue
+        delta = x - mean  # Welford: no difference of large squares
+        mean += delta / (k + 1)
+        spread += delta * (x - mean)
+    return Residual(mean, None if samples == 1 else spread.div_(samples - 1).sqrt_(), network.seam)
+
+
+class PieceNetwork:
+    """(x or None, sigma, y, cond) -> x0 on the whole target grid, piece by piece; x None is the mean mode's zero.
+
+    Attributes:
+        seam: of the last evaluation.
+    """
+
+    def __init__(
+        self, engine: Engine, plan: Plan, run: Pass, device: torch.device, tick: Tick, graphs: Graphs | None
+    ) -> None:
+        geometry, pieces = plan.geometry, run.tiles
+        # The network knows slices along its last axis only; everything outside of here is in stored order.
+        self.order, self.back = geometry.order, tuple(int(i) for i in np.argsort(geometry.order))
+        self.pieces, self.tick, self.seam = pieces, tick, None
+        network = engine.prepare(
+            tuple(pieces.tile[i] for i in self.order),
+            exact=pieces.kind == tiles.EXACT,
+            spill=run.spill,
+            tick=None if pieces.kind == "tiles" else tick,
+        )
+        if graphs is not None and pieces.kind == "tiles":
+            network = partial(graphs.run, ("network", pieces.tile), network)
+        self.denoiser = Denoiser(network, plan.model.sigma_data)
+        # In the processed box only: it moves with the head, so that air around it changes nothing.
+        self.inside = tuple(slice(a, min(b, n)) for a, b, n in zip(*pieces.box, pieces.shape))
+        grid = [s.stop - s.start for s in self.inside], geometry.target.voxel_size, geometry.psf
+        # What was displaced, or averaged over slices, has no band that is exact (so in training): its local mean stays.
+        band = None if plan.displaced else band_matrices(*grid)
+        self.band = tuple(torch.as_tensor(m, device=device) for m in band or mean_matrices(*grid))
+        self.weights = tiles.weights_on(pieces, device)
+
+    def __call__(self, x, sigma, y: torch.Tensor, cond: Condition) -> torch.Tensor:
+        seams = tiles.Seams(self.pieces)
+        run = partial(self._piece, x, sigma, y, cond)
+        x0 = tiles.blend(self.pieces, run, torch.zeros_like(y), self.tick, seams, self.weights)
+        self.seam = seams.largest
+        processed = x0[self.inside]
+        processed.copy_(outside_band(processed, self.band))
+        return x0
+
+    def _piece(self, x, sigma, y: torch.Tensor, cond: Condition, start: tiles.Triple) -> torch.Tensor:
+        if x is None:
+            x0 = self.denoiser.mean(self._shown(y, start), self._condition(cond, start))
+        else:
+            x0 = self.denoiser(self._shown(x, start), sigma, self._shown(y, start), self._condition(cond, start))
+        return x0[0, 0].permute(self.back).contiguous()
+
+    def _shown(self, volume: torch.Tensor, start: tiles.Triple) -> torch.Tensor:
+        return gather(volume, start, self.pieces.tile).permute(self.order).contiguous()[None, None]
+
+    def _condition(self, cond: Condition, start: tiles.Triple) -> Condition:
+        """Of a piece: the guidance there."""
+        if cond.guidance is None:
+            return cond
+        size = self.pieces.tile
+        bricks = [slice(start[i] // tiles.BRICK, (start[i] + size[i]) // tiles.BRICK) for i in self.order]
+        return replace(cond, guidance=cond.guidance[(..., *bricks)].contiguous())
+
+
+def _captured(graphs: Graphs | None, pieces: tiles.TilePlan, loop: Callable) -> Callable:
+    """loop(x, y=, cond=), through the graphs where there are any and one piece is all there is."""
+    if graphs is None or pieces.kind != "whole":
+        return loop
+
+    def run(x, y, cond):
+        tensors = {f.name: getattr(cond, f.name) for f in fields(cond)}
+        tensors = {name: value for name, value in tensors.items() if isinstance(value, torch.Tensor)}
+
+        def of_tensors(x, y, *parts):
+            return loop(x, y=y, cond=replace(cond, **dict(zip(tensors, parts, strict=True))))
+
+        return graphs.run(("loop", pieces.box), of_tensors, x, y, *tensors.values())
+
+    return run

@@ -1,0 +1,141 @@
+"""What planning starts from: the options, and facts of the scan, the model and the machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from mrisr.grid import Grid
+from mrisr.infer import memory, tiles
+from mrisr.infer.corrections import learnt
+from mrisr.infer.engines import Engine
+from mrisr.nn.condition import canonical_order
+from mrisr.physics.psf import PSF, parse_psf
+from mrisr.volume import Volume
+
+WINDOW_ALIGN = 64  # attention windows are 8^3 at 1/8 resolution, counted from the volume's origin
+
+# Number of mirrorings that are averaged -> the stored axes that are mirrored together. Each set is a group that no
+# exchange of axes changes: mirroring the scan by one of its members mirrors the result and does nothing else.
+MIRRORINGS: dict[int, tuple[tuple[int, ...], ...]] = {
+    1: ((),),
+    2: ((), (0, 1, 2)),
+    4: ((), (0, 1), (0, 2), (1, 2)),
+    8: ((), (0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """The arguments of `mrisr.upscale` that say how; already checked by `mrisr.api`."""
+
+    device: str = "auto"
+    engine: str = "auto"
+    threads: int | None = None
+    precision: str = "auto"
+    mode: str = "mean"
+    steps: int = 1
+    samples: int = 1
+    seed: int = 0
+    ensemble: int = 1
+    psf: Any = "auto"
+    consistency: str = "auto"
+    memory: str | int | None = None
+    tile: int | tuple[int, int, int] | str | None = None
+    ends: str = "fade"
+    nonnegative: bool = False
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What planning knows of a scan.
+
+    Attributes:
+        source, target: its grid, and that of the result before slices at its ends are cut off.
+        frames: 1 of a 3D scan.
+        psf, psf_from, psf_certain: point spread along the stored axes, who says so, and whether that is certain.
+        order: of the stored axes, as the network sees them (slices last).
+    """
+
+    source: Grid
+    target: Grid
+    frames: int
+    psf: PSF
+    psf_from: str
+    psf_certain: bool
+    order: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, volume: Volume, target: Grid, psf: Any) -> Geometry:
+        """psf: the argument of `mrisr.upscale`. UsageError where it is none."""
+        stated = parse_psf(psf, volume.grid.voxel_size, volume.meta)
+        frames = volume.data.shape[3] if volume.data.ndim == 4 else 1
+        return cls(volume.grid, target, frames, *stated, canonical_order(stated[0], target.voxel_size))
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What planning and the account know of a model.
+
+    Attributes:
+        few_steps: numbers of steps that it was distilled to.
+        trained_range: "isotropic" or "slice" -> (least, most) acquired width / target voxel.
+        learnt: of "gradnl" and "bias", what it has learnt to be told of.
+        std_scale: (samples, steps) -> the conformal factors of the spread.
+    """
+
+    name: str
+    sha256: str
+    card: str | None
+    sigma_data: float
+    norm: str
+    attention: bool
+    width: int
+    weight_bytes: int
+    few_steps: tuple[int, ...]
+    trained_range: dict[str, tuple[float, float]]
+    learnt: tuple[str, ...]
+    std_scale: dict[tuple[int, int], dict[float, float]]
+
+    @classmethod
+    def of(cls, model: Any) -> ModelFacts:
+        """model: a `mrisr.weights.registry.LoadedModel`."""
+        net, meta = model.denoiser.net, model.meta
+        return cls(
+            name=model.name,
+            sha256=model.sha256,
+            card=None if model.card is None else str(model.card),
+            sigma_data=model.denoiser.sigma_data,
+            norm=net.config.norm,
+            attention=bool(net.config.attention),
+            width=net.config.widths[0],
+            weight_bytes=4 * sum(p.numel() for p in net.parameters()),
+            few_steps=tuple(meta.get("few_steps", ())),
+            trained_range={kind: tuple(limits) for kind, limits in meta.get("trained_range", {}).items()},
+            learnt=learnt(meta),
+            std_scale={
+                (entry["samples"], entry["steps"]): {float(k): float(v) for k, v in entry["scale"].items()}
+                for entry in meta.get("uncertainty", ())
+            },
+        )
+
+    @property
+    def align(self) -> int:
+        """What starts of tiles are multiples of."""
+        return WINDOW_ALIGN if self.attention else tiles.BRICK
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What memory a job has: bytes of its budget, and of those what the process holds already (none on a GPU)."""
+
+    budget: int
+    held: int
+
+    @classmethod
+    def of(cls, engine: Engine, budget: int | None) -> Machine:
+        """Now; budget None: what is free. Ask when the engine has been made, which takes memory, and of no certain
+        size."""
+        if budget is None:
+            budget = memory.default_budget(engine.device)
+        return cls(budget, memory.resident() if engine.device.type == "cpu" else 0)

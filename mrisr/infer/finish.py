@@ -1,0 +1,99 @@
+"""The last stage of a frame: consistency with the scan, plain interpolation where the network does not count, and the
+way back to the units of the input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mrisr.infer.corrections import Corrector, Displacement
+from mrisr.infer.info import ConsistencyInfo
+from mrisr.infer.plan import FramePlan, Plan
+from mrisr.infer.start import Frame
+from mrisr.physics.consistency import correct, residual_chi2
+from mrisr.physics.degrade import ForwardModel
+from mrisr.physics.foreground import tissue
+from mrisr.physics.intensity import robust_range
+
+
+@dataclass(frozen=True, eq=False)
+class FrameResult:
+    """One finished frame.
+
+    Attributes:
+        image: float32 [X, Y, Z] on the target grid, in the units of the input.
+        std: of the samples, likewise, or None.
+        plan: what ran.
+        seam: largest difference between neighbouring tiles, as a share of the result's range (p99.9 - p0.1); None where
+            no two met.
+        chi2: consistency with the scan.
+        scale: (offset, scale) of the normalised intensities.
+        spill_bytes: of the file that maps were kept in.
+        displacement: what correcting the geometry did.
+    """
+
+    image: np.ndarray
+    std: np.ndarray | None
+    plan: FramePlan
+    seam: float | None
+    chi2: ConsistencyInfo
+    scale: tuple[float, float]
+    spill_bytes: int
+    displacement: Displacement
+
+
+def make_consistent(
+    image: torch.Tensor, frame: Frame, plan: Plan, forward: ForwardModel
+) -> tuple[torch.Tensor, ConsistencyInfo]:
+    """(the image, corrected by the scan where that was decided; what was done and why)."""
+    action, why = plan.consistency.action, plan.consistency.why
+    if action == "none":
+        return image, ConsistencyInfo(False, why)
+    if frame.noise is None:
+        return image, ConsistencyInfo(False, "too little foreground to know the noise, hence when to stop")
+    if action == "measure":
+        chi2 = residual_chi2(image, frame.lr, forward, frame.noise)
+        return image, ConsistencyInfo(False, why, chi2, chi2, frame.noise)
+    corrected = correct(image, frame.lr, forward, frame.noise)
+    if not corrected.applied:
+        why += "; not needed, the result explains the input to within its noise"
+    chi2 = corrected.chi2_before, corrected.chi2_after
+    return corrected.image, ConsistencyInfo(corrected.applied, why, *chi2, frame.noise)
+
+
+def fade(
+    image: torch.Tensor, std: torch.Tensor | None, frame: Frame, corrector: Corrector, threads: int
+) -> torch.Tensor:
+    """The image (in place, as the spread), with plain interpolation in air and beyond the end slices."""
+    head = tissue(frame.lr.cpu().numpy(), corrector.fade.open_axes, max(1, threads))
+    weights = corrector.network_weights(torch.from_numpy(head).to(frame.lr))
+    plain = corrector.interpolate(frame.lr)
+    if std is not None:
+        std *= weights
+    return image.sub_(plain).mul_(weights).add_(plain)
+
+
+def finish(
+    image: torch.Tensor,
+    std: torch.Tensor | None,
+    seam: float | None,
+    frame: Frame,
+    corrector: Corrector,
+    nonnegative: bool,
+) -> tuple[np.ndarray, np.ndarray | None, float | None]:
+    """(image, spread, seam) as in a `FrameResult`, from normalised ones, which are written over."""
+    if seam is not None:
+        seam /= robust_range(image)
+    scale = frame.scale
+    out = corrector.restore_bias(image.mul_(scale.scale).add_(scale.offset)).cpu().numpy()
+    spread = None if std is None else corrector.restore_bias(std.mul_(scale.scale)).cpu().numpy()
+    if frame.background is not None:
+        outside = corrector.background(torch.from_numpy(frame.background.mask).to(frame.lr)).cpu().numpy()
+        out[outside] = frame.background.value
+        if spread is not None:
+            spread[outside] = 0
+    if nonnegative:
+        np.maximum(out, 0, out=out)
+    return out, spread, seam

@@ -1,0 +1,168 @@
+"""One scan, from its voxels to its finer voxels and the account of them: the stages in order."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from mrisr.errors import MrisrWarning
+from mrisr.grid import Grid
+from mrisr.infer import memory
+from mrisr.infer.account import account, engine_info
+from mrisr.infer.corrections import Corrections, Corrector, check_consistency, estimate_field
+from mrisr.infer.denoise import denoise
+from mrisr.infer.engines import Engine, make
+from mrisr.infer.engines.graph import graphs_for
+from mrisr.infer.facts import Geometry, Machine, Options
+from mrisr.infer.finish import FrameResult, fade, finish, make_consistent
+from mrisr.infer.info import Info
+from mrisr.infer.plan import FramePlan, Plan, Route, choose_engine, plan_frame, plan_scan
+from mrisr.infer.progress import Report
+from mrisr.infer.start import conditions, foregrounds, start
+from mrisr.physics.degrade import ForwardModel
+from mrisr.volume import Volume
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """What came in: the voxels, and what is known of them.
+
+    Attributes:
+        volume: 3D, or 4D (each frame on its own).
+        corrections: of its distortions.
+        mask: the head, bool [X, Y, Z] on the scan's grid, or None.
+    """
+
+    volume: Volume
+    corrections: Corrections = Corrections()
+    mask: np.ndarray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Stages:
+    """What every frame needs: made once, never written to."""
+
+    scan: Scan
+    plan: Plan
+    corrector: Corrector
+    forward: ForwardModel
+    report: Report
+
+
+def upscale_volume(scan: Scan, target: Grid, model: Any, options: Options, report: Report) -> tuple[Volume, Info]:
+    """Bring a scan onto `target`: (result in the input's intensity units, the account).
+
+    Args:
+        target: from `mrisr.grid.plan(volume.grid, ...)`.
+        model: `mrisr.load_model(...)`: a LoadedModel.
+
+    Raises:
+        MemoryBudgetError, BackendError, UsageError.
+    """
+    with report.stage("prepare"):
+        stages, engine = _prepare(scan, target, model, options, report)
+        plan, volume, said = stages.plan, scan.volume, _warn([], stages.plan.warnings)
+    if scan.corrections.estimates:
+        with report.stage("bias"):
+            field = estimate_field(volume.data, volume.grid, options.threads)
+            stages = replace(stages, corrector=stages.corrector.with_field(field))
+    out = np.empty(target.shape + volume.data.shape[3:], np.float32)
+    std = np.empty_like(out) if options.samples > 1 else None
+    results: list[FrameResult] = []
+    with closing(Runner(plan.route, engine, model)) as runner, torch.inference_mode():
+        for t, data in enumerate(volume.frames()):
+            where = (..., t) if volume.data.ndim == 4 else ...
+            result = _frame(stages, runner, data, said)
+            results.append(_stored(result, out[where], None if std is None else std[where]))
+            del result  # its voxels, which are in `out` now
+        used = engine_info(runner.engine, plan, results, runner.graphs)
+    info = account(plan, results, used, stages.corrector, said, report.seconds)
+    out, std = (None if v is None else np.ascontiguousarray(v[plan.kept]) for v in (out, std))
+    if std is not None:
+        info.std = volume.replace(std, plan.output.affine)
+    return volume.replace(out, plan.output.affine), info
+
+
+def _prepare(scan: Scan, target: Grid, model: Any, options: Options, report: Report) -> tuple[Stages, Engine]:
+    given = scan.corrections
+    check_consistency(given, options.consistency)
+    geometry = Geometry.of(scan.volume, target, options.psf)
+    budget = memory.parse_budget(options.memory)
+    choice = choose_engine(options, model)
+    engine = make(choice, model.denoiser.net, model.plan)
+    plan = plan_scan(geometry, given, model, options, choice, engine, Machine.of(engine, budget))
+    source, psf = geometry.source, geometry.psf
+    corrector = Corrector(given, source, target, psf, ends=options.ends, learnt=plan.model.learnt, device=engine.device)
+    forward = ForwardModel.between(target.shape, target.voxel_size, source.shape, source.voxel_size, psf)
+    return Stages(scan, plan, corrector, forward, report), engine
+
+
+def _frame(stages: Stages, runner: Runner, data: np.ndarray, said: list[str]) -> FrameResult:
+    """One 3D volume; what it warns of is added to `said`."""
+    plan, corrector, report = stages.plan, stages.corrector, stages.report
+    with report.stage("start"):
+        frame, y = start(data, stages.scan.mask, corrector)
+        _warn(said, frame.warnings)
+        frame_plan = plan_frame(plan, foregrounds(y, plan.mirrorings), runner.route)
+        engine = runner.follow(frame_plan.route)
+        told = conditions(plan, frame, corrector)
+    with report.stage("network"):
+        residual = denoise(engine, plan, frame_plan, y, told, report.tick, runner.graphs)
+        engine.release()  # what follows needs memory of its own
+    with report.stage("consistency"):
+        image, std, seam = y.add_(residual.mean), residual.std, residual.seam
+        del residual, y
+        image, chi2 = make_consistent(image, frame, plan, stages.forward)
+        image = fade(image, std, frame, corrector, engine.threads)
+    with report.stage("finish"):
+        image, std, seam = finish(image, std, seam, frame, corrector, plan.options.nonnegative)
+    scale = frame.scale.offset, frame.scale.scale
+    return FrameResult(image, std, frame_plan, seam, chi2, scale, _spilled(engine, frame_plan), frame.displacement)
+
+
+def _spilled(engine: Engine, frame_plan: FramePlan) -> int:
+    return max(engine.spill_bytes(p.tiles.tile) if p.spill else 0 for p in frame_plan.passes)
+
+
+def _stored(result: FrameResult, out: np.ndarray, std: np.ndarray | None) -> FrameResult:
+    """The result with its voxels where they belong."""
+    out[...] = result.image
+    if std is not None:
+        std[...] = result.std
+    return replace(result, image=out, std=std)
+
+
+def _warn(said: list[str], texts: Iterable[str]) -> list[str]:
+    """Give every warning once, and note it."""
+    for text in texts:
+        if text not in said:
+            said.append(text)
+            warnings.warn(text, MrisrWarning, stacklevel=2)
+    return said
+
+
+class Runner:
+    """The engine of the route that the frames are on, one at a time."""
+
+    def __init__(self, route: Route, engine: Engine, model: Any) -> None:
+        self.route, self.engine, self._model = route, engine, model
+        self.graphs = graphs_for(engine)
+
+    def follow(self, route: Route) -> Engine:
+        """The engine of a route; that of the one before has given its memory back."""
+        if route is not self.route:
+            self.engine.release()
+            self.engine = make(route.engine, self._model.denoiser.net, self._model.plan)
+            self.route, self.graphs = route, graphs_for(self.engine)
+        return self.engine
+
+    def close(self) -> None:
+        if self.graphs is not None:
+            self.graphs.clear()
+        self.engine.release()

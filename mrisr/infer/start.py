@@ -1,0 +1,90 @@
+"""The first stage of a frame: its intensity scale, its noise, and the network's start on the target grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mrisr.infer import tiles
+from mrisr.infer.corrections import Corrector, Displacement
+from mrisr.infer.plan import Plan
+from mrisr.nn.condition import MEAN, SAMPLE, Condition
+from mrisr.physics.foreground import Background, masked_background
+from mrisr.physics.intensity import OUTLIER, Scale, estimate_noise, robust_scale
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """What is known of one frame before the network runs.
+
+    Attributes:
+        lr: the scan without its bias, normalised: float32 [x, y, z], on the device.
+        scale: what it was normalised by.
+        noise: standard deviation as a part of the scale, or None: too little foreground.
+        background: voxels of the scan whose value in the result is known, or None.
+        displacement: what correcting its geometry does.
+        warnings: for the user.
+    """
+
+    lr: torch.Tensor
+    scale: Scale
+    noise: float | None
+    background: Background | None
+    displacement: Displacement
+    warnings: tuple[str, ...]
+
+
+def start(data: np.ndarray, mask: np.ndarray | None, corrector: Corrector) -> tuple[Frame, torch.Tensor]:
+    """(what is known of a frame, its start y: float32 [X, Y, Z] on the target grid).
+
+    Args:
+        data: float32 [x, y, z].
+        mask: bool, the head, or None.
+    """
+    unbiased = corrector.remove_bias(data)
+    scale = robust_scale(unbiased)
+    lr = _normalise(np.ascontiguousarray(unbiased), scale)
+    # Of the scan as it was acquired: dividing by a field makes the noise uneven, which the network is told apart.
+    noise = estimate_noise(lr if unbiased is data else _normalise(data, scale))
+    lr = lr.to(corrector.device)
+    y, displacement = corrector.start(lr)
+    warnings = (_outliers(scale),) if scale.outliers else ()
+    return Frame(lr, scale, noise, _background(data, mask), displacement, warnings + displacement.warnings), y
+
+
+def _normalise(data: np.ndarray, scale: Scale) -> torch.Tensor:
+    return (torch.from_numpy(data) - scale.offset).div_(scale.scale)
+
+
+def foregrounds(y: torch.Tensor, mirrorings: tuple[tuple[int, ...], ...]) -> list[np.ndarray]:
+    """The bricks that hold tissue, of the start mirrored in every way; bricks are counted from a corner, so that each
+    has its own."""
+    return [tiles.foreground_bricks(y.flip(axes) if axes else y) for axes in mirrorings]
+
+
+def conditions(plan: Plan, frame: Frame, corrector: Corrector) -> tuple[Condition, ...]:
+    """What the network is told of the acquisition, and of the corrections to the grid as each mirroring shows it."""
+    geometry = plan.geometry
+    known = (geometry.psf, geometry.target.voxel_size, geometry.source.voxel_size)
+    psf, voxel_size, stored = (tuple(v[i] for i in geometry.order) for v in known)
+    mode = SAMPLE if plan.options.mode == "sample" else MEAN
+    of_scan = dict(stored=stored, mode=mode, device=corrector.device)
+    cond = Condition.of_acquisition(psf, voxel_size, frame.noise, **of_scan)
+    return tuple(corrector.add_guidance(cond, geometry.order, axes) for axes in plan.mirrorings)
+
+
+def _outliers(scale: Scale) -> str:
+    return (
+        f"the brightest {100 * scale.outliers:.2g} % of the foreground are over {OUTLIER:g} times as bright as the "
+        "rest (an implant, a vessel, spikes?): the intensity scale was taken without them; look at the result there"
+    )
+
+
+def _background(data: np.ndarray, mask: np.ndarray | None) -> Background | None:
+    """What is to be one exact value in the result: outside of the stated mask, or else what the scan has masked."""
+    found = masked_background(data)
+    if mask is None:
+        return found
+    return Background(~mask, 0.0 if found is None else found.value)
