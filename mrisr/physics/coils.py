@@ -20,16 +20,20 @@ import torch
 
 from mrisr.errors import InputError
 from mrisr.physics import harmonics
+from mrisr.schema import shown
 
 RAS_TO_LAI = np.array([-1.0, 1.0, -1.0])  # its own inverse
 HIGHEST_DEGREE = 30
 LARGEST_FILE = 1 << 20  # bytes; coefficient files have a few thousand
 
 _RADIUS = re.compile(r"([-+\d.eE]+)\s*m\s*=\s*R0", re.IGNORECASE)
-_LNORM = re.compile(r"lnorm\s*=\s*(\d+)", re.IGNORECASE)
-_ROW = re.compile(r"^\s*\d+\s+([AB])\s*\(\s*(\d+)\s*,\s*(\d+)\s*\)\s+([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s+([xyz])\s*$")
-_ROW_LIKE = re.compile(r"^\s*\d+\s+[A-Za-z]\s*\(")
-_COEF_ROW = re.compile(r"^\s*(alpha|beta)_([xyz])\s+(\d+)\s+(\d+)\s+([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*;?\s*$")
+_NUMBER = r"([-+]?[\d.]+(?:[eE][-+]?\d+)?)"
+_LNORM = re.compile(r"lnorm\s*=\s*(\d{1,9})", re.IGNORECASE)
+_ROW = re.compile(
+    r"^\s*\d+\s+([AB])\s*\(\s*(\d{1,4})\s*,\s*(\d{1,4})\s*\)\s+([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s+([xyz])\s*$"
+)
+_ROW_LIKE = re.compile(r"^\s*(?:\d+\s+[A-Za-z]\s*\(|(?:alpha|beta)_[xyz]\b)")
+_COEF_ROW = re.compile(r"^\s*(alpha|beta)_([xyz])\s+(\d{1,4})\s+(\d{1,4})\s+" + _NUMBER + r"\s*;?\s*$")
 _OTHERS = {
     "GE's gw_coils.dat": re.compile(r"\bSCALE[XYZ]\d|gw_coil|gradwarp", re.IGNORECASE),
     "Philips' geometry correction": re.compile(r"philips|\bGCOR\b", re.IGNORECASE),
@@ -137,8 +141,8 @@ def _text(path: Path, name: str) -> str:
 def _why_not(text: str, bad: int | None) -> str:
     if bad:
         return (
-            f"line {bad} is not a coefficient: expected 'NO. TYPE SPECTRUM AXIS' such as '1 A( 3, 0) -0.1 z', "
-            f"found {text.splitlines()[bad - 1].strip()!r}"
+            f"line {bad} is not a coefficient: expected one such as '1 A( 3, 0) -0.1 z' or 'alpha_z 3 0 -0.1', "
+            f"found {shown(text.splitlines()[bad - 1].strip())}"
         )
     for vendor, sign in _OTHERS.items():
         if sign.search(text):
@@ -155,7 +159,7 @@ def _radius(text: str, stated: float | None, name: str) -> float:
     try:
         radius = float(found.group(1)) * 1000.0 if found else stated
     except ValueError:
-        raise InputError(f"{name}: the radius in {found.group(0)!r} is not a number") from None
+        raise InputError(f"{name}: the radius in {shown(found.group(0))} is not a number") from None
     if radius is None:
         raise InputError(f"{name}: states no radius (a line with 'm = R0'); give it: radius= in mm")
     if not (np.isfinite(radius) and 50.0 <= radius <= 1000.0):
@@ -172,7 +176,7 @@ def _coefficients(rows, name: str) -> dict:
         try:
             value = float(text)
         except ValueError:
-            raise InputError(f"{name}: line {number}: {text!r} is not a number") from None
+            raise InputError(f"{name}: line {number}: {shown(text)} is not a number") from None
         if m > n or n > HIGHEST_DEGREE:
             raise InputError(
                 f"{name}: line {number}: {letter}({n},{m}) is no harmonic of degree <= {HIGHEST_DEGREE} and order <= n"
@@ -180,7 +184,7 @@ def _coefficients(rows, name: str) -> dict:
         if key in found:
             raise InputError(f"{name}: line {number}: {letter}({n},{m}) along {axis} for the second time")
         if not np.isfinite(value) or abs(value) > 10.0:
-            raise InputError(f"{name}: line {number}: {letter}({n},{m}) = {text}; expected fractions of R0")
+            raise InputError(f"{name}: line {number}: {letter}({n},{m}) = {shown(text)}; expected fractions of R0")
         found[key] = value
     return found
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mrisr.cli.main import main
+from tests.alone import alone, no_network  # noqa: F401 - fixtures
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from mutate import header_numbers, reshape, reshaped, some_bytes, within, zip_entries
+
+from tests.fuzz.mutate import header_numbers, reshape, reshaped, some_bytes, within, zip_entries
 
 EXPORT = Path(__file__).resolve().parents[1] / "export"
 

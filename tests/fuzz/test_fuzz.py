@@ -16,9 +16,9 @@ import warnings
 from contextlib import contextmanager
 
 import pytest
-from targets import TARGETS
 
 from mrisr.errors import MrisrError
+from tests.fuzz.targets import TARGETS
 
 ROUNDS = int(os.environ.get("MRISR_FUZZ_ROUNDS", "1"))
 SLOWEST = 2.0  # seconds of processor time

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.alone import alone, no_network  # noqa: F401 - fixtures
+
 sys.path.insert(0, str(Path(__file__).parent))
 from libmrisr import LIBRARY, Library  # noqa: E402 - beside, not in a package
 
