@@ -11,6 +11,7 @@ import errno
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 __all__ = [
     "CATCHING",
@@ -25,6 +26,7 @@ __all__ = [
     "TrainingError",
     "UsageError",
     "opening",
+    "shown",
     "to_do",
 ]
 
@@ -109,3 +111,13 @@ def to_do(error: OSError) -> str:
     if error.errno == errno.ENAMETOOLONG:
         return "choose a shorter name"
     return "choose another name or folder"
+
+
+def shown(value: Any) -> str:
+    """Short enough for one line of an error, whatever it is."""
+    if isinstance(value, dict | list | tuple):
+        return "an object" if isinstance(value, dict) else "a list"
+    if isinstance(value, int) and abs(value) >= 10**50:  # printing thousands of digits is an error of its own
+        return "a number of more than 50 digits"
+    found = ascii(value)
+    return found if len(found) <= 60 else f"{found[:57]}..."

@@ -16,7 +16,7 @@ from typing import Annotated, Any, get_type_hints
 import msgspec
 from msgspec import Meta, inspect
 
-from mrisr.errors import InputError, MrisrError
+from mrisr.errors import InputError, MrisrError, shown
 
 DEPTH = 16  # of nested objects and lists
 LARGEST = 1 << 20  # bytes of a document
@@ -91,16 +91,6 @@ def check(value: Any, kind: Any, where: str, *, error: type[MrisrError] = InputE
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as failure:
         raise error(_explained(str(failure), value, kind, where)) from None
-
-
-def shown(value: Any) -> str:
-    """Short enough for one line of an error, whatever it is."""
-    if isinstance(value, dict | list | tuple):
-        return "an object" if isinstance(value, dict) else "a list"
-    if isinstance(value, int) and abs(value) >= 10**50:  # printing thousands of digits is an error of its own
-        return "a number of more than 50 digits"
-    found = ascii(value)
-    return found if len(found) <= 60 else f"{found[:57]}..."
 
 
 class _Refused(Exception):

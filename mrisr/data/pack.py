@@ -25,7 +25,7 @@ from msgspec.structs import asdict
 from mrisr import schema
 from mrisr.data.labels import LabelVolume
 from mrisr.data.sources import PACK_SUFFIX, TrainingVolume
-from mrisr.errors import InputError, UsageError
+from mrisr.errors import InputError, UsageError, shown
 from mrisr.io.atomic import replacing
 from mrisr.physics.intensity import estimate_noise
 from mrisr.schema import text
@@ -174,6 +174,6 @@ def _about(archive: zipfile.ZipFile, path: Path) -> list[Entry]:
         raise InputError(f"{path}: not a pack, or damaged ({error}); make one with `mrisr pack`") from error
     header = schema.parse(held, f"{path}: about")
     if isinstance(header, dict) and header.get("format") != FORMAT:
-        found = schema.shown(header.get("format"))
+        found = shown(header.get("format"))
         raise InputError(f"{path}: a pack of format {found}; this mrisr reads format {FORMAT}")
     return schema.check(header, About, f"{path}: about").volumes

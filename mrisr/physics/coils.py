@@ -18,9 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mrisr.errors import InputError
+from mrisr.errors import InputError, shown
 from mrisr.physics import harmonics
-from mrisr.schema import shown
 
 RAS_TO_LAI = np.array([-1.0, 1.0, -1.0])  # its own inverse
 HIGHEST_DEGREE = 30

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from mrisr import bundle, schema
 from mrisr.bundle.config import Count, Line, Positive, Steps, Word
-from mrisr.errors import ModelError, opening
+from mrisr.errors import ModelError, opening, shown
 
 FOLDER = Path(__file__).parent
 FORMAT = 1
@@ -190,7 +190,7 @@ def read(path: Path) -> tuple[dict, dict]:
     where = f"{path}: the 'mrisr' header"
     meta = schema.parse(header.encode("utf-8", "surrogatepass"), where, error=ModelError)
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        found = schema.shown(meta.get("format")) if isinstance(meta, dict) else type(meta).__name__
+        found = shown(meta.get("format")) if isinstance(meta, dict) else type(meta).__name__
         raise ModelError(f"{path}: weights of format {found}; this mrisr reads format {FORMAT}")
     schema.check(meta, Meta, where, error=ModelError)
     return meta, tensors

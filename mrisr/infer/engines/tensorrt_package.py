@@ -16,7 +16,7 @@ from typing import Any
 from msgspec import UNSET, Struct, UnsetType
 
 from mrisr import schema
-from mrisr.errors import BackendError
+from mrisr.errors import BackendError, shown
 
 # flavour, which is also the name of mrisr's extra -> (in words, import names: of the whole, and of the bindings alone)
 FLAVOURS = {
@@ -110,7 +110,7 @@ def notes_of(plan: Path) -> Notes | None:
         return None
     notes = schema.check(schema.read(path, error=BackendError), Notes, str(path), error=BackendError)
     if notes.flavour not in FLAVOURS:
-        raise BackendError(f"{path}: flavour: expected {' or '.join(FLAVOURS)}, found {schema.shown(notes.flavour)}")
+        raise BackendError(f"{path}: flavour: expected {' or '.join(FLAVOURS)}, found {shown(notes.flavour)}")
     return notes
 
 
