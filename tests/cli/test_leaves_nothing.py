@@ -7,6 +7,8 @@ afterwards.
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -52,32 +54,58 @@ def test_every_command_is_watched():
     assert set(LINES) == {command.__name__.rsplit(".", 1)[-1] for command in COMMANDS}
 
 
-SLOW = {
-    "demo": pytest.mark.slow("the whole template"),
-    "export": pytest.mark.slow("every graph is exported and compared"),
-}
+IN_TURN = """
+import os, sys
+from mrisr.cli.main import main
+from mrisr.train import teacher
+teacher.PROBES = 12
+for line in sys.argv[1:]:
+    name = line.split()[0]
+    os.mkdir(name)
+    os.chdir(name)
+    code = main(line.split())
+    assert code == 0, f"{line}: ended with {code}"
+    os.chdir("..")
+"""
+TOGETHER = ("bids", "correct", "simulate", "evaluate", "pack", "train", "distill", "bench", "doctor")
+SLOW = dict.fromkeys(TOGETHER, pytest.mark.slow("alone in a process; in turn with the others it is in `make test`"))
+SLOW["demo"] = pytest.mark.slow("the whole template")
+SLOW["export"] = pytest.mark.slow("every graph is exported and compared")
 ALL = [pytest.param(c, line, marks=SLOW.get(c, ())) for c, lines in LINES.items() for line in lines]
+NEEDS = {"train": "accelerate", "distill": "accelerate", "demo": "nilearn"}
 
 
-@pytest.mark.parametrize(("command", "line"), ALL)
-def test_command(command, line, alone, scan, weights, tmp_path):
-    if command in ("train", "distill"):
-        pytest.importorskip("accelerate", reason="needs the extra train")
-    if command == "serve":
-        pytest.importorskip("pynetdicom" if "dicom" in line else "ismrmrd", reason="needs the extra of its service")
-    if command == "demo":
-        pytest.importorskip("nilearn", reason="needs the extra demo")
-    scans = tmp_path / "scans"
+@pytest.fixture
+def words(scan, weights, tmp_path):
+    """words(line) -> those of a line of LINES, its inputs there."""
+    scans, raw = tmp_path / "scans", tmp_path / "raw"
     scans.mkdir()
     for name in "ab":
         shutil.copy(scan, scans / f"{name}.nii.gz")
-    raw = tmp_path / "raw"
     (raw / "sub-01/anat").mkdir(parents=True)
     (raw / "dataset_description.json").write_text('{"Name": "x", "BIDSVersion": "1.10.0"}')
     shutil.copy(scan, raw / "sub-01/anat/sub-01_T1w.nii.gz")
-    words = line.format(scan=scan, weights=weights, scans=scans, bids=raw).split()
-    done = alone([sys.executable, *HOW.get(command, ["-m", "mrisr.cli.main"]), command, *words])
+    return lambda line: line.format(scan=scan, weights=weights, scans=scans, bids=raw).split()
+
+
+@pytest.mark.parametrize(("command", "line"), ALL)
+def test_command(command, line, alone, words):
+    if command in NEEDS:
+        pytest.importorskip(NEEDS[command], reason=f"needs {NEEDS[command]} for the command {command}")
+    if command == "serve":
+        needs = "pynetdicom" if "dicom" in line else "ismrmrd"
+        pytest.importorskip(needs, reason=f"needs {needs} for the service")
+    done = alone([sys.executable, *HOW.get(command, ["-m", "mrisr.cli.main"]), command, *words(line)])
     assert (command == "serve") == ("mrisr serve: stopped" in done.stderr)
+
+
+def test_one_command_after_the_other(alone, words, tmp_path):
+    here = [name for name in TOGETHER if name not in NEEDS or importlib.util.find_spec(NEEDS[name])]
+    lines = [" ".join([name, *words(line)]) for name in here for line in LINES[name]]
+    alone([sys.executable, "-c", IN_TURN, *lines], outputs=here)
+    for name in here:
+        made = os.listdir(tmp_path / "work" / name)
+        assert all(file.split(".")[0] == "o" for file in made), f"{name} wrote {made}"
 
 
 SCRIPT = """
@@ -93,7 +121,9 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("first", ["", "import openvino"])
+@pytest.mark.parametrize(
+    "first", ["", pytest.param("import openvino", marks=pytest.mark.slow("two more processes load PyTorch"))]
+)
 def test_a_script_where_processes_are_spawned(first, alone, scan, tmp_path):
     """Also where the script has imported OpenVINO itself, whose own event is not ours: it is let go to nowhere."""
     script = tmp_path / "script.py"
