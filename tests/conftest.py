@@ -57,8 +57,8 @@ def pytest_ignore_collect(collection_path, config):
     return None
 
 
-@pytest.hookimpl(tryfirst=True)  # before -m selects
-def pytest_collection_modifyitems(items):
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # around -m's selection
+def pytest_collection_modifyitems(items, config):
     place = {name: index for index, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(_name(item.path), len(place)))
     for item in items:
@@ -67,6 +67,32 @@ def pytest_collection_modifyitems(items):
             raise pytest.UsageError(f"{item.nodeid}: slow needs its reason, as in pytest.mark.slow('two trainings')")
         if not slow and _name(item.path) in QUICK:
             item.add_marker("quick")
+    yield
+    _one_skip_for_each_reason(items, config)
+
+
+def _one_skip_for_each_reason(items, config) -> None:
+    """Of a file's tests that are marked as skipped for one reason, the first stays and says how many they are."""
+    groups: dict[tuple[Path, str], list[pytest.Item]] = {}
+    for item in items:
+        if reason := _absent(item):
+            groups.setdefault((item.path, reason), []).append(item)
+    gone = set()
+    for (_, reason), (first, *others) in groups.items():
+        if others:
+            first.add_marker(pytest.mark.skip(f"{reason} ({1 + len(others)} tests)"), append=False)
+            gone.update(others)
+    if gone:
+        config.hook.pytest_deselected(items=[item for item in items if item in gone])
+        items[:] = [item for item in items if item not in gone]
+
+
+def _absent(item) -> str:
+    """Why a test is skipped by its marks; empty where it is not."""
+    for mark in item.iter_markers("skip"):
+        return mark.kwargs.get("reason", *mark.args[:1]) if mark.kwargs or mark.args else "unconditionally"
+    reasons = (m.kwargs.get("reason", "") for m in item.iter_markers("skipif") if m.args and m.args[0] is True)
+    return next(reasons, "")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -5,17 +5,16 @@ Nothing of `mrisr.physics` is used: k-space is cut by a plain (periodic) FFT, sl
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import nibabel as nib
 import numpy as np
 import pytest
 from scipy.ndimage import map_coordinates
 
 import mrisr
+from tests import real_data
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "train"
 SIZE = 96
+HEADS = ("t1w_0p9mm_b", "flair_1mm_p26")
 # name: (factor per axis, k-space cut or slices, noise / median)
 CASES = {
     "iso2": ((2, 2, 2), True, 0.0),
@@ -50,7 +49,7 @@ def reference(name: str) -> np.ndarray:
     if name == "mni152":
         data = pytest.importorskip("nilearn.datasets").load_mni152_template(resolution=1).get_fdata()
     else:
-        path = SHARED / f"{name}.nii.gz"
+        path = real_data.SCANS / f"{name}.nii.gz"
         if not path.exists():
             pytest.skip(f"the held-out scan {path.name} is not beside this checkout")
         data = np.asarray(nib.load(path).dataobj, np.float64)
@@ -59,7 +58,7 @@ def reference(name: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("case", sorted(CASES))
-@pytest.mark.parametrize("name", ["t1w_0p9mm_b", "flair_1mm_p26", "mni152"])
+@pytest.mark.parametrize("name", [*(pytest.param(n, marks=real_data.needs_scans) for n in HEADS), "mni152"])
 def test_it_beats_cubic_interpolation(name, case):
     fine = reference(name)
     factor, kspace, noise = CASES[case]

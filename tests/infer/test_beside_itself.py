@@ -34,7 +34,10 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("how", [{"engine": "openvino"}, {"engine": "openvino", "tile": 48}, {"engine": "torch"}])
+TILED = pytest.param({"engine": "openvino", "tile": 48}, marks=pytest.mark.slow("six jobs of several tiles"))
+
+
+@pytest.mark.parametrize("how", [{"engine": "openvino"}, TILED, {"engine": "torch"}])
 def test_two_threads_give_what_one_gives(how, head):
     scans = [head((36, 40, 34), seed=seed) for seed in range(2)]
     alone = [mrisr.upscale(s, input_voxel_size=1.6, voxel_size=1.0, threads=1, **how) for s in scans]
@@ -78,13 +81,17 @@ def run(method: str, engine: str, tmp_path) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=170)
 
 
-@pytest.mark.parametrize("engine", ["openvino", "torch"])
+TORCH = pytest.param("torch", marks=pytest.mark.slow("two more processes load PyTorch"))
+
+
+@pytest.mark.parametrize("engine", ["openvino", TORCH])
 def test_a_forked_child_of_a_process_that_has_used_it_says_what_to_use(engine, tmp_path):
     done = run("fork", engine, tmp_path)
     assert done.returncode != 0
     assert 'start processes with multiprocessing.get_context("spawn")' in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow("two processes load PyTorch and OpenVINO; what is spawned is in test_leaves_nothing.py too")
 def test_a_spawned_child_gives_the_same(tmp_path):
     done = run("spawn", "openvino", tmp_path)
     assert done.returncode == 0, done.stderr

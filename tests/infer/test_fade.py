@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import nibabel as nib
 import numpy as np
 import pytest
@@ -13,8 +10,8 @@ from scipy import ndimage
 import mrisr
 from mrisr import grid as grids
 from mrisr.weights import registry
+from tests import real_data
 
-SHARED = Path(os.environ.get("MRISR_SHARED", Path(__file__).resolve().parents[3] / "shared"))
 pytestmark = [
     pytest.mark.filterwarnings("ignore::mrisr.errors.MrisrWarning"),
     pytest.mark.skipif("base" not in registry.available(), reason="no weights are shipped"),
@@ -30,7 +27,7 @@ def cubic(data, info):
 
 def real_slices(name):
     """(a crop of the first eight slices, the result, cubic interpolation)."""
-    path = SHARED / "data" / "train" / f"{name}.nii.gz"
+    path = real_data.SCANS / f"{name}.nii.gz"
     if not path.is_file():
         pytest.skip(f"no {path.name}: set MRISR_SHARED to the folder that holds data/train")
     image = nib.load(path)
@@ -39,6 +36,7 @@ def real_slices(name):
     return data, result, cubic(data, info)
 
 
+@real_data.needs_scans
 @pytest.mark.parametrize("name", ["clinical2d_p12_study2_flair", "clinical2d_p19_study2_t1w"])
 def test_end_slices_of_real_scans_are_no_wilder_than_cubic(name):
     _, result, plain = real_slices(name)
@@ -46,6 +44,7 @@ def test_end_slices_of_real_scans_are_no_wilder_than_cubic(name):
         assert result[..., k].std() <= 1.3 * plain[..., k].std()
 
 
+@real_data.needs_scans
 @pytest.mark.parametrize(
     "name",
     [

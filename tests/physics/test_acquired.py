@@ -1,7 +1,5 @@
 """How finely a scan was acquired: zero-filling is found, and nothing else is taken for it."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -12,9 +10,9 @@ from mrisr.io import nifti
 from mrisr.physics.acquired import estimate_acquired
 from mrisr.physics.degrade import ForwardModel, coarse_grid, degrade, kspace_mask
 from mrisr.physics.psf import AxisPSF
+from tests import real_data
 
 SHAPE = (96, 100, 92)
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "train"
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +77,7 @@ def test_short_axes_and_flat_volumes_are_left_alone():
         estimate_acquired(np.zeros((60, 60)), (1, 1, 1))
 
 
+@real_data.needs_scans
 @pytest.mark.parametrize(
     "name,filled",
     [
@@ -89,7 +88,7 @@ def test_short_axes_and_flat_volumes_are_left_alone():
 )
 def test_scans_of_people(name, filled):
     """Their README: the clinical ones are zero-filled along the first axis, above 0.7 of the band or so."""
-    path = SHARED / f"{name}.nii.gz"
+    path = real_data.SCANS / f"{name}.nii.gz"
     if not path.is_file():
         pytest.skip(f"the scan {path.name} is not beside this checkout")
     found = estimate_acquired(nifti.read(path).data, (1, 1, 1))

@@ -332,7 +332,7 @@ def test_a_client_that_vanishes_leaves_nothing(mrd_server, where):
     assert_lives(server)
 
 
-def wait_until(true, seconds: float = 5.0) -> None:
+def wait_until(true, seconds: float = 60.0) -> None:
     until = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < until, "it did not come about"
@@ -340,7 +340,7 @@ def wait_until(true, seconds: float = 5.0) -> None:
 
 
 def test_a_client_that_vanishes_ends_its_job(mrd_server):
-    server = mrd_server(slow(30), beat=0.05)
+    server = mrd_server(slow(600), beat=0.05)
     images, _ = client.stack()
     sock = socket.create_connection(server.server_address)
     sock.sendall(b"".join(messages(images)) + struct.pack("<H", 4))

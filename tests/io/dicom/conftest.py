@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tarfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,19 +10,26 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from tests import real_data
+
 pydicom = pytest.importorskip("pydicom", reason="the dicom extra (pydicom) is not installed")
 
-SHARED = Path(__file__).resolve().parents[4] / "shared" / "data" / "dicom"
 ROWS, COLUMNS, SLICES = 5, 7, 4
 DISTANCE, SPACING = 3.3, (0.8, 1.2)  # between slices; between rows, between columns
 TURN = nib.eulerangles.euler2mat(0.2, 0.4, -0.3)
 NORMAL = np.cross(TURN[:, 0], TURN[:, 1])
 
 
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "archive" in getattr(item, "fixturenames", ()):
+            item.add_marker(real_data.needs_series)
+
+
 @pytest.fixture(scope="session")
 def archive(tmp_path_factory):
-    """archive(name) -> the folder of a real series; skips where the data are not at hand."""
-    where, made = Path(os.environ.get("MRISR_DICOM_DATA", SHARED)), {}
+    """archive(name) -> the folder of a real series."""
+    where, made = real_data.SERIES, {}
 
     def unpack(name: str) -> Path:
         if not (where / f"{name}.tar.xz").is_file():
