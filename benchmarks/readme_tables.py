@@ -1,6 +1,7 @@
-"""The measured figures of the README and of the model cards, from the committed result files and from nothing else.
+"""The measured figures of every page, from the committed result files and from nothing else.
 
-python benchmarks/readme_tables.py            writes them between the markers of README.md and of every card there is
+python benchmarks/readme_tables.py            writes them between the markers of README.md, docs/quality.md,
+                                              docs/performance.md, docs/your_data.md and of every model card there is
 python benchmarks/readme_tables.py --check    exits 1 where one of them says something else
 """
 
@@ -10,14 +11,16 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import performance_tables
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, README = ROOT / "benchmarks" / "results", ROOT / "README.md"
-WEIGHTS = ROOT / "mrisr" / "weights"
-CARD = WEIGHTS / "base.md"
+WEIGHTS, DOCS = ROOT / "mrisr" / "weights", ROOT / "docs"
 BEGIN, END = "<!-- measured:begin -->", "<!-- measured:end -->"
-DETAIL = "<!-- performance:begin -->", "<!-- performance:end -->"
 # Pages of benchmarks/results whose tables a card holds: the title, and which of the tables (None: all of them).
 PAGES = {
     "comparison": ("What was to be shown, and every method", (0, 1)),
@@ -27,52 +30,60 @@ PAGES = {
     "distill_ablation": ("What each ingredient of the distillation buys", None),
 }
 CARDS = {"base": tuple(PAGES), "teacher-small": ("comparison",)}
+# The cases of the protocol in a reader's words; one that is not here is printed in the protocol's.
+CASES = {
+    "iso2": "2 mm, 3D",
+    "iso2n": "2 mm, 3D, 2 % noise",
+    "thick4": "1 x 1 x 4 mm, 2D slices",
+    "iso1p5": "1.5 mm, 3D",
+    "mix": "1.3 x 1.3 x 5 mm, 2D slices, noise, shading",
+}
 
 
-def measured(folder: Path = RESULTS) -> str:
-    """Everything between the markers, as Markdown; a result that is not there is said to be missing."""
-    parts = [
-        ("end_to_end", _speed, "Speed: not measured in this version yet (`mrisr bench`)."),
-        ("evaluation", _quality, "Quality: not measured in this version yet (`mrisr evaluate`)."),
-        ("demo", _demo, "Demo: not measured in this version yet (`mrisr demo`)."),
-    ]
-    text = []
-    for name, render, missing in parts:
-        path = folder / f"{name}.json"
-        text.append(render(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else missing)
-    text += optional(folder)
-    text.append("GPU: nothing ran on one so far; see [what is unmeasured](benchmarks/results/UNMEASURED.md).")
-    return "\n\n".join(text)
-
-
-def _speed(result: dict) -> str:
-    machine, gpu = result["machine"], result["machine"].get("gpu")
-    lines = [
-        f"**Speed** ([file](benchmarks/results/end_to_end.json): {result['job']}, no file I/O; "
-        f"{machine['cpu']}, {machine['cores']} cores, {gpu or 'no GPU'}, load {machine['load']}; "
-        f"{result['date']}, commit {result['commit']})",
+def readme_table(folder: Path = RESULTS) -> str:
+    """The README's one table: quality by kind of scan, and what a head takes; then what became of lesions."""
+    report, speed, safety = (_read(folder, name) for name in ("evaluation", "end_to_end", "safety"))
+    if not (report and speed):
+        return "Not measured in this version yet (`mrisr evaluate`, `mrisr bench`)."
+    lines = ["| scan | cubic | mrisr | gain |", "|---|---|---|---|"]
+    cubic, ours = (next(e for e in report["summary"] if e["method"] == name) for name in ("cubic", "mrisr"))
+    for case, text in report["cases"].items():
+        before, after = cubic["cases"][case]["psnr"], ours["cases"][case]
+        lines.append(f"| {CASES.get(case, text)} | {before:.1f} dB | {after['psnr']:.1f} dB | {after['gain']:+.1f} dB |")
+    job, machine = list(speed["inputs"].values())[-1], speed["machine"]
+    where = f"{machine['cores']} cores, {machine['gpu'] or 'no GPU'}"
+    lines += [
+        f"| **a whole head, 1 mm to 0.7 mm** ({where}) | | **{job['seconds']:.0f} s, {job['peak_gb']:.1f} GB** | |",
         "",
-        "| input | seconds | first call | peak memory | active voxels | engine |",
-        "|---|---|---|---|---|---|",
+        f"PSNR inside the head, mean of {len(report['volumes'])} people nobody trained on, whose scans were *simulated* "
+        "from finer ones; the worst case gains "
+        f"{ours['worst']['gain']:+.1f} dB ([every figure](docs/quality.md), [speed](docs/performance.md)).",
     ]
-    for name, r in result["inputs"].items():
-        lines.append(
-            f"| {name} | {r['seconds']:.1f} s | {r['first_call_s']:.1f} s | {r['peak_gb']:.2f} GB | "
-            f"{r['active_fraction']:.0%} | {r['engine']}, {r['threads']} threads |"
+    if safety:
+        found = [bar["found"] for bar in safety["bars"] if bar["method"] == "mrisr"]
+        lines[-1] += (
+            f" Of lesions put into them {found[0].replace(' of ', ' (of ')}) survive; {found[2]} "
+            "([what that means](docs/quality.md#safety))."
         )
-    if "rivals" in result:
-        ratios = result["rivals"]["ours_times_faster_than"]
-        said = ", ".join(f"{ratio:.2f}x {name.replace('_', ' ')}" for name, ratio in ratios.items())
-        job = ", ".join(
-            f"{ratio:.2f}x {name.replace('_', ' ')}"
-            for name, ratio in result["rivals"]["job_times_faster_than"].items()
-        )
-        lines += [
-            "",
-            f"The network stage beside the same network in PyTorch in the same run: {said} on the same voxels; {job} "
-            "on the reference job, where PyTorch is given the whole grid and mrisr leaves out the air around the head.",
-        ]
     return "\n".join(lines)
+
+
+def quality_page(folder: Path = RESULTS) -> str:
+    """docs/quality.md: the protocol's table, then a line for each further page."""
+    demo = _read(folder, "demo")
+    parts = [quality(folder), *optional(folder)]
+    return "\n\n".join([*parts, _demo(demo)] if demo else parts)
+
+
+def quality(folder: Path = RESULTS) -> str:
+    """The table of the protocol's cases."""
+    report = _read(folder, "evaluation")
+    return _quality(report) if report else "Not measured in this version yet (`mrisr evaluate`)."
+
+
+def _read(folder: Path, name: str) -> dict | None:
+    path = folder / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _quality(report: dict) -> str:
@@ -94,12 +105,12 @@ def _quality(report: dict) -> str:
 
 def optional(folder: Path = RESULTS) -> list[str]:
     """A line for each further page there is."""
-    said = {"comparison": _comparison, "resolution_sweep": _sweep, "safety": _safety}
+    render = {"comparison": _comparison, "resolution_sweep": _sweep, "safety": _safety}
     lines = []
     for name, (title, _) in PAGES.items():
-        path = folder / f"{name}.json"
-        if path.is_file():
-            text = said[name](json.loads(path.read_text(encoding="utf-8"))) if name in said else "measured there."
+        result = _read(folder, name)
+        if result is not None:
+            text = render[name](result) if name in render else "measured there."
             lines.append(f"**{title}** ([page](benchmarks/results/{name}.md)): {text}")
     return lines
 
@@ -133,93 +144,8 @@ def _safety(result: dict) -> str:
 
 
 def _demo(record: dict) -> str:
-    said = ", ".join(f"{name} {value:.2f} dB" for name, value in record["psnr_db"].items())
-    return f"**Demo** ([file](benchmarks/results/demo.json): {record['job']}): PSNR in the head: {said}."
-
-
-def performance(folder: Path = RESULTS) -> str:
-    """The tables further down the README: exact tiling, operators, scaling."""
-    parts = [("exact_tiling", _exact), ("network_floor", _floor), ("ops", _operators), ("scaling", _scaling)]
-    text = []
-    for name, render in parts:
-        path = folder / f"{name}.json"
-        text.append(
-            render(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else f"{name}: not measured."
-        )
-    return "\n\n".join(text)
-
-
-def _where(name: str, result: dict) -> str:
-    m = result["machine"]
-    return (
-        f"([file](benchmarks/results/{name}.json): {m['cpu']}, {m['cores']} cores, load {m['load']}; "
-        f"{result['date']}, commit {result['commit']})"
-    )
-
-
-def _exact(result: dict) -> str:
-    lines = [
-        f"**Exact tiling** {_where('exact_tiling', result)}. Error: largest difference from the first row of the job, "
-        "as a share of p99.9 - p0.1.",
-        "",
-        "| job | how | budget | peak | in a file | network | beside the first | error |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for rows in result["parts"].values():
-        for r in rows:
-            job = f"{r['voxels'] / 1e6:.0f} M voxels"
-            lines.append(
-                f"| {job} | {r['name']} | {r['budget_gb']:g} GB | {r['peak_gb']:.2f} GB | {r['spilled_gb']:.2f} GB | "
-                f"{r['network_s']:.1f} s | {r['time_ratio']:.2f}x | {r['max_error']:.0e} |"
-            )
-    return "\n".join(lines)
-
-
-def _operators(result: dict) -> str:
-    ceilings = result["ceilings"]
-    lines = [
-        f"**Operators** {_where('ops', result)}; {result['threads']} threads, "
-        f"copy {ceilings['copy_gb_per_s']:.1f} GB/s, "
-        f"float32 products {ceilings['matmul_gflop_per_s']:.0f} GFLOP/s. Times above 1 are ours faster.",
-        "",
-        "| operator | case | best of ours | share of the floor | times faster than |",
-        "|---|---|---|---|---|",
-    ]
-    for r in filter(lambda r: r["seconds"], result["rows"]):
-        against = ", ".join(f"{ratio:.2f} {name}" for name, ratio in r["times_faster_than"].items()) or "-"
-        ours = f"{r['best']}, {r['seconds'][r['best']] * 1e3:.2f} ms"
-        lines.append(f"| {r['family']} | {r['case']} | {ours} | {r['share_of_floor']:.0%} | {against} |")
-    return "\n".join(lines)
-
-
-def _floor(result: dict) -> str:
-    shape = " x ".join(map(str, result["shape"]))
-    times = "; ".join(
-        f"{name} {s:.3f} s ({result['share_of_the_floor'][name]:.0%})" for name, s in result["seconds"].items()
-    )
-    layers = result["openvino_layers"]
-    rest = sum(share for kind, share in layers.items() if not kind.startswith("Convolution"))
-    return (
-        f"**The network's floor** {_where('network_floor', result)}. "
-        f"{result['gflop_of_the_convolutions']:.0f} GFLOP of convolutions on {shape} voxels at the best float32 rate "
-        f"found here ({result['best_gflop_per_s']:.0f} GFLOP/s) take {result['floor_s']:.3f} s; in the same run, with "
-        f"the share of that floor: {times}. Of OpenVINO's time {rest:.0%} is not convolution, which is the most that "
-        "another export of the same weights could save."
-    )
-
-
-def _scaling(result: dict) -> str:
-    lines = [
-        f"**Scaling** {_where('scaling', result)}.",
-        "",
-        "| threads | output voxels | seconds | ns per voxel | peak memory |",
-        "|---|---|---|---|---|",
-    ]
-    for r in result["rows"]:
-        ns, peak = r["seconds"] / r["voxels"] * 1e9, r["peak_bytes"] / 1e9
-        lines.append(f"| {r['threads']} | {r['voxels'] / 1e6:.2f} M | {r['seconds']:.2f} | {ns:.0f} | {peak:.2f} GB |")
-    fits = "; ".join(f"{n} threads: time ~ voxels^{f['time_exponent']:.2f}" for n, f in result["fits"].items() if f)
-    return "\n".join([*lines, "", fits + "."])
+    scores = ", ".join(f"{name} {value:.2f} dB" for name, value in record["psnr_db"].items())
+    return f"**Demo** ([file](benchmarks/results/demo.json): {record['job']}): PSNR in the head: {scores}."
 
 
 def take_demo(folder: Path, results: Path = RESULTS) -> None:
@@ -237,12 +163,6 @@ def take_demo(folder: Path, results: Path = RESULTS) -> None:
     }
     (results / "demo.json").write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
     (results / "demo.png").write_bytes((folder / "demo.png").read_bytes())
-
-
-def quality(folder: Path = RESULTS) -> str:
-    """The table of cases in the card of base."""
-    path = folder / "evaluation.json"
-    return _quality(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else "Not measured yet."
 
 
 def card(name: str, folder: Path = RESULTS) -> str:
@@ -271,9 +191,17 @@ def tables(page: str) -> list[str]:
     return ["\n".join(lines) for lines in found]
 
 
-def readme(page: str) -> str:
-    """The README with all of its figures."""
-    return filled(filled(page, measured()), performance(), DETAIL)
+def pages() -> dict[Path, Callable[[], str]]:
+    """Every page with measured figures, and what makes them."""
+    below = {
+        DOCS / "quality.md": quality_page,
+        DOCS / "performance.md": lambda: performance_tables.performance(RESULTS),
+    }
+    found = {README: readme_table}
+    # Links start at the root of the repository, which is above docs/.
+    found |= {path: lambda make=make: make().replace("](benchmarks/", "](../benchmarks/") for path, make in below.items()}
+    cards = {WEIGHTS / f"{name}.md": name for name in CARDS}
+    return found | {path: lambda name=name: card(name) for path, name in cards.items() if path.is_file()}
 
 
 def filled(page: str, text: str, markers: tuple[str, str] = (BEGIN, END)) -> str:
@@ -287,19 +215,15 @@ def filled(page: str, text: str, markers: tuple[str, str] = (BEGIN, END)) -> str
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where the README differs")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where a page differs")
     parser.add_argument("--demo", type=Path, metavar="DIR", help="take demo.png and demo.json from there first")
     args = parser.parse_args()
     if args.demo:
         take_demo(args.demo)
     differing = 0
-    pages = [(README, readme)]
-    for name in CARDS:
-        path = WEIGHTS / f"{name}.md"
-        pages += [(path, lambda page, name=name: filled(page, card(name)))] if path.is_file() else []
-    for page, fill in pages:
+    for page, make in pages().items():
         now = page.read_text(encoding="utf-8")
-        new = fill(now)
+        new = filled(now, make())
         differing += now != new
         if args.check and now != new:
             print(f"{page.name} differs from benchmarks/results: run python benchmarks/readme_tables.py")

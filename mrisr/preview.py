@@ -1,9 +1,10 @@
-"""A PNG that shows volumes side by side in three planes: pillow and numpy only.
+"""A PNG that shows volumes side by side: pillow and numpy only.
 
-Columns are panels (input, output, difference, ...), rows are planes (sagittal, coronal, axial). Every panel
-is cut through the same point in millimetres and drawn at the same scale, voxel by voxel (nearest neighbour),
-so the input's real voxels and their aspect stay visible. Display is radiological: the patient's right is on
-the left of coronal and axial planes; letters at the borders say so.
+Columns are panels (before, after, difference, ...), rows are planes (sagittal, coronal, axial). Every panel is cut
+through the same point in millimetres and drawn at the same scale. Whole volumes are drawn voxel by voxel (nearest
+neighbour), so that a scan's real voxels stay visible; a zoomed view shows a part of the brain, magnified smoothly, so
+that nothing is seen that magnifying made. Display is radiological: the patient's right is on the left of coronal and
+axial planes; letters at the borders say so.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ _MIN_WIDTH, _MAX_WIDTH = 128, 420  # pixels of one plane
 # At the middle of a head the sagittal plane shows the fissure between the hemispheres, not the brain.
 _OFF_MIDLINE = 0.06  # of the width
 _TITLE, _GAP, _FOOTER = 22, 6, 20
+ZOOM = 96.0  # mm: a good half of a brain's width, so that a voxel of 0.7 mm covers three pixels
+_MOST_TIMES = 8
+_HEAD_WIDTH, _BRAIN_HEIGHT = 160.0, 130.0  # mm
 
 
 @dataclass(frozen=True)
@@ -57,37 +61,49 @@ def percentile_window(data: np.ndarray) -> tuple[float, float]:
     return low, high if high > low else low + 1.0
 
 
-def contact_sheet(panels: Sequence[Panel], *, footer: str = "") -> Image.Image:
-    """Draw `panels` as columns and the three planes as rows; returns a grey PIL image.
+def contact_sheet(
+    panels: Sequence[Panel], *, footer: str = "", zoom: float | None = None, planes: Sequence[str] = tuple(_PLANES)
+) -> Image.Image:
+    """Draw `panels` as columns and `planes` as rows; returns a grey PIL image.
 
-    The planes pass through the first panel's centre of mass (a box full of air does not pull them aside), the
-    sagittal one a little to the right of it.
+    zoom: side in mm of the square that is shown of each plane, around the middle of the brain; None: all of the
+    volumes, around the first panel's centre of mass. The sagittal plane lies a little to the right of the centre.
     Raises GeometryError where a panel is not 3D.
     """
     common = panels[0].window or percentile_window(panels[0].data)
     views = [_View(panel, panel.window or common) for panel in panels]
-    centre = views[0].centre_of_mass()
-    centre[0] += _OFF_MIDLINE * views[0].counts[0] * views[0].spacing[0]
+    centre = views[0].centre_of_mass() if zoom is None else views[0].brain_centre()
     low, high = _extent(views)
+    sagittal = centre[0] + _OFF_MIDLINE * min(high[0] - low[0], _HEAD_WIDTH)
     step = min(min(view.spacing) for view in views)
-    widest = max(high[axis] - low[axis] for axis in range(3)) / step
-    # Small volumes are magnified by a whole number, so that every voxel has the same size on the screen.
-    step *= max(1.0, widest / _MAX_WIDTH) if widest > _MIN_WIDTH else 1 / math.ceil(_MIN_WIDTH / widest)
+    if zoom is None:
+        widest = max(high[axis] - low[axis] for axis in range(3)) / step
+        # Small volumes are magnified by a whole number, so that every voxel has the same size on the screen.
+        step *= max(1.0, widest / _MAX_WIDTH) if widest > _MIN_WIDTH else 1 / math.ceil(_MIN_WIDTH / widest)
+        times = 1
+    else:
+        low, high = _around(centre, zoom, low, high)
+        times = round(_MAX_WIDTH * step / max(high[axis] - low[axis] for axis in range(3)))
+        times = min(max(times, 1), _MOST_TIMES)
     size = [max(1, round((high[axis] - low[axis]) / step)) for axis in range(3)]
     samples = [low[axis] + (np.arange(size[axis]) + 0.5) * (high[axis] - low[axis]) / size[axis] for axis in range(3)]
+    centre[0] = min(max(sagittal, low[0]), high[0] - step / 2)
 
-    width = max(size[right[0]] for _, right, _ in _PLANES.values())
-    height = _TITLE + sum(size[up[0]] + _GAP for _, _, up in _PLANES.values()) + _FOOTER
+    width = times * max(size[_PLANES[plane][1][0]] for plane in planes)
+    height = _TITLE + sum(times * size[_PLANES[plane][2][0]] + _GAP for plane in planes) + _FOOTER
     sheet = Image.new("L", (len(views) * (width + _GAP) - _GAP, height), 0)
     for column, view in enumerate(views):
         left, top = column * (width + _GAP), _TITLE
         _write(sheet, (left + width // 2, _TITLE // 2), view.panel.title, width)
-        for plane, (_, right, up) in _PLANES.items():
+        for plane in planes:
+            _, right, up = _PLANES[plane]
             picture = Image.fromarray(view.plane(plane, centre, samples))
+            if times > 1:
+                picture = picture.resize((times * picture.width, times * picture.height), Image.Resampling.BICUBIC)
             sheet.paste(picture, (left + (width - picture.width) // 2, top))
             _label(sheet, (left, top, width, picture.height), right, up)
             top += picture.height + _GAP
-    note = "rows: sagittal, coronal, axial; radiological (patient's right on the left)"
+    note = f"rows: {', '.join(planes)}; radiological (patient's right on the left)"
     note = f"{footer} | {note}" if footer else note
     _write(sheet, (sheet.width // 2, sheet.height - _FOOTER // 2), note, sheet.width)
     return sheet
@@ -96,22 +112,28 @@ def contact_sheet(panels: Sequence[Panel], *, footer: str = "") -> Image.Image:
 def upscale_sheet(
     source: np.ndarray, source_affine: np.ndarray, result: np.ndarray, result_affine: np.ndarray
 ) -> Image.Image:
-    """Input, output, and what the output adds to the cubically interpolated input, as one sheet.
+    """Before (interpolated cubically onto the output's grid), after, and the difference, as one sheet.
 
-    source [X, Y, Z] and result [X', Y', Z'] share their axis order and directions (as mrisr.upscale gives
-    them); 4D arrays show their first frame. The difference is grey where there is none; its window is +-10 %
-    of the intensity window.
+    A zoomed view of the brain. source [X, Y, Z] and result [X', Y', Z'] share their axis order and directions (as
+    mrisr.upscale gives them); 4D arrays show their first frame. The difference is grey where there is none; its window
+    is +-10 % of the intensity window.
     """
     source, result = _first_frame(source), _first_frame(result)
-    window = percentile_window(source)
+    cubic = interpolate(source, source_affine, result.shape, result_affine)
+    window = percentile_window(brain(cubic, result_affine))
     span = 0.1 * (window[1] - window[0])
-    difference = result - interpolate(source, source_affine, result.shape, result_affine)
     panels = [
-        Panel(f"input {_spacing_text(source_affine)}", source, source_affine, window),
-        Panel(f"output {_spacing_text(result_affine)}", result, result_affine, window),
-        Panel("output - cubic (black/white: 10 %)", difference, result_affine, (-span, span)),
+        Panel(f"before: {_spacing_text(source_affine)}, cubic", cubic, result_affine, window),
+        Panel(f"after: {_spacing_text(result_affine)}", result, result_affine, window),
+        Panel("after - before (black/white: 10 %)", result - cubic, result_affine, (-span, span)),
     ]
-    return contact_sheet(panels, footer="mrisr")
+    return contact_sheet(panels, footer="mrisr", zoom=ZOOM)
+
+
+def brain(data: np.ndarray, affine: np.ndarray, side: float = ZOOM) -> np.ndarray:
+    """The part of `data` [X, Y, Z] that a view zoomed to `side` mm shows planes of: fat and skin are not in it."""
+    view = _View(Panel("volume", data, affine), percentile_window(data))
+    return view.part(*_around(view.brain_centre(), side, view.low, view.high))
 
 
 def interpolate(data: np.ndarray, affine: np.ndarray, shape: Sequence[int], target_affine: np.ndarray) -> np.ndarray:
@@ -159,7 +181,9 @@ class _View:
     def centre_of_mass(self) -> list[float]:
         """Where the brightness is centred, per canonical axis, in the millimetres of the drawing."""
         low, high = self.window
-        data = np.clip((self.panel.data - low) / (high - low), 0, 1)
+        return self._centre(np.clip((self.panel.data - low) / (high - low), 0, 1))
+
+    def _centre(self, data: np.ndarray) -> list[float]:
         total = float(data.sum(dtype=np.float64)) or 1.0
         centre = []
         for axis, stored in enumerate(self.order):
@@ -168,6 +192,32 @@ class _View:
             index = float(profile @ np.arange(profile.size)) / total
             centre.append(self.low[axis] + (index + 0.5) * self.spacing[axis])
         return centre
+
+    def brain_centre(self) -> list[float]:
+        """The middle of the brain, mm: of what is bright within a brain's height below the top of the head, so that
+        neck and face do not pull it down and forwards."""
+        low, high = self.window
+        data = np.clip((self.panel.data - low) / (high - low), 0, 1)
+        up = self.order[2]
+        rows = np.moveaxis(data, up, 0).reshape(self.counts[2], -1)[:: self.sign[2]]
+        head = np.flatnonzero((rows > 0.2).mean(axis=1) > 0.02)
+        if not head.size:
+            return self.centre_of_mass()
+        first = max(0, int(head[-1] + 1 - _BRAIN_HEIGHT / self.spacing[2]))
+        part = np.zeros(self.counts[2], bool)
+        part[first : head[-1] + 1] = True
+        kept = data * np.expand_dims(part[:: self.sign[2]], tuple(k for k in range(3) if k != up))
+        centre = self._centre(kept)
+        centre[2] = self.low[2] + (first + head[-1] + 1) / 2 * self.spacing[2]
+        return centre
+
+    def part(self, low: Sequence[float], high: Sequence[float]) -> np.ndarray:
+        """The voxels whose centres lie between two corners, mm per canonical axis; at least one per axis."""
+        where = [slice(None)] * 3
+        for axis, stored in enumerate(self.order):
+            first, last = sorted(self._index(axis, np.array([low[axis], high[axis] - 1e-6 * self.spacing[axis]])))
+            where[stored] = slice(int(first), int(last) + 1)
+        return self.panel.data[tuple(where)]
 
     def plane(self, name: str, centre: Sequence[float], samples: list[np.ndarray]) -> np.ndarray:
         """uint8 picture [rows, columns] of one plane through `centre`, sampled at `samples` mm per axis."""
@@ -210,6 +260,12 @@ def _keys_matrix(count: int, positions: np.ndarray) -> np.ndarray:
     matrix = np.zeros((len(positions), count), dtype=np.float32)
     np.add.at(matrix, (np.arange(len(positions))[:, None], np.clip(taps, 0, count - 1)), weights)
     return matrix
+
+
+def _around(centre: Sequence[float], side: float, low: list[float], high: list[float]) -> tuple[list, list]:
+    """The cube of `side` mm around `centre`, moved into the volume and cut to it."""
+    starts = [min(max(c - side / 2, a), max(a, b - side)) for c, a, b in zip(centre, low, high, strict=True)]
+    return starts, [min(start + side, b) for start, b in zip(starts, high, strict=True)]
 
 
 def _extent(views: list[_View]) -> tuple[list[float], list[float]]:

@@ -90,6 +90,28 @@ def test_difference_is_grey_where_nothing_changed_and_pictures_have_three_column
     assert [p.name for p in tmp_path.iterdir()] == ["p.png"]
 
 
+@pytest.mark.parametrize("signs", [(1, 1, 1), (-1, 1, -1)])
+def test_a_zoomed_view_is_of_the_brain_and_not_of_the_neck(signs):
+    """A ball (the brain) on a column (neck and shoulders) that holds three times as much."""
+    x, y, z = np.mgrid[-80:80:40j, -100:100:50j, -260:100:90j]  # mm; voxels of 4 mm
+    ball = x**2 + y**2 + (z - 25) ** 2 < 65**2
+    neck = (np.abs(x) < 70) & (np.abs(y + 40) < 60) & (z < -60)
+    head = np.where(ball, 1.0, np.where(neck, 1.5, 0.0)).astype(np.float32)
+    affine = np.diag([4.0, 4.0, 4.0, 1.0])
+    affine[:3, 3] = -80, -100, -260
+    for axis, sign in enumerate(signs):
+        if sign < 0:
+            head = np.flip(head, axis)
+            affine[:3, 3] += affine[:3, axis] * (head.shape[axis] - 1)
+            affine[:3, axis] *= -1
+    view = preview._View(preview.Panel("x", head, affine), (0.0, 1.5))
+    assert np.abs(np.array(view.brain_centre()) - (0, 0, 25)).max() < 8
+    part = preview.brain(head, affine, 80.0)
+    assert all(20 <= n <= 21 for n in part.shape) and part.max() == 1.0
+    sheet = preview.contact_sheet([preview.Panel("x", head, affine)], zoom=80.0, planes=("axial",))
+    assert sheet.width == 20 * preview._MOST_TIMES and np.asarray(sheet)[60:100, 60:100].min() == 255
+
+
 def test_the_first_frame_of_4d_is_shown():
     data = np.random.default_rng(0).random((16, 16, 16, 2)).astype(np.float32)
     both = preview.upscale_sheet(data, np.eye(4), data, np.eye(4))

@@ -39,7 +39,7 @@ EXIT_BUG = 1
 EXIT_MEMORY = 5
 EXIT_INTERRUPTED = 130
 
-# The README prints this table too; tests/test_readme.py compares the two.
+# docs/commands.md prints this table too, written by mrisr/cli/reference.py.
 EXIT_CODES = {
     0: "done",
     1: "a bug in mrisr: please report the traceback",
