@@ -13,9 +13,15 @@ LOSSES = {
     "all orders, and mrisr itself interpolates with order 5, which has no such rival.",
     ("sampler_step", "compile"): "Without noise the step is a handful of sums, which Inductor writes for exactly these "
     "arguments; ours covers every combination, and takes 3 ms of a job of seconds.",
-    ("group_norm", "compile"): "On maps that stay in the cache Inductor's one pass wins; on larger ones, where networks "
+    (
+        "group_norm",
+        "compile",
+    ): "On maps that stay in the cache Inductor's one pass wins; on larger ones, where networks "
     "spend their time, the two are within a tenth of each other.",
-    ("group_norm", "eager"): "These maps stay in the cache, where fewer passes over memory save nothing, and the second "
+    (
+        "group_norm",
+        "eager",
+    ): "These maps stay in the cache, where fewer passes over memory save nothing, and the second "
     "pass for exact statistics (never E[x^2] - E[x]^2) has to be made all the same.",
     ("rms_norm", "compile"): "Small maps in the cache again; the largest, which take most of the time, go to ours.",
 }
@@ -35,7 +41,9 @@ def performance(folder: Path) -> str:
     text = []
     for name, render in parts.items():
         path = folder / f"{name}.json"
-        text.append(render(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else f"{name}: not measured.")
+        text.append(
+            render(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else f"{name}: not measured."
+        )
     text.append(
         "**On a GPU** nothing has been measured; [what is unmeasured](benchmarks/results/UNMEASURED.md) lists every "
         "kernel and call, and how far each has been checked without one."
@@ -79,9 +87,8 @@ def _throughput(result: dict) -> str:
         "|---|---|---|---|",
     ]
     for name, way in result["ways"].items():
-        lines.append(
-            f"| {name} | {way['volumes_per_hour']:.0f} | {way['seconds']['p50']:.2f} s | {way['seconds']['p99']:.2f} s |"
-        )
+        s = way["seconds"]
+        lines.append(f"| {name} | {way['volumes_per_hour']:.0f} | {s['p50']:.2f} s | {s['p99']:.2f} s |")
     return "\n".join(lines)
 
 

@@ -49,14 +49,16 @@ def readme_table(folder: Path = RESULTS) -> str:
     cubic, ours = (next(e for e in report["summary"] if e["method"] == name) for name in ("cubic", "mrisr"))
     for case, text in report["cases"].items():
         before, after = cubic["cases"][case]["psnr"], ours["cases"][case]
-        lines.append(f"| {CASES.get(case, text)} | {before:.1f} dB | {after['psnr']:.1f} dB | {after['gain']:+.1f} dB |")
+        lines.append(
+            f"| {CASES.get(case, text)} | {before:.1f} dB | {after['psnr']:.1f} dB | {after['gain']:+.1f} dB |"
+        )
     job, machine = list(speed["inputs"].values())[-1], speed["machine"]
     where = f"{machine['cores']} cores, {machine['gpu'] or 'no GPU'}"
     lines += [
         f"| **a whole head, 1 mm to 0.7 mm** ({where}) | | **{job['seconds']:.0f} s, {job['peak_gb']:.1f} GB** | |",
         "",
-        f"PSNR inside the head, mean of {len(report['volumes'])} people nobody trained on, whose scans were *simulated* "
-        "from finer ones; the worst case gains "
+        f"PSNR inside the head, mean of {len(report['volumes'])} people nobody trained on, whose scans were "
+        "*simulated* from finer ones; the worst case gains "
         f"{ours['worst']['gain']:+.1f} dB ([every figure](docs/quality.md), [speed](docs/performance.md)).",
     ]
     if safety:
@@ -199,7 +201,9 @@ def pages() -> dict[Path, Callable[[], str]]:
     }
     found = {README: readme_table}
     # Links start at the root of the repository, which is above docs/.
-    found |= {path: lambda make=make: make().replace("](benchmarks/", "](../benchmarks/") for path, make in below.items()}
+    found |= {
+        path: lambda make=make: make().replace("](benchmarks/", "](../benchmarks/") for path, make in below.items()
+    }
     cards = {WEIGHTS / f"{name}.md": name for name in CARDS}
     return found | {path: lambda name=name: card(name) for path, name in cards.items() if path.is_file()}
 

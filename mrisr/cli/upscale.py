@@ -39,7 +39,9 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--format", choices=("nifti", "dicom"), help="written into a folder (default: as it came in)")
     add_series(parser)
     parser.add_argument("--all-series", action="store_true", help="all DICOM series of a folder, into a folder")
-    parser.add_argument("--preview", metavar="PNG", help="zoomed picture of before (cubic), after and difference in three planes")
+    parser.add_argument(
+        "--preview", metavar="PNG", help="zoomed picture of before (cubic), after and difference in three planes"
+    )
     parser.add_argument(
         "--info",
         metavar="JSON",

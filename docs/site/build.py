@@ -1,0 +1,106 @@
+"""Build the documentation as a site that needs no network and no server: build/site/index.html.
+
+python docs/site/build.py [--out DIR]
+
+Pages are docs/, the model cards, the result pages, CHANGELOG and CONTRIBUTING, gathered in one folder with their links
+rewritten to it; a link to what is not there, and any warning of Sphinx, is an error. Other files that pages link to are
+carried along.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+SITE = Path(__file__).resolve().parent
+LINK = re.compile(r"(\]\()(?![a-z]+:|#)([^)#\s]+)(#[^)\s]*)?(\))")
+IMAGE = re.compile(r"^(```\{image\} )(\S+)()()$", flags=re.MULTILINE)
+
+
+def place(path: Path) -> str:
+    """Where a file of the repository (relative to it) stands in the site."""
+    text = path.as_posix()
+    for start, there in (("docs/", ""), ("benchmarks/results/", "results/"), ("mrisr/weights/", "models/")):
+        if text.startswith(start):
+            return there + text[len(start) :]
+    return {"CHANGELOG.md": "changes.md", "CONTRIBUTING.md": "contributing.md"}.get(text, f"files/{text}")
+
+
+def pages() -> list[Path]:
+    """Every page, relative to the repository."""
+    found = [p for p in (ROOT / "docs").rglob("*.md")]
+    found += [*(ROOT / "benchmarks" / "results").glob("*.md"), *(ROOT / "mrisr" / "weights").glob("*.md")]
+    found += [ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
+    return sorted(path.relative_to(ROOT) for path in found)
+
+
+def gather(source: Path) -> list[str]:
+    """Write every page and what it links to into `source`; returns the links that lead nowhere."""
+    broken = []
+    for page in pages():
+        target = source / place(page)
+
+        def moved(match: re.Match, page=page, target=target) -> str:
+            before, link, anchor, after = match.groups()
+            # The tables in the model cards have links from the root of the repository.
+            for base in (page.parent, Path()):
+                path = Path(os.path.normpath(base / link))
+                if not path.is_absolute() and (ROOT / path).exists():
+                    break
+            else:
+                broken.append(f"{page}: {link}")
+                return match.group(0)
+            there = source / place(path)
+            if not (path.suffix == ".md" and path in every):
+                there.parent.mkdir(parents=True, exist_ok=True)
+                if (ROOT / path).is_dir():
+                    shutil.copytree(ROOT / path, there, dirs_exist_ok=True)
+                else:
+                    shutil.copyfile(ROOT / path, there)
+            return f"{before}{os.path.relpath(there, target.parent)}{anchor or ''}{after}"
+
+        every = set(pages())
+        text = (ROOT / page).read_text(encoding="utf-8")
+        text = IMAGE.sub(moved, LINK.sub(moved, text))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
+    return broken
+
+
+def build(out: Path) -> int:
+    """Build into `out`, which then holds the site and nothing else; returns Sphinx's exit code."""
+    from sphinx.cmd.build import main as sphinx
+
+    with tempfile.TemporaryDirectory() as scratch:
+        source = Path(scratch) / "pages"
+        broken = gather(source)
+        if broken:
+            print("links that lead nowhere:", *broken, sep="\n  ", file=sys.stderr)
+            return 1
+        made = Path(scratch) / "site"
+        code = sphinx(["-q", "-W", "--keep-going", "-j", "1", "-c", str(SITE), str(source), str(made)])
+        if code == 0:
+            shutil.rmtree(made / ".doctrees", ignore_errors=True)
+            shutil.rmtree(out, ignore_errors=True)
+            shutil.copytree(made, out)
+        return code
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "site", metavar="DIR")
+    args = parser.parse_args()
+    code = build(args.out)
+    if code == 0:
+        print(f"{args.out}/index.html")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
