@@ -16,12 +16,12 @@ RUN    := $(VENV)/bin/python
 # Files stay whole (their fixtures are built once) and in the order that tests/conftest.py gives them.
 PYTEST := $(RUN) -m pytest -q --durations=15 -p no:benchmark
 SHARED := $(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder
-EXTRAS := dev,train,demo,export,dicom,mrd,bench
+EXTRAS := dev,train,demo,export,dicom,mrd,bench,docs
 STAMP  := $(VENV)/.mrisr-installed
 NATIVE := $(shell find csrc -type f 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick test-slow lint fuzz figures compile-only tensorrt-rtx native-test sanitize sanitize-thread runtime runtime-sanitize teacher-steps check-all clean
+.PHONY: help setup demo test quick test-slow lint docs fuzz figures compile-only tensorrt-rtx native-test sanitize sanitize-thread runtime runtime-sanitize teacher-steps check-all clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -44,7 +44,10 @@ lint: $(STAMP) ## ruff
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
-figures: demo ## put the demo's picture and the measured figures into the README
+docs: $(STAMP) ## the documentation as a site that needs no network: build/site/index.html
+	$(RUN) docs/site/build.py
+
+figures: demo ## put the demo's picture and the measured figures into README, docs and model cards
 	$(RUN) benchmarks/readme_tables.py --demo $(OUT)/demo
 
 fuzz: $(STAMP) ## damaged files of every kind, at every entry point: minutes (ROUNDS=55: 100 000 inputs)
@@ -77,9 +80,9 @@ runtime-sanitize: $(STAMP) ## libmrisr's C++ tests under AddressSanitizer, Undef
 	$(RUN) tests/runtime/build.py --sanitize thread
 
 teacher-steps: $(STAMP) ## twenty steps of the 20-30 M parameter teacher on the CPU (minutes)
-	$(RUN) benchmarks/teacher_20_steps.py --out $(OUT)
+	$(RUN) experiments/teacher_20_steps.py --out $(OUT)
 
-check-all: lint test test-slow fuzz sanitize sanitize-thread runtime runtime-sanitize compile-only teacher-steps demo ## what has to pass before a release
+check-all: lint docs test test-slow fuzz sanitize sanitize-thread runtime runtime-sanitize compile-only teacher-steps demo ## what has to pass before a release
 
 clean: ## remove build products and outputs; keeps the environment
 	rm -rf build dist _skbuild out .pytest_cache .ruff_cache .benchmarks *.egg-info mrisr/_native*.so mrisr/_build_info.py

@@ -152,6 +152,11 @@ def interpolate(data: np.ndarray, affine: np.ndarray, shape: Sequence[int], targ
     return out
 
 
+def fewer_greys(image: Image.Image, levels: int = 64) -> Image.Image:
+    """A grey image in `levels` shades, for a file that a page can carry; 64 are more than the eye tells apart."""
+    return image.point([round(v * (levels - 1) / 255) * 255 // (levels - 1) for v in range(256)])
+
+
 def save(image: Image.Image, path: str | os.PathLike) -> None:
     """Write `image` as PNG, whole or not at all, over what is there. Raises OutputError where it cannot."""
     with replacing(path, force=True) as beside:

@@ -19,7 +19,7 @@ SET = {"OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "ORT_DISABLE_TELEMETRY", "TORC
 # Lengthened for benchmarks' children; told to a test's own child; told to Hypothesis.
 SET |= {"PYTHONPATH", "NO_TEMPORARY", "HYPOTHESIS_STORAGE_DIRECTORY"}
 SUFFIXES = (".py", ".cpp", ".h", ".cu")
-SOURCES = ("mrisr", "kernels", "csrc", "benchmarks", "tests", "setup.py")
+SOURCES = ("mrisr", "kernels", "csrc", "benchmarks", "experiments", "docs", "tests", "setup.py")
 
 
 def read_variables() -> dict[str, set[str]]:

@@ -26,7 +26,8 @@ JOURNEYS = (
 
 def box(x: float, y: float, width: float, text: str, fill: str, stroke: str = "#556") -> str:
     return (
-        f'<rect x="{x:.0f}" y="{y:.0f}" width="{width:.0f}" height="{BOX - 10}" rx="6" fill="{fill}" stroke="{stroke}"/>'
+        f'<rect x="{x:.0f}" y="{y:.0f}" width="{width:.0f}" height="{BOX - 10}" rx="6" '
+        f'fill="{fill}" stroke="{stroke}"/>'
         f'<text x="{x + width / 2:.0f}" y="{y + BOX / 2:.0f}" text-anchor="middle">{escape(text)}</text>'
     )
 

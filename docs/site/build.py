@@ -3,8 +3,8 @@
 python docs/site/build.py [--out DIR]
 
 Pages are docs/, the model cards, the result pages, CHANGELOG and CONTRIBUTING, gathered in one folder with their links
-rewritten to it; a link to what is not there, and any warning of Sphinx, is an error. Other files that pages link to are
-carried along.
+rewritten to it. An error: a link to what is not there, a page that loads anything from the network, any warning of
+Sphinx. Other files that pages link to are carried along.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ def pages() -> list[Path]:
 
 def gather(source: Path) -> list[str]:
     """Write every page and what it links to into `source`; returns the links that lead nowhere."""
-    broken = []
-    for page in pages():
+    broken, every = [], set(pages())
+    for page in sorted(every):
         target = source / place(page)
 
-        def moved(match: re.Match, page=page, target=target) -> str:
+        def moved(match: re.Match, page: Path = page, target: Path = target) -> str:
             before, link, anchor, after = match.groups()
             # The tables in the model cards have links from the root of the repository.
             for base in (page.parent, Path()):
@@ -65,12 +65,30 @@ def gather(source: Path) -> list[str]:
                     shutil.copyfile(ROOT / path, there)
             return f"{before}{os.path.relpath(there, target.parent)}{anchor or ''}{after}"
 
-        every = set(pages())
         text = (ROOT / page).read_text(encoding="utf-8")
         text = IMAGE.sub(moved, LINK.sub(moved, text))
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text, encoding="utf-8")
     return broken
+
+
+# What a browser loads by itself; links that a reader follows are another matter.
+LOADED = re.compile(
+    r"""<(?:script|img|iframe|source|audio|video|embed)\b[^>]*\bsrc=["']?((?:https?:)?//[^"'\s>]+)"""
+    r"""|<link\b(?=[^>]*\brel=["']?(?:stylesheet|icon|preload|preconnect|dns-prefetch|manifest|modulepreload))"""
+    r"""[^>]*\bhref=["']?((?:https?:)?//[^"'\s>]+)"""
+    r"""|(?:url\(|@import\s)\s*["']?((?:https?:)?//[^"')\s]+)""",
+    flags=re.IGNORECASE,
+)
+
+
+def loaded_from_elsewhere(site: Path) -> list[str]:
+    """What pages and style sheets below `site` load over the network: "file: address"."""
+    found = []
+    for path in sorted(p for p in site.rglob("*") if p.suffix in (".html", ".css", ".svg")):
+        for match in LOADED.finditer(path.read_text(encoding="utf-8")):
+            found.append(f"{path.relative_to(site)}: {next(filter(None, match.groups()))}")
+    return found
 
 
 def build(out: Path) -> int:
@@ -85,6 +103,9 @@ def build(out: Path) -> int:
             return 1
         made = Path(scratch) / "site"
         code = sphinx(["-q", "-W", "--keep-going", "-j", "1", "-c", str(SITE), str(source), str(made)])
+        if code == 0 and (foreign := loaded_from_elsewhere(made)):
+            print("pages that load from the network:", *foreign, sep="\n  ", file=sys.stderr)
+            return 1
         if code == 0:
             shutil.rmtree(made / ".doctrees", ignore_errors=True)
             shutil.rmtree(out, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Run the Python blocks of a page, in order, as a reader would: tests do, and the pictures of the tutorial come from it.
+"""Run the Python blocks of a page, in order, as a reader would; the tutorial's pictures come from it.
 
 python docs/site/run_page.py docs/tutorial.md --pictures docs/pictures
 """
@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-GREYS, MOST_BYTES = 64, 150_000
+MOST_BYTES = 150_000
 
 
 def blocks(page: Path) -> list[str]:
@@ -37,11 +37,11 @@ def run(page: Path, folder: Path) -> dict:
 
 def keep(picture: Path, target: Path) -> None:
     """A picture with as few greys as the eye needs, for a page."""
+    from mrisr.preview import fewer_greys
     from PIL import Image
 
     with Image.open(picture) as image:
-        fewer = image.convert("L").point([round(v * (GREYS - 1) / 255) * 255 // (GREYS - 1) for v in range(256)])
-        fewer.save(target, format="PNG", optimize=True)
+        fewer_greys(image.convert("L")).save(target, format="PNG", optimize=True)
     if target.stat().st_size > MOST_BYTES:
         sys.exit(f"{target} has {target.stat().st_size} bytes; at most {MOST_BYTES} are committed: zoom in")
 

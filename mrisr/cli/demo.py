@@ -12,7 +12,6 @@ from mrisr.errors import InputError, OutputError, to_do
 
 FACTOR = 2
 ZOOM = 72.0  # mm of the brain that the picture shows
-GREYS = 64
 
 
 def add_parser(subparsers) -> None:
@@ -120,7 +119,7 @@ def compare(original, coarse, result) -> tuple[dict, dict[str, float]]:
 
 def picture(original, cubic, result, scores: dict[str, float]):
     """Before (cubic), after, and the original, zoomed into the brain, as one sheet."""
-    from mrisr.preview import Panel, contact_sheet, percentile_window
+    from mrisr.preview import Panel, contact_sheet, fewer_greys, percentile_window
 
     window = percentile_window(original.data)
     panels = [
@@ -129,9 +128,7 @@ def picture(original, cubic, result, scores: dict[str, float]):
         Panel("original, 1 mm", original.data, original.affine, window),
     ]
     footer = "mrisr demo: MNI152 template cut to 2 mm (simulated), brought back to 1 mm"
-    sheet = contact_sheet(panels, footer=footer, zoom=ZOOM, planes=("coronal", "axial"))
-    # Fewer greys than the eye tells apart, for a file that a page can carry.
-    return sheet.point([round(v * (GREYS - 1) / 255) * 255 // (GREYS - 1) for v in range(256)])
+    return fewer_greys(contact_sheet(panels, footer=footer, zoom=ZOOM, planes=("coronal", "axial")))
 
 
 def _make_folder(folder: Path) -> Path:

@@ -10,7 +10,7 @@ import numpy as np
 from mrisr.evaluate.cases import Trial
 from mrisr.evaluate.metrics import data_range
 from mrisr.io.atomic import replacing
-from mrisr.preview import Panel, contact_sheet, percentile_window
+from mrisr.preview import Panel, contact_sheet, fewer_greys, percentile_window
 
 ERROR_SPAN = 0.15  # of the data range, from grey to white
 
@@ -40,6 +40,6 @@ def save_comparison(
     footer = f"{trial.subject} {trial.case} | errors: black/white at {100 * ERROR_SPAN:g} % of the range"
     sheet = contact_sheet(panels, footer=footer)
     if levels < 256:
-        sheet = sheet.point([round(v * (levels - 1) / 255) * 255 // (levels - 1) for v in range(256)])
+        sheet = fewer_greys(sheet, levels)
     with replacing(path, force=force) as beside:
         sheet.save(beside, format="PNG", optimize=True)

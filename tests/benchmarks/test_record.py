@@ -12,7 +12,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
-SCRIPTS = sorted(p for p in BENCHMARKS.glob("*.py") if not p.name.startswith("test_"))
+SCRIPTS = sorted(
+    p for f in (BENCHMARKS, ROOT / "experiments") for p in f.glob("*.py") if not p.name.startswith("test_")
+)
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ import pytest
 
 from mrisr.errors import UsageError
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+BENCHMARKS, EXPERIMENTS = (Path(__file__).resolve().parents[2] / name for name in ("benchmarks", "experiments"))
 
 
 @pytest.fixture
 def curves(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    spec = importlib.util.spec_from_file_location("training_curves", BENCHMARKS / "training_curves.py")
+    spec = importlib.util.spec_from_file_location("training_curves", EXPERIMENTS / "training_curves.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -1,6 +1,6 @@
 """Averages of two networks of one preset between which training has moved (Wortsman et al. 2022, arXiv 2203.05482).
 
-    python benchmarks/weight_average.py --data SCANS A.safetensors B.safetensors --shares 0 0.5 1 [--save OUT 0.6]
+    python experiments/weight_average.py --data SCANS A.safetensors B.safetensors --shares 0 0.5 1 [--save OUT 0.6]
 
 For every share of B: gain over cubic of the posterior mean on the validation cases of the held-out people, dB, and of
 samples in 1, 2 and 4 steps, as `mrisr train` logs them. Writes weight_average.json into benchmarks/results. `--save`
@@ -13,6 +13,8 @@ import argparse
 import copy
 import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import checkout  # noqa: F401
 import record
@@ -57,7 +59,7 @@ def main() -> int:
         denoiser = averaged(first.denoiser, second.denoiser, share)
         rows.append({"share": share, **validate(denoiser, cases), **validate_samples(denoiser, cases, few)})
         print(share, {name: round(value, 3) for name, value in rows[-1].items() if "/" not in name}, flush=True)
-    command = "python benchmarks/weight_average.py --data SCANS VERSION-0 DISTILLED"
+    command = "python experiments/weight_average.py --data SCANS VERSION-0 DISTILLED"
     record.write(
         "weight_average", {"command": command, "sha256": [first.sha256, second.sha256], "rows": rows}, options.results
     )

@@ -1,6 +1,6 @@
 """Training curves from the logs of runs, side by side.
 
-python benchmarks/training_curves.py teacher=runs/teacher/log.jsonl student=runs/student/log.jsonl L1=runs/l1/log.jsonl
+python experiments/training_curves.py teacher=runs/teacher/log.jsonl student=runs/student/log.jsonl L1=runs/l1/log.jsonl
 
 Keeps every log as benchmarks/results/training_NAME.jsonl and draws training_curves.png beside them: gain over cubic on
 the held-out people (mean, and the worst case), the gain by kind of scan, the loss, and for distilled runs the gain of
@@ -13,6 +13,8 @@ import argparse
 import json
 import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import checkout  # noqa: F401
 import numpy as np

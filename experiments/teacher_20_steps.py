@@ -1,6 +1,6 @@
 """Twenty steps of the real teacher, on a CPU: it trains, it is saved, and it goes on bit for bit.
 
-    python benchmarks/teacher_20_steps.py [--out DIR]
+    python experiments/teacher_20_steps.py [--out DIR]
 
 The preset `teacher-large` (20 to 30 M parameters) learns one batch of two synthetic patches of 24^3 by heart, in both
 modes, so that minutes suffice and the loss has to fall; the last steps twice, once in one piece and once from the
@@ -17,6 +17,8 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import checkout  # noqa: F401
 import record
@@ -88,7 +90,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         found = measure(Path(folder))
     path = record.write(
-        "teacher_20_steps", {"command": "python benchmarks/teacher_20_steps.py", **found}, options.results
+        "teacher_20_steps", {"command": "python experiments/teacher_20_steps.py", **found}, options.results
     )
     print(f"{path}: {found['failures'] or 'every promise kept'}")
     return 1 if found["failures"] else 0

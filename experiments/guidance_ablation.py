@@ -1,6 +1,6 @@
 """What undoing gradient nonlinearity and bias fields buys, and what telling the network of it buys.
 
-python benchmarks/guidance_ablation.py --data SCANS --model base
+python experiments/guidance_ablation.py --data SCANS --model base
 
 Distortions are sums of Gaussian bumps and fields those of receive coils outside of the head: neither is what training
 draws (solid harmonics, spline lattices). Every scan is a held-out head, shaded or displaced, acquired with noise. Three
@@ -15,6 +15,8 @@ import sys
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import checkout  # noqa: F401
 import numpy as np
@@ -121,7 +123,7 @@ def main() -> int:
     about = {"name": Path(args.model).name, "sha256": model.sha256, "guidance": list(learnt(model.meta))}
     same = {"model": about, "crop": args.crop}
     content = {
-        "command": f"python benchmarks/guidance_ablation.py --data SCANS --model {Path(args.model).name} "
+        "command": f"python experiments/guidance_ablation.py --data SCANS --model {Path(args.model).name} "
         f"--crop {args.crop} --cases {' '.join(args.cases)}",
         **same,
         "starts": starts,
@@ -293,7 +295,7 @@ def picture(trial: Trial, images: dict, path: Path) -> None:
     errors = [np.clip(4 * np.abs(v - trial.reference)[:, :, middle] / span, 0, 1) for v in shown.values()]
     sheet = np.concatenate([np.concatenate([t.T[::-1] for t in line], 1) for line in (top, errors)], 0)
     image = Image.fromarray((255 * sheet).astype(np.uint8))
-    image.resize([3 * n for n in image.size], Image.BICUBIC).quantize(64).save(path)
+    image.resize([2 * n for n in image.size], Image.BICUBIC).quantize(64).save(path, optimize=True)
 
 
 def render(content: dict) -> str:

@@ -1,6 +1,6 @@
 """Which operators the student's time on a CPU goes to: PyTorch's own operators, and ours over slabs.
 
-    python benchmarks/student_profile.py [--threads 2] [--shape 128 160 128]
+    python experiments/student_profile.py [--threads 2] [--shape 128 160 128]
 
 "before" is the module's forward on PyTorch's separate operators, as a contiguous network and channels-last; "after" is
 the engine that `mrisr.upscale(..., engine="torch")` uses. Writes student_profile.json and student_profile.md.
@@ -13,7 +13,7 @@ import json
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import checkout  # noqa: F401
 import record

@@ -1,6 +1,6 @@
 """What each ingredient of the distillation buys: every one left out once, two seeds, on people nobody trained on.
 
-    python benchmarks/distill_ablation.py --data SCANS [--work DIR] [--seeds 0 1] [--steps 240]
+    python experiments/distill_ablation.py --data SCANS [--work DIR] [--seeds 0 1] [--steps 240]
 
 A small teacher and a small student that has been trained a little, then the student distilled with everything, with
 each ingredient left out, and trained on without a teacher for as many network passes; beside them a network of the
@@ -18,6 +18,8 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import checkout  # noqa: F401
 import numpy as np
@@ -178,7 +180,7 @@ def main() -> int:
     read_once()
     cases = validation_cases(load_volumes([p for p in paths if p.name.startswith(HELD_OUT)]), BLOCK)
     cases = [case for case in cases if case.name.rpartition("/")[2] in SAMPLED]
-    command = f"python benchmarks/distill_ablation.py --data SCANS --steps {options.steps}"
+    command = f"python experiments/distill_ablation.py --data SCANS --steps {options.steps}"
     store = options.work / "runs.json"
     runs = json.loads(store.read_text()) if store.exists() else {}
     for seed in options.seeds:
