@@ -295,7 +295,7 @@ def picture(trial: Trial, images: dict, path: Path) -> None:
     errors = [np.clip(4 * np.abs(v - trial.reference)[:, :, middle] / span, 0, 1) for v in shown.values()]
     sheet = np.concatenate([np.concatenate([t.T[::-1] for t in line], 1) for line in (top, errors)], 0)
     image = Image.fromarray((255 * sheet).astype(np.uint8))
-    image.resize([2 * n for n in image.size], Image.BICUBIC).quantize(64).save(path, optimize=True)
+    image.resize([2 * n for n in image.size], Image.BICUBIC).quantize(32).save(path, optimize=True)
 
 
 def render(content: dict) -> str:

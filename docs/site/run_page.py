@@ -37,8 +37,9 @@ def run(page: Path, folder: Path) -> dict:
 
 def keep(picture: Path, target: Path) -> None:
     """A picture with as few greys as the eye needs, for a page."""
-    from mrisr.preview import fewer_greys
     from PIL import Image
+
+    from mrisr.preview import fewer_greys
 
     with Image.open(picture) as image:
         fewer_greys(image.convert("L")).save(target, format="PNG", optimize=True)
