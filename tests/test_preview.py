@@ -108,7 +108,8 @@ def test_a_zoomed_view_is_of_the_brain_and_not_of_the_neck(signs):
     assert np.abs(np.array(view.brain_centre()) - (0, 0, 25)).max() < 8
     part = preview.brain(head, affine, 80.0)
     assert all(20 <= n <= 21 for n in part.shape) and part.max() == 1.0
-    sheet = preview.contact_sheet([preview.Panel("x", head, affine)], zoom=80.0, planes=("axial",))
+    panel = preview.Panel("x", head, affine, (0.0, 1.0))
+    sheet = preview.contact_sheet([panel], zoom=80.0, planes=("axial",))
     assert sheet.width == 20 * preview._MOST_TIMES and np.asarray(sheet)[60:100, 60:100].min() == 255
 
 
