@@ -33,6 +33,8 @@ import checkout  # noqa: F401
 import record
 from gpu_setting import Setting, summary
 
+from mrisr.io.atomic import replacing
+
 # Part -> its time limit in seconds, in order of value; the functions are in gpu_*.py.
 SETTLE = {
     "environment": 40,
@@ -121,9 +123,8 @@ class Store:
 
     def keep(self, part: str, found: dict) -> None:
         self.parts[part] = found
-        beside = self.path.with_suffix(".json.new")
-        beside.write_text(json.dumps(self.parts, indent=2) + "\n", encoding="utf-8")
-        os.replace(beside, self.path)
+        with replacing(self.path, force=True) as beside:
+            beside.write_text(json.dumps(self.parts, indent=2) + "\n", encoding="utf-8")
 
 
 def setting_of(options: argparse.Namespace) -> Setting:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import performance_tables
+
+from mrisr.io.atomic import replacing
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, README = ROOT / "benchmarks" / "results", ROOT / "README.md"
@@ -232,9 +233,8 @@ def main() -> int:
         if args.check and now != new:
             print(f"{page.name} differs from benchmarks/results: run python benchmarks/readme_tables.py")
         elif now != new:
-            beside = page.with_name(f"{page.name}.new")
-            beside.write_text(new, encoding="utf-8")
-            os.replace(beside, page)
+            with replacing(page, force=True) as beside:
+                beside.write_text(new, encoding="utf-8")
     return int(args.check and differing > 0)
 
 

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from mrisr import environment
+from mrisr.io.atomic import replacing
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"  # what is committed: written with --record only
@@ -72,9 +73,8 @@ def write(name: str, content: dict, folder: Path = UNRECORDED) -> Path:
     """Write `content` and the circumstances to folder/name.json and return the path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
-    beside = path.with_suffix(".json.new")
-    beside.write_text(json.dumps({**content, **circumstances()}, indent=2) + "\n", encoding="utf-8")
-    os.replace(beside, path)
+    with replacing(path, force=True) as beside:
+        beside.write_text(json.dumps({**content, **circumstances()}, indent=2) + "\n", encoding="utf-8")
     return path
 
 

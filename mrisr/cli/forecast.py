@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
-import uuid
-from pathlib import Path
 
 from mrisr import environment
+from mrisr.errors import OutputError
+from mrisr.io.atomic import replacing
 
 GUESS = {"cpu": 6.0, "cuda": 0.05}  # seconds per million voxels: of one core, of a GPU
 NEAR_END = 0.97  # where a bar that runs on a forecast waits
@@ -81,8 +80,10 @@ class Forecast:
         held.pop(self.key, None)
         held[self.key] = round(self.known, 6)
         try:
-            _replace(self.path, json.dumps(dict(list(held.items())[-KEPT:])))
-        except OSError:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(self.path, force=True) as beside:
+                beside.write_text(json.dumps(dict(list(held.items())[-KEPT:])), encoding="utf-8")
+        except (OSError, OutputError):
             self.path = None  # a cache that cannot be used is no error (docs/environment.md)
 
     def _read(self) -> dict[str, float]:
@@ -93,13 +94,3 @@ class Forecast:
         except (OSError, ValueError):  # not there yet, or cut off: a forecast less
             return {}
         return {k: v for k, v in held.items() if isinstance(v, float) and v > 0} if isinstance(held, dict) else {}
-
-
-def _replace(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)

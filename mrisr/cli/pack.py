@@ -27,8 +27,8 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; raises MrisrError, returns 0."""
-    from mrisr.data.pack import LARGEST, describe, write_pack
-    from mrisr.data.sources import PACK_SUFFIX, find_scans, load_volumes
+    from mrisr.data.pack import LARGEST, PACK_SUFFIX, describe, write_pack
+    from mrisr.data.sources import find_scans, load_volumes
     from mrisr.io.atomic import check_target
 
     output = Path(args.output)

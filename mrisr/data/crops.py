@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from mrisr.data.scanners import uniform
-from mrisr.data.sources import TrainingVolume
+from mrisr.data.volumes import TrainingVolume
 from mrisr.ops.resample import apply_axes, fourier_matrix
 
 

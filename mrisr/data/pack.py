@@ -24,12 +24,13 @@ from msgspec.structs import asdict
 
 from mrisr import schema
 from mrisr.data.labels import LabelVolume
-from mrisr.data.sources import PACK_SUFFIX, TrainingVolume
+from mrisr.data.volumes import TrainingVolume
 from mrisr.errors import InputError, UsageError, shown
 from mrisr.io.atomic import replacing
 from mrisr.physics.intensity import estimate_noise
 from mrisr.schema import text
 
+PACK_SUFFIX = ".pack"
 FORMAT = 2
 STEPS_PER_NOISE = 8  # quantisation adds 1 / (8 sqrt 12) of the noise: 0.07 % to its amplitude
 LARGEST_ARRAY, LONGEST_AXIS = 1 << 31, 2048  # bytes, voxels

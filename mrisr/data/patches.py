@@ -17,7 +17,7 @@ from mrisr import grid as grids
 from mrisr.data.crops import random_contrast, scan_crop
 from mrisr.data.guidance import random_guidance
 from mrisr.data.labels import LabelVolume
-from mrisr.data.scanners import Scanner, random_scanner, uniform
+from mrisr.data.scanners import Scanner, ScannerClass, random_scanner, uniform
 from mrisr.data.synth import head_epoch, label_crop
 from mrisr.nn.condition import Condition, canonical_order
 from mrisr.ops.resample import apply_axes, bspline_matrix, fourier_matrix
@@ -42,7 +42,7 @@ class Pair:
     target: torch.Tensor
     y: torch.Tensor
     cond: Condition
-    kind: str
+    kind: ScannerClass
     band: torch.Tensor
 
     def mirrored(self, axes: list[int]) -> Pair:
@@ -65,7 +65,7 @@ class Batch:
     target: torch.Tensor
     y: torch.Tensor
     cond: Condition
-    kinds: tuple[str, ...]
+    kinds: tuple[ScannerClass, ...]
     band: torch.Tensor
 
     @classmethod

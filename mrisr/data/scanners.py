@@ -6,6 +6,7 @@ what nobody would know of a scan (displaced slices, ghosts, uneven noise, missin
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,6 +18,48 @@ from mrisr.physics.degrade import SLICE_KINDS, kspace_mask, rician, sampled, zer
 from mrisr.physics.psf import AxisPSF
 
 FULL = (1.0, 1.0, 1.0)
+MOST_ISO = 3.0  # factor from which isotropic cuts are one class
+
+
+FAMILIES = ("iso", "aniso", "same", "blur", "slice")
+
+
+@dataclass(frozen=True)
+class ScannerClass:
+    """Acquisitions that are about as hard as each other, by which the loss is weighted.
+
+    Attributes:
+        family: of FAMILIES: k-space cut alike along all axes, or not, or not at all; blur in all directions; slices.
+        factor: how much coarser, rounded down; None where the family says enough.
+        in_plane: slices that are coarser in their plane, too.
+        noisy: with noise that is seen.
+        window: "box", "tukey" or "hann" over k-space.
+    """
+
+    family: str
+    factor: float | None = None
+    in_plane: bool = False
+    noisy: bool = False
+    window: str = "box"
+
+    def __str__(self) -> str:
+        """The name that checkpoints have: "iso1.5n", "slice4+", "anisoh"."""
+        factor = ""
+        if self.factor is not None:
+            whole = self.family == "slice" or (self.family == "iso" and self.factor == MOST_ISO)
+            factor = f"{int(self.factor)}" if whole else f"{float(self.factor)}"
+        letters = "+" * self.in_plane + "n" * self.noisy + ("" if self.window == "box" else self.window[0])
+        return self.family + factor + letters
+
+    @classmethod
+    def parse(cls, name: str) -> ScannerClass:
+        """The class of a name. ValueError where it is none."""
+        match = re.fullmatch(rf"({'|'.join(FAMILIES)})([0-9]+(?:\.[0-9])?)?(\+?)(n?)([th]?)", name)
+        if match is None:
+            raise ValueError(f"scanner class: expected a name such as 'iso1.5n' or 'slice4+', found {name!r}")
+        family, factor, plus, noisy, window = match.groups()
+        windows = {"": "box", "t": "tukey", "h": "hann"}
+        return cls(family, float(factor) if factor else None, bool(plus), bool(noisy), windows[window])
 
 
 @dataclass(frozen=True)
@@ -46,7 +89,7 @@ class Scanner:
         factor: spacing of the coarse scan per axis, fine voxels.
         psf: per axis, widths in fine voxels.
         noise: standard deviation / median of the head.
-        kind: class by which the loss is weighted.
+        kind: by which the loss is weighted.
         windows_known: whether the network may be told of the windows of `psf`.
         partial, elliptical: of `mrisr.physics.degrade.kspace_mask`.
         stored: voxels stored per voxel acquired; the start is the same, the look of the noise is not.
@@ -57,7 +100,7 @@ class Scanner:
     factor: tuple[float, float, float]
     psf: tuple[AxisPSF, AxisPSF, AxisPSF]
     noise: float
-    kind: str
+    kind: ScannerClass
     windows_known: bool = False
     partial: tuple[float, float, float] = FULL
     elliptical: bool = False
@@ -145,16 +188,16 @@ def random_scanner(rng: np.random.Generator, fine_axes=(True, True, True)) -> Sc
     across = None
     if draw < 0.40:
         r = rng.choice([2.0, 2.0, 1.5, uniform(rng, 1.2, 2.5), uniform(rng, 1.2, 4.0)])
-        factor, kind = [float(r)] * 3, f"iso{min(3, int(r * 2) / 2)}"
+        factor, kind = [float(r)] * 3, ScannerClass("iso", min(MOST_ISO, int(r * 2) / 2))
         psf = [AxisPSF("kspace", f) for f in factor]
     elif draw < 0.54:
-        factor, kind = [uniform(rng, 1.0, 3.0) for _ in range(3)], "aniso"
+        factor, kind = [uniform(rng, 1.0, 3.0) for _ in range(3)], ScannerClass("aniso")
         psf = [AxisPSF("kspace", f) for f in factor]
     elif draw < 0.58:  # no change of resolution: what is left to learn is the noise
-        kind = "same"
+        kind = ScannerClass("same")
     elif draw < 0.64:
         r, shape = uniform(rng, 1.3, 2.8), rng.choice(["gaussian", "supergaussian"])
-        factor, kind = [r] * 3, f"blur{int(r * 2) / 2}"
+        factor, kind = [r] * 3, ScannerClass("blur", int(r * 2) / 2)
         psf = [AxisPSF(str(shape), r * uniform(rng, 0.8, 1.2)) for _ in range(3)]
     else:
         in_plane = 1.0 if rng.random() < 0.55 else uniform(rng, 1.0, 2.0)
@@ -167,15 +210,15 @@ def random_scanner(rng: np.random.Generator, fine_axes=(True, True, True)) -> Sc
         # Slices that touch, that leave a gap, that overlap.
         thickness = thick * (1.0 if rng.random() < 0.5 else uniform(rng, 0.65, 1.25))
         psf[across] = AxisPSF(shape, float(thickness))
-        kind = f"slice{int(thick)}" + ("+" if in_plane > 1.3 else "")
+        kind = ScannerClass("slice", float(int(thick)), in_plane=in_plane > 1.3)
     for i, fine in enumerate(fine_axes):
         if not fine:
             factor[i], psf[i] = 1.0, AxisPSF("kspace", 1.0)
-    if kind == "same":
+    if kind.family == "same":
         noise = uniform(rng, 0.015, 0.06)
     else:
         noise = 0.0 if rng.random() < 0.45 else uniform(rng, 0.0, 0.035)
-    scanner = Scanner(tuple(factor), tuple(psf), noise, kind + ("n" if noise > 0.01 else ""))
+    scanner = Scanner(tuple(factor), tuple(psf), noise, replace(kind, noisy=noise > 0.01))
     return replace(scanner, **_imperfections(rng, scanner, across))
 
 
@@ -186,7 +229,7 @@ def _imperfections(rng: np.random.Generator, scanner: Scanner, across: int | Non
     if cut and rng.random() < 0.15:
         window = str(rng.choice(["tukey", "tukey", "hann"]))
         changes["psf"] = tuple(replace(p, window=window) if i in cut else p for i, p in enumerate(scanner.psf))
-        changes["kind"] = scanner.kind + window[0]
+        changes["kind"] = replace(scanner.kind, window=window)
     elif cut and rng.random() < 0.08:
         partial = [1.0, 1.0, 1.0]
         partial[int(rng.choice(cut))] = float(rng.choice([0.75, 0.875]))

@@ -15,7 +15,7 @@ import torch
 from mrisr.data.crops import coarser, random_window, reoriented
 from mrisr.data.labels import BRIGHT, DARK, RENEWAL, VESSEL, LabelVolume, smooth_noise
 from mrisr.data.scanners import uniform
-from mrisr.data.sources import TrainingVolume
+from mrisr.data.volumes import TrainingVolume
 from mrisr.ops.resample import apply_axes
 
 FINEST = 1.07  # times the coarsest voxel of a map: the finest grid that is drawn, so that steps become partial volume

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from safetensors.torch import save as to_bytes
 
 from mrisr import schema
 from mrisr.errors import ModelError, TrainingError, shown
+from mrisr.io.atomic import replacing
 from mrisr.nn.condition import STEP_SHARE
 from mrisr.nn.grow import grow, reason_not_to_grow
 from mrisr.weights import registry
@@ -28,9 +28,8 @@ PATHS = frozenset({"data", "init", "teacher"})
 
 def save(path: Path, state: dict) -> None:
     """Write a checkpoint (tensors, numbers, strings, containers of them) to `path`, atomically."""
-    part = path.with_name(path.name + ".part")
-    torch.save(state, part)
-    os.replace(part, path)
+    with replacing(path, force=True) as beside:
+        torch.save(state, beside)
 
 
 class State(Struct):
@@ -189,7 +188,7 @@ def forget_step_share(net: torch.nn.Module) -> None:
 
 def export_weights(path: Path, tensors: dict[str, torch.Tensor], meta: dict) -> None:
     """Weights as safetensors with `meta` (JSON) in the header, atomically."""
-    part = path.with_name(path.name + ".part")
     plain = {k: v.detach().float().contiguous().cpu() for k, v in tensors.items()}
-    part.write_bytes(to_bytes(plain, metadata={"mrisr": json.dumps(meta)}))  # save_file makes what only its owner reads
-    os.replace(part, path)
+    whole = to_bytes(plain, metadata={"mrisr": json.dumps(meta)})  # save_file makes what only its owner reads
+    with replacing(path, force=True) as beside:
+        beside.write_bytes(whole)

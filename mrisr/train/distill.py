@@ -192,7 +192,7 @@ class Distillation(Run):
         config, chance = self.config, draws.common()
         if not config.halving or (config.ground_truth and chance.random() < config.direct):
             how = dict(sigma_data=self.sigma_data, mode=SAMPLE, draws=draws)
-            return "direct", step_loss(self.module, batch, self.table, **how)
+            return "direct", step_loss(self.module, batch, self.power, **how)
         learnt = [n for n in config.counts[: self.frozen_at] if n in config.serve]
         if learnt and chance.random() < config.rehearse:
             count = int(chance.choice(learnt))
@@ -244,7 +244,7 @@ class Distillation(Run):
         return found if hinted else (found, [])
 
     def _weighed(self, batch, error, gain, loss: str = "l2") -> torch.Tensor:
-        return weighed(error, class_weights(batch.kinds, self.table).to(error), gain, loss)
+        return weighed(error, class_weights(batch.kinds, self.power).to(error), gain, loss)
 
     @property
     def few_steps(self) -> list[int]:

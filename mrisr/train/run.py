@@ -22,8 +22,8 @@ from mrisr.train import checkpoint
 from mrisr.train.batches import Draws, pieces, places, share_of
 from mrisr.train.config import TrainConfig
 from mrisr.train.optim import build_optimizers
-from mrisr.train.teacher import measure_residual, step_loss
-from mrisr.train.validate import Case, validate
+from mrisr.train.teacher import ResidualPower, measure_residual, step_loss
+from mrisr.train.validate import Block, validate
 from mrisr.train.volumes import gather_volumes
 
 WEIGHTS = "weights.safetensors"
@@ -64,14 +64,15 @@ class Run:
         if state is None:
             self.step, self.chosen = 0, "long"
             self.sigma_data = checkpoint.initialise(net, config) if config.init else None
-            measured, self.table = measure_residual(self.sampler)
+            measured, self.power = measure_residual(self.sampler)
             self.sigma_data = self.sigma_data or measured
         else:
             checkpoint.check_same_run(state, config.to_json(), out / checkpoint.LAST, self.resumes_with)
             checkpoint.check_same_scans(state, [v.name for v in self.train], out / checkpoint.LAST)
             self.step, self.chosen = state["step"], state["chosen"]
-            self.sigma_data, self.table = state["sigma_data"], state["table"]
+            self.sigma_data = state["sigma_data"]
             with checkpoint.fitting(out / checkpoint.LAST):
+                self.power = ResidualPower.from_state(state["table"])
                 net.load_state_dict(state["net"])
         net = net.to(accelerator.device, memory_format=torch.channels_last_3d)
         self.averages = {name: copy.deepcopy(net).eval().requires_grad_(False) for name in AVERAGES}
@@ -95,7 +96,7 @@ class Run:
     def loss_of(self, batch, draws: Draws, mode: int) -> tuple[str, torch.Tensor]:
         """(name of what was learnt, loss) of one piece of a batch."""
         how = dict(sigma_data=self.sigma_data, mode=mode, draws=draws, loss=self.config.loss)
-        return ("mean" if mode == MEAN else "sample"), step_loss(self.module, batch, self.table, **how)
+        return ("mean" if mode == MEAN else "sample"), step_loss(self.module, batch, self.power, **how)
 
     def extra_state(self) -> dict:
         """More for the checkpoint."""
@@ -185,12 +186,12 @@ class Run:
             for slow, fast in zip(self.averages[name].parameters(), self.net.parameters()):
                 slow.lerp_(fast, 1 - decay)
 
-    def validate(self, cases: list[Case]) -> dict[str, float]:
+    def validate(self, cases: list[Block]) -> dict[str, float]:
         """Gains over cubic and early signs of over-smoothing, of the average that leaves the run."""
         with self.accelerator.autocast():
             return validate(self.averaged, cases)
 
-    def choose(self, cases: list[Case]) -> dict[str, float]:
+    def choose(self, cases: list[Block]) -> dict[str, float]:
         """Let the average that validates better leave the run (without cases, the long one), and its validation."""
         if not cases:
             return {}
@@ -210,7 +211,7 @@ class Run:
             "step": self.step,
             "chosen": self.chosen,
             "sigma_data": self.sigma_data,
-            "table": self.table,
+            "table": self.power.state(),
             "trained_on": [v.name for v in self.train],
             "net": self.net.state_dict(),
             "averages": {name: average.state_dict() for name, average in self.averages.items()},

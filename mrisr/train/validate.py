@@ -8,9 +8,10 @@ import numpy as np
 import torch
 
 from mrisr import grid as grids
-from mrisr.data.sources import TrainingVolume
+from mrisr.data.volumes import TrainingVolume
 from mrisr.diffusion.sampler import solve, solver_for
 from mrisr.evaluate import metrics
+from mrisr.evaluate.cases import TRAINING, Case
 from mrisr.nn.condition import SAMPLE, Condition
 from mrisr.ops.noise import normal_noise
 from mrisr.ops.resample import apply_axes, interpolation_matrix
@@ -20,20 +21,15 @@ from mrisr.physics.psf import AxisPSF
 
 BLOCK, MARGIN = 96, 16
 SAMPLED = ("iso2", "thick4")  # cases on which numbers of steps are validated
-# name: (factor per axis, kind per axis, noise / median)
-CASES = {
-    "iso2": ((2, 2, 2), ("kspace",) * 3, 0.0),
-    "iso2n": ((2, 2, 2), ("kspace",) * 3, 0.02),
-    "thick4": ((1, 1, 4), ("kspace", "kspace", "gaussian"), 0.0),
-    "iso1p5": ((1.5, 1.5, 1.5), ("kspace",) * 3, 0.0),
-    "mix": ((1.3, 1.3, 5), ("kspace", "kspace", "gaussian"), 0.015),
-}
 
 
 @dataclass(frozen=True)
-class Case:
-    """One validation scan: target, y and cubic (its error) are [1, 1, B, B, B]; mask like them; data_range a number;
-    band of `band_matrices`; edge: cycles per voxel that the scan reaches along each axis."""
+class Block:
+    """A validation case on the middle of one volume.
+
+    target, y and cubic (its error) are [1, 1, B, B, B]; mask like them; data_range a number;
+    band of `band_matrices`; edge: cycles per voxel that the scan reaches along each axis.
+    """
 
     name: str
     target: torch.Tensor
@@ -68,26 +64,25 @@ class Case:
         return area, (power[0] / max(power[1], 1e-12)) ** 0.5
 
 
-def validation_cases(volumes: list[TrainingVolume], block: int = BLOCK, seed: int = 7) -> list[Case]:
-    """Every case of every volume; volumes smaller than the block and its margin are taken whole."""
+def validation_cases(volumes: list[TrainingVolume], block: int = BLOCK, seed: int = 7) -> list[Block]:
+    """Every case of `TRAINING` of every volume; volumes smaller than the block and its margin are taken whole."""
     cases = []
     for volume in volumes:
-        for name, (factor, kinds, noise) in CASES.items():
-            cases.append(_case(volume, f"{volume.name.split('.')[0]}/{name}", factor, kinds, noise, block, seed))
+        cases += [_block(volume, case, block, seed) for case in TRAINING.values()]
     return cases
 
 
-def _case(volume, name, factor, kinds, noise, block, seed) -> Case:
+def _block(volume: TrainingVolume, case: Case, block: int, seed: int) -> Block:
     shape = volume.data.shape
     spans = [min(n, block + 2 * MARGIN) for n in shape]
     x = volume.data[tuple(slice((n - s) // 2, (n - s) // 2 + s) for n, s in zip(shape, spans))]
     hr = grids.Grid(tuple(x.shape), np.eye(4))
-    psf = tuple(AxisPSF(kind, float(f)) for kind, f in zip(kinds, factor))
-    lr = coarse_grid(hr, factor)
+    psf = tuple(AxisPSF(kind, float(f)) for kind, f in zip(case.profile, case.factor))
+    lr = coarse_grid(hr, case.factor)
     model = ForwardModel.between(hr.shape, (1, 1, 1), lr.shape, lr.voxel_size, psf)
     median = float(x[foreground_mask(x)].median())
     generator = torch.Generator().manual_seed(seed)
-    scan = degrade(x, model, noise_sigma=noise * median, generator=generator)
+    scan = degrade(x, model, noise_sigma=case.noise * median, generator=generator)
     y = apply_axes(scan, start_matrices(lr.shape, lr.voxel_size, hr.shape, (1, 1, 1), psf))
     cubic = apply_axes(
         scan,
@@ -99,8 +94,9 @@ def _case(volume, name, factor, kinds, noise, block, seed) -> Case:
     cond = Condition.of_acquisition(psf, (1, 1, 1), estimate_noise(scan), stored=lr.voxel_size)
     reference_range = float(np.percentile(x.numpy(), 99.9))
     band = band_matrices(x.shape[2:], (1, 1, 1), psf)
-    edge = tuple(0.5 / max(1.0, float(f)) for f in factor)
-    return Case(name, x - y, y, x - cubic, foreground_mask(x), cond, reference_range, band, edge)
+    edge = tuple(0.5 / max(1.0, float(f)) for f in case.factor)
+    name = f"{volume.name.split('.')[0]}/{case.name}"
+    return Block(name, x - y, y, x - cubic, foreground_mask(x), cond, reference_range, band, edge)
 
 
 def _beyond_filter(shape, edge) -> torch.Tensor:
@@ -111,17 +107,17 @@ def _beyond_filter(shape, edge) -> torch.Tensor:
     return kept * torch.where((axes[2] > 0) & (axes[2] < 0.5), 2.0, 1.0)
 
 
-def reconstructed(denoiser, case: Case) -> torch.Tensor:
+def reconstructed(denoiser, case: Block) -> torch.Tensor:
     """The posterior mean of a case, on the CPU."""
     device = next(denoiser.parameters()).device
-    found = denoiser.mean(case.y.to(device), case.cond.to(device)).float().cpu()
-    return outside_band(found, case.band)
+    residual = denoiser.mean(case.y.to(device), case.cond.to(device)).float().cpu()
+    return outside_band(residual, case.band)
 
 
 @torch.no_grad()
-def validate(denoiser, cases: list[Case]) -> dict[str, float]:
+def validate(denoiser, cases: list[Block]) -> dict[str, float]:
     """Gain of the posterior mean over cubic, dB, per case, with "mean" and "worst"; and the means of what lies beyond
-    the acquired band, "fsc" and "amplitude" (`Case.beyond`), the early signs of over-smoothing."""
+    the acquired band, "fsc" and "amplitude" (`Block.beyond`), the early signs of over-smoothing."""
     gains, beyond = {}, []
     for case in cases:
         predicted = reconstructed(denoiser, case)
@@ -133,23 +129,23 @@ def validate(denoiser, cases: list[Case]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def sample(denoiser, case: Case, steps: int, few_steps=(), seed: int = 0) -> torch.Tensor:
+def sample(denoiser, case: Block, steps: int, few_steps=(), seed: int = 0) -> torch.Tensor:
     """A sample of a case in `steps` steps, as inference draws it; `few_steps`: what the network was distilled to."""
     device = next(denoiser.parameters()).device
-    solver, told = solver_for(steps, few_steps, denoiser.sigma_min, denoiser.sigma_max)
-    y, cond = case.y.to(device), case.cond.to(device).with_mode(SAMPLE, told)
+    solver, step_count = solver_for(steps, few_steps, denoiser.sigma_min, denoiser.sigma_max)
+    y, cond = case.y.to(device), case.cond.to(device).with_mode(SAMPLE, step_count)
     band = None if case.band is None else tuple(torch.as_tensor(m, device=device) for m in case.band)
     x = normal_noise(y.shape[2:], seed=seed, device=device)[None, None] * solver.levels[0]
     return solve(lambda x, sigma: outside_band(denoiser(x, sigma, y, cond).float(), band), x, solver).cpu()
 
 
-def validate_samples(denoiser, cases: list[Case], counts) -> dict[str, float]:
+def validate_samples(denoiser, cases: list[Block], counts) -> dict[str, float]:
     """For each number of steps, over the cases SAMPLED: "steps2/gain" (dB over cubic), "steps2/fsc" and
     "steps2/amplitude"."""
-    found = {}
+    figures = {}
     chosen = [case for case in cases if case.name.rpartition("/")[2] in SAMPLED]
     for steps in counts if chosen else ():
         rows = [(case.gain(x), *case.beyond(x)) for case in chosen for x in [sample(denoiser, case, steps, counts)]]
         for name, values in zip(("gain", "fsc", "amplitude"), zip(*rows)):
-            found[f"steps{steps}/{name}"] = float(np.mean(values))
-    return found
+            figures[f"steps{steps}/{name}"] = float(np.mean(values))
+    return figures

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from mrisr.data.labels import LabelVolume
-from mrisr.data.sources import TrainingVolume, find_scans, load_volumes
+from mrisr.data.sources import find_scans, load_volumes
 from mrisr.data.synth import synthetic_volume
+from mrisr.data.volumes import TrainingVolume
 from mrisr.errors import TrainingError
 from mrisr.train.config import TrainConfig
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from msgspec import Struct
 
 from mrisr import schema
 from mrisr.errors import ModelError, UsageError
+from mrisr.io.atomic import replacing
 from mrisr.weights import registry
 
 
@@ -70,13 +70,9 @@ def publish(
     if calibration is not None:
         meta["uncertainty"] = _with_calibration(meta.get("uncertainty", []), calibration, path)
     target = folder / f"{name}.safetensors"
-    beside = target.with_name(f".{target.name}.part")
-    try:
-        header = {"mrisr": json.dumps(meta)}
-        beside.write_bytes(to_bytes({k: t.contiguous() for k, t in tensors.items()}, metadata=header))
-        os.replace(beside, target)
-    finally:
-        beside.unlink(missing_ok=True)
+    whole = to_bytes({k: t.contiguous() for k, t in tensors.items()}, metadata={"mrisr": json.dumps(meta)})
+    with replacing(target, force=True) as beside:
+        beside.write_bytes(whole)
     return target
 
 

@@ -7,8 +7,8 @@ import torch
 from mrisr.data import guidance
 from mrisr.data.guidance import BoreDistortion, Guided, random_guidance
 from mrisr.data.patches import PatchSampler
-from mrisr.data.sources import TrainingVolume
 from mrisr.data.synth import synthetic_volume
+from mrisr.data.volumes import TrainingVolume
 from mrisr.grid import Grid
 from mrisr.physics import smooth
 
@@ -85,7 +85,7 @@ def test_a_displaced_start_lies_where_the_reference_lies_and_is_as_bright():
     for index in range(40):
         pair = sampler.pair(index, 24)
         target, y, cond, band = pair.target, pair.y, pair.cond, pair.band
-        if pair.kind not in ("iso1.0", "iso1.5", "iso2.0"):  # clean, and fine enough for these waves
+        if str(pair.kind) not in ("iso1.0", "iso1.5", "iso2.0"):  # clean, and fine enough for these waves
             continue
         assert not band.any()
         inner = (slice(3, -3),) * 3
@@ -132,7 +132,7 @@ def test_a_known_field_is_taken_out_and_told():
 def test_slices_are_resampled_along_the_displacement_too():
     """Thick slices keep their own grid until the one interpolation; a smooth object comes back."""
     from mrisr.data.patches import _Field
-    from mrisr.data.scanners import Scanner
+    from mrisr.data.scanners import Scanner, ScannerClass
     from mrisr.ops.resample import apply_axes
     from mrisr.physics.psf import AxisPSF
 
@@ -142,7 +142,7 @@ def test_slices_are_resampled_along_the_displacement_too():
     distortion = BoreDistortion.random(np.random.default_rng(8), size)
     guided = Guided(size, patch, distortion, None)
     psf = (AxisPSF("kspace", 1.0), AxisPSF("kspace", 1.5), AxisPSF("gaussian", 3.0))
-    scanner = Scanner((1.0, 1.5, 3.0), psf, 0.0, "slice3")
+    scanner = Scanner((1.0, 1.5, 3.0), psf, 0.0, ScannerClass("slice", 3.0))
     field = _Field.draw(np.random.default_rng(0), scanner, size, patch, at_the_end=False)
     matrices = field._model().matrices
     start, positions = field.start()

@@ -12,13 +12,16 @@ from mrisr.data.labels import BRIGHT, DARK, VESSEL, LabelVolume
 from mrisr.data.pack import read_pack, write_pack
 from mrisr.data.patches import Batch, PatchSampler
 from mrisr.data.resolution import true_resolution
-from mrisr.data.scanners import Ghost, Interleave, Scanner
-from mrisr.data.sources import TrainingVolume, load_volumes
+from mrisr.data.scanners import Ghost, Interleave, Scanner, ScannerClass
+from mrisr.data.sources import load_volumes
 from mrisr.data.synth import label_crop, synthetic_volume
+from mrisr.data.volumes import TrainingVolume
 from mrisr.errors import InputError, MrisrWarning
 from mrisr.physics.psf import AxisPSF
 
 SHAPE = (56, 60, 52)
+
+THICK = ScannerClass("slice", 4.0)
 
 
 def nested_labels():
@@ -138,20 +141,20 @@ def test_a_sidecar_that_is_wrong_is_named_and_its_scan_left_out(sidecar, reason,
 def test_what_nobody_is_told_of_is_suffered():
     x = torch.rand(24, 24, 12, generator=torch.Generator().manual_seed(0)) + 1
     psf = (AxisPSF("kspace", 1.0),) * 2 + (AxisPSF("gaussian", 4.0),)
-    plain = Scanner((1, 1, 4), psf, 0.0, "slice4")
+    plain = Scanner((1, 1, 4), psf, 0.0, THICK)
     generator = torch.Generator().manual_seed(1)
     assert torch.equal(plain.disturbed(x, 0.0, generator), x)
-    woven = Scanner((1, 1, 4), psf, 0.0, "s", interleave=Interleave(2, 0, 1.0, 1.05)).disturbed(x, 0.0, generator)
+    woven = Scanner((1, 1, 4), psf, 0.0, THICK, interleave=Interleave(2, 0, 1.0, 1.05)).disturbed(x, 0.0, generator)
     assert torch.equal(woven[..., ::2], x[..., ::2])
     assert torch.allclose(woven[:-1, :, 1::2], 1.05 * x[1:, :, 1::2], atol=1e-5)
-    ghost = Scanner((1, 1, 4), psf, 0.0, "s", ghost=Ghost(0, 6, 0.1)).disturbed(x, 0.0, generator)
+    ghost = Scanner((1, 1, 4), psf, 0.0, THICK, ghost=Ghost(0, 6, 0.1)).disturbed(x, 0.0, generator)
     assert torch.allclose(ghost, x + 0.1 * x.roll(6, 0))
-    partial = Scanner((1, 1, 4), psf, 0.0, "s", partial=(0.75, 1.0, 1.0)).disturbed(x, 0.0, generator)
+    partial = Scanner((1, 1, 4), psf, 0.0, THICK, partial=(0.75, 1.0, 1.0)).disturbed(x, 0.0, generator)
     assert 0.001 < float((partial - x).abs().mean()) < 0.2
-    uneven = Scanner((1, 1, 4), psf, 0.0, "s", uneven=0.4)
+    uneven = Scanner((1, 1, 4), psf, 0.0, THICK, uneven=0.4)
     noise = torch.stack([uneven.disturbed(torch.full((16, 16, 16), 9.0), 0.1, generator) for _ in range(40)]).std(0)
     assert 0.05 < float(noise.mean()) < 0.2 and float(noise.std() / noise.mean()) > 0.15
-    permuted = Scanner((1, 1, 4), psf, 0.0, "s", interleave=Interleave(2, 0, 1.0, 1.05)).permuted((2, 1, 0))
+    permuted = Scanner((1, 1, 4), psf, 0.0, THICK, interleave=Interleave(2, 0, 1.0, 1.05)).permuted((2, 1, 0))
     assert (permuted.interleave.axis, permuted.interleave.along) == (0, 2)
 
 
@@ -160,14 +163,14 @@ def test_some_patches_end_where_the_scan_ends_and_masked_scans_have_no_backgroun
     assert volume.masked
     sampler = PatchSampler([volume], seed=4, drop=0.0)
     beyond = sum(
-        pair.kind.startswith("slice") and bool((pair.y[..., :2].diff(dim=-1)).abs().sum() > 0)
+        pair.kind.family == "slice" and bool((pair.y[..., :2].diff(dim=-1)).abs().sum() > 0)
         for pair in (sampler.pair(i, 16) for i in range(12))
     )
     assert beyond > 0
     from mrisr.data.patches import _Field
 
     ends = 0
-    scanner = Scanner((1.0, 1.0, 4.0), (AxisPSF("kspace", 1.0),) * 2 + (AxisPSF("gaussian", 4.0),), 0.0, "slice4")
+    scanner = Scanner((1.0, 1.0, 4.0), (AxisPSF("kspace", 1.0),) * 2 + (AxisPSF("gaussian", 4.0),), 0.0, THICK)
     for seed in range(40):
         field = _Field.draw(np.random.default_rng(seed), scanner, 64, 16, at_the_end=True)
         assert all(c.start >= 0 and c.stop <= 64 and c.stop - c.start == 16 for c in field.core)

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from mrisr.data.pack import describe, read_pack, step_of, write_pack
-from mrisr.data.sources import TrainingVolume, find_scans, load_volumes
+from mrisr.data.sources import find_scans, load_volumes
 from mrisr.data.synth import synthetic_volume
+from mrisr.data.volumes import TrainingVolume
 from mrisr.errors import InputError, MrisrWarning, OutputError, TrainingError, UsageError
 from mrisr.physics.intensity import estimate_noise
 

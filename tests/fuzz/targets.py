@@ -222,7 +222,7 @@ def bundle_config(path: Path) -> None:
 
 def pack(folder: Path) -> bytes:
     from mrisr.data.pack import write_pack
-    from mrisr.data.sources import TrainingVolume
+    from mrisr.data.volumes import TrainingVolume
 
     volumes = [TrainingVolume.from_array(scan_data((9, 8, 7)), (1.0, 1.0, s), f"v{s}.nii[0]") for s in (1.0, 3.0)]
     write_pack(folder / "sound.pack", volumes, {"": "CC0"})

@@ -144,7 +144,7 @@ def test_the_converted_graph_is_read_back_from_disk(net, cache, monkeypatch):
     given = inputs((16, 16, 16))
     engine, _ = made("openvino", "cpu", copy.deepcopy(net), 1)
     expected = engine.prepare((16, 16, 16))(*given).clone()
-    assert len(list(cache.glob("openvino-*/model.xml"))) == 1 and not list(cache.glob(".new-*"))
+    assert len(list(cache.glob("openvino-*/model.xml"))) == 1 and not list(cache.glob(".mrisr-*"))
 
     def never(net):
         raise AssertionError("converted again")

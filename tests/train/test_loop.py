@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from mrisr.data.scanners import ScannerClass
 from mrisr.errors import TrainingError
 from mrisr.nn.condition import MEAN
 from mrisr.train import loop, run
@@ -14,6 +15,7 @@ from mrisr.train.batches import Draws
 from mrisr.train.checkpoint import LAST
 from mrisr.train.config import CONFIGS, TrainConfig, load_config
 from mrisr.train.optim import Muon, orthogonalise
+from mrisr.train.teacher import ResidualPower
 from mrisr.weights import registry
 
 
@@ -50,6 +52,27 @@ def test_a_resumed_run_is_bit_equal_to_one_in_one_piece(config, tmp_path, monkey
     whole, parts = tensors(tmp_path / "whole"), tensors(tmp_path / "parts")
     assert whole.keys() == parts.keys()
     assert all(torch.equal(whole[k], parts[k]) for k in whole)
+
+
+def test_checkpoints_name_scanner_classes_as_they_always_did(config, tmp_path):
+    """Names that runs have written since the first format are read, and written again as they were."""
+    names = ("iso1.0", "iso1.5n", "iso2.5t", "iso3", "iso3nh", "aniso", "anisonh", "samen", "blur1.5", "blur2.0n",
+             "slice2", "slice4+", "slice8+n", "slice5nt")  # fmt: skip
+    table = {"": 0.02, **{name: 0.01 * (i + 1) for i, name in enumerate(names)}}
+    assert ResidualPower.from_state(table).state() == table
+    with pytest.raises(ValueError, match="scanner class: expected"):
+        ResidualPower.from_state({**table, "spiral": 1.0})
+    loop.train(replace(config, steps=3), tmp_path, quiet)
+    path = tmp_path / LAST
+    state = torch.load(path, weights_only=True)
+    assert all(str(ScannerClass.parse(name)) == name for name in state["table"] if name)
+    state["table"] = table
+    torch.save(state, path)
+    loop.train(replace(config, steps=4), tmp_path, quiet)
+    assert torch.load(path, weights_only=True)["table"] == table
+    torch.save({**state, "table": {**table, "spiral": 1.0}}, path)
+    with pytest.raises(TrainingError, match=f"{LAST}: .*scanner class"):
+        loop.train(replace(config, steps=6), tmp_path, quiet)
 
 
 def test_what_leaves_a_run_can_be_loaded_and_says_what_it_is(config, tmp_path):

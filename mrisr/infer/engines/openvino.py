@@ -12,10 +12,8 @@ import ctypes
 import gc
 import hashlib
 import logging
-import os
 import shutil
 import sys
-import tempfile
 import threading
 import warnings
 import weakref
@@ -28,11 +26,12 @@ import torch
 
 from mrisr import third_party
 from mrisr.environment import cache_folder
-from mrisr.errors import CATCHING, BackendError, MrisrWarning
+from mrisr.errors import CATCHING, BackendError, MrisrWarning, OutputError
 from mrisr.infer.engines import precision
 from mrisr.infer.engines.engine import Engine, Network
 from mrisr.infer.engines.torch import TorchEngine, limited
 from mrisr.infer.memory import COSTS
+from mrisr.io.atomic import replacing_folder
 from mrisr.nn.condition import GUIDANCE_CHANNELS, GUIDANCE_STRIDE, VECTOR_DIM
 
 ov = third_party.openvino()
@@ -250,21 +249,16 @@ def _from_disk_or_converted(net: torch.nn.Module, fingerprint: str, core: ov.Cor
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _store(model, entry)
-    except OSError as error:
+    except (OSError, OutputError) as error:
         log.info("cannot keep the converted graph in %s: %s", folder, error)
     return model
 
 
 def _store(model: ov.Model, entry: Path) -> None:
-    """Write beside, then rename: another process sees a whole entry or none."""
-    beside = Path(tempfile.mkdtemp(prefix=".new-", dir=entry.parent))
-    try:
+    """Another process sees a whole entry or none."""
+    with replacing_folder(entry) as beside:
         ov.save_model(model, beside / GRAPH, compress_to_fp16=False)
         (beside / DIGEST).write_text(_digest(beside), encoding="utf-8")
-        if not entry.exists():
-            os.replace(beside, entry)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def _digest(entry: Path) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import uuid
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +18,8 @@ from pathlib import Path
 import torch
 
 from mrisr import environment
-from mrisr.errors import BackendError, UsageError
+from mrisr.errors import BackendError, OutputError, UsageError
+from mrisr.io.atomic import replacing
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 # Of /proc/cpuinfo, in words. (Arm states bf16; the engines there were never measured.)
@@ -141,10 +141,9 @@ def _write(path: Path | None, known: dict[str, float]) -> None:
     """Beside, then renamed; no cache is no error."""
     if path is None:
         return
-    beside = path.with_name(f".{uuid.uuid4().hex[:8]}.{KEPT}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps(known), encoding="utf-8")
-        os.replace(beside, path)
-    except OSError:
+        with replacing(path, force=True) as beside:
+            beside.write_text(json.dumps(known), encoding="utf-8")
+    except (OSError, OutputError):
         return
