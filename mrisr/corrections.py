@@ -52,15 +52,20 @@ def corrections(
         raise UsageError(f"gradnl_done: expected one of {', '.join(DONE)}, found {done!r}")
     if slice_axis not in (0, 1, 2):
         raise UsageError(f"slice_axis: expected 0, 1 or 2, found {slice_axis!r}")
-    found: dict[str, Any] = {}
-    if gradnl_from is not None:
-        distortion, name = read_distortion(gradnl_from, radius, scan.meta)
-        done, why = already_corrected(scan, done)
-        found.update(distortion=distortion, distortion_from=name, done=done, why=why, slice_axis=slice_axis)
-    if bias_from is not None:
-        field, name = read_field(bias_from, scan)
-        found.update(field=field, field_from=name, kept=bias_out == "kept")
-    return Corrections(**found)
+    known = None if gradnl_from is None else nonlinearity(scan, gradnl_from, radius, done, slice_axis)
+    if bias_from is None:
+        return Corrections(known)
+    field, name = read_field(bias_from, scan)
+    return Corrections(known, field, name, bias_out == "kept")
+
+
+def nonlinearity(
+    scan: Volume, source: Any, radius: float | None, done: str, slice_axis: int, by: str = "the caller"
+) -> gradnl.Nonlinearity:
+    """The gradient nonlinearity of a scan: of what, what the scanner has corrected, and who says so. Warns as
+    `already_corrected` does."""
+    distortion, name = read_distortion(source, radius, scan.meta)
+    return gradnl.Nonlinearity(distortion, name, *already_corrected(scan, done, by), slice_axis)
 
 
 def read_distortion(source: Any, radius: float | None, meta: dict) -> tuple[gradnl.Distortion, str]:

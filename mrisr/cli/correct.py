@@ -151,13 +151,10 @@ def _bias(source, x, args: argparse.Namespace):
 def _warp(source, args: argparse.Namespace):
     """(the Warp, what was done and why)."""
     from mrisr import corrections
-    from mrisr.physics import gradnl
 
-    distortion, _ = corrections.read_distortion(args.gradnl, args.radius, source.meta)
-    done, why = corrections.already_corrected(source, args.corrected, "--corrected")
-    warp = gradnl.correction(distortion, source.grid, done=done, slice_axis=args.slice_axis)
-    what = {"none": "corrected in full", "2D": "corrected across slices", "3D": "nothing left to correct"}[done]
-    return warp, f"{what} ({why})"
+    known = corrections.nonlinearity(source, args.gradnl, args.radius, args.corrected, args.slice_axis, "--corrected")
+    what = {"none": "corrected in full", "2D": "corrected across slices", "3D": "nothing left to correct"}[known.done]
+    return known.warp(source.grid), f"{what} ({known.why})"
 
 
 def _moved(field, warp):

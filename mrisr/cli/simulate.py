@@ -212,10 +212,11 @@ def _noise(source, y, coarse, origin: float, args: argparse.Namespace) -> tuple[
     import numpy as np
 
     from mrisr.physics.field import noise_level
-    from mrisr.physics.intensity import foreground_mask, intensity_scale
+    from mrisr.physics.foreground import certain
+    from mrisr.physics.intensity import intensity_scale
 
     offset, scale = intensity_scale(y.numpy())
-    inside = foreground_mask((y - offset) / scale)
+    inside = certain((y - offset) / scale)
     median = float(y[inside].median())
     if args.noise is not None:
         return args.noise * median, f"{100 * args.noise:g} % of the median of the head added"

@@ -23,6 +23,7 @@ from mrisr.nn.condition import Condition, canonical_order
 from mrisr.ops.resample import apply_axes, bspline_matrix, fourier_matrix
 from mrisr.physics.bias import bias_field
 from mrisr.physics.degrade import SLICE_KINDS, ForwardModel, band_matrices, start_matrices
+from mrisr.physics.foreground import certain
 from mrisr.physics.intensity import estimate_noise
 
 MARGIN = 16  # fine voxels around a patch, and half as many more where slices are thick: their splines reach far
@@ -217,7 +218,7 @@ class PatchSampler:
 def _median(reference: torch.Tensor) -> float:
     """Median of the head, of every third voxel; 1 where there is none."""
     sample = reference[::3, ::3, ::3]
-    sample = sample[sample > 0.15]
+    sample = sample[certain(sample)]
     return float(sample.median()) if len(sample) else 1.0
 
 

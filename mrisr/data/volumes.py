@@ -9,7 +9,8 @@ import torch
 
 from mrisr.data.labels import spread_points
 from mrisr.errors import InputError
-from mrisr.physics.intensity import FOREGROUND, estimate_noise, intensity_scale
+from mrisr.physics.foreground import CERTAIN, certain
+from mrisr.physics.intensity import estimate_noise, intensity_scale
 from mrisr.physics.psf import THICK_SLICE_RATIO
 
 MASKED = 0.1  # of the voxels, of one same lowest value
@@ -44,11 +45,9 @@ class TrainingVolume:
         """From a scan [X, Y, Z]; true_mm None: what its voxels say."""
         offset, scale = intensity_scale(data)
         normalised = torch.from_numpy(((data - offset) / scale).astype(np.float32))
-        inside = spread_points(normalised > FOREGROUND)
+        inside = spread_points(certain(normalised))
         if not len(inside):
-            raise InputError(
-                f"{name}: no voxel is above {FOREGROUND:.0%} of the intensity scale; nothing to learn from"
-            )
+            raise InputError(f"{name}: no voxel is above {CERTAIN:.0%} of the intensity scale; nothing to learn from")
         return cls.of(normalised, voxel_size, voxel_size if true_mm is None else true_mm, inside, name)
 
     @classmethod

@@ -114,7 +114,7 @@ def _diffusion(denoiser, meta: dict) -> dict:
 def _preprocessing() -> dict:
     return {
         "intensity": {
-            "foreground": intensity.FOREGROUND,
+            "foreground": foreground.CERTAIN,
             "offset_percentile": intensity.LOW,
             "first_percentile": intensity.HIGH,
             "scale_percentile": intensity.TISSUE,
@@ -144,9 +144,9 @@ def _tiling(config) -> dict:
         "smallest": tiles.smallest_tile(align),
         "margin": tiles.MARGIN,
         "fade": tiles.FADE,
-        "air": tiles.AIR,
-        "bright": tiles.BRIGHT,
-        "fewest_neighbours": tiles.FEWEST_NEIGHBOURS,
+        "air": foreground.AIR,
+        "bright": foreground.BRIGHT,
+        "fewest_neighbours": foreground.FEWEST_NEIGHBOURS,
     }
 
 

@@ -19,8 +19,8 @@ FILES = {
 
 def free(root: Path = Path("/")) -> int | None:
     """Bytes that the tightest group leaves; None where no group has a limit. `root`: where /proc and /sys are."""
-    found = [left for kind, folder in _groups(root) if (left := _left(kind, folder)) is not None]
-    return min(found, default=None)
+    limits = [left for kind, folder in _groups(root) if (left := _left(kind, folder)) is not None]
+    return min(limits, default=None)
 
 
 def _left(kind: str, folder: Path) -> int | None:

@@ -25,8 +25,9 @@ from mrisr.infer.fade import HALF, ORDER, Fade
 from mrisr.infer.info import BiasInfo, GradnlInfo
 from mrisr.nn.condition import GUIDANCE_CHANNELS, GUIDANCE_STRIDE, Condition, brick_grid, guidance_channels
 from mrisr.ops.resample import apply_axes, resample3d
-from mrisr.physics import bias, gradnl
+from mrisr.physics import bias
 from mrisr.physics.degrade import fourier_axes, start_matrices
+from mrisr.physics.gradnl import Nonlinearity, Warp
 from mrisr.physics.psf import PSF
 
 ROWS = 32  # of the target that are displaced at a time
@@ -44,20 +45,13 @@ class Corrections:
     """What is known of a scan's distortions; read and checked by `mrisr.corrections`.
 
     Attributes:
-        distortion: a `mrisr.physics.gradnl.Distortion`, or None.
-        distortion_from: what messages call it.
-        done, why: what the scanner has corrected already ("none", "2D" or "3D"), and who says so.
-        slice_axis: stored axis across slices, for "2D".
+        nonlinearity: of the gradients, or None.
         field: the bias field, float32 [X, Y, Z] on the scan's grid, "auto" to estimate it by N4, or None.
         field_from: what messages call it.
         kept: multiply the result by the field again.
     """
 
-    distortion: gradnl.Distortion | None = None
-    distortion_from: str = ""
-    done: str = "none"
-    why: str = ""
-    slice_axis: int = 2
+    nonlinearity: Nonlinearity | None = None
     field: torch.Tensor | str | None = None
     field_from: str = ""
     kept: bool = False
@@ -65,7 +59,7 @@ class Corrections:
     @property
     def displaces(self) -> bool:
         """Whether anything is moved: then the forward model along the axes does not hold."""
-        return self.distortion is not None and self.done != "3D"
+        return self.nonlinearity is not None and self.nonlinearity.displaces
 
     @property
     def shades(self) -> bool:
@@ -94,7 +88,7 @@ class Corrections:
         """What positions and basis functions take while a displacement is evaluated."""
         if not self.displaces:
             return 0
-        return SAMPLED_BYTES if self.distortion.degree is None else BASIS_BYTES
+        return SAMPLED_BYTES if self.nonlinearity.distortion.degree is None else BASIS_BYTES
 
 
 @dataclass(frozen=True)
@@ -164,7 +158,7 @@ class Corrector:
         if not self.given.displaces:
             return lr.clone() if between is lr else between.contiguous(), Displacement()
         y = lr.new_empty(self.target.shape)
-        largest, low, high, warned = 0.0, np.inf, 0.0, ()
+        largest, low, high, messages = 0.0, np.inf, 0.0, ()
         for rows, grid in self._slabs():
             warp, texts = self._warp(self._between, grid)
             moved = warp.voxels()
@@ -172,8 +166,8 @@ class Corrector:
             y[rows] = resample3d(piece, warp.target.shape, index, displacement=moved, modulate=warp.gain)
             largest = max(largest, float(warp.offset.square().sum(0).max()) ** 0.5)
             low, high = min(low, float(warp.gain.min())), max(high, float(warp.gain.max()))
-            warned = warned or texts  # once for a scan, not once for every few rows
-        return y, Displacement(largest, (low, high), warned)
+            messages = messages or texts  # once for a scan, not once for every few rows
+        return y, Displacement(largest, (low, high), messages)
 
     def interpolate(self, lr: torch.Tensor) -> torch.Tensor:
         """Plain interpolation of a frame [X, Y, Z] onto the target, where the network's answer does not count."""
@@ -190,8 +184,8 @@ class Corrector:
     def _interpolate(self, volume: torch.Tensor, matrices: tuple, order: int, modulated: bool = False) -> torch.Tensor:
         """A volume of the scan's grid on the target's, along the axes or displaced."""
         if not self.given.displaces:
-            found = apply_axes(volume, matrices)
-            return volume.clone() if found is volume else found.contiguous()
+            result = apply_axes(volume, matrices)
+            return volume.clone() if result is volume else result.contiguous()
         out = volume.new_empty(self.target.shape)
         for rows, grid in self._slabs():
             warp, _ = self._warp(self.source, grid)
@@ -247,12 +241,11 @@ class Corrector:
 
     def gradnl_info(self, displacement: Displacement, model: str) -> GradnlInfo:
         """The account of the geometry."""
-        given = self.given
-        if given.distortion is None:
+        known = self.given.nonlinearity
+        if known is None:
             return GradnlInfo("absent", told="nothing to tell")
-        told = _told(self.guidance["gradnl"], model) if given.displaces else "nothing to tell"
-        moved = displacement.largest, displacement.det
-        return GradnlInfo("given", given.distortion_from, given.done, given.why, *moved, told)
+        note = _guidance_note(self.guidance["gradnl"], model) if known.displaces else "nothing to tell"
+        return GradnlInfo("given", known.source, known.done, known.why, displacement.largest, displacement.det, note)
 
     def bias_info(self, model: str) -> BiasInfo:
         """The account of the bias field."""
@@ -261,15 +254,13 @@ class Corrector:
         state = "estimated" if self.given.estimates else "given"
         span = (float(self.field.min()), float(self.field.max()))
         output = "kept" if self.given.kept else "corrected"
-        return BiasInfo(state, self.given.field_from, span, output, _told(self.guidance["bias"], model))
+        return BiasInfo(state, self.given.field_from, span, output, _guidance_note(self.guidance["bias"], model))
 
-    def _warp(self, source: Grid, target: Grid) -> tuple[gradnl.Warp, tuple[str, ...]]:
+    def _warp(self, source: Grid, target: Grid) -> tuple[Warp, tuple[str, ...]]:
         """How a grid is read from another, and what was warned about on the way."""
-        given = self.given
-        how = dict(done=given.done, slice_axis=given.slice_axis, device=self.device)
         with CATCHING, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            warp = gradnl.correction(given.distortion, source, target, **how)
+            warp = self.given.nonlinearity.warp(source, target, device=self.device)
         return warp, tuple(str(w.message) for w in caught)
 
     def _slabs(self) -> Iterator[tuple[slice, Grid]]:
@@ -296,7 +287,7 @@ def _mirrored(grid: Grid, axes: tuple[int, ...]) -> Grid:
     return Grid(grid.shape, grid.affine @ turn)
 
 
-def _rows_for(volume: torch.Tensor, warp: gradnl.Warp, moved: torch.Tensor):
+def _rows_for(volume: torch.Tensor, warp: Warp, moved: torch.Tensor):
     """The rows of `volume` (on warp.source) that the target's are read from, and target -> their index [4, 4]."""
     index = np.linalg.inv(warp.source.affine) @ warp.target.affine
     line = torch.arange(warp.target.shape[0], device=moved.device) * index[0, 0] + index[0, 3]
@@ -308,7 +299,7 @@ def _rows_for(volume: torch.Tensor, warp: gradnl.Warp, moved: torch.Tensor):
     return volume[low:high].contiguous(), index
 
 
-def _told(yes: bool, model: str) -> str:
+def _guidance_note(yes: bool, model: str) -> str:
     return "told to the network" if yes else f"not told to the network: {model} was trained without it"
 
 

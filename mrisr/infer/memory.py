@@ -89,9 +89,9 @@ def peak_resident() -> int:
     Linux gives it as VmHWM. `getrusage` there would not do: its figure survives exec, so that a process
     started by a large one reports the peak of its parent.
     """
-    found = re.search(r"VmHWM:\s+(\d+) kB", cgroup.read(Path("/proc/self/status")))
-    if found:
-        return int(found.group(1)) * 1024
+    match = re.search(r"VmHWM:\s+(\d+) kB", cgroup.read(Path("/proc/self/status")))
+    if match:
+        return int(match.group(1)) * 1024
     import resource  # not on Windows, hence not at the top
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -100,14 +100,14 @@ def peak_resident() -> int:
 
 def available() -> int:
     """Bytes that can be had without swapping: free memory, or what the process's control group leaves."""
-    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     match = re.search(r"MemAvailable:\s+(\d+) kB", cgroup.read(Path("/proc/meminfo")))
     if match:
-        found.append(int(match.group(1)) * 1024)
+        limits.append(int(match.group(1)) * 1024)
     limited = cgroup.free()
     if limited is not None:
-        found.append(limited)
-    return min(found)
+        limits.append(limited)
+    return min(limits)
 
 
 def workers() -> int:

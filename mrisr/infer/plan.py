@@ -295,7 +295,7 @@ def plan_frame(plan: Plan, foregrounds: Sequence[np.ndarray], route: Route | Non
     """What runs for a frame; in one piece where its head fits, else as the route says.
 
     Args:
-        foregrounds: of the start, mirrored as each of `plan.mirrorings` says: `mrisr.infer.tiles.foreground_bricks`.
+        foregrounds: of the start, mirrored as each of `plan.mirrorings` says: `mrisr.physics.foreground.bricks`.
         route: of the frame before; None: the first frame. A scan that has gone over to layer by layer stays with it,
             so that two engines never hold memory at once.
 
@@ -317,9 +317,9 @@ def plan_frame(plan: Plan, foregrounds: Sequence[np.ndarray], route: Route | Non
 def _pieces(plan: Plan, route: Route, foreground: np.ndarray) -> tiles.TilePlan:
     shape, align = plan.geometry.target.shape, plan.model.align
     most = route.demand.tile_voxels(plan.machine.budget)
-    found = tiles.plan(shape, foreground, tile=route.tile, max_voxels=most, align=align)
-    if found.kind != "tiles" or plan.model.norm != "group":
-        return found
+    pieces = tiles.plan(shape, foreground, tile=route.tile, max_voxels=most, align=align)
+    if pieces.kind != "tiles" or plan.model.norm != "group":
+        return pieces
     if route.tile is not None:
         raise BackendError(
             f"tile: {plan.model.name} normalises over the whole head, which tiles would each do for themselves; "

@@ -67,7 +67,7 @@ def upscale_volume(scan: Scan, target: Grid, model: Any, options: Options, repor
     """
     with report.stage("prepare"):
         stages, engine = _prepare(scan, target, model, options, report)
-        plan, volume, said = stages.plan, scan.volume, _warn([], stages.plan.warnings)
+        plan, volume, messages = stages.plan, scan.volume, _warn([], stages.plan.warnings)
     if scan.corrections.estimates:
         with report.stage("bias"):
             field = estimate_field(volume.data, volume.grid, options.threads)
@@ -78,11 +78,11 @@ def upscale_volume(scan: Scan, target: Grid, model: Any, options: Options, repor
     with closing(Runner(plan.route, engine, model)) as runner, torch.inference_mode():
         for t, data in enumerate(volume.frames()):
             where = (..., t) if volume.data.ndim == 4 else ...
-            result = _frame(stages, runner, data, said)
+            result = _frame(stages, runner, data, messages)
             results.append(_stored(result, out[where], None if std is None else std[where]))
             del result  # its voxels, which are in `out` now
         used = engine_info(runner.engine, plan, results, runner.graphs)
-    info = account(plan, results, used, stages.corrector, said, report.seconds)
+    info = account(plan, results, used, stages.corrector, messages, report.seconds)
     out, std = (None if v is None else np.ascontiguousarray(v[plan.kept]) for v in (out, std))
     if std is not None:
         info.std = volume.replace(std, plan.output.affine)
@@ -103,17 +103,17 @@ def _prepare(scan: Scan, target: Grid, model: Any, options: Options, report: Rep
     return Stages(scan, plan, corrector, forward, report), engine
 
 
-def _frame(stages: Stages, runner: Runner, data: np.ndarray, said: list[str]) -> FrameResult:
+def _frame(stages: Stages, runner: Runner, data: np.ndarray, messages: list[str]) -> FrameResult:
     """One 3D volume; what it warns of is added to `said`."""
     plan, corrector, report = stages.plan, stages.corrector, stages.report
     with report.stage("start"):
         frame, y = start(data, stages.scan.mask, corrector)
-        _warn(said, frame.warnings)
+        _warn(messages, frame.warnings)
         frame_plan = plan_frame(plan, foregrounds(y, plan.mirrorings), runner.route)
         engine = runner.follow(frame_plan.route)
-        told = conditions(plan, frame, corrector)
+        conds = conditions(plan, frame, corrector)
     with report.stage("network"):
-        residual = denoise(engine, plan, frame_plan, y, told, report.tick, runner.graphs)
+        residual = denoise(engine, plan, frame_plan, y, conds, report.tick, runner.graphs)
         engine.release()  # what follows needs memory of its own
     with report.stage("consistency"):
         image, std, seam = y.add_(residual.mean), residual.std, residual.seam
@@ -138,13 +138,13 @@ def _stored(result: FrameResult, out: np.ndarray, std: np.ndarray | None) -> Fra
     return replace(result, image=out, std=std)
 
 
-def _warn(said: list[str], texts: Iterable[str]) -> list[str]:
+def _warn(messages: list[str], texts: Iterable[str]) -> list[str]:
     """Give every warning once, and note it."""
     for text in texts:
-        if text not in said:
-            said.append(text)
+        if text not in messages:
+            messages.append(text)
             warnings.warn(text, MrisrWarning, stacklevel=2)
-    return said
+    return messages
 
 
 class Runner:

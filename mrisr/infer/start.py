@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mrisr.infer import tiles
 from mrisr.infer.corrections import Corrector, Displacement
 from mrisr.infer.plan import Plan
 from mrisr.nn.condition import MEAN, SAMPLE, Condition
-from mrisr.physics.foreground import Background, masked_background
+from mrisr.physics.foreground import Background, bricks, masked_background
 from mrisr.physics.intensity import OUTLIER, Scale, estimate_noise, robust_scale
 
 
@@ -61,7 +60,7 @@ def _normalise(data: np.ndarray, scale: Scale) -> torch.Tensor:
 def foregrounds(y: torch.Tensor, mirrorings: tuple[tuple[int, ...], ...]) -> list[np.ndarray]:
     """The bricks that hold tissue, of the start mirrored in every way; bricks are counted from a corner, so that each
     has its own."""
-    return [tiles.foreground_bricks(y.flip(axes) if axes else y) for axes in mirrorings]
+    return [bricks(y.flip(axes) if axes else y) for axes in mirrorings]
 
 
 def conditions(plan: Plan, frame: Frame, corrector: Corrector) -> tuple[Condition, ...]:
@@ -84,7 +83,7 @@ def _outliers(scale: Scale) -> str:
 
 def _background(data: np.ndarray, mask: np.ndarray | None) -> Background | None:
     """What is to be one exact value in the result: outside of the stated mask, or else what the scan has masked."""
-    found = masked_background(data)
+    masked = masked_background(data)
     if mask is None:
-        return found
-    return Background(~mask, 0.0 if found is None else found.value)
+        return masked
+    return Background(~mask, 0.0 if masked is None else masked.value)

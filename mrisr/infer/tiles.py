@@ -19,20 +19,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from mrisr.errors import UsageError
 from mrisr.ops.tiles import blend_add_
+from mrisr.physics.foreground import BRICK
 
-BRICK = 8  # the network's coarsest level is 1/8 of the target grid; the foreground is known per brick
 OVERLAP = 24  # voxels shared by neighbouring tiles, a multiple of 8
 TRIM = 8  # of those, thrown away at a tile's cut face, where convolutions have seen padding instead of data
 MARGIN = 8  # air kept inside the processed box around the foreground bricks, which are grown by 8 already
 FADE = 8  # voxels over which the residual goes to zero at a box face that lies in air
 SMALLEST_TILE = 2 * OVERLAP
-# Normalised intensity: a brick is air where its mean is below AIR and its largest voxel below BRIGHT times that.
-AIR, BRIGHT = 0.075, 4
-FEWEST_NEIGHBOURS = 3  # of 26; a brick with fewer is a speck of noise
 
 EXACT = "exact"
 
@@ -151,7 +147,7 @@ def plan(
     """Plan the network's work on a target volume of `shape`.
 
     Args:
-        foreground: bool mask of bricks of 8^3 voxels (`foreground_bricks`); None: everything is foreground.
+        foreground: bool mask of bricks of 8^3 voxels (`mrisr.physics.foreground.bricks`); None: all is foreground.
         tile: a size in voxels, one or three (rounded up to a multiple of 8); None takes the whole box where
             that has at most `max_voxels` voxels, else the cheapest tile that has; "exact" takes the whole box
             whatever its size, for an engine that runs it layer by layer.
@@ -211,11 +207,11 @@ def cheapest_tile(extent: Triple, max_voxels: int, align: int = BRICK) -> Triple
 
 def _sizes(length: int, align: int) -> list[tuple[int, int]]:
     """(tile size, number of tiles) for every useful cut of an axis."""
-    found = {length: 1}
+    counts = {length: 1}
     for size in range(smallest_tile(align), length, BRICK):
-        found[size] = len(cut_axis(length, size, align=align).starts)
+        counts[size] = len(cut_axis(length, size, align=align).starts)
     fewest: dict[int, int] = {}
-    for size, count in found.items():
+    for size, count in counts.items():
         # Of several sizes with the same number of tiles the smallest is cheapest.
         fewest[count] = min(size, fewest.get(count, size))
     return [(size, count) for count, size in fewest.items()]
@@ -230,24 +226,6 @@ def _place(axis: Axis, start: int, stop: int, full: int) -> Axis:
     if stop < full:
         weights[-1] *= fade[::-1]
     return Axis(axis.size, tuple(start + s for s in axis.starts), weights)
-
-
-def foreground_bricks(normalised: torch.Tensor) -> np.ndarray:
-    """Bricks of 8^3 voxels that hold tissue: bool, ceil(shape / 8).
-
-    normalised: [X, Y, Z], air at 0, tissue near 1.
-
-    A brick counts by its mean or by its largest voxel (a thin bright rim); bricks with fewer than 3 such
-    neighbours of 26 are specks of noise. What is found is grown by one brick, so that dark tissue at a rim is
-    kept.
-    """
-    pad = [p for n in reversed(normalised.shape) for p in (0, -n % BRICK)]
-    v = F.pad(normalised[None], pad, mode="replicate")[0]
-    cells = v.reshape(*(k for n in v.shape for k in (n // BRICK, BRICK)))
-    hit = (cells.mean(dim=(1, 3, 5)) > AIR) | (cells.amax(dim=(1, 3, 5)) > BRIGHT * AIR)
-    neighbours = F.avg_pool3d(F.pad(hit[None, None].float(), (1,) * 6), 3, stride=1) * 27
-    kept = (hit[None, None] & (neighbours > FEWEST_NEIGHBOURS + 0.5)).float()
-    return F.max_pool3d(kept, 3, stride=1, padding=1)[0, 0].cpu().numpy() > 0
 
 
 def foreground_box(shape: Triple, foreground: np.ndarray | None, align: int = BRICK) -> tuple[Triple, Triple]:

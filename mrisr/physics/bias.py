@@ -18,7 +18,8 @@ import torch
 from mrisr import grid as grids
 from mrisr.errors import InputError, MrisrWarning, UsageError
 from mrisr.ops.resample import apply_axes, interpolation_matrix, resample3d
-from mrisr.physics.intensity import foreground_mask, intensity_scale
+from mrisr.physics.foreground import certain
+from mrisr.physics.intensity import intensity_scale
 
 STEEPEST = 100.0  # largest / smallest value of a field that is believed
 FWHM_TO_SIGMA = 1.0 / 2.3548200450309493
@@ -186,7 +187,7 @@ def _mask(data: np.ndarray, mask) -> np.ndarray:
             raise InputError(f"bias: the mask is {inside.shape}, the scan {data.shape}; give one on the scan's grid")
     else:
         offset, scale = intensity_scale(data)
-        inside = foreground_mask(torch.from_numpy((data - offset) / scale)).numpy()
+        inside = certain(torch.from_numpy((data - offset) / scale)).numpy()
     inside = inside & (data > 0)
     if inside.sum() < 100:
         raise InputError(f"bias: {int(inside.sum())} voxels of tissue above zero; expected a scan of a head")

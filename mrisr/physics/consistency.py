@@ -16,7 +16,7 @@ import torch
 from mrisr.errors import UsageError
 from mrisr.ops.resample import apply_axes, transposed
 from mrisr.physics.degrade import ForwardModel
-from mrisr.physics.intensity import foreground_mask
+from mrisr.physics.foreground import certain
 
 # Below this share of the intensity scale a residual is rounding, not signal: clean scans are fitted no closer.
 NOISE_FLOOR = 1e-3
@@ -42,7 +42,7 @@ class Consistency:
 
 def residual_chi2(x: torch.Tensor, lr: torch.Tensor, model: ForwardModel, noise_sigma: float) -> float:
     """chi^2 per degree of freedom of lr - H x over the foreground of `lr` (normalised intensities)."""
-    mask = foreground_mask(lr)
+    mask = certain(lr)
     return _chi2((lr - model.forward(x))[mask], max(noise_sigma, NOISE_FLOOR))
 
 
@@ -64,7 +64,7 @@ def correct(x: torch.Tensor, lr: torch.Tensor, model: ForwardModel, noise_sigma:
     if not (np.isfinite(noise_sigma) and noise_sigma >= 0):
         raise UsageError(f"correct: noise_sigma must be finite and >= 0, found {noise_sigma}")
     sigma = max(noise_sigma, NOISE_FLOOR)
-    mask = foreground_mask(lr)
+    mask = certain(lr)
     residual = (lr - model.forward(x)) * mask
     before = _chi2(residual[mask], sigma)
     if before <= 1.0:

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from mrisr.errors import InputError, UsageError
-from mrisr.physics.intensity import FOREGROUND, intensity_scale
+from mrisr.physics.foreground import CERTAIN
+from mrisr.physics.intensity import intensity_scale
 
 TISSUES = ("white", "grey", "csf")
 T1_AT_1P5 = {"white": 0.645, "grey": 1.10, "csf": 4.0}  # s
@@ -167,7 +168,7 @@ def _inner_head(data: np.ndarray, voxel_size) -> np.ndarray:
     steps = [max(1, round(n / 80)) for n in data.shape]
     small = data[tuple(slice(step // 2, None, step) for step in steps)]
     offset, scale = intensity_scale(data)
-    inside = ndimage.binary_closing(np.pad(small - offset > FOREGROUND * scale, 4), iterations=3)
+    inside = ndimage.binary_closing(np.pad(small - offset > CERTAIN * scale, 4), iterations=3)
     inside = ndimage.binary_fill_holes(inside)[4:-4, 4:-4, 4:-4]
     spacing = [float(v) * step for v, step in zip(voxel_size, steps)]
     depth = ndimage.distance_transform_edt(np.pad(inside, 1), sampling=spacing)[1:-1, 1:-1, 1:-1]

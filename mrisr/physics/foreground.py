@@ -1,7 +1,16 @@
-"""What of a scan is head: the air around it, and the background that somebody has masked.
+"""What of a scan is head: one rule for every question that is asked, all of normalised intensities (air near 0, the
+brightest tissue 1).
 
-Both rules look at the scan's own grid, are the same in Python and libmrisr, and run in the native core
-(csrc/core/foreground.cpp); without it, in SciPy.
+    certain             voxels that are tissue beyond doubt      intensity scale, noise, chi^2, bias field, training
+    tissue              the head, dark parts included            where the network's answer counts (`mrisr.infer.fade`)
+    masked_background   what somebody has cut out                what keeps its exact value
+    bricks              bricks of the target that hold tissue    where the network runs (`mrisr.infer.tiles`)
+
+What group-norm sees (`mrisr.nn.active`) is a part of the network, and the mask of the protocol
+(`mrisr.evaluate.masks`) is none of these, so that no method is judged by a rule of its own.
+
+`tissue` and `masked_background` look at the scan's own grid, are the same in Python and libmrisr, and run in the native
+core (csrc/core/foreground.cpp); without it, in SciPy.
 """
 
 from __future__ import annotations
@@ -9,17 +18,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 
 from mrisr import native
-from mrisr.physics.intensity import FOREGROUND
 
-# Local means (3^3 voxels) of normalised intensity. Below the first is air, whatever its noise; above the second,
-# tissue. Between them: what is above so many times the level of the air at the field of view's faces (its noise, by
-# which a mean of 27 voxels strays by a quarter at most), and connected to certain tissue.
-DARKEST, CERTAIN, OVER_AIR = 0.04, FOREGROUND, 1.6
+CERTAIN = 0.15  # of the intensity scale: above the noise of air, below the darkest tissue that matters
+# Local means (3^3 voxels) of normalised intensity. Below the first is air, whatever its noise; above CERTAIN, tissue.
+# Between them: what is above so many times the level of the air at the field of view's faces (its noise, by which a
+# mean of 27 voxels strays by a quarter at most), and connected to certain tissue.
+DARKEST, OVER_AIR = 0.04, 1.6
 # A masked background is so much of the volume at least, and so much of it lies inside of it: scattered zeros in the
 # noise of air do not.
 BACKGROUND_SHARE, BACKGROUND_SOLID = 0.005, 0.8
+BRICK = 8  # voxels of the target grid: the network's coarsest level is 1/8 of it
+# Normalised intensity: a brick is air where its mean is below AIR and its largest voxel below BRIGHT times that.
+AIR, BRIGHT = 0.075, 4
+FEWEST_NEIGHBOURS = 3  # of 26; a brick with fewer is a speck of noise
 
 _CUBE = np.ones((3, 3, 3), bool)
 _FACES = np.add.reduce(np.abs(np.indices((3, 3, 3)) - 1)) <= 1  # a voxel and its six neighbours
@@ -31,6 +46,29 @@ class Background:
 
     mask: np.ndarray
     value: float
+
+
+def certain(normalised: torch.Tensor) -> torch.Tensor:
+    """Voxels of normalised intensity that are tissue beyond doubt: bool, same shape."""
+    return normalised > CERTAIN
+
+
+def bricks(normalised: torch.Tensor) -> np.ndarray:
+    """Bricks of 8^3 voxels that hold tissue: bool, ceil(shape / 8).
+
+    normalised: [X, Y, Z], air at 0, tissue near 1.
+
+    A brick counts by its mean or by its largest voxel (a thin bright rim); bricks with fewer than 3 such
+    neighbours of 26 are specks of noise. What is left is grown by one brick, so that dark tissue at a rim is
+    kept.
+    """
+    pad = [p for n in reversed(normalised.shape) for p in (0, -n % BRICK)]
+    v = F.pad(normalised[None], pad, mode="replicate")[0]
+    cells = v.reshape(*(k for n in v.shape for k in (n // BRICK, BRICK)))
+    hit = (cells.mean(dim=(1, 3, 5)) > AIR) | (cells.amax(dim=(1, 3, 5)) > BRIGHT * AIR)
+    neighbours = F.avg_pool3d(F.pad(hit[None, None].float(), (1,) * 6), 3, stride=1) * 27
+    kept = (hit[None, None] & (neighbours > FEWEST_NEIGHBOURS + 0.5)).float()
+    return F.max_pool3d(kept, 3, stride=1, padding=1)[0, 0].cpu().numpy() > 0
 
 
 def tissue(normalised: np.ndarray, open_axes=(True, True, True), threads: int = 1) -> np.ndarray:

@@ -150,6 +150,33 @@ class Warp:
         return cls(first.source, first.target, offset, torch.stack([w.gain for w in warps]), first.order)
 
 
+@dataclass(frozen=True, eq=False)
+class Nonlinearity:
+    """The gradient nonlinearity of one scan, and how much of it is still to be corrected.
+
+    Attributes:
+        distortion: of the scanner.
+        source: what messages call it.
+        done, why: what the scanner has corrected already ("none", "2D" or "3D"), and who says so.
+        slice_axis: stored axis across slices, for "2D".
+    """
+
+    distortion: Distortion
+    source: str
+    done: str = "none"
+    why: str = ""
+    slice_axis: int = 2
+
+    @property
+    def displaces(self) -> bool:
+        """Whether anything is left to be moved."""
+        return self.done != "3D"
+
+    def warp(self, source: Grid, target: Grid | None = None, *, device="cpu") -> Warp:
+        """What undoes the rest of it in a scan on `source`: `correction`."""
+        return correction(self.distortion, source, target, done=self.done, slice_axis=self.slice_axis, device=device)
+
+
 def correction(
     distortion: Distortion,
     source: Grid,

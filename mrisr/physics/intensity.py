@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from mrisr.physics.foreground import CERTAIN
+
 ENOUGH = 4_000_000  # voxels, for percentiles
-FOREGROUND = 0.15  # of the intensity scale: above the noise of air, below the darkest tissue that matters
 LOW, HIGH, TISSUE = 0.1, 99.9, 99.0  # percentiles: of all voxels, of all voxels, of the foreground
 # Percentile of the foreground that outliers leave alone; what is brighter than so many times that may be one; tissue is
 # correlated by that much at least, over that many voxels.
@@ -65,9 +66,9 @@ def robust_scale(data: np.ndarray) -> Scale:
     scale = _fixed_point(shifted, first, TISSUE)
     bulk = _fixed_point(shifted, float(np.percentile(shifted[shifted > 0], 50.0)), BULK)
     most = OUTLIER * bulk
-    if scale <= most or not _is_tissue(data - np.float32(offset), FOREGROUND * bulk, most):
+    if scale <= most or not _is_tissue(data - np.float32(offset), CERTAIN * bulk, most):
         return Scale(offset, scale)
-    foreground = shifted[shifted > FOREGROUND * bulk]
+    foreground = shifted[shifted > CERTAIN * bulk]
     inside = foreground[foreground <= most]
     return Scale(offset, float(np.percentile(inside, TISSUE)), 1.0 - inside.size / foreground.size)
 
@@ -75,7 +76,7 @@ def robust_scale(data: np.ndarray) -> Scale:
 def _fixed_point(shifted: np.ndarray, scale: float, percent: float) -> float:
     """The percentile of what lies above 15 % of it, from a first guess."""
     for _ in range(ROUNDS):
-        following = float(np.percentile(shifted[shifted > FOREGROUND * scale], percent))
+        following = float(np.percentile(shifted[shifted > CERTAIN * scale], percent))
         if abs(following - scale) <= SETTLED * scale:
             break
         scale = following
@@ -107,11 +108,6 @@ def robust_range(values: torch.Tensor) -> float:
     return float(high - low)
 
 
-def foreground_mask(normalised: torch.Tensor) -> torch.Tensor:
-    """Voxels of normalised intensity above the foreground level: bool, same shape."""
-    return normalised > FOREGROUND
-
-
 def estimate_noise(normalised: torch.Tensor) -> float | None:
     """Noise standard deviation of a scan in units of its intensity scale, or None with too little foreground.
 
@@ -123,7 +119,7 @@ def estimate_noise(normalised: torch.Tensor) -> float | None:
     """
     x, y, z = (s - s % 2 for s in normalised.shape)
     cells = normalised[:x, :y, :z].reshape(x // 2, 2, y // 2, 2, z // 2, 2)
-    inside = cells.mean(dim=(1, 3, 5)) > FOREGROUND
+    inside = cells.mean(dim=(1, 3, 5)) > CERTAIN
     if int(inside.sum()) < FEWEST_CELLS:
         return None
     for axis in (5, 3, 1):

@@ -72,5 +72,5 @@ def pieces(batch: Batch, draws: Draws, count: int):
 
 
 def _rows(cond: Condition, rows: slice) -> Condition:
-    found = {f.name: getattr(cond, f.name) for f in fields(cond)}
-    return replace(cond, **{k: v[rows] for k, v in found.items() if isinstance(v, torch.Tensor)})
+    parts = {f.name: getattr(cond, f.name) for f in fields(cond)}
+    return replace(cond, **{k: v[rows] for k, v in parts.items() if isinstance(v, torch.Tensor)})

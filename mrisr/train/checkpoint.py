@@ -59,8 +59,8 @@ def load(path: Path) -> dict | None:
         _check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler of weights_only fails in as many ways as a file can be damaged
-        found = " ".join(str(error).split())[:200] or type(error).__name__
-        raise TrainingError(f"{path}: not a readable checkpoint ({found}); move it away to start anew") from error
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise TrainingError(f"{path}: not a readable checkpoint ({reason}); move it away to start anew") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise TrainingError(f"{path}: was made by another version of mrisr; use another output folder")
     schema.check(state, State, str(path), error=TrainingError)
@@ -94,9 +94,9 @@ def fitting(path: Path) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
-        found = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split())[:200]
         raise TrainingError(
-            f"{path}: does not fit the run ({type(error).__name__}: {found}); use another output folder"
+            f"{path}: does not fit the run ({type(error).__name__}: {reason}); use another output folder"
         ) from error
 
 

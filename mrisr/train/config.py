@@ -202,9 +202,9 @@ DISTILLATIONS = {
 
 def from_values(values: object, kind: type[TrainConfig], where: str) -> TrainConfig:
     """A configuration from the parsed JSON of one; its schema is the dataclass `kind`. TrainingError names `where`."""
-    found = schema.check(values, schema.strict(kind), where, error=TrainingError)
+    config = schema.check(values, schema.strict(kind), where, error=TrainingError)
     try:
-        return kind(**{f.name: getattr(found, f.name) for f in fields(kind)})
+        return kind(**{f.name: getattr(config, f.name) for f in fields(kind)})
     except TrainingError as error:
         raise TrainingError(f"{where}: {error}") from None
 

@@ -48,7 +48,7 @@ def decoder_maps(net: nn.Module):
     """A list that receives the decoder's maps, at 1/4 and at 1/2, of every pass through `net` meanwhile."""
     maps: list[torch.Tensor] = []
     levels = (net.decode1, net.decode0)
-    hooks = [level.register_forward_hook(lambda module, given, found: maps.append(found)) for level in levels]
+    hooks = [level.register_forward_hook(lambda module, given, answer: maps.append(answer)) for level in levels]
     try:
         yield maps
     finally:
@@ -181,10 +181,10 @@ class Distillation(Run):
         return super().advance()
 
     def progress(self) -> dict:
-        found = {"rung": rung(self.step - 1, self.config)} if self.config.ladder else {}
+        extra = {"rung": rung(self.step - 1, self.config)} if self.config.ladder else {}
         if self.config.halving:
-            found["learning_steps"] = self.config.counts[self.frozen_at]
-        return {**super().progress(), **found}
+            extra["learning_steps"] = self.config.counts[self.frozen_at]
+        return {**super().progress(), **extra}
 
     def loss_of(self, batch, draws, mode):
         if mode == MEAN:
@@ -207,8 +207,8 @@ class Distillation(Run):
         goals = [(config.ground_truth, batch.target)]
         if config.teacher_mean or config.hints:
             with torch.no_grad(), decoder_maps(self.teacher.net) as theirs:
-                taught = self.teacher(x, self.teacher.sigma_max, batch.y, cond)
-            goals.append((config.teacher_mean, batch.outside_band(taught.float())))
+                mean = self.teacher(x, self.teacher.sigma_max, batch.y, cond)
+            goals.append((config.teacher_mean, batch.outside_band(mean.float())))
         sigma = torch.full((n,), SIGMA_MAX_RATIO * self.sigma_data, device=x.device)
         predicted, ours = self._student(x, sigma, batch.y, cond, hinted=config.hints > 0)
         predicted = batch.outside_band(predicted.float())
@@ -228,11 +228,11 @@ class Distillation(Run):
         teacher = own if self.frozen_at else self.teacher
         how = cond if rehearse else batch.cond.with_mode(SAMPLE, 2 * count if self.frozen_at else 0)
 
-        def taught(x, sigma):
+        def answer(x, sigma):
             return batch.outside_band(teacher(x, sigma, batch.y, how).float())
 
         with torch.no_grad(), decoder_maps(teacher.net) as theirs:
-            goal = taught(x, sigma) if rehearse else two_steps(taught, x, sigma, mid, end)[0]
+            goal = answer(x, sigma) if rehearse else two_steps(answer, x, sigma, mid, end)[0]
         hinted = config.hints > 0 and teacher is self.teacher
         predicted, ours = self._student(x, sigma, batch.y, cond, hinted=hinted)
         error = batch.outside_band(predicted.float()) - goal
@@ -240,8 +240,8 @@ class Distillation(Run):
         return loss + config.hints * hint_loss(ours, theirs[:2]) if hinted else loss
 
     def _student(self, x, sigma, y, cond, *, hinted: bool):
-        found = self.module(x, sigma, y, cond, hinted)
-        return found if hinted else (found, [])
+        answer = self.module(x, sigma, y, cond, hinted)
+        return answer if hinted else (answer, [])
 
     def _weighed(self, batch, error, gain, loss: str = "l2") -> torch.Tensor:
         return weighed(error, class_weights(batch.kinds, self.power).to(error), gain, loss)

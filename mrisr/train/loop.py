@@ -99,10 +99,10 @@ def train(config: TrainConfig, out: Path, report=print) -> dict:
 
 def _means(losses: list[tuple[str, float]]) -> dict[str, float]:
     """The mean loss, and that of each thing that was learnt: they are not on one scale."""
-    found: dict[str, list[float]] = {"loss": [value for _, value in losses]}
+    series: dict[str, list[float]] = {"loss": [value for _, value in losses]}
     for name, value in losses:
-        found.setdefault(f"loss_{name}", []).append(value)
-    return {name: sum(values) / len(values) for name, values in found.items()}
+        series.setdefault(f"loss_{name}", []).append(value)
+    return {name: sum(values) / len(values) for name, values in series.items()}
 
 
 def _cpu_only() -> bool:

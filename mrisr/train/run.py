@@ -56,8 +56,8 @@ class Run:
             share_of(config.patch_at(step)[1], accelerator.num_processes, config.accumulate)
         self.train, weights, self.held = gather_volumes(config)
         where = accelerator.device if config.degrade_on == "device" else "cpu"
-        told = dict(drop=config.drop, gradnl=config.gradnl, bias=config.bias, device=where)
-        self.sampler = PatchSampler(self.train, weights, seed=config.seed, **told)
+        how = dict(drop=config.drop, gradnl=config.gradnl, bias=config.bias, device=where)
+        self.sampler = PatchSampler(self.train, weights, seed=config.seed, **how)
         state = checkpoint.load(out / checkpoint.LAST)
         torch.manual_seed(config.seed)
         net = build(config.preset)
@@ -140,8 +140,8 @@ class Run:
         for i, (part, drawn) in enumerate(pieces(batch, draws, config.accumulate)):
             last = i == config.accumulate - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
-                name, found = self._backward(part, drawn, mode)
-            value += found
+                name, loss = self._backward(part, drawn, mode)
+            value += loss
         self.accelerator.clip_grad_norm_(self.module.parameters(), config.grad_clip)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -195,11 +195,11 @@ class Run:
         """Let the average that validates better leave the run (without cases, the long one), and its validation."""
         if not cases:
             return {}
-        found = {}
+        gains = {}
         for self.chosen in AVERAGES:
-            found[self.chosen] = self.validate(cases)
-        self.chosen = max(found, key=lambda name: found[name]["mean"])
-        return found[self.chosen]
+            gains[self.chosen] = self.validate(cases)
+        self.chosen = max(gains, key=lambda name: gains[name]["mean"])
+        return gains[self.chosen]
 
     def save(self):
         """Checkpoint and weights (of the average), on the first process only."""

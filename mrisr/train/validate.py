@@ -16,7 +16,8 @@ from mrisr.nn.condition import SAMPLE, Condition
 from mrisr.ops.noise import normal_noise
 from mrisr.ops.resample import apply_axes, interpolation_matrix
 from mrisr.physics.degrade import ForwardModel, band_matrices, coarse_grid, degrade, outside_band, start_matrices
-from mrisr.physics.intensity import estimate_noise, foreground_mask
+from mrisr.physics.foreground import certain
+from mrisr.physics.intensity import estimate_noise
 from mrisr.physics.psf import AxisPSF
 
 BLOCK, MARGIN = 96, 16
@@ -80,7 +81,7 @@ def _block(volume: TrainingVolume, case: Case, block: int, seed: int) -> Block:
     psf = tuple(AxisPSF(kind, float(f)) for kind, f in zip(case.profile, case.factor))
     lr = coarse_grid(hr, case.factor)
     model = ForwardModel.between(hr.shape, (1, 1, 1), lr.shape, lr.voxel_size, psf)
-    median = float(x[foreground_mask(x)].median())
+    median = float(x[certain(x)].median())
     generator = torch.Generator().manual_seed(seed)
     scan = degrade(x, model, noise_sigma=case.noise * median, generator=generator)
     y = apply_axes(scan, start_matrices(lr.shape, lr.voxel_size, hr.shape, (1, 1, 1), psf))
@@ -96,7 +97,7 @@ def _block(volume: TrainingVolume, case: Case, block: int, seed: int) -> Block:
     band = band_matrices(x.shape[2:], (1, 1, 1), psf)
     edge = tuple(0.5 / max(1.0, float(f)) for f in case.factor)
     name = f"{volume.name.split('.')[0]}/{case.name}"
-    return Block(name, x - y, y, x - cubic, foreground_mask(x), cond, reference_range, band, edge)
+    return Block(name, x - y, y, x - cubic, certain(x), cond, reference_range, band, edge)
 
 
 def _beyond_filter(shape, edge) -> torch.Tensor:

@@ -19,6 +19,7 @@ from mrisr.nn.condition import Condition
 from mrisr.nn.presets import build
 from mrisr.nn.unet import UNetConfig
 from mrisr.physics import bias, smooth
+from mrisr.physics.gradnl import Nonlinearity
 from mrisr.physics.psf import auto_psf
 from mrisr.volume import Volume
 from mrisr.weights.registry import LoadedModel
@@ -253,7 +254,13 @@ def test_engines_and_exact_tiling_are_told_the_same(random_model):
 
 def test_mirrored_scans_are_told_mirrored_displacements():
     grid, bend = grid_of((30, 33, 41), (2.0, 2.0, 2.0), turn=0.2), Bend()
-    corrector = Corrector(Corrections(bend), grid, plan(grid, factor=1.5), auto_psf((2.0,) * 3)[0], learnt=("gradnl",))
+    corrector = Corrector(
+        Corrections(Nonlinearity(bend, "bend")),
+        grid,
+        plan(grid, factor=1.5),
+        auto_psf((2.0,) * 3)[0],
+        learnt=("gradnl",),
+    )
     cond = Condition.of_acquisition(auto_psf((2.0,) * 3)[0], (1.0,) * 3, None, stored=(2.0,) * 3)
     order, mirrored = (0, 2, 1), (0, 2)
     told = corrector.add_guidance(cond, order, mirrored).guidance[0]

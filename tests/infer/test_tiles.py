@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from mrisr.errors import UsageError
 from mrisr.infer import tiles
 from mrisr.ops.tiles import gather
+from mrisr.physics.foreground import bricks
 
 sizes = st.integers(1, 150)
 
@@ -87,7 +88,7 @@ def block(shape, low, high):
 
 def test_air_is_skipped_and_foreground_is_not():
     x = block((200, 160, 120), (60, 60, 40), (120, 100, 80))
-    foreground = tiles.foreground_bricks(x)
+    foreground = bricks(x)
     plan = tiles.plan(x.shape, foreground)
     assert plan.kind == "whole" and plan.active_fraction < 0.4
     result = covered(plan)
@@ -98,7 +99,7 @@ def test_air_is_skipped_and_foreground_is_not():
 
 def test_residual_fades_at_a_box_face_in_air():
     x = block((200, 200, 200), (80, 80, 80), (120, 120, 120))
-    result = covered(tiles.plan(x.shape, tiles.foreground_bricks(x)))
+    result = covered(tiles.plan(x.shape, bricks(x)))
     line = result[:, 100, 100]
     assert line[0] == 0 and line[100] == 1
     assert line.diff().abs().max() < 0.3  # a sin^2 over 8 voxels, no step
@@ -107,13 +108,13 @@ def test_residual_fades_at_a_box_face_in_air():
 
 def test_no_fade_where_the_head_is_cut_by_the_field_of_view():
     x = block((100, 100, 100), (30, 30, 0), (70, 70, 100))
-    result = covered(tiles.plan(x.shape, tiles.foreground_bricks(x)))
+    result = covered(tiles.plan(x.shape, bricks(x)))
     assert (result[50, 50] == 1).all()
 
 
 def test_empty_tiles_are_skipped():
     x = block((240, 240, 240), (10, 10, 10), (40, 40, 40)) + block((240, 240, 240), (200, 200, 200), (230, 230, 230))
-    plan = tiles.plan(x.shape, tiles.foreground_bricks(x), tile=64)
+    plan = tiles.plan(x.shape, bricks(x), tile=64)
     assert 2 <= len(plan.active) < plan.count / 2
     result = covered(plan)
     assert (result[5:45, 5:45, 5:45] > 0.999999).all() and (result[195:235, 195:235, 195:235] > 0.999999).all()
@@ -122,9 +123,9 @@ def test_empty_tiles_are_skipped():
 def test_noise_specks_are_air_and_a_thin_bright_rim_is_not():
     x = 0.02 * torch.rand(96, 96, 96)
     x[50, 50, 50] = 1.0
-    assert not tiles.foreground_bricks(x).any()
+    assert not bricks(x).any()
     x[20, 10:80, 10:80] = 0.9
-    assert tiles.foreground_bricks(x)[2, 2:9, 2:9].all()
+    assert bricks(x)[2, 2:9, 2:9].all()
 
 
 def test_nothing_but_air_is_taken_whole():

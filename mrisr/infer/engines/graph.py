@@ -131,9 +131,9 @@ class Graphs:
                 if other.graph is not None:
                     other.drop("another shape has taken its place")
         with torch.cuda.device(self.device):
-            found = trial(function, inputs)
+            result = trial(function, inputs)
         self.last = trial.note()
-        return found
+        return result
 
     def clear(self) -> None:
         """Give the memory back; what is known about the last key stays for `note`."""

@@ -159,18 +159,18 @@ class OpenVINOEngine(Engine):
         """From float32 in PyTorch, on the fixed tile."""
         given = precision.example()
         compiled = self._converted().compile((precision.TILE,) * 3, self.threads, "bfloat16")
-        found = compiled.network()(*given).clone()
+        result = compiled.network()(*given).clone()
         expected = TorchEngine(self._net, self.device, self.threads).prepare((precision.TILE,) * 3)(*given)
         compiled.release()
-        return precision.difference(found, expected)
+        return precision.difference(result, expected)
 
     def _converted(self) -> _Converted:
         with _lock:
             state = _state(self._net)
-            found = _networks.get(self._net)
-            if found is None or found.state != state:
-                found = _networks[self._net] = _Converted(self._net, state)
-            return found
+            converted = _networks.get(self._net)
+            if converted is None or converted.state != state:
+                converted = _networks[self._net] = _Converted(self._net, state)
+            return converted
 
     def release(self) -> None:
         for compiled in self._used:
@@ -240,8 +240,8 @@ def _from_disk_or_converted(net: torch.nn.Module, fingerprint: str, core: ov.Cor
                 raise RuntimeError("its checksum is another")
             return core.read_model(entry / GRAPH)
     except (RuntimeError, FileNotFoundError, ValueError) as error:  # it costs a conversion, never a result
-        found = str(error).strip().splitlines()[-1]
-        warnings.warn(f"{entry}: the cached graph is damaged ({found}); it is made again", MrisrWarning, stacklevel=2)
+        reason = str(error).strip().splitlines()[-1]
+        warnings.warn(f"{entry}: the cached graph is damaged ({reason}); it is made again", MrisrWarning, stacklevel=2)
         shutil.rmtree(entry, ignore_errors=True)
     except OSError as error:  # a folder that one may not enter
         log.info("cannot read the cache %s: %s", folder, error)

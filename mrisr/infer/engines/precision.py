@@ -78,13 +78,13 @@ def decide(asked: str, device: torch.device, missing: str | None, difference: Ca
         if asked == "bfloat16":
             raise BackendError(f"precision: bfloat16 was asked for, but {missing}; use float32, or auto")
         return "float32", f"auto: {missing}"
-    found = difference()
-    if found <= TOLERANCE:
+    rms = difference()
+    if rms <= TOLERANCE:
         has = f", which this processor has ({', '.join(instructions())})" if device.type == "cpu" else ""
-        told = "asked for" if asked == "bfloat16" else "auto"
-        return "bfloat16", f"{told}{has}; differs from float32 by {found:.2%} of a tile's residual (RMS)"
+        origin = "asked for" if asked == "bfloat16" else "auto"
+        return "bfloat16", f"{origin}{has}; differs from float32 by {rms:.2%} of a tile's residual (RMS)"
     wrong = (
-        f"bfloat16 differs from float32 by {found:.2%} of a tile's residual (RMS), at most {TOLERANCE:.1%} is rounding"
+        f"bfloat16 differs from float32 by {rms:.2%} of a tile's residual (RMS), at most {TOLERANCE:.1%} is rounding"
     )
     if asked == "bfloat16":
         raise BackendError(f"precision: {wrong}; use float32, or auto")
@@ -106,11 +106,11 @@ def example() -> tuple[torch.Tensor, ...]:
     return torch.zeros_like(y), y, cond.vector(torch.ones(1), 0.05), cond.guidance_for(y.shape[2:])
 
 
-def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+def difference(values: torch.Tensor, expected: torch.Tensor) -> float:
     """Root mean square of found - expected, as a share of that of expected; infinite where something is not finite."""
-    if not bool(torch.isfinite(found).all()):
+    if not bool(torch.isfinite(values).all()):
         return float("inf")
-    return float((found - expected).square().mean().sqrt() / expected.square().mean().sqrt())
+    return float((values - expected).square().mean().sqrt() / expected.square().mean().sqrt())
 
 
 def kept(key: tuple, measure: Callable[[], float]) -> float:
@@ -129,12 +129,12 @@ def _read(path: Path | None) -> dict[str, float]:
     if path is None:
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # not there yet, not to be entered, or damaged: measured again
         return {}
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         return {}
-    return {name: float(value) for name, value in found.items() if isinstance(value, (int, float))}
+    return {name: float(value) for name, value in content.items() if isinstance(value, (int, float))}
 
 
 def _write(path: Path | None, known: dict[str, float]) -> None:

@@ -215,8 +215,8 @@ class _Run:
         program, level = self.runner.program, self.runner.program.levels[name]
         rows, *size = self._size(level)
         folder = self.runner.spill if level == 0 else None
-        found = self.maps[name] = Map(rows, tuple(size), program.channels[name], self.y.device, folder)
-        return found
+        feature_map = self.maps[name] = Map(rows, tuple(size), program.channels[name], self.y.device, folder)
+        return feature_map
 
     def _slabs(self, level: int) -> Iterator[tuple[int, int]]:
         rows, step = self._size(level)[0], self.runner.rows

@@ -55,9 +55,9 @@ class TensorRTEngine(Engine):
         key = (str(plan.path), stat.st_mtime_ns, stat.st_size, str(device))
         if key not in _loaded:
             _loaded.clear()
-            found = _Plan(plan, device)
-            _compare(found, net, plan)
-            _loaded[key] = found
+            loaded = _Plan(plan, device)
+            _compare(loaded, net, plan)
+            _loaded[key] = loaded
         self._plan = _loaded[key]
         self.tile = self._plan.tile
 
@@ -104,9 +104,9 @@ class _Plan:
         self._output: torch.Tensor | None = None
 
     def _check_names(self) -> None:
-        found = {self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)}
-        if found != {*INPUTS, OUTPUT}:
-            raise BackendError(f"tensorrt: {self.path} has the tensors {sorted(found)}; it is no plan of mrisr export")
+        names = {self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)}
+        if names != {*INPUTS, OUTPUT}:
+            raise BackendError(f"tensorrt: {self.path} has the tensors {sorted(names)}; it is no plan of mrisr export")
 
     def check(self, shape: tuple[int, int, int]) -> None:
         if all(a <= n <= b for a, n, b in zip(self.smallest, shape, self.largest)):

@@ -81,22 +81,22 @@ def load(plan: Path | None = None) -> Package:
         api = importlib.import_module(name)
     except (ImportError, OSError) as error:  # OSError: its libraries are incomplete
         raise BackendError(f"tensorrt: {name} cannot be imported ({error}); pip install 'mrisr[{flavour}]'") from error
-    found = Package(flavour, str(api.__version__), api)
-    if notes is not None and not _reads(found, notes):
+    package = Package(flavour, str(api.__version__), api)
+    if notes is not None and not _reads(package, notes):
         raise BackendError(
-            f"tensorrt: {plan} was built by {FLAVOURS[flavour][0]} {notes.tensorrt}, and {found} is installed, which "
+            f"tensorrt: {plan} was built by {FLAVOURS[flavour][0]} {notes.tensorrt}, and {package} is installed, which "
             "does not read it; build the plan again with mrisr export --format tensorrt"
         )
-    return found
+    return package
 
 
-def _reads(found: Package, notes: Notes) -> bool:
+def _reads(package: Package, notes: Notes) -> bool:
     """A plan is for the version that built it; a portable one of TensorRT is for the later minor ones too."""
-    if found.version == notes.tensorrt:
+    if package.version == notes.tensorrt:
         return True
-    here, there = (version.split(".") for version in (found.version, notes.tensorrt))
+    here, there = (version.split(".") for version in (package.version, notes.tensorrt))
     later = here[0] == there[0] and _numbers(here) >= _numbers(there)
-    return found.flavour == "tensorrt" and notes.portable is True and later
+    return package.flavour == "tensorrt" and notes.portable is True and later
 
 
 def _numbers(parts: list[str]) -> list[int]:

@@ -100,10 +100,10 @@ class TorchEngine(Engine):
     def _difference(self) -> float:
         """Of bfloat16 from float32, on the fixed tile."""
         given = [t.to(self.device) for t in precision.example()]
-        found = {}
+        answers = {}
         for self.precision in ("float32", "bfloat16"):
-            found[self.precision] = self.prepare((precision.TILE,) * 3)(*given)
-        return precision.difference(found["bfloat16"], found["float32"])
+            answers[self.precision] = self.prepare((precision.TILE,) * 3)(*given)
+        return precision.difference(answers["bfloat16"], answers["float32"])
 
     def map_bytes(self, shape: tuple[int, int, int], spill: bool = False) -> float | None:
         """See `Engine.map_bytes`; None where the module runs as it is."""
