@@ -128,9 +128,15 @@ def mean_matrices(shape, voxel, psf: PSF) -> tuple:
     )
 
 
-def outside_band(residual: torch.Tensor, matrices: tuple | None) -> torch.Tensor:
-    """`residual` [..., X, Y, Z] without its part in the measured band of `band_matrices`."""
-    return residual if matrices is None else residual - apply_axes(residual, matrices)
+def outside_band(residual: torch.Tensor, matrices: tuple | None, denoise: float = 0.0) -> torch.Tensor:
+    """`residual` [..., X, Y, Z] without its part in the measured band of `band_matrices`.
+
+    Args:
+        denoise: 0 to 1: the share of that part that stays, for it is what the network takes for noise.
+    """
+    if matrices is None or denoise == 1:
+        return residual
+    return residual - apply_axes(residual, matrices) * (1 - denoise)
 
 
 def kspace_mask(shape, partial=(1.0, 1.0, 1.0), elliptical: bool = False) -> torch.Tensor:

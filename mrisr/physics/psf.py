@@ -74,17 +74,22 @@ def _supergaussian_transfer(f: np.ndarray) -> np.ndarray:
     return (profile @ np.cos(2 * np.pi * np.outer(x, f.ravel()))).reshape(f.shape) / profile.sum()
 
 
-def auto_psf(voxel_size: Sequence[float], meta: dict | None = None) -> tuple[PSF, str]:
+def auto_psf(
+    voxel_size: Sequence[float], meta: dict | None = None, spectrum: Sequence[float] | None = None
+) -> tuple[PSF, str]:
     """What the metadata and the shape of a voxel say of its acquisition: (psf, the reason in words).
 
     Near-isotropic voxels come from a 3D acquisition, which cuts k-space along all three axes. An axis at least
     1.8 times as long as the shortest is the slice axis of a 2D acquisition and has a slice profile; metadata that say
-    "3D" overrule that, and a stated thickness takes the place of the spacing.
+    "3D" overrule that, and a stated thickness takes the place of the spacing. An axis whose spectrum ends below the
+    stored one's was filled with zeros by the scanner: what the header says of that counts, else what the spectrum shows.
 
     Args:
         voxel_size: stored voxel size, mm, 3 values.
         meta: DICOM keywords where known; MRAcquisitionType ("2D", "3D"), SliceThickness (mm) and AcquiredVoxelSize (mm,
             3 values; what a DICOM header says was measured before zero-filling) are used.
+        spectrum: mm, 3 values: the acquired voxel size by `mrisr.physics.acquired.estimate_acquired`, the stored one
+            where no edge was found; None: not looked at.
     """
     meta, size = meta or {}, np.asarray(voxel_size, np.float64)
     slices, source = size >= THICK_SLICE_RATIO * size.min(), "the voxel shape"
@@ -92,13 +97,16 @@ def auto_psf(voxel_size: Sequence[float], meta: dict | None = None) -> tuple[PSF
         slices, source = np.zeros(3, bool), "MRAcquisitionType 3D"
     elif meta.get("MRAcquisitionType") == "2D" and not slices.any() and size.max() > 1.05 * size.min():
         slices, source = size > 0.999 * size.max(), "MRAcquisitionType 2D"
-    width, thickness = size.copy(), meta.get("SliceThickness")
+    width, thickness, filled = size.copy(), meta.get("SliceThickness"), ""
     if slices.any() and isinstance(thickness, int | float) and np.isfinite(thickness) and thickness > 0:
         width[slices], source = float(thickness), f"{source} and SliceThickness"
-    wider = _zero_filled(size, meta.get("AcquiredVoxelSize")) & ~slices
-    if wider.any():
-        width[wider] = np.asarray(meta["AcquiredVoxelSize"], np.float64)[wider]
-        source += f" and the acquired matrix (axis {', '.join(str(i) for i in np.flatnonzero(wider))} is zero-filled)"
+    for acquired, what in ((spectrum, "the spectrum"), (meta.get("AcquiredVoxelSize"), "the acquired matrix")):
+        wider = _zero_filled(size, acquired) & ~slices
+        if wider.any():
+            width[wider] = np.asarray(acquired, np.float64)[wider]
+            filled = f"{what} (axis {', '.join(str(i) for i in np.flatnonzero(wider))} is zero-filled)"
+    if filled:
+        source += f" and {filled}"
     psf = tuple(AxisPSF("gaussian" if thick else "kspace", float(w)) for w, thick in zip(width, slices))
     if slices.any():
         axes = ", ".join(str(i) for i in np.flatnonzero(slices))
@@ -128,17 +136,19 @@ def _stated(item) -> AxisPSF:
         ) from error
 
 
-def parse_psf(psf, voxel_size: Sequence[float], meta: dict | None = None) -> tuple[PSF, str, bool]:
+def parse_psf(
+    psf, voxel_size: Sequence[float], meta: dict | None = None, spectrum: Sequence[float] | None = None
+) -> tuple[PSF, str, bool]:
     """Turn the `psf` argument of `mrisr.upscale` into (psf, origin in words, certain).
 
     Args:
         psf: "auto"; one kind for all axes; a sequence of three, each a kind, a (kind, width mm) pair, or an
             `AxisPSF`. A kind alone has the stored voxel size as its width.
         voxel_size: stored voxel size, mm, 3 values.
-        meta: as for `auto_psf`.
+        meta, spectrum: as for `auto_psf`.
     """
     if isinstance(psf, str) and psf == "auto":
-        return (*auto_psf(voxel_size, meta), False)
+        return (*auto_psf(voxel_size, meta, spectrum), False)
     if not isinstance(psf, str | AxisPSF | list | tuple):
         raise UsageError(f"psf: expected 'auto', one kind or three entries (one per axis), found {psf!r}")
     items = [psf] * 3 if isinstance(psf, str | AxisPSF) else list(psf)
