@@ -1,5 +1,9 @@
 """Gain over cubic of several weights on the held-out people's crops, the cases that training validates on.
 
+Beside them the ceiling: the gain of an answer that misses nothing but the reference's own noise, of which nobody can
+know the part beyond the measured band. The noise is estimated (`mrisr.physics.intensity.estimate_noise`), with some
+anatomy in it, so the true ceiling lies a little higher.
+
     python experiments/held_out_gain.py --data SCANS --hold-out t1w_0p9mm_b flair_1mm_p26 t1w_1mm_uih_a \
         --models base teacher --out benchmarks/results/teacher.json
 """
@@ -9,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -18,6 +23,12 @@ from mrisr.data.sources import find_scans, load_volumes
 from mrisr.io.atomic import replacing
 from mrisr.train.validate import validate, validation_cases
 from mrisr.weights import registry
+
+
+def ceiling(case, noise: float) -> float:
+    """dB over cubic, of noise with standard deviation `noise` beyond the measured band and nothing else."""
+    beyond = 1 - math.prod(2 * edge for edge in case.edge)
+    return case.psnr(torch.full_like(case.target, noise * math.sqrt(beyond))) - case.psnr(case.cubic)
 
 
 def main() -> None:
@@ -31,6 +42,7 @@ def main() -> None:
     paths = [p for source in args.data for p in find_scans(source)]
     people = [v for v in load_volumes(paths) if v.name.startswith(tuple(args.hold_out))]
     cases, rows = validation_cases(people), {}
+    noise = {v.name.split(".")[0]: v.noise for v in people}
     half = torch.autocast("cpu", torch.bfloat16) if args.precision == "bfloat16" else contextlib.nullcontext()
     for name in args.models:
         model = registry.load(name)
@@ -44,6 +56,8 @@ def main() -> None:
         "precision": args.precision,
         "torch": torch.__version__,
         "date": datetime.now(timezone.utc).isoformat(timespec="minutes"),
+        "reference_noise": {k: round(v, 4) for k, v in noise.items()},
+        "ceiling_db": {c.name: round(ceiling(c, noise[c.name.split("/")[0]]), 2) for c in cases},
         "models": rows,
     }
     with replacing(args.out, force=True) as beside:
