@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -40,6 +41,7 @@ def upscale(
     samples: int = 1,
     seed: int = 0,
     ensemble: int = 1,
+    denoise: float = 0.0,
     psf: Any = "auto",
     gradnl: Any = None,
     gradnl_done: str = "auto",
@@ -88,9 +90,13 @@ def upscale(
         seed: of the samples; a sample depends on (seed, voxel index) only, not on tiles or device.
         ensemble: 1, or 2, 4 or 8: in mode "mean", average that many mirrorings of the scan (none; and all three axes;
             or every two; or all eight), mirrored back. As many times the work, for a somewhat better mean.
-        psf: how the scan was acquired: "auto", one kind for all axes, or three entries (one per stored axis),
-            each a kind ("kspace", "gaussian", "supergaussian", "unknown"), a pair (kind, acquired width in
-            mm), or an `mrisr.physics.psf.AxisPSF`.
+        denoise: how much of the noise is taken out of what was measured, 0 to 1. 0: what was measured stays as it is,
+            noise included. 1: the network's estimate of the noise-free scan. Needs weights that have learnt it.
+            Across thick slices no band is exact, and the network's answer is such an estimate whatever this says.
+        psf: how the scan was acquired: "auto" (by the header; else by the shape of the voxels and the spectrum, which
+            shows where a scanner stored smaller voxels than it measured), one kind for all axes, or three entries (one
+            per stored axis), each a kind ("kspace", "gaussian", "supergaussian", "unknown"), a pair (kind, acquired
+            width in mm), or an `mrisr.physics.psf.AxisPSF`.
         gradnl: gradient nonlinearity to undo, in the same interpolation as the change of grid: a path of Siemens
             coefficients (.grad; a .coef by `mrisr.physics.coils.read`, with its radius), a displacement field [X, Y,
             Z, 3] in mm along R, A and S (a path, a nibabel image or a Volume; what is at x the scan shows at x +
@@ -151,6 +157,7 @@ def upscale(
         samples=samples,
         seed=_whole("seed", seed, 0),
         ensemble=_ensemble(ensemble, chosen),
+        denoise=_share("denoise", denoise),
         psf=psf,
         consistency=_consistency(consistency),
         ends=_one_of("ends", ends, ENDS),
@@ -249,6 +256,12 @@ def _flag(name: str, value: bool) -> bool:
     if not isinstance(value, bool):
         raise UsageError(f"{name}: expected True or False, found {value!r}")
     return value
+
+
+def _share(name: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value <= 1:
+        raise UsageError(f"{name}: expected a number from 0 to 1, found {value!r}")
+    return float(value)
 
 
 def _whole(name: str, value: int, least: int) -> int:

@@ -126,6 +126,7 @@ def sidecar(made: Identity, info: Any, *, dtype: str, size: int, extra: dict[str
         ],
         "BandsFrom": info.resolution_from,
         "Mode": info.mode,
+        "Denoise": info.denoise,
         "Engine": {"Name": info.engine.name, "Device": info.engine.device, "Precision": info.engine.precision},
         "Tiles": info.tiles.kind,
         "Consistency": [{"Applied": c.applied, "Chi2": c.chi2_after} for c in info.consistency],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from mrisr.cli.options import add_gradnl, add_run_options, positive_float, positive_int
+from mrisr.cli.options import add_gradnl, add_run_options, positive_float, positive_int, share
 from mrisr.errors import UsageError
 
 DTYPES = ("float32", "int16")  # mrisr.io.nifti.DTYPES, which imports nibabel
@@ -46,6 +46,13 @@ def add_compute_options(parser: argparse.ArgumentParser) -> None:
         default=1,
         metavar="N",
         help="average the mean over 2, 4 or 8 mirrorings of the scan: N times the work (default: 1)",
+    )
+    model.add_argument(
+        "--denoise",
+        type=share,
+        default=0.0,
+        metavar="D",
+        help="how much noise to take out of what was measured: 0 (none) to 1 (default: 0)",
     )
     model.add_argument("--psf", nargs="+", default=["auto"], metavar="PSF", help=_PSF_HELP)
     model.add_argument(
@@ -105,6 +112,7 @@ def computing(args: argparse.Namespace) -> dict[str, Any]:
         "samples": args.samples,
         "seed": args.seed,
         "ensemble": args.ensemble,
+        "denoise": args.denoise,
         "psf": _psf(args.psf),
         "gradnl": args.gradnl,
         "gradnl_done": args.corrected,

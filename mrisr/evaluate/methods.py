@@ -12,7 +12,8 @@ the acquisition is stated. The names that `mrisr evaluate --methods` knows:
                                           such as the deterministic network trained with L1
     [LABEL=]MODEL[@HOW...]                a network under a label of its own. MODEL: "mrisr" (what --model says),
                                           a shipped name or a path; HOW: sampleN (one sample of N steps),
-                                          ensembleN (the mean of N mirrorings), stated (told the point spread).
+                                          ensembleN (the mean of N mirrorings), stated (told the point spread),
+                                          denoise (noise is taken out of what was measured).
                                           teacher=runs/teacher@sample16, mrisr@ensemble8, l1=runs/l1
 """
 
@@ -37,7 +38,7 @@ Method = Callable[[Trial], np.ndarray]
 YARDSTICK = "cubic"
 OWN = ("mrisr", "mrisr-stated", "mrisr-sample")
 _SPEC = re.compile(r"(?:(?P<label>[\w.-]+)=)?(?P<model>[^@=]+)(?P<how>(?:@\w+)*)")
-_HOW = re.compile(r"(stated(?!\d)|sample(?=\d)|ensemble(?=\d))(\d*)")
+_HOW = re.compile(r"((?:stated|denoise)(?!\d)|sample(?=\d)|ensemble(?=\d))(\d*)")
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Network:
     stated: bool = False
     steps: int = 1
     ensemble: int = 1
+    denoise: float = 0.0
     engine: str = "auto"
     precision: str = "auto"
     memory: str | None = None
@@ -86,6 +88,7 @@ class Network:
             mode=self.mode,
             steps=self.steps,
             ensemble=self.ensemble,
+            denoise=self.denoise,
             seed=self.seed,
             psf=trial.psf if self.stated else "auto",
         )
@@ -169,13 +172,15 @@ def _network(name: str, model: str, seed: int, network: dict) -> Network:
     """The method of a text [LABEL=]MODEL[@HOW...]."""
     spec = _SPEC.fullmatch(name)
     if spec is None or not (spec["label"] or spec["how"]):
-        known = ", ".join([*BASELINES, "linear", *OWN, "net:PATH", "[LABEL=]MODEL[@sampleN][@ensembleN][@stated]"])
+        known = ", ".join(
+            [*BASELINES, "linear", *OWN, "net:PATH", "[LABEL=]MODEL[@sampleN][@ensembleN][@stated][@denoise]"]
+        )
         raise UsageError(f"method {name!r} is not known; choose from {known}")
     how = {}
     for word in filter(None, spec["how"].split("@")):
         found = _HOW.fullmatch(word)
         if found is None:
-            raise UsageError(f"method {name!r}: after @ expected sampleN, ensembleN or stated, found {word!r}")
+            raise UsageError(f"method {name!r}: after @ expected sampleN, ensembleN, stated or denoise, found {word!r}")
         how[found[1]] = int(found[2] or 1)
     steps, ensemble = how.get("sample", 0), how.get("ensemble", 1)
     if ensemble not in MIRRORINGS or (steps and ensemble > 1) or how.get("sample") == 0:
@@ -187,6 +192,7 @@ def _network(name: str, model: str, seed: int, network: dict) -> Network:
         model=weights,
         mode="sample" if steps else "mean",
         stated="stated" in how,
+        denoise=float("denoise" in how),
         steps=steps or 1,
         ensemble=ensemble,
         seed=seed,

@@ -40,6 +40,7 @@ def account(
         samples=options.samples,
         seed=options.seed,
         ensemble=options.ensemble,
+        denoise=options.denoise,
         resolution=resolution(geometry.psf, geometry.source.voxel_size, geometry.target.voxel_size),
         resolution_from=geometry.psf_from,
         tiles=all_frames(of_frames),

@@ -162,7 +162,10 @@ class PieceNetwork:
         grid = [s.stop - s.start for s in self.inside], geometry.target.voxel_size, geometry.psf
         # What was displaced, or averaged over slices, has no band that is exact (so in training): its local mean stays.
         band = None if plan.displaced else band_matrices(*grid)
-        self.band = tuple(torch.as_tensor(m, device=device) for m in band or mean_matrices(*grid))
+        self.band = None if band is None else tuple(torch.as_tensor(m, device=device) for m in band)
+        self.denoise, self.local_mean = plan.options.denoise, None
+        if band is None or self.denoise:  # noise has no local mean: what the network would change there is brightness
+            self.local_mean = tuple(torch.as_tensor(m, device=device) for m in mean_matrices(*grid))
         self.weights = tiles.weights_on(pieces, device)
 
     def __call__(self, x, sigma, y: torch.Tensor, cond: Condition) -> torch.Tensor:
@@ -171,7 +174,7 @@ class PieceNetwork:
         x0 = tiles.blend(self.pieces, run, torch.zeros_like(y), self.tick, seams, self.weights)
         self.seam = seams.largest
         processed = x0[self.inside]
-        processed.copy_(outside_band(processed, self.band))
+        processed.copy_(outside_band(outside_band(processed, self.band, self.denoise), self.local_mean))
         return x0
 
     def _piece(self, x, sigma, y: torch.Tensor, cond: Condition, start: tiles.Triple) -> torch.Tensor:

@@ -10,6 +10,7 @@ from mrisr.infer import memory, tiles
 from mrisr.infer.corrections import learnt
 from mrisr.infer.engines import Engine
 from mrisr.nn.condition import canonical_order
+from mrisr.physics.acquired import estimate_acquired
 from mrisr.physics.psf import PSF, parse_psf
 from mrisr.volume import Volume
 
@@ -38,6 +39,7 @@ class Options:
     samples: int = 1
     seed: int = 0
     ensemble: int = 1
+    denoise: float = 0.0
     psf: Any = "auto"
     consistency: str = "auto"
     memory: str | int | None = None
@@ -68,7 +70,10 @@ class Geometry:
     @classmethod
     def of(cls, volume: Volume, target: Grid, psf: Any) -> Geometry:
         """psf: the argument of `mrisr.upscale`. UsageError where it is none."""
-        stated = parse_psf(psf, volume.grid.voxel_size, volume.meta)
+        size, spectrum = volume.grid.voxel_size, None
+        if isinstance(psf, str) and psf == "auto" and "AcquiredVoxelSize" not in volume.meta:
+            spectrum = [axis.width for axis in estimate_acquired(next(volume.frames()), size)]
+        stated = parse_psf(psf, size, volume.meta, spectrum)
         frames = volume.data.shape[3] if volume.data.ndim == 4 else 1
         return cls(volume.grid, target, frames, *stated, canonical_order(stated[0], target.voxel_size))
 
@@ -81,6 +86,7 @@ class ModelFacts:
         few_steps: numbers of steps that it was distilled to.
         trained_range: "isotropic" or "slice" -> (least, most) acquired width / target voxel.
         learnt: of "gradnl" and "bias", what it has learnt to be told of.
+        denoises: it has learnt to take noise out of the measured band.
         std_scale: (samples, steps) -> the conformal factors of the spread.
     """
 
@@ -95,6 +101,7 @@ class ModelFacts:
     few_steps: tuple[int, ...]
     trained_range: dict[str, tuple[float, float]]
     learnt: tuple[str, ...]
+    denoises: bool
     std_scale: dict[tuple[int, int], dict[float, float]]
 
     @classmethod
@@ -113,6 +120,7 @@ class ModelFacts:
             few_steps=tuple(meta.get("few_steps", ())),
             trained_range={kind: tuple(limits) for kind, limits in meta.get("trained_range", {}).items()},
             learnt=learnt(meta),
+            denoises=bool(meta.get("denoise", False)),
             std_scale={
                 (entry["samples"], entry["steps"]): {float(k): float(v) for k, v in entry["scale"].items()}
                 for entry in meta.get("uncertainty", ())

@@ -136,6 +136,8 @@ class Info:
     `tiles` is of the frame that took most voxels, with the largest seam error and the largest file of any frame;
     `frame_tiles` has one for every frame, where they are not all the same.
 
+    `denoise`: 0 (the measured band holds what was measured, noise included) to 1 (its noise is taken out).
+
     `std` (samples > 1): the voxel-wise standard deviation as a Volume on the target grid, in input intensity units,
     just as the samples have it; it is left out of `to_json`. `std_scale` says what it is worth: {level: factor}, such
     that |truth - result| <= factor * std held in that share of the voxels of held-out heads (split conformal; the model
@@ -155,6 +157,7 @@ class Info:
     samples: int
     seed: int
     ensemble: int
+    denoise: float
     resolution: tuple[AxisResolution, AxisResolution, AxisResolution]
     resolution_from: str
     tiles: TileInfo

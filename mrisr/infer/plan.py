@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mrisr import grid as grids
-from mrisr.errors import BackendError
+from mrisr.errors import BackendError, UsageError
 from mrisr.grid import SAME_SPACING, Grid
 from mrisr.infer import memory, tiles
 from mrisr.infer.corrections import Corrections
@@ -146,9 +146,14 @@ def plan_scan(
 
     Raises:
         MemoryBudgetError: not even the smallest tile fits, or with exact tiling, not the volumes.
-        UsageError: the tile is none.
+        UsageError: the tile is none; noise is to be removed, and the model has not learnt that.
     """
     facts, net = ModelFacts.of(model), model.denoiser.net
+    if options.denoise and not facts.denoises:
+        raise UsageError(
+            f"denoise: {facts.name} has not learnt to remove noise from what was measured; use denoise=0, or weights "
+            "that have (their model card says so)"
+        )
     shape, needs = geometry.target.shape, _needs(geometry, given, facts, options, free)
     tile = options.tile
     if tile is None and engine.tile is not None:

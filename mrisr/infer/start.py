@@ -69,7 +69,7 @@ def conditions(plan: Plan, frame: Frame, corrector: Corrector) -> tuple[Conditio
     known = (geometry.psf, geometry.target.voxel_size, geometry.source.voxel_size)
     psf, voxel_size, stored = (tuple(v[i] for i in geometry.order) for v in known)
     mode = SAMPLE if plan.options.mode == "sample" else MEAN
-    of_scan = dict(stored=stored, mode=mode, device=corrector.device)
+    of_scan = dict(stored=stored, mode=mode, denoise=plan.options.denoise, device=corrector.device)
     cond = Condition.of_acquisition(psf, voxel_size, frame.noise, **of_scan)
     return tuple(corrector.add_guidance(cond, geometry.order, axes) for axes in plan.mirrorings)
 

@@ -81,8 +81,9 @@ def auto_psf(
 
     Near-isotropic voxels come from a 3D acquisition, which cuts k-space along all three axes. An axis at least
     1.8 times as long as the shortest is the slice axis of a 2D acquisition and has a slice profile; metadata that say
-    "3D" overrule that, and a stated thickness takes the place of the spacing. An axis whose spectrum ends below the
-    stored one's was filled with zeros by the scanner: what the header says of that counts, else what the spectrum shows.
+    "3D" overrule that, and a stated thickness takes the place of the spacing. An axis whose spectrum ends before
+    its Nyquist limit was filled with zeros by the scanner: what the header says of that counts, else what the spectrum
+    shows.
 
     Args:
         voxel_size: stored voxel size, mm, 3 values.

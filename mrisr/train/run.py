@@ -229,6 +229,7 @@ class Run:
             "sigma_data": self.sigma_data,
             "trained_range": TRAINED_RANGE,
             "guidance": [name for name in ("gradnl", "bias") if getattr(self.config, name) > 0],
+            "denoise": True,
             "steps": self.step,
             "average": self.chosen,
             "trained_on": [v.name for v in self.train],

@@ -47,6 +47,7 @@ class Meta(Struct):
     version: Annotated[int, Limits(ge=0, le=10**6)] = 0
     trained_range: dict[Literal["isotropic", "slice"], tuple[Positive, Positive]] = {}
     guidance: Annotated[list[Word], Limits(max_length=16)] = []
+    denoise: bool = False
     few_steps: Annotated[list[Steps], Limits(max_length=16)] = []
     uncertainty: Annotated[list[Calibration], Limits(max_length=64)] = []
     config: Trained = Trained()

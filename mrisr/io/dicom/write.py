@@ -127,7 +127,8 @@ def _job(result: Volume, series: Series, facts: Mapping) -> list[str]:
     import json
 
     sources = [f"{f.sop_instance}#{f.number}" for f in series.frames]
-    keys = ("model", "weights", "mode", "steps", "samples", "seed", "ensemble", "resolution", "gradnl", "bias")
+    keys = ("model", "weights", "mode", "steps", "samples", "seed", "ensemble", "denoise")
+    keys += ("resolution", "gradnl", "bias")
     options = {key: facts.get(key) for key in keys}
     options["applied"] = [bool(c.get("applied")) for c in facts.get("consistency") or [] if isinstance(c, Mapping)]
     grid = [list(result.data.shape), np.round(result.affine, 6).tolist()]

@@ -1,0 +1,98 @@
+"""Noise that is taken out of the measured band, and zero-filled axes that the spectrum shows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import mrisr
+from mrisr.errors import UsageError
+from mrisr.ops.resample import apply_axes
+from mrisr.physics.degrade import band_matrices, mean_matrices, outside_band, zero_fill_matrices
+from mrisr.physics.psf import auto_psf, parse_psf
+
+
+@pytest.fixture(scope="module")
+def model(random_model):
+    found = random_model("local")
+    return replace(found, meta={**found.meta, "denoise": True})
+
+
+@pytest.fixture(scope="module")
+def scan(head):
+    return head((32, 40, 36))
+
+
+def run(scan, model, **options):
+    given = {"factor": 2, "input_voxel_size": 1.0, "threads": 1, "return_info": True, "engine": "torch", **options}
+    return mrisr.upscale(scan, model=model, precision="float32", **given)
+
+
+def test_the_band_keeps_the_share_that_is_asked_for():
+    x = torch.randn(16, 12, 20, generator=torch.Generator().manual_seed(0))
+    band = band_matrices(x.shape, (1, 1, 1), parse_psf("kspace", (2.0, 2.0, 2.0))[0])
+    band = tuple(torch.as_tensor(m) for m in band)
+    inside = apply_axes(x, band)
+    for share in (0.0, 0.25, 1.0):
+        kept = apply_axes(outside_band(x, band, share), band)
+        torch.testing.assert_close(kept, share * inside, atol=1e-5, rtol=0)
+
+
+def test_0_is_today_and_1_changes_the_band_but_not_the_local_mean(scan, model):
+    default, none, whole = (run(scan, model, **d)[0] for d in ({}, {"denoise": 0}, {"denoise": 1.0}))
+    assert np.array_equal(default, none)
+    change = torch.from_numpy(whole - none)
+    psf = auto_psf((1.0, 1.0, 1.0))[0]
+    inner = (slice(8, -8),) * 3  # the projections are of the processed box
+    band, mean = (
+        tuple(torch.as_tensor(m) for m in make(change.shape, (0.5, 0.5, 0.5), psf))
+        for make in (band_matrices, mean_matrices)
+    )
+    moved = apply_axes(change, band)[inner].std()
+    assert moved > 1e-3 * float(np.std(scan)), "the network was told to change the measured band, and did not"
+    assert apply_axes(change, mean)[inner].std() < 0.2 * moved
+
+
+def test_info_and_the_network_are_told(scan, model):
+    _, info = run(scan, model, denoise=0.5)
+    assert info.denoise == 0.5 and info.to_dict()["denoise"] == 0.5
+
+
+def test_weights_that_have_not_learnt_it_are_refused(scan, random_model):
+    with pytest.raises(UsageError, match="has not learnt to remove noise.*use denoise=0"):
+        run(scan, random_model("local"), denoise=0.5)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.5, float("nan"), "much", True, None])
+def test_a_share_is_a_number_from_0_to_1(scan, model, value):
+    with pytest.raises(UsageError, match="denoise: expected a number from 0 to 1"):
+        run(scan, model, denoise=value)
+
+
+def test_a_zero_filled_axis_is_seen_in_the_spectrum(head, model):
+    """A scanner that stores voxels of 1 mm of 1.5 mm measured: along that axis only the measured is taken as such."""
+    acquired = torch.from_numpy(head((64, 96, 64)))
+    matrices = zero_fill_matrices(acquired.shape, (1.0, 1.5, 1.0))
+    stored = apply_axes(acquired, matrices).numpy()
+    noise = np.random.default_rng(0).normal(0, 0.02 * stored.std(), acquired.shape).astype(np.float32)
+    stored += apply_axes(torch.from_numpy(noise), matrices).numpy()
+    _, info = run(stored, model, factor=1.0)
+    assert info.resolution[1].acquired_mm == pytest.approx(1.5, rel=0.06)
+    assert info.resolution[0].acquired_mm == info.resolution[2].acquired_mm == 1.0
+    assert "the spectrum (axis 1 is zero-filled)" in info.resolution_from
+
+
+def test_the_header_says_more_than_the_spectrum():
+    size, spectrum = (1.0, 1.0, 1.0), (1.0, 1.5, 1.0)
+    psf, why = auto_psf(size, {"AcquiredVoxelSize": [1.0, 1.3, 1.0]}, spectrum)
+    assert psf[1].width == 1.3 and "acquired matrix" in why
+    psf, why = auto_psf(size, {}, spectrum)
+    assert psf[1].width == 1.5 and "spectrum" in why
+
+
+def test_slices_are_not_taken_for_zero_filled():
+    psf, _ = auto_psf((1.0, 1.0, 4.0), {}, (1.0, 1.0, 6.0))
+    assert psf[2].kind == "gaussian" and psf[2].width == 4.0
