@@ -1,4 +1,4 @@
-"""Packages that send or write something of their own accord, loaded so that they do not.
+"""Packages that send, write or import something of their own accord, loaded so that they do not.
 
 Nothing that mrisr does leaves the machine, and nothing is written outside of its outputs and its cache.
 
@@ -6,6 +6,8 @@ OpenVINO's Python package sends usage events through the package `openvino_telem
 converts a model, writes an identifier into ~/intel, and starts a process for that, which where `spawn` is the start
 method runs the caller's script again. While that package cannot be imported, OpenVINO uses an empty stand-in of its
 own. A program that has imported openvino before is silenced from here on; what its own import sent is its own affair.
+nibabel imports pydicom wherever that is installed, with its decoders and what they import in turn (0.2 s, 34 MB), for
+a kind of NIfTI extension that mrisr passes on as it is.
 PyTorch makes an empty folder in TMPDIR when torch._dynamo is imported, which optimisers and exporters do.
 ONNX Runtime keeps a device identifier and a store of events in ~/.cache, unless a variable forbids it.
 """
@@ -54,6 +56,21 @@ def _silence() -> None:
     for name, module in list(sys.modules.items()):
         if name.startswith(USERS) and getattr(getattr(module, "tm", None), "__name__", "") == TELEMETRY:
             module.tm = import_module(STAND_IN)
+
+
+def nibabel() -> ModuleType:
+    """The package nibabel, without pydicom where nobody has loaded either: for programs, which own their process.
+
+    In that process nibabel then has no `Nifti1DicomExtension`; pydicom itself can be imported afterwards.
+    """
+    if "nibabel" in sys.modules or "pydicom" in sys.modules:
+        return import_module("nibabel")
+    with _importing:
+        sys.modules["pydicom"] = None
+        try:
+            return import_module("nibabel")
+        finally:
+            del sys.modules["pydicom"]
 
 
 def onnxruntime() -> ModuleType:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mrisr.cli import many
 from mrisr.cli.compute import add_compute_options, add_writing_options, computing
+from mrisr.cli.loading import load
 from mrisr.cli.options import use_threads
 from mrisr.cli.voice import add_voice_options, speaking
 from mrisr.errors import UsageError
@@ -41,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
     args.skip_existing = not args.force
     root, output = Path(args.bids_dir), Path(args.output_dir)
     with speaking(args) as voice:
+        load("mrisr.batch.bids")
         from mrisr.batch import bids
         from mrisr.batch.scans import Work
 

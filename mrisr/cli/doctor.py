@@ -12,6 +12,7 @@ LIBRARIES = (
     "numpy",
     "scipy",
     "nibabel",
+    "isal",
     "torch",
     "triton",
     "openvino",
@@ -50,6 +51,7 @@ def examine() -> dict[str, dict]:
         "cpu": cpu(),
         "devices": devices(),
         "engines": engines(),
+        "files": files(),
         "native core": native_core(),
         "operators": operators(),
         "weights": weights(),
@@ -95,6 +97,13 @@ def engines() -> dict[str, str]:
 
     device, student = pick_device("auto"), SimpleNamespace(config=PRESETS["student"])
     return {name: missing(name, device, student) or f"available on {device}" for name in NAMES}
+
+
+def files() -> dict[str, str]:
+    """What packs and unpacks .nii.gz and .mgz."""
+    from mrisr.io import gzipped
+
+    return {"gzip": gzipped.describe()}
 
 
 def native_core() -> dict[str, str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from mrisr.cli import many
 from mrisr.cli.compute import add_compute_options, add_writing_options, computing, running
 from mrisr.cli.forecast import Forecast
+from mrisr.cli.loading import load
 from mrisr.cli.options import add_series, use_threads, write_text
 from mrisr.cli.outputs import Outputs, check_place
 from mrisr.cli.voice import Voice, add_voice_options, speaking
@@ -71,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--all-series: takes every series; leave --series out")
     options = computing(args)
     with speaking(args) as voice:
+        load("mrisr.batch.scans")
         from mrisr.batch import scans
 
         if scans.nifti.ending_of(Path(args.output)) is not None:
@@ -161,6 +163,7 @@ def _identity(args: argparse.Namespace, scan, options: dict, weights: str | None
 
 def _upscale(args: argparse.Namespace, source, options: dict, voice: Voice):
     """(result, info), with the bar that belongs to it."""
+    load("mrisr.api")
     import mrisr
 
     gradnl = _coil(args, source)

@@ -6,13 +6,11 @@ OutputError.
 
 from __future__ import annotations
 
-import gzip
 import math
 import os
 import warnings
-import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import product
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +20,7 @@ import numpy as np
 from msgspec import Meta
 from nibabel import imageglobals
 from nibabel.filebasedimages import ImageFileError
+from nibabel.fileholders import FileHolder
 from nibabel.freesurfer.mghformat import MGHError, MGHHeader, MGHImage
 from nibabel.nifti1 import Nifti1Header, Nifti1Image, Nifti1Pair
 from nibabel.nifti2 import Nifti2Header, Nifti2Image
@@ -29,6 +28,7 @@ from nibabel.spatialimages import HeaderDataError, SpatialImage
 
 from mrisr import schema
 from mrisr.errors import GeometryError, InputError, MemoryBudgetError, MrisrWarning, OutputError
+from mrisr.io import gzipped
 from mrisr.io.atomic import check_target, replacing
 from mrisr.io.headers import affine_in_mm, mgh_header, nifti_header, qform
 from mrisr.volume import ACQUISITION_FACTS, Volume, check_dtype, check_shape
@@ -41,9 +41,8 @@ MGH_ENDINGS = (".mgh", ".mgz")
 DTYPES = ("float32", "int16")  # that results are stored as
 GZIP_MAGIC = b"\x1f\x8b"
 MGH_VERSION = b"\0\0\0\1"
-DAMAGED = (OSError, EOFError, zlib.error)
 # TypeError: a header shorter than its format.
-UNREADABLE = (*DAMAGED, ValueError, KeyError, TypeError, OverflowError, ImageFileError, HeaderDataError, MGHError)
+UNREADABLE = (ValueError, KeyError, TypeError, OverflowError, ImageFileError, HeaderDataError, MGHError)
 # Quaternions are float32, which alone moves the corner of a head by some hundredths of a millimetre.
 DIFFERENT_MM = 0.1
 # Converters that keep every header of a series write megabytes.
@@ -60,14 +59,29 @@ def read(path: str | os.PathLike, *, scan: bool = True, sidecars: Sequence[Path]
     """
     name, path = os.fspath(path), Path(path)
     length = _check_readable(path, name)
+    with ExitStack() as files:
+        return _read(path, name, length, scan, sidecars, files)
+
+
+def _read(path: Path, name: str, length: int, scan: bool, sidecars, files: ExitStack) -> Volume:
+    """`read` of a file of `length` bytes, unzipped; what is opened is left to `files`."""
     with _reading(name):
-        image = nib.load(path, mmap=False)
+        image = _unzipped(nib.load(path, mmap=False), files)
     if not isinstance(image, (Nifti1Pair, MGHImage)) or isinstance(image, nib.Cifti2Image):
         raise InputError(f"{name}: found {type(image).__name__}, expected NIfTI or MGH; convert it to NIfTI first")
     if isinstance(image, Nifti1Pair):
         _check_raw_voxel_size(image, name)
     _check_length(image, path, name, length)
     return from_image(image, name=name, meta=sidecar_facts(path, sidecars), scan=scan)
+
+
+def _unzipped(image: SpatialImage, files: ExitStack) -> SpatialImage:
+    """The same image, whose voxels come through `gzipped` where its file is zipped; nibabel's own way is zlib."""
+    holder = image.file_map["image"]
+    if not str(holder.filename).lower().endswith(gzipped.ENDINGS):
+        return image
+    stream = files.enter_context(gzipped.reading(holder.filename))
+    return type(image).from_file_map({**image.file_map, "image": FileHolder(holder.filename, stream)}, mmap=False)
 
 
 def from_image(image: SpatialImage, *, name: str | None = None, meta: dict | None = None, scan: bool = True) -> Volume:
@@ -138,7 +152,11 @@ def write(
             image.set_data_dtype(dtype)
             image.header.set_slope_inter(None, None)  # nibabel then takes those that use the whole range
     with replacing(path, force=force) as beside:
-        image.to_filename(beside)
+        if not beside.name.lower().endswith(gzipped.ENDINGS):
+            image.to_filename(beside)
+            return
+        with beside.open("wb") as file, gzipped.writing(file) as packed:
+            image.to_stream(packed)
 
 
 def _position_stated(image: MGHImage) -> bool:
@@ -177,16 +195,16 @@ def _check_readable(path: Path, name: str) -> int:
         raise InputError(f"{name}: cannot be opened ({found}); check its name and permissions") from error
     if not start:
         raise InputError(f"{name}: the file is empty (0 bytes); copy or download it again")
-    zipped = ending.endswith((".gz", ".mgz"))
+    zipped = ending.endswith(gzipped.ENDINGS)
     if zipped and start[:2] != GZIP_MAGIC:
         raise InputError(f"{name}: is named {ending} but is not gzip-compressed; rename or compress it")
     if not zipped and start[:2] == GZIP_MAGIC:
         raise InputError(f"{name}: is gzip-compressed but named {ending}; rename it or decompress it")
     length = path.stat().st_size
     if zipped:
-        with _reading(name), gzip.open(path, "rb") as stream:
+        with _reading(name), gzipped.reading(path) as stream:
             start = stream.read(348)
-            length = len(start) + sum(map(len, iter(lambda: stream.read(1 << 20), b"")))
+            length = len(start) + sum(map(len, iter(lambda: stream.read(gzipped.BLOCK), b"")))
     _check_signature(path, name, ending, start)
     return length
 
@@ -239,14 +257,14 @@ def _reading(name: str) -> Iterator[None]:
         yield
     except MemoryError as error:
         raise MemoryBudgetError(f"{name}: does not fit in memory; use a machine with more, or crop it") from error
-    except UNREADABLE as error:
+    except (*gzipped.damaged(), *UNREADABLE) as error:
         found = " ".join(str(error).split())
-        if isinstance(error, DAMAGED):
+        if isinstance(error, gzipped.damaged()):
             raise InputError(f"{name}: truncated or damaged ({found}); copy or download it again") from error
         raise InputError(f"{name}: unusable header ({found}); convert it to NIfTI again") from error
     finally:
         imageglobals.logger = previous
-    for message in repairs.messages:
+    for message in dict.fromkeys(repairs.messages):  # a header may be read twice
         warnings.warn(f"{name}: header repaired: {message}", MrisrWarning, stacklevel=4)
 
 

@@ -118,7 +118,12 @@ def test_a_failure_on_the_way_leaves_the_old_file_and_nothing_else(name, failure
         assert Path(filename).parent == tmp_path  # beside: os.replace must not cross file systems
         raise failure
 
+    def fail_in_the_stream(image, stream):
+        stream.write(b"half")
+        raise failure
+
     monkeypatch.setattr(nib.filebasedimages.FileBasedImage, "to_filename", fail_half_way)
+    monkeypatch.setattr(nib.filebasedimages.SerializableImage, "to_stream", fail_in_the_stream)
     expected = OutputError if isinstance(failure, OSError) else type(failure)
     with pytest.raises(expected) as caught:
         nifti.write(VOLUME, path, force=True)
