@@ -211,11 +211,14 @@ void read_fade(Config& config, const Field& root) {
   const Field grid = root["grid"], fade = root["fade"];
   grid.exactly({"voxel_size", "same_spacing"});
   config.grid = {grid["voxel_size"].number(0, 100, true), grid["same_spacing"].number(0, 1, true)};
-  fade.exactly({"spline_order", "end_none", "end_all", "half", "darkest", "certain", "over_air", "background_share", "background_solid"});
+  fade.exactly({"spline_order", "end_none", "end_all", "half", "darkest", "certain", "over_air", "background_share", "background_solid",
+                "least", "most"});
   config.fade = {static_cast<int>(fade["spline_order"].whole(1, 5)), fade["end_none"].number(0, 100), fade["end_all"].number(0, 100, true),
                  fade["half"].number(0, 1, true),
                  {fade["darkest"].number(0, 1, true), fade["certain"].number(0, 1, true), fade["over_air"].number(1, 100)},
-                 {fade["background_share"].number(0, 1, true), fade["background_solid"].number(0, 1, true)}};
+                 {fade["background_share"].number(0, 1, true), fade["background_solid"].number(0, 1, true)},
+                 fade["least"].number(0, 1, true),
+                 fade["most"].number(0, 1, true)};
   if (config.fade.spline_order % 2 == 0) fade["spline_order"].wrong("1 or 3 or 5");
   if (config.fade.end_none >= config.fade.end_all) refuse(fade.where(), "end_none must be below end_all");
   if (config.fade.tissue.darkest > config.fade.tissue.certain) refuse(fade.where(), "darkest must not be above certain");

@@ -89,6 +89,7 @@ struct Config {
     double end_none, end_all, half;
     TissueRule tissue;
     BackgroundRule background;
+    double least, most;
   } fade;
 
   struct {

@@ -27,15 +27,32 @@ void fill_weights(const Job& job, const Workspace& w) {
   });
 }
 
+// What values a result may have: mrisr/infer/fade.py, Limits.
+struct Limits {
+  float floor, ceiling, least;
+
+  Limits(const Job& job, const Workspace& w, float zero) {
+    const auto [lowest, highest] = std::minmax_element(w.lr, w.lr + product(job.source.shape));
+    floor = std::min(zero, *lowest);
+    ceiling = *highest + static_cast<float>(job.model->config.fade.most) * (*highest - floor);
+    least = static_cast<float>(job.model->config.fade.least);
+  }
+  float hold(float answer, float plain) const {
+    const float lower = std::min(plain, (plain - floor) * least + floor);
+    return std::min(std::max(answer, lower), std::max(plain, ceiling));
+  }
+};
+
 }  // namespace
 
-void fade(const Job& job, const Workspace& w) {
+void fade(const Job& job, const Workspace& w, float zero) {
+  const Limits limits(job, w, zero);
   fill_weights(job, w);
   float* const plain = w.found;
   job.plain.apply(plain, w.lr, job.source.shape, w.fade.a, w.fade.b, w.scratch, job.threads);
   parallel_for(product(job.target.shape), kGrain, job.threads, [&](Index begin, Index end) {
     for (Index i = begin; i < end; ++i) {
-      w.y[i] = (w.y[i] - plain[i]) * w.fade.weights[i] + plain[i];
+      w.y[i] = (limits.hold(w.y[i], plain[i]) - plain[i]) * w.fade.weights[i] + plain[i];
       if (job.samples > 1) w.spread[i] *= w.fade.weights[i];
     }
   });

@@ -7,8 +7,9 @@
 
 namespace mrisr::runtime {
 
-// w.y, start and residual together, becomes plain interpolation in air and beyond the end slices; w.spread fades there.
-void fade(const Job& job, const Workspace& w);
+// w.y, start and residual together, is held to what a scan can have whose no signal is `zero`, and becomes plain
+// interpolation in air and beyond the end slices; w.spread fades there.
+void fade(const Job& job, const Workspace& w, float zero);
 
 // Into w.background, before the scan in w.lr is normalised: what is masked by `mask` (or, without, by the scan itself).
 // Whether anything is; `value` is what it shall have.

@@ -167,7 +167,7 @@ void run_stages(Job& job, const mrisr_run_options& options, const Workspace& w, 
     for (Index i = begin; i < end; ++i) w.y[i] += w.found[i];
   });
   if (noise >= 0 && job.compares()) make_consistent(job, w, noise, info);
-  fade(job, w);
+  fade(job, w, -offset / gain);
   write_output(options.output, out, w.y, fine, scale, true, job.threads);
   if (options.spread != nullptr) write_output(options.spread, out, w.spread, fine, scale, false, job.threads);
   if (info.background != 0) {

@@ -171,6 +171,8 @@ class Fade(Exact):
     over_air: Annotated[float, Meta(ge=1, le=100)]  # times the level of air: tissue, where connected
     background_share: Share  # of the volume, at least, for a masked background
     background_solid: Share  # of that, inside of it
+    least: Share  # of interpolation, above no signal: what the network's answer leaves
+    most: Share  # of the scan's range, above its highest value: how far the answer goes
 
 
 class GridDefault(Exact):

@@ -61,6 +61,8 @@ def config_of(model, opset: int, graphs: list[dict]) -> dict:
             "over_air": foreground.OVER_AIR,
             "background_share": foreground.BACKGROUND_SHARE,
             "background_solid": foreground.BACKGROUND_SOLID,
+            "least": fade.LEAST,
+            "most": fade.MOST,
         },
         "consistency": {
             "mean_widths": degrade.MEAN_WIDTHS,

@@ -23,6 +23,10 @@ ORDER = 3  # of the interpolation that stands in air and at the ends
 END_NONE, END_ALL = 0.0, 1.0
 HALF = 0.5 + 1e-4  # share of background in a target voxel from where it is background; a tie, rounded or not, is head
 ENDS = ("fade", "crop", "full")
+# A head gives no negative signal, and dark lines beside bright fat are no anatomy: the network's answer keeps so much
+# of what interpolation gives, counted from no signal; and goes so much of the scan's range above its highest value.
+LEAST, MOST = 0.1, 0.15
+ROWS = 32  # of the first axis, at a time
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,35 @@ class Fade:
                 shape = [-1 if a == axis else 1 for a in range(3)]
                 weights *= torch.as_tensor(line, dtype=weights.dtype, device=weights.device).reshape(shape)
         return weights
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What values a result may have, in the units of what it is put on: mean signal has none below `floor`.
+
+    Attributes:
+        floor: the smaller of no signal and the scan's lowest value.
+        ceiling: the scan's highest value, and `MOST` of the scan's range above it.
+    """
+
+    floor: float
+    ceiling: float
+
+    @classmethod
+    def of(cls, scan: torch.Tensor, zero: float) -> Limits:
+        """Of a scan in which no signal is `zero`."""
+        lowest, highest = (float(v) for v in scan.aminmax())
+        floor = min(zero, lowest)
+        return cls(floor, highest + MOST * (highest - floor))
+
+    def hold(self, answer: torch.Tensor, plain: torch.Tensor) -> torch.Tensor:
+        """`answer` [X, Y, Z] in place: at least `LEAST` of what interpolation gives there (`plain`), counted from the
+        floor, and not above the ceiling; what interpolation itself has beyond them stays."""
+        for some, here in zip(answer.split(ROWS), plain.split(ROWS)):
+            lower = torch.minimum(here, (here - self.floor).mul_(LEAST).add_(self.floor))
+            torch.maximum(some, lower, out=some)
+            torch.minimum(some, here.clamp(min=self.ceiling), out=some)
+        return answer
 
 
 def slice_axes(psf: PSF) -> tuple[bool, bool, bool]:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from mrisr.infer.corrections import Corrector, Displacement
+from mrisr.infer.fade import Limits
 from mrisr.infer.info import ConsistencyInfo
 from mrisr.infer.plan import FramePlan, Plan
 from mrisr.infer.start import Frame
@@ -66,12 +67,14 @@ def make_consistent(
 def fade(
     image: torch.Tensor, std: torch.Tensor | None, frame: Frame, corrector: Corrector, threads: int
 ) -> torch.Tensor:
-    """The image (in place, as the spread), with plain interpolation in air and beyond the end slices."""
+    """The image (in place, as the spread), held to what a scan can have, with plain interpolation in air and beyond the
+    end slices."""
     head = tissue(frame.lr.cpu().numpy(), corrector.fade.open_axes, max(1, threads))
     weights = corrector.network_weights(torch.from_numpy(head).to(frame.lr))
     plain = corrector.interpolate(frame.lr)
     if std is not None:
         std *= weights
+    image = Limits.of(frame.lr, -frame.scale.offset / frame.scale.scale).hold(image, plain)
     return image.sub_(plain).mul_(weights).add_(plain)
 
 
