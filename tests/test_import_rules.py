@@ -52,6 +52,7 @@ MAY_IMPORT = {
     "evaluate": {"io", "infer", "ops", "physics", "volume", "grid", "preview", "weights", "api"},
     "corrections": {"io", "infer", "physics", "volume", "grid"},
     "api": {"io", "infer", "weights", "volume", "grid", "corrections"},
+    "report": {"preview", "volume", "io", "physics", "schema"},
     "batch": {"api", "report", "io", "volume", "grid", "schema", "preview"},
     "serve": {"api", "report", "batch", "io", "volume", "grid"},
     "cli": {"*"},

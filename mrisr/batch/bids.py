@@ -25,7 +25,7 @@ from mrisr.errors import InputError, OutputError, UsageError
 from mrisr.io import nifti
 from mrisr.io.atomic import replacing
 
-__all__ = ["SUFFIXES", "describe", "find", "prepare"]
+__all__ = ["SUFFIXES", "describe", "find", "prepare", "title"]
 
 SUFFIXES = ("T1w", "T2w", "FLAIR", "PDw")
 ENDINGS = (".nii.gz", ".nii")
@@ -99,6 +99,11 @@ def prepare(root: Path, output: Path) -> None:
         write_json(described, ours)
     _write_once(output / ".bidsignore", "".join(f"{line}\n" for line in IGNORED))
     _write_once(output / "README", f"{DESCRIPTION}\n\nEvery image has a .json of its own that says how it was made.\n")
+
+
+def title(root: Path) -> str:
+    """What the raw dataset calls itself."""
+    return str(schema.read(Path(root) / DATASET, lenient=True).get("Name", ""))
 
 
 def describe(scan: Scan, root: Path, voxel_size: Sequence[float]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ __all__ = [
     "facts_of",
     "identity",
     "same",
+    "scrubbed",
     "check_sidecar",
     "sidecar",
     "sidecar_path",
@@ -129,10 +130,32 @@ def sidecar(made: Identity, info: Any, *, dtype: str, size: int, extra: dict[str
         "Denoise": info.denoise,
         "Engine": {"Name": info.engine.name, "Device": info.engine.device, "Precision": info.engine.precision},
         "Tiles": info.tiles.kind,
-        "Consistency": [{"Applied": c.applied, "Chi2": c.chi2_after} for c in info.consistency],
+        "Seam": info.tiles.seam,
+        "SeamError": info.tiles.seam_error,
+        "Consistency": [
+            {"Applied": c.applied, "Why": c.why, "Chi2Before": c.chi2_before, "Chi2": c.chi2_after}
+            for c in info.consistency
+        ],
+        **_distortions(info),
+        "Seconds": {stage: round(seconds, 3) for stage, seconds in info.seconds.items()},
         "Warnings": list(info.warnings),
     }
     return {**top, **(extra or {}), KEY: own}
+
+
+def _distortions(info: Any) -> dict[str, Any]:
+    """What was taken out on the way, and what the spread of samples is worth; only what there was."""
+    held: dict[str, Any] = {}
+    if info.gradnl.state != "absent":
+        held["GradientNonlinearity"] = (
+            f"{info.gradnl.source}, up to {info.gradnl.largest_mm:.3g} mm ({info.gradnl.why})"
+        )
+    if info.bias.state != "absent":
+        low, high = info.bias.span
+        held["BiasField"] = f"{info.bias.source}, {low:.3g} to {high:.3g}, {info.bias.output} in the output"
+    if info.std_scale:
+        held["SpreadFactors"] = {str(level): factor for level, factor in info.std_scale.items()}
+    return held
 
 
 def as_text(value: Any) -> str:
@@ -151,6 +174,20 @@ def sidecar_path(image: Path) -> Path:
     if ending is None:
         return image.with_name(f"{image.name}.json")
     return image.with_name(image.name[: -len(ending)] + ".json")
+
+
+def scrubbed(text: str, scan: Scan) -> str:
+    """`text` with the names of `scan` in place of paths of this machine."""
+    if isinstance(scan.source, Path):
+        text = text.replace(str(scan.source), scan.name)
+        folders = [scan.source.parent]
+    else:
+        folders = sorted({path.parent for path in scan.files}, key=lambda p: -len(str(p)))
+    folders.append(scan.target.parent)
+    for folder in folders:
+        if folder != Path("."):
+            text = text.replace(f"{folder}/", "").replace(str(folder), folder.name)
+    return text
 
 
 def check_sidecar(path: Path, *, force: bool = False) -> None:

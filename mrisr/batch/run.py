@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import mrisr
-from mrisr.batch import provenance, warned
+from mrisr import report
+from mrisr.batch import pages, provenance, warned
 from mrisr.batch.deliver import claimed, make_folder, write_image, write_json, write_series
 from mrisr.batch.scans import Scan
 from mrisr.errors import CATCHING, BackendError, MrisrError, UsageError
@@ -41,6 +42,7 @@ class Settings:
     force          replace whatever is there
     folder         that the targets lie in
     std, preview, info  folders that mirror it, for the spread of the samples, pictures and records
+    report         folder of the pages (`mrisr.report`), which mirrors it too
     """
 
     options: dict[str, Any]
@@ -54,6 +56,7 @@ class Settings:
     std: Path | None = None
     preview: Path | None = None
     info: Path | None = None
+    report: Path | None = None
 
 
 @dataclass
@@ -215,7 +218,7 @@ class _Ticket:
         state = FAILED if self.error is not None else SKIPPED if self.skipped else DONE
         found = Outcome(self.scan.name, state, self.seconds, self.grids, self.warnings)
         if self.error is not None:
-            found.error = self._scrubbed(" ".join(str(self.error).split()) or type(self.error).__name__)
+            found.error = provenance.scrubbed(" ".join(str(self.error).split()) or type(self.error).__name__, self.scan)
             found.kind = type(self.error).__name__
             memory = MEMORY if isinstance(self.error, MemoryError) else BUG
             found.exit_code = getattr(self.error, "exit_code", memory)
@@ -243,8 +246,12 @@ class _Ticket:
         options = {**settings.options, "dtype": settings.dtype}
         self.made = provenance.identity(scan, self.model.sha256, options, facts)
         if settings.skip_existing and provenance.same(scan.target, self.made):
+            if settings.report is not None:
+                pages.complete(scan, self._place(), self.made.plain())
             self.skipped = True
             return
+        if settings.report is not None:
+            report.check(self._place(), force=self._may_replace_page())
         if scan.to_dicom:
             dicom.check_folder(scan.target, force=self._may_replace())
         else:
@@ -267,13 +274,18 @@ class _Ticket:
 
     def _write(self) -> None:
         scan, settings, info = self.scan, self.settings, self.info
-        info.warnings = [self._scrubbed(text) for text in self.warnings]
+        info.warnings = [provenance.scrubbed(text, scan) for text in self.warnings]
         describe = None
         if settings.sidecar:
             describe = lambda size: provenance.sidecar(  # noqa: E731
                 self.made, info, dtype=settings.dtype, size=size, extra=scan.about
             )
         self._write_beside()
+        if settings.report is not None:
+            record = provenance.sidecar(self.made, info, dtype=settings.dtype, size=0, extra=scan.about)
+            report.write(
+                self._place(), self.volume, self.result, record, spread=info.std, force=self._may_replace_page()
+            )
         if scan.to_dicom:
             write_series(self.result, self.series, info, scan.target, describe, replace=self._may_replace())
             return
@@ -302,24 +314,18 @@ class _Ticket:
             make_folder(path.parent)
             write(path)
 
+    def _place(self) -> report.Place:
+        return pages.place_of(self.scan, self.settings.report, self.settings.folder)
+
+    def _may_replace_page(self) -> bool:
+        """A page comes before its result: one without a result was left by a killed run."""
+        return self._may_replace() or (self.settings.skip_existing and not self.scan.target.exists())
+
     def _picture(self, path: Path) -> None:
         from mrisr import preview
 
         sheet = preview.upscale_sheet(self.volume.data, self.volume.affine, self.result.data, self.result.affine)
         preview.save(sheet, path)
-
-    def _scrubbed(self, text: str) -> str:
-        """`text` with the names of this scan in place of paths of this machine."""
-        if isinstance(self.scan.source, Path):
-            text = text.replace(str(self.scan.source), self.scan.name)
-            folders = [self.scan.source.parent]
-        else:
-            folders = sorted({path.parent for path in self.scan.files}, key=lambda p: -len(str(p)))
-        folders.append(self.scan.target.parent)
-        for folder in folders:
-            if folder != Path("."):
-                text = text.replace(f"{folder}/", "").replace(str(folder), folder.name)
-        return text
 
 
 def _grids(info: Any) -> str:

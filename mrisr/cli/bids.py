@@ -19,11 +19,14 @@ def add_parser(subparsers) -> None:
         "bids",
         help="a BIDS dataset in, a derivative dataset out",
         description="T1w, T2w, FLAIR and PDw images of a raw BIDS dataset, each on a finer grid, as a BIDS derivative. "
-        "The same command again completes what is missing and writes nothing where nothing is.",
+        "The same command again completes what is missing and writes nothing where nothing is. Level group writes the "
+        "table of the report whose pages the participants' runs have made (--report; default: OUTPUT_DIR).",
     )
     parser.add_argument("bids_dir", metavar="BIDS_DIR", help="root of the raw dataset")
     parser.add_argument("output_dir", metavar="OUTPUT_DIR", help="root of the derivative dataset")
-    parser.add_argument("level", choices=("participant",), help="the one level of analysis there is")
+    parser.add_argument(
+        "level", choices=("participant", "group"), help="participant: upscale; group: the table of a report"
+    )
     for key in ("participant", "session"):
         parser.add_argument(
             f"--{key}-label", f"--{key}_label", nargs="+", metavar="L", help=f"these {key}s only (default: all)"
@@ -43,11 +46,15 @@ def run(args: argparse.Namespace) -> int:
     root, output = Path(args.bids_dir), Path(args.output_dir)
     with speaking(args) as voice:
         load("mrisr.batch.bids")
-        from mrisr.batch import bids
+        from mrisr.batch import bids, pages
         from mrisr.batch.scans import Work
 
         labels = dict(participants=args.participant_label, sessions=args.session_label)
         found = bids.find(root, output, options, **labels)
+        if args.level == "group":
+            count = pages.group(found, Path(args.report or output), output, title=bids.title(root))
+            voice.line(", ".join(f"{n} {state}" for state, n in count.items() if n))
+            return 0
         bids.prepare(root, output)
         use_threads(args.threads)
         # One file per task of a cluster: tasks that each have a participant do not write over each other.

@@ -94,6 +94,11 @@ def add_writing_options(parser: argparse.ArgumentParser) -> None:
     """Add what a result is stored as and what is written beside it."""
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="stored type; int16 halves it, by a slope")
     parser.add_argument("--no-sidecar", action="store_true", help="no .json beside the output")
+    parser.add_argument(
+        "--report",
+        metavar="FOLDER",
+        help="a page per scan to look at: before and after, what was measured, where it is from; and a table of all",
+    )
 
 
 def computing(args: argparse.Namespace) -> dict[str, Any]:

@@ -49,6 +49,7 @@ def settings(args: argparse.Namespace, folder: Path, options: dict[str, Any]) ->
         skip_existing=args.skip_existing,
         force=args.force,
         folder=folder,
+        report=None if args.report is None else Path(args.report),
         **{name: None if path is None else Path(path) for name, path in beside.items()},
     )
 
@@ -68,6 +69,10 @@ def run(args: argparse.Namespace, work: Work, chosen: Settings, failures: Path, 
         listener = _Shown(args, chosen, len(work.scans), forecast, voice, show)
         outcomes = batch.run(work.scans, chosen, listener)
     failed = batch.write_failures(failures, outcomes)
+    if chosen.report is not None:
+        from mrisr.batch import pages
+
+        pages.table(work.scans, outcomes, chosen.report, chosen.folder)
     voice.line(_total(outcomes, time.perf_counter() - start, failures if failed else None))
     if not failed:
         return 0

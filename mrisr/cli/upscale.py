@@ -95,15 +95,21 @@ def _one(args: argparse.Namespace, scan, options: dict, voice: Voice) -> int:
     targets |= {"--preview": args.preview, "--info": args.info, "--std": args.std}
     field = args.bias if args.bias != "auto" else None
     inputs = (*scan.files, *(path for path in (args.gradnl, field, args.mask) if path is not None))
-    made = None
+    made, place = None, _place(args, scan)
     if args.skip_existing:
         made = _identity(args, scan, options)
         if provenance.same(target, made):
+            _complete(scan, place, made)
             voice.line(f"{target}: made from this source with these weights and options already; skipped")
             return 0
     replace = args.force or (args.skip_existing and provenance.stated(target) is not None)
     with Outputs(targets, force=replace, inputs=inputs) as outputs:
         from mrisr.io import dicom, nifti
+
+        if place is not None:
+            from mrisr import report
+
+            report.check(place, force=replace)
 
         if scan.to_dicom:
             dicom.check_folder(target, force=replace)
@@ -115,6 +121,7 @@ def _one(args: argparse.Namespace, scan, options: dict, voice: Voice) -> int:
         use_threads(args.threads)
         result, info = _upscale(args, source, options, voice)
         info.warnings[:0] = series.notes if series else ()
+        info.warnings = [provenance.scrubbed(text, scan) for text in info.warnings]
         if not scan.to_dicom:
             words = provenance.description(info.model)
             nifti.write(result, outputs.stage("--output"), dtype=args.dtype, descrip=words)
@@ -129,12 +136,17 @@ def _one(args: argparse.Namespace, scan, options: dict, voice: Voice) -> int:
             write_text(outputs.stage("--info"), info.to_json() + "\n")
         if scan.to_dicom:
             dicom.write_series(result, series, info, target, force=replace)
-        if beside is not None:
+        if beside is not None or place is not None:
             size = provenance.size_of(target if scan.to_dicom else outputs.stage("--output"))
             made = made or _identity(args, scan, options, info.weights)
-            text = provenance.as_text(provenance.sidecar(made, info, dtype=args.dtype, size=size))
-            write_text(outputs.stage(SIDECAR), text)
+            record = provenance.sidecar(made, info, dtype=args.dtype, size=size)
+        if beside is not None:
+            write_text(outputs.stage(SIDECAR), provenance.as_text(record))
+        if place is not None:
+            report.write(place, source, result, record, spread=info.std, force=replace)
         outputs.commit()
+    if place is not None:
+        report.write_index(place.folder)
     voice.line(_summary(source, result, info, args.output))
     return 0
 
@@ -149,6 +161,26 @@ def _sidecar(args: argparse.Namespace, target: Path) -> Path | None:
     if args.skip_existing:
         raise UsageError(f"--skip-existing: compares sidecars, and --info {args.info} takes the sidecar's place")
     return None
+
+
+def _place(args: argparse.Namespace, scan):
+    """Where the page of the report goes; None where there is to be none."""
+    if args.report is None:
+        return None
+    from mrisr.batch import pages
+
+    return pages.place_of(scan, Path(args.report))
+
+
+def _complete(scan, place, made) -> None:
+    """A page and the table for a result that is there already, where a report is asked for."""
+    if place is None:
+        return
+    from mrisr import report
+    from mrisr.batch import pages
+
+    pages.complete(scan, place, made.plain())
+    report.write_index(place.folder)
 
 
 def _identity(args: argparse.Namespace, scan, options: dict, weights: str | None = None):

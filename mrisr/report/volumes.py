@@ -1,0 +1,63 @@
+"""Volumes as scripts: a page that is opened from a folder may load a script beside it, and no other kind of file."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+
+import numpy as np
+
+from mrisr import preview
+
+__all__ = ["as_script", "scripts"]
+
+MOST = 8_000_000  # voxels of a copy
+COARSEST_MM = 1.0  # no copy is coarser, unless its output is
+GLOBAL = "mrisrVolumes"
+
+
+def scripts(pair) -> dict[str, str]:
+    """The text of before.js and after.js for a `mrisr.report.views.Pair`."""
+    shape, affine = _grid(pair)
+    made = {}
+    for name in ("before", "after"):
+        data = getattr(pair, name)
+        if shape != data.shape:
+            data = preview.interpolate(_smoothed(data, pair.affine, affine), pair.affine, shape, affine)
+        low, high = pair.window
+        grey = np.clip((data - low) / max(high - low, 1e-30), 0, 1) * 255
+        made[name] = as_script(name, np.rint(grey).astype(np.uint8), affine)
+    return made
+
+
+def as_script(name: str, grey: np.ndarray, affine: np.ndarray) -> str:
+    """A uint8 volume as a script that puts it, as base64 of .nii.gz, into the page's table of volumes."""
+    import nibabel as nib
+
+    image = nib.Nifti1Image(grey, affine)
+    image.header.set_xyzt_units("mm")
+    packed = base64.b64encode(gzip.compress(image.to_bytes(), mtime=0)).decode("ascii")
+    return f'(window.{GLOBAL}=window.{GLOBAL}||{{}})["{name}"]="{packed}";\n'
+
+
+def _grid(pair) -> tuple[tuple[int, ...], np.ndarray]:
+    """The grid of the copies: the output's, or one as coarse as it has to be to hold MOST voxels."""
+    shape, spacing = np.array(pair.after.shape), np.array(pair.spacing)
+    if shape.prod() <= MOST:
+        return pair.after.shape, pair.affine
+    even = float(np.prod(shape * spacing) / MOST) ** (1 / 3)
+    finer = np.minimum(np.maximum(spacing, even), np.maximum(spacing, COARSEST_MM))
+    fewer = np.maximum(1, np.floor(shape * spacing / finer)).astype(int)
+    ratio = finer / spacing
+    affine = pair.affine.copy()
+    affine[:3, 3] += pair.affine[:3, :3] @ (((shape - 1) - (fewer - 1) * ratio) / 2)
+    affine[:3, :3] = pair.affine[:3, :3] * ratio
+    return tuple(int(n) for n in fewer), affine
+
+
+def _smoothed(data: np.ndarray, affine: np.ndarray, coarser: np.ndarray) -> np.ndarray:
+    """What a coarser grid can hold of `data`: else its rims would be stairs."""
+    from scipy import ndimage
+
+    ratio = np.linalg.norm(coarser[:3, :3], axis=0) / np.linalg.norm(affine[:3, :3], axis=0)
+    return ndimage.gaussian_filter(data, 0.4 * np.sqrt(np.maximum(ratio**2 - 1, 0)), mode="nearest")
