@@ -73,7 +73,7 @@ sanitize-thread: $(STAMP) ## the same tests under ThreadSanitizer
 
 runtime: $(STAMP) ## libmrisr: build, C++ tests, install into build/runtime/installed, examples, parity with Python
 	$(RUN) tests/runtime/build.py
-	MRISR_LIBRARY=$(CURDIR)/build/runtime/installed/lib/libmrisr.so $(PYTEST) tests/runtime
+	MRISR_LIBRARY=$(CURDIR)/build/runtime/installed/lib/libmrisr.so $(SHARED) tests/runtime
 
 runtime-sanitize: $(STAMP) ## libmrisr's C++ tests under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
 	$(RUN) tests/runtime/build.py --sanitize address,undefined

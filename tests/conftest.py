@@ -9,10 +9,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before NumPy and PyTorch count the co
     os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
 os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", ".pytest_cache/hypothesis")
 
+import shutil  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from filelock import FileLock  # noqa: E402 - PyTorch needs it too
 
 TESTS = Path(__file__).parent
 # `-m quick`: the contracts that most changes touch. None of these files starts a process or trains.
@@ -95,12 +97,34 @@ def _absent(item) -> str:
     return next(reasons, "")
 
 
+def _for_all(tmp_path_factory) -> Path:
+    """A temporary folder of this run, the same in every process."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory):
+    """made_once(name, make) -> the folder that make(folder) has made and filled, once for all processes."""
+
+    def once(name: str, make) -> Path:
+        folder = _for_all(tmp_path_factory) / name
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                beside = folder.with_name(f"{name}.unfinished")
+                shutil.rmtree(beside, ignore_errors=True)
+                make(beside)
+                beside.rename(folder)
+        return folder
+
+    return once
+
+
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory):
     """Converted graphs go where the tests can throw them away, to be found by every process that shares the tests, and
     what is compared is float32 on every processor."""
-    base = tmp_path_factory.getbasetemp()
-    cache = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+    cache = _for_all(tmp_path_factory) / "cache"
     cache.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MRISR_PRECISION", "float32")

@@ -8,16 +8,21 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory):
+def exported(made_once):
     """(folder, lines said) of the shipped weights as a bundle with every precision and an OpenVINO graph."""
     pytest.importorskip("onnxscript", reason="exporting needs onnxscript (extra: export)")
     from mrisr.bundle import PRECISIONS
     from mrisr.export.build import export_bundle
     from mrisr.weights import registry
 
-    folder, lines = tmp_path_factory.mktemp("export") / "base", []
-    export_bundle(registry.load("base"), folder, form="openvino", precisions=PRECISIONS, say=lines.append)
-    return folder, lines
+    def export(folder):
+        folder.mkdir()
+        lines = []
+        export_bundle(registry.load("base"), folder / "base", form="openvino", precisions=PRECISIONS, say=lines.append)
+        (folder / "said").write_text("\n".join(lines))
+
+    folder = made_once("export", export)
+    return folder / "base", (folder / "said").read_text().splitlines()
 
 
 @pytest.fixture

@@ -35,13 +35,11 @@ def loaded():
 
 
 @pytest.fixture(scope="session")
-def folder(loaded, tmp_path_factory):
+def folder(loaded, made_once):
     """A bundle of the shipped weights."""
     from mrisr.export.build import export_bundle
 
-    folder = tmp_path_factory.mktemp("bundle") / "base"
-    export_bundle(loaded, folder)
-    return folder
+    return made_once("bundle", lambda folder: export_bundle(loaded, folder))
 
 
 @pytest.fixture(scope="session")
