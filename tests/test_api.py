@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
-import time
 
 import nibabel
 import numpy as np
@@ -91,13 +90,8 @@ def test_mode_follows_steps_and_samples():
 def test_importing_is_cheap_and_lazy():
     heavy = {"torch", "openvino", "nibabel", "numpy", "scipy"}
     code = f"import sys, mrisr; print(sorted({heavy} & set(sys.modules)))"
-    begun = time.perf_counter()
-    bare = subprocess.run([sys.executable, "-c", "pass"], check=True)
-    empty = time.perf_counter() - begun
-    begun = time.perf_counter()
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert bare.returncode == 0 and run.stdout.strip() == "[]"
-    assert time.perf_counter() - begun - empty < 0.3
+    assert run.stdout.strip() == "[]"  # how long it takes: test_startup.py
 
 
 def test_unknown_names_are_attribute_errors():

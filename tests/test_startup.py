@@ -1,4 +1,4 @@
-"""Starting is quick: `import mrisr` within 0.3 s, `mrisr --help` within 0.5 s, and neither loads torch."""
+"""Starting takes little processor time (`import mrisr` 0.3 s, `mrisr --help` 0.5 s), and neither loads torch."""
 
 from __future__ import annotations
 
@@ -11,32 +11,34 @@ import pytest
 HEAVY = ("torch", "numpy", "nibabel", "openvino", "scipy", "rich", "PIL")
 
 
+BARE = 0.05  # seconds of processor time in which a machine of today starts Python alone; a slower one gets more
+
+
 def seconds(*command: str) -> float:
-    """Of a processor: what other programs do meanwhile does not count."""
-    before = os.times()
-    subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
-    after = os.times()
-    return after.children_user + after.children_system - before.children_user - before.children_system
+    """Processor time of a Python process: what else the machine does is not in it."""
+    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return used.ru_utime + used.ru_stime
 
 
-def best(limit: float, *command: str, tries: int = 12) -> float:
-    """The shortest of several runs, until one is within `limit`: other work on the same core can only add."""
-    shortest = float("inf")
-    for _ in range(tries):
-        shortest = min(shortest, seconds(*command))
-        if shortest <= limit:
-            break
-    return shortest
+def best(*command: str) -> float:
+    return min(seconds(*command) for _ in range(5))
 
 
-def test_import_takes_at_most_300_ms():
+@pytest.fixture(scope="module")
+def bare() -> float:
+    return best("-c", "pass")
+
+
+def test_import_takes_at_most_300_ms(bare):
     # What Python itself takes is not ours.
-    bare = min(seconds("-c", "pass") for _ in range(3))
-    assert best(0.3, "-c", "import mrisr") - bare <= 0.3
+    assert best("-c", "import mrisr") - bare <= 0.3 * max(1, bare / BARE)
 
 
-def test_help_takes_at_most_500_ms():
-    assert best(0.5, "-m", "mrisr.cli.main", "--help") <= 0.5
+def test_help_takes_at_most_500_ms(bare):
+    assert best("-m", "mrisr.cli.main", "--help") <= 0.5 * max(1, bare / BARE)
 
 
 @pytest.mark.parametrize("what", ["import mrisr", "import mrisr.cli.main as m; m.build_parser()"])

@@ -11,6 +11,7 @@ from mrisr.diffusion.schedule import nested_sigmas
 from mrisr.errors import TrainingError
 from mrisr.nn.condition import SAMPLE
 from mrisr.train import distill, loop
+from mrisr.train import teacher as residual
 from mrisr.train.config import CONFIGS, DISTILLATIONS, DistillConfig, load_config
 from mrisr.train.run import Run
 from mrisr.weights import registry
@@ -27,7 +28,9 @@ def teacher(scans, tmp_path_factory):
     """A teacher that has learnt a little, so that it differs from the student's start."""
     folder = tmp_path_factory.mktemp("teacher")
     config = replace(CONFIGS["tiny"], data=(str(scans),), synthetic=0, steps=8, mean_fraction=0.5, validate_every=8)
-    loop.train(config, folder, quiet)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(residual, "PROBES", 12)  # as few_probes, which is for single tests
+        loop.train(config, folder, quiet)
     return str(folder)
 
 

@@ -18,6 +18,8 @@ from mrisr.train.optim import Muon, orthogonalise
 from mrisr.train.teacher import ResidualPower
 from mrisr.weights import registry
 
+pytestmark = pytest.mark.usefixtures("few_probes")
+
 
 @pytest.fixture
 def config(scans):
@@ -122,7 +124,7 @@ def test_another_configuration_does_not_resume(config, tmp_path):
         loop.train(config, tmp_path, quiet)
 
 
-def test_a_run_does_not_go_back_nor_on_with_other_scans(config, tmp_path, few_probes):
+def test_a_run_does_not_go_back_nor_on_with_other_scans(config, tmp_path):
     loop.train(replace(config, steps=2), tmp_path, quiet)
     kept = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
     with pytest.raises(TrainingError, match="is at step 2 already, and steps=1 are asked for"):
@@ -138,7 +140,7 @@ def test_a_run_does_not_go_back_nor_on_with_other_scans(config, tmp_path, few_pr
     assert "nothing left to do" in said[0]
 
 
-def test_a_checkpoint_of_another_preset_or_kind_does_not_resume(config, tmp_path, few_probes):
+def test_a_checkpoint_of_another_preset_or_kind_does_not_resume(config, tmp_path):
     loop.train(replace(config, steps=1, hold_out=()), tmp_path, quiet)
     before = (tmp_path / LAST).read_bytes()
     with pytest.raises(TrainingError, match="preset: 'tiny' -> 'student'"):
