@@ -18,10 +18,12 @@ PYTEST := $(RUN) -m pytest -q --durations=15 -p no:benchmark
 SHARED := $(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 EXTRAS := dev,train,demo,export,dicom,mrd,bench,docs
 STAMP  := $(VENV)/.mrisr-installed
+# What is in .clang-format-ignore is left alone by both.
+C_FILES := '*.h' '*.c' '*.cpp' '*.cu' '*.cuh'
 NATIVE := $(shell find csrc -type f 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick test-slow lint docs fuzz figures compile-only tensorrt-rtx native-test sanitize sanitize-thread runtime runtime-sanitize teacher-steps check-all clean
+.PHONY: help setup demo test quick test-slow lint format docs fuzz figures compile-only tensorrt-rtx native-test sanitize sanitize-thread runtime runtime-sanitize teacher-steps check-all clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -40,9 +42,15 @@ quick: $(STAMP) ## a minute's worth of tests while you work
 test-slow: $(STAMP) ## the tests that `make test` leaves out (FILES="tests/..." for some)
 	$(SHARED) -m slow $(FILES)
 
-lint: $(STAMP) ## ruff
+lint: $(STAMP) ## ruff, clang-format, basedpyright
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	git ls-files $(C_FILES) | xargs $(VENV)/bin/clang-format --dry-run --Werror
+	$(VENV)/bin/basedpyright
+
+format: $(STAMP) ## what ruff and clang-format would write
+	$(RUN) -m ruff format .
+	git ls-files $(C_FILES) | xargs $(VENV)/bin/clang-format -i
 
 docs: $(STAMP) ## the documentation as a site that needs no network: build/site/index.html
 	$(RUN) docs/site/build.py

@@ -71,6 +71,30 @@ def readme_table(folder: Path = RESULTS) -> str:
     return "\n".join(lines)
 
 
+def your_data(folder: Path = RESULTS) -> str:
+    """docs/your_data.md: a row for each kind of scan."""
+    result = _read(folder, "your_data")
+    if result is None:
+        return "Not measured in this version yet (`experiments/your_data.py`)."
+    lines = ["| what | scan | brought to | cubic | mrisr | gain | trained on |", "|---|---|---|---|---|---|---|"]
+    for r in result["rows"]:
+        before, after = r["cubic"]["psnr"], r["mrisr"]["psnr"]
+        lines.append(
+            f"| {r['title']} | {r['scan']} | {min(r['target_mm']):.2g} mm | {before:.1f} dB | {after:.1f} dB | "
+            f"{after - before:+.1f} dB | {'no' if r['held_out'] else 'yes'} |"
+        )
+    sources = "; ".join(dict.fromkeys(f"{r['title'].split(',')[0]}: {r['source']}" for r in result["rows"]))
+    model = result["model"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"([file](benchmarks/results/your_data.json): {model['name']}, sha256 {model['sha256'][:12]}, the middle "
+            f"{result['crop']}^3 voxels; {result['date']}, commit {result['commit']}. Scans: {sources}.)",
+        ]
+    )
+
+
 def quality_page(folder: Path = RESULTS) -> str:
     """docs/quality.md: the protocol's table, then a line for each further page."""
     demo = _read(folder, "demo")
@@ -198,6 +222,7 @@ def pages() -> dict[Path, Callable[[], str]]:
     """Every page with measured figures, and what makes them."""
     below = {
         DOCS / "quality.md": quality_page,
+        DOCS / "your_data.md": your_data,
         DOCS / "performance.md": lambda: performance_tables.performance(RESULTS),
     }
     found = {README: readme_table}

@@ -60,20 +60,31 @@ def test_thick_slices_keep_their_proportions():
 
 def test_interpolation_is_exact_on_ramps_and_centre_aligned():
     source = _affine((0, 1, 2), (1, -1, 1), (2.0, 2.0, 3.0))
-    x, y, z = np.meshgrid(*(np.arange(n) for n in (10, 12, 8)), indexing="ij")
+    x, y, z = np.meshgrid(*(np.arange(n) for n in (40, 42, 38)), indexing="ij")
     ratio = np.array([0.5, 0.5, 1 / 3])
-    count = np.array([20, 24, 24])
+    count = np.array([80, 84, 114])
     between = np.diag([*ratio, 1.0])
-    between[:3, 3] = 0.5 * (np.array([9, 11, 7]) - (count - 1) * ratio)
+    between[:3, 3] = 0.5 * (np.array([39, 41, 37]) - (count - 1) * ratio)
     out = preview.interpolate((x + 2 * y - z).astype(np.float32), source, count, source @ between)
     expected = sum(
         w * (between[k, 3] + ratio[k] * np.arange(count[k])).reshape([-1 if a == k else 1 for a in range(3)])
         for k, w in enumerate((1, 2, -1))
     )
-    inner = (slice(4, -4), slice(4, -4), slice(6, -6))
+    inner = (slice(24, -24), slice(24, -24), slice(36, -36))  # edges are repeated, which is no ramp
     assert np.abs(out - expected)[inner].max() < 1e-4
     with pytest.raises(GeometryError, match="not parallel"):
         preview.interpolate(x, source, count, _affine((1, 0, 2), (1, 1, 1)))
+
+
+def test_it_is_the_cubic_that_results_are_judged_by():
+    from mrisr.evaluate.baselines import BASELINES
+    from mrisr.grid import Grid, plan
+
+    data = np.random.default_rng(1).random((12, 10, 8)).astype(np.float32)
+    coarse = Grid(data.shape, np.diag([2.0, 2.0, 3.0, 1.0]))
+    fine = plan(coarse, factor=(2, 1.7, 3))
+    expected = BASELINES["cubic"](data, coarse, fine)
+    assert np.abs(preview.interpolate(data, coarse.affine, fine.shape, fine.affine) - expected).max() < 1e-5
 
 
 def test_difference_is_grey_where_nothing_changed_and_pictures_have_three_columns(tmp_path):

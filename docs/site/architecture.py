@@ -38,12 +38,16 @@ def label(y: float, text: str, colour: str = "#223") -> str:
 
 def row(y: float, names: tuple[str, ...], fill: str, stroke: str, arrows: bool) -> list[str]:
     left = MARGIN + 130
-    width = (WIDTH - MARGIN - left - GAP * (len(names) - 1)) / len(names)
-    parts = [box(left + k * (width + GAP), y, width, name, fill, stroke) for k, name in enumerate(names)]
-    middle = y + (BOX - 10) / 2
-    for k in range(len(names) - 1) if arrows else ():
-        end = left + (k + 1) * (width + GAP)
-        parts.append(f'<path d="M{end - GAP:.0f} {middle:.0f}H{end - 2:.0f}" stroke="{stroke}" stroke-width="3"/>')
+    room = WIDTH - MARGIN - left - GAP * (len(names) - 1)
+    share = [len(name) + 6 for name in names]
+    parts, middle = [], y + (BOX - 10) / 2
+    for k, name in enumerate(names):
+        width = room * share[k] / sum(share)
+        parts.append(box(left, y, width, name, fill, stroke))
+        left += width + GAP
+        if arrows and k + 1 < len(names):
+            tip = f"M{left - GAP:.0f} {middle:.0f}H{left - 1:.0f}m-5 -5l5 5l-5 5"
+            parts.append(f'<path d="{tip}" fill="none" stroke="{stroke}" stroke-width="2"/>')
     return parts
 
 

@@ -16,6 +16,7 @@ myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence"]
 suppress_warnings = ["myst.header", "misc.highlighting_failure"]
 nitpicky = False
+smartquotes = False  # it would make one dash of the two of an option
 default_role = "code"  # docstrings are written with single backticks
 
 autodoc_member_order = "bysource"
