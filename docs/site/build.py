@@ -72,6 +72,23 @@ def gather(source: Path) -> list[str]:
     return broken
 
 
+def add_unlisted(source: Path) -> list[str]:
+    """Put pages of docs/ that no table of contents lists at the end of the first page's; returns them."""
+    listed: set[str] = set()
+    for page in source.rglob("*.md"):
+        for block in re.findall(r"^```\{toctree\}\n(.*?)^```$", page.read_text("utf-8"), re.MULTILINE | re.DOTALL):
+            entries = [line for line in block.split() if not line.startswith(":")]
+            listed |= {os.path.normpath(page.parent.relative_to(source) / entry) for entry in entries}
+    top = [p for p in source.rglob("*.md") if p.relative_to(source).parts[0] not in ("results", "models", "files")]
+    names = sorted(p.relative_to(source).with_suffix("").as_posix() for p in top)
+    missing = [name for name in names if name not in listed and name != "index"]
+    if missing:
+        index = source / "index.md"
+        toctree = "\n".join(["", "```{toctree}", ":caption: More", ":maxdepth: 1", *missing, "```", ""])
+        index.write_text(index.read_text("utf-8") + toctree, encoding="utf-8")
+    return missing
+
+
 # What a browser loads by itself; links that a reader follows are another matter.
 LOADED = re.compile(
     r"""<(?:script|img|iframe|source|audio|video|embed)\b[^>]*\bsrc=["']?((?:https?:)?//[^"'\s>]+)"""
@@ -101,6 +118,7 @@ def build(out: Path) -> int:
         if broken:
             print("links that lead nowhere:", *broken, sep="\n  ", file=sys.stderr)
             return 1
+        add_unlisted(source)
         made = Path(scratch) / "site"
         code = sphinx(["-q", "-W", "--keep-going", "-j", "1", "-c", str(SITE), str(source), str(made)])
         if code == 0 and (foreign := loaded_from_elsewhere(made)):

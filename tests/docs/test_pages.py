@@ -103,6 +103,9 @@ def test_every_link_of_the_site_leads_somewhere(tmp_path):
     assert build.gather(tmp_path) == []
     assert (tmp_path / "models" / "base.md").is_file() and (tmp_path / "results" / "ops.json").is_file()
     assert "](results/ops.json)" in (tmp_path / "performance.md").read_text(encoding="utf-8")
+    (tmp_path / "howto" / "new.md").write_text("# New\n")
+    assert "howto/new" in build.add_unlisted(tmp_path) and "tutorial" not in build.add_unlisted(tmp_path)
+    assert "\nhowto/new\n" in (tmp_path / "index.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
