@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
+import inspect
 import re
 import shlex
 import sys
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import mrisr
 from mrisr.cli import reference
 from mrisr.cli.main import build_parser
 
@@ -51,6 +54,17 @@ def test_every_make_target_and_script_on_a_page_exists():
         m for page in PAGES for m in re.findall(r"\b((?:benchmarks|experiments|docs/site)/\w+\.py)", page.read_text())
     }
     assert len(scripts) > 10 and [script for script in scripts if not (ROOT / script).is_file()] == []
+
+
+@pytest.mark.quick
+def test_python_on_a_page_uses_arguments_that_exist():
+    known, used = set(inspect.signature(mrisr.upscale).parameters), set()
+    for page in PAGES:
+        for language, block in FENCE.findall(page.read_text(encoding="utf-8")):
+            for node in ast.walk(ast.parse(block)) if language == "python" else ():
+                if isinstance(node, ast.Call) and ast.unparse(node.func) == "mrisr.upscale":
+                    used |= {keyword.arg for keyword in node.keywords}
+    assert len(used) > 4 and used - known == set()
 
 
 @pytest.mark.quick
