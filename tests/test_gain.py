@@ -15,6 +15,7 @@ from tests import real_data
 
 SIZE = 96
 HEADS = ("t1w_0p9mm_b", "flair_1mm_p26")
+MORE = pytest.mark.slow("ten more blocks of 96^3; the template is in `make test`")
 # name: (factor per axis, k-space cut or slices, noise / median)
 CASES = {
     "iso2": ((2, 2, 2), True, 0.0),
@@ -58,7 +59,7 @@ def reference(name: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("case", sorted(CASES))
-@pytest.mark.parametrize("name", [*(pytest.param(n, marks=real_data.needs_scans) for n in HEADS), "mni152"])
+@pytest.mark.parametrize("name", [*(pytest.param(n, marks=[real_data.needs_scans, MORE]) for n in HEADS), "mni152"])
 def test_it_beats_cubic_interpolation(name, case):
     fine = reference(name)
     factor, kspace, noise = CASES[case]

@@ -48,6 +48,9 @@ def parts(folder: Path) -> dict:
     return json.loads((folder / "gpu_day.json").read_text())
 
 
+DAY = pytest.mark.slow("every part of the day, in small")
+
+
 @pytest.fixture(scope="module")
 def done(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("day")
@@ -56,6 +59,7 @@ def done(tmp_path_factory) -> Path:
     return folder
 
 
+@DAY
 def test_every_part_runs_on_a_bare_machine(done):
     found = parts(done)
     assert {name: part["status"] for name, part in found.items()} == dict.fromkeys(found, "done")
@@ -67,6 +71,7 @@ def test_every_part_runs_on_a_bare_machine(done):
     assert found["kernels"]["rows"] and found["conv3d"]["rows"] and found["network"]["rows"]
 
 
+@DAY
 def test_what_is_done_is_left_alone(done):
     before = parts(done)
     run = day("--dry-run", "--out", done, "--only", "environment", "conv3d")

@@ -95,7 +95,7 @@ def test_results_do_not_depend_on_the_thread_count(threads):
     assert np.array_equal(*found)
 
 
-@pytest.mark.parametrize("isa", ["base", "v3"])
+@pytest.mark.parametrize("isa", ["base", pytest.param("v3", marks=pytest.mark.slow("as base, three processes more"))])
 def test_older_processors_compute_the_same(isa):
     """The noise bit for bit, and bfloat16 once more; ctest does the same for float32 (tests/native/CMakeLists.txt)."""
     code = "import sys; from mrisr.ops.noise import normal_noise as n; sys.stdout.write(n((3, 5, 70), seed=9).numpy().tobytes().hex())"

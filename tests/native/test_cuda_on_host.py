@@ -22,8 +22,15 @@ def module(tmp_path_factory):
     return cuda_on_host.Host(tmp_path_factory.mktemp("cuda_on_host")).module()
 
 
+HALF = pytest.mark.slow("the same kernels on two more types, their threads as fibres")
 TASKS = [
-    pytest.param(spec, dtype, what, id=f"{name}-{str(dtype).removeprefix('torch.')}-{what}")
+    pytest.param(
+        spec,
+        dtype,
+        what,
+        id=f"{name}-{str(dtype).removeprefix('torch.')}-{what}",
+        marks=() if dtype == torch.float32 else HALF,
+    )
     for name, spec in cuda_on_host.specs().items()
     for dtype, what in cuda_on_host.tasks(spec)
 ]

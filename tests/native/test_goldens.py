@@ -22,6 +22,8 @@ def load(name: str):
 goldens, ctest = load("goldens"), load("ctest")
 needs_compiler = pytest.mark.skipif(ctest.missing() is not None, reason=str(ctest.missing()))
 
+BUILDS = pytest.mark.slow("builds the core with its C++ tests; `make sanitize` runs them too")
+
 
 def test_every_native_family_has_a_runner():
     runners = {path.stem.removeprefix("golden_") for path in HERE.glob("golden_*.cpp")}
@@ -37,11 +39,13 @@ def built() -> Path:
 
 
 @needs_compiler
+@BUILDS
 def test_the_core_passes(built):
     assert {path.stem for path in (built / "golden_files").glob("*.golden")} == set(goldens.families())
 
 
 @needs_compiler
+@BUILDS
 def test_a_wrong_value_fails(built, tmp_path):
     """What the programs say is no formality: one expected value is changed in its last place but three."""
     whole = bytearray((built / "golden_files" / "noise.golden").read_bytes())
@@ -53,6 +57,7 @@ def test_a_wrong_value_fails(built, tmp_path):
 
 
 @needs_compiler
+@BUILDS
 def test_a_family_without_a_runner_fails(built, tmp_path):
     (tmp_path / "unheard_of.golden").write_bytes((built / "golden_files" / "noise.golden").read_bytes())
     run = subprocess.run([built / "goldens", tmp_path], capture_output=True, text=True)
