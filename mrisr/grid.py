@@ -76,6 +76,8 @@ class Grid:
 def check_affine(affine: np.ndarray, name: str) -> np.ndarray:
     """`affine` as float64 (4, 4), or a GeometryError that names `name`, what was found and what to do."""
     try:
+        if np.iscomplexobj(affine):
+            raise TypeError("complex")
         a = np.asarray(affine, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise GeometryError(f"{name}: expected a 4 x 4 affine of numbers, found {affine!r}") from error

@@ -98,6 +98,11 @@ class Volume:
 
 def as_float32(data: np.ndarray, name: str) -> np.ndarray:
     """`data` as C-contiguous float32, checked to be real, finite and in range (InputError naming `name`)."""
+    if isinstance(data, np.ma.MaskedArray) and np.ma.is_masked(data):
+        raise InputError(
+            f"{name}: {int(np.ma.getmaskarray(data).sum())} voxels of a masked array are masked; fill them first "
+            "(array.filled(0)), and give mask= for what is not to be upscaled"
+        )
     array = np.asarray(data)
     check_dtype(array.dtype, name)
     low, high = array.min(), array.max()  # a NaN anywhere makes both NaN

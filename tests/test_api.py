@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+import warnings
 
 import nibabel
 import numpy as np
@@ -52,6 +53,17 @@ def test_the_kind_that_came_in_comes_out(kinds, random_model, kind):
     if affine is not None:
         assert np.allclose(affine, info.target.affine, atol=1e-5)
     assert info.target.voxel_size == pytest.approx((0.7, 0.7, 0.7))
+
+
+def test_a_scan_at_or_below_the_default_voxel_keeps_its_grid_and_says_so(kinds, random_model):
+    how = dict(model=random_model("local"), engine="torch", threads=1, return_info=True)
+    with pytest.warns(MrisrWarning, match="0.6 x 0.7 x 0.5 mm is 0.7 mm or finer .* the scan keeps its grid"):
+        result, info = mrisr.upscale(kinds["array"][0], input_voxel_size=(0.6, 0.7, 0.5), **how)
+    assert result.shape == kinds["array"][0].shape and info.target == info.input
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", MrisrWarning)
+        _, info = mrisr.upscale(kinds["array"][0], input_voxel_size=(0.6, 0.8, 0.5), **how)
+    assert info.target.voxel_size == pytest.approx((0.6, 0.7, 0.5))
 
 
 def test_an_array_without_a_place_is_1_mm_and_says_so(kinds, random_model):

@@ -120,6 +120,28 @@ def test_affines_that_cannot_be_used(affine, words):
         Grid((2, 2, 2), affine)
 
 
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ((0.51, 0.51, 4.0), (0.51, 0.51, 0.7)),  # what is finer stays
+        ((1.0, 1.0, 1.0), (0.7, 0.7, 0.7)),
+        ((0.9, 0.5, 0.7), (0.7, 0.5, 0.7)),
+        ((0.7, 0.7, 0.7), (0.7, 0.7, 0.7)),
+        ((0.5, 0.6, 0.3), (0.5, 0.6, 0.3)),
+        ((np.float32(0.7), 0.7 + 1e-9, 2.0), (np.float32(0.7), 0.7 + 1e-9, 0.7)),
+    ],
+)
+def test_the_default_voxel_is_per_axis_the_smaller_of_the_scans_and_0p7(own, expected):
+    source = Grid((20, 22, 24), np.diag([*own, 1.0]))
+    target = plan(source)
+    assert np.allclose(target.voxel_size, expected, rtol=1e-12)
+    kept = np.array(own) <= 0.7 * (1 + 1e-4)
+    assert (np.array(target.shape) == source.shape)[kept].all()
+    if kept.all():
+        assert target == source
+    assert np.allclose(plan(source, voxel_size=0.7).voxel_size, 0.7)  # the isotropic one, on request
+
+
 def test_grids_compare_hash_and_cannot_be_changed():
     a, b = cube(4, 1.0), cube(4, 1.0)
     assert a == b and hash(a) == hash(b) and a != cube(5, 1.0)

@@ -21,7 +21,7 @@ from typing import NoReturn
 import numpy as np
 import torch
 
-from mrisr.errors import MemoryBudgetError, UsageError
+from mrisr.errors import MemoryBudgetError, UsageError, shown
 from mrisr.infer import cgroup
 
 MB = 10**6
@@ -56,6 +56,7 @@ NETWORK_COPIES = 2.0  # float32 target volumes alive beside the network: start a
 # correction by the scan takes two more.
 TARGET_COPIES, CORRECTION_COPIES = 5.0, 2.0
 SOURCE_COPIES = 6.0
+MOST_BYTES = 2.0**62  # more than any machine has
 
 
 def parse_budget(memory: str | int | float | None) -> int | None:
@@ -67,10 +68,10 @@ def parse_budget(memory: str | int | float | None) -> int | None:
         match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*)\s*", memory)
         if match and match.group(2).upper() in UNITS:
             size = float(match.group(1)) * UNITS[match.group(2).upper()]
-    elif isinstance(memory, (int, float)) and not isinstance(memory, bool) and np.isfinite(memory):
+    elif isinstance(memory, (int, float)) and not isinstance(memory, bool):
         size = memory
-    if size < 1:
-        raise UsageError(f'memory: expected a size such as "2GB", "512MB" or a number of bytes, found {memory!r}')
+    if not 1 <= size < MOST_BYTES:
+        raise UsageError(f'memory: expected a size such as "2GB", "512MB" or a number of bytes, found {shown(memory)}')
     return int(size)
 
 
@@ -113,8 +114,8 @@ def available() -> int:
 def workers() -> int:
     """How many processes share this machine's memory, of which this is one: MRISR_WORKERS, else 1. UsageError."""
     stated = os.environ.get("MRISR_WORKERS") or "1"
-    if not (stated.isascii() and stated.isdigit() and int(stated) >= 1):
-        raise UsageError(f"MRISR_WORKERS: expected a whole number of at least 1, found {stated!r}")
+    if not (stated.isascii() and stated.isdigit() and len(stated) <= 9 and int(stated) >= 1):
+        raise UsageError(f"MRISR_WORKERS: expected a whole number of at least 1, found {shown(stated)}")
     return int(stated)
 
 

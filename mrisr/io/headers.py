@@ -76,8 +76,18 @@ def nifti_header(volume: Volume) -> Nifti1Header:
 
 
 def mgh_header(volume: Volume) -> MGHHeader:
-    """An MGH header for float32 `volume`, with the repetition time of NIfTI; nibabel fills in the affine."""
+    """An MGH header for float32 `volume`, with the repetition time of NIfTI; nibabel fills in the affine.
+
+    MrisrWarning where the source never stated its position: a finer grid cannot be written without one.
+    """
     source = volume.header
+    if isinstance(source, MGHHeader) and not source["goodRASFlag"]:
+        warnings.warn(
+            f"{volume.name}: its position, which was never stated (ras_good_flag 0), is written as if it had been, for "
+            "which MGH has no other way; write NIfTI, which says so (code 2)",
+            MrisrWarning,
+            stacklevel=3,
+        )
     header = source.copy() if isinstance(source, MGHHeader) else MGHHeader()
     header.set_data_dtype(np.float32)
     if isinstance(source, Nifti1Header) and volume.data.ndim == 4:

@@ -16,11 +16,14 @@ from mrisr.volume import Volume
 
 __all__ = ["check_kind", "refuse_labels"]
 
-LABEL_INTENT = 1002  # NIfTI: the values are indices into a table of labels
-NOT_INTENSITIES = {1004: "vectors", 1006: "displacements", 1007: "vectors"}
+LABEL_INTENTS = (1002, 1003)  # NIfTI: the values are indices into a table of labels, or of names of structures
+NOT_INTENSITIES = {1004: "vectors", 1005: "matrices", 1006: "displacements", 1007: "vectors", 1008: "points",
+                   1009: "triangles", 1010: "quaternions", 2003: "colours", 2004: "colours"}  # fmt: skip
+STATISTICS = range(2, 25)  # intent codes of statistical maps
 # BIDS: the last part of a file's name.
 LABEL_SUFFIXES = ("dseg", "mask")
-FIELD_SUFFIXES = {"phase1": "phase", "phase2": "phase", "phase": "phase", "phasediff": "phase", "fieldmap": "field map"}
+FIELD_SUFFIXES = {"phase1": "phase", "phase2": "phase", "phase": "phase", "phasediff": "phase", "fieldmap": "field map",
+                  "probseg": "map of probabilities"}  # fmt: skip
 ALIKE = 0.6  # of neighbours inside of a label map have one value; of a scan, even of 8 bits, far fewer
 NEGATIVE = 0.25  # of the range: magnitudes have less below 0 (filters and registration leave some)
 SAMPLE = 4_000_000  # voxels that are looked at
@@ -41,14 +44,14 @@ def check_kind(volume: Volume) -> None:
     """
     header = volume.header
     intent = int(header["intent_code"]) if header is not None and "intent_code" in header else 0
-    if intent == LABEL_INTENT:
-        refuse_labels(volume.name, f"NIfTI intent code {LABEL_INTENT}")
+    if intent in LABEL_INTENTS:
+        refuse_labels(volume.name, f"NIfTI intent code {intent}")
     if intent in NOT_INTENSITIES:
         raise InputError(f"{volume.name}: holds {NOT_INTENSITIES[intent]} (intent code {intent}), not intensities")
     suffix = re.split(r"[_.]", re.sub(r"(\.nii|\.mgh|\.mgz|\.gz|\.hdr|\.img)+$", "", os.path.basename(volume.name)))[-1]
     if suffix in LABEL_SUFFIXES and "_" in os.path.basename(volume.name):
         refuse_labels(volume.name, f"its name ends in _{suffix}")
-    kind = _stated_kind(volume, suffix) or _apparent_kind(volume.data)
+    kind = _stated_kind(volume, suffix, intent) or _apparent_kind(volume.data)
     if kind:
         warnings.warn(
             f"{volume.name}: {kind}: the network has learnt magnitude images only, and detail that it adds here means "
@@ -58,10 +61,14 @@ def check_kind(volume: Volume) -> None:
         )
 
 
-def _stated_kind(volume: Volume, suffix: str) -> str | None:
-    """What metadata say that it is, where that is no magnitude."""
+def _stated_kind(volume: Volume, suffix: str, intent: int) -> str | None:
+    """What header, name and metadata say that it is, where that is no magnitude."""
+    if intent in STATISTICS:
+        return f"a statistical map (NIfTI intent code {intent})"
     if suffix in FIELD_SUFFIXES:
         return f"a {FIELD_SUFFIXES[suffix]} (its name ends in _{suffix})"
+    if part := re.search(r"_part-(phase|real|imag)_", os.path.basename(volume.name)):
+        return f"no magnitude image (its name has part-{part[1]})"
     words = volume.meta.get("ImageType")
     words = words if isinstance(words, (list, tuple)) else str(words or "").split("\\")
     found = {str(w).upper() for w in words} & {"P", "PHASE", "PHASE MAP", "PHASE_MAP", "REAL", "IMAGINARY"}
@@ -75,6 +82,8 @@ def _apparent_kind(data: np.ndarray) -> str | None:
         angles = abs(low + np.pi) < 0.02 and abs(high - np.pi) < 0.02
         kind = "a phase image, in radians" if angles else "a field map or another image with a sign"
         return f"it looks like {kind} (values from {low:.4g} to {high:.4g})"
+    if abs(low) < 0.02 and abs(high - 2 * np.pi) < 0.02:
+        return f"it looks like a phase image, in radians (values from {low:.4g} to {high:.4g})"
     frame = data if data.ndim == 3 else data[..., 0]
     lines = frame[:: max(1, frame.size // SAMPLE)]
     values = np.unique(lines)

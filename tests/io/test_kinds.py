@@ -29,8 +29,13 @@ def test_a_label_map_by_its_own_account_is_refused(tmp_path):
     nib.save(image, tmp_path / "sub-01_dseg.nii.gz")
     with pytest.raises(InputError, match="a label map .its name ends in _dseg"):
         check_kind(nifti.read(tmp_path / "sub-01_dseg.nii.gz"))
-    image.header.set_intent("label")
-    with pytest.raises(InputError, match="intent code 1002"):
+    for code, words in ((1002, "a label map"), (1003, "a label map"), (1005, "matrices"), (2003, "colours")):
+        image.header["intent_code"] = code
+        with pytest.raises(InputError, match=f"{words}.*intent code {code}"):
+            check_kind(nifti.from_image(image))
+    image = nib.Nifti1Image(np.random.default_rng(0).random((24, 24, 24)), EYE)
+    image.header["intent_code"] = 3
+    with pytest.warns(MrisrWarning, match="statistical map .*intent code 3"):
         check_kind(nifti.from_image(image))
 
 
@@ -50,6 +55,7 @@ def test_a_torchio_label_map_is_refused():
     [
         ("labels", labels(), "looks like a label map"),
         ("mask", (labels() > 0) * 1.0, "looks like a mask"),
+        ("phase from 0", np.linspace(0, 2 * np.pi, 24**3).reshape(24, 24, 24), "phase image, in radians"),
         ("phase", np.linspace(-np.pi, np.pi, 24**3).reshape(24, 24, 24), "phase image, in radians"),
         ("field", np.linspace(-80, 120, 24**3).reshape(24, 24, 24), "field map"),
     ],
@@ -64,8 +70,9 @@ def test_metadata_and_names_say_it(head):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_kind(scan)
-    for said in ({"meta": {"ImageType": ["ORIGINAL", "PRIMARY", "P", "ND"]}}, {"name": "sub-01_phasediff.nii.gz"}):
-        with pytest.warns(MrisrWarning, match="magnitude|phase"):
+    for said in ({"meta": {"ImageType": ["ORIGINAL", "PRIMARY", "P", "ND"]}}, {"name": "sub-01_phasediff.nii.gz"},
+                 {"name": "sub-01_part-phase_bold.nii.gz"}, {"name": "sub-01_label-GM_probseg.nii.gz"}):  # fmt: skip
+        with pytest.warns(MrisrWarning, match="magnitude|phase|probabilities"):
             check_kind(replace(scan, **said))
 
 
@@ -80,3 +87,27 @@ def test_a_position_that_a_file_never_stated_is_not_the_scanners(tmp_path, head)
         volume = nifti.read(path)
     header = nifti.to_image(volume, "nifti").header
     assert int(header["sform_code"]) == 2 and int(header["qform_code"]) == 2
+    with pytest.warns(MrisrWarning, match="never stated .*written as if it had been"):
+        nifti.to_image(volume, "mgh")
+
+
+def test_the_code_of_every_other_source_of_geometry(head):
+    """What somebody says of an array is a place, but not the scanner's; what a NIfTI says of itself stays."""
+    data = head((24, 24, 24))
+    for image in (nifti.to_image(Volume(data, EYE)), nifti.to_image(to_volume(data, affine=EYE)[0])):
+        assert int(image.header["sform_code"]) == int(image.header["qform_code"]) == 2
+    scanner = nifti.to_image(Volume(data, EYE, meta={"ImageType": ["ORIGINAL"]}))  # as DICOM has it
+    assert int(scanner.header["sform_code"]) == 1
+    for codes in ((1, 1), (2, 1), (4, 0), (0, 1), (3, 4)):
+        source = nib.Nifti1Image(data, EYE)
+        source.set_sform(EYE if codes[0] else None, codes[0])
+        source.set_qform(EYE if codes[1] else None, codes[1])
+        image = nifti.to_image(nifti.from_image(source))
+        assert (int(image.header["sform_code"]), int(image.header["qform_code"])) == codes
+
+
+def test_masked_arrays_are_not_taken_without_their_mask(head):
+    data = np.ma.masked_greater(head((24, 24, 24)), 600)
+    with pytest.raises(InputError, match="voxels of a masked array are masked"):
+        Volume(data, EYE)
+    assert Volume(np.ma.masked_greater(head((24, 24, 24)), 10**6), EYE).data.shape == (24, 24, 24)
