@@ -53,7 +53,7 @@ MAY_IMPORT = {
     "corrections": {"io", "infer", "physics", "volume", "grid"},
     "api": {"io", "infer", "weights", "volume", "grid", "corrections"},
     "report": {"preview", "volume", "io", "physics", "schema"},
-    "batch": {"api", "report", "io", "volume", "grid", "schema", "preview"},
+    "batch": {"api", "corrections", "report", "io", "volume", "grid", "schema", "preview"},
     "serve": {"api", "report", "batch", "io", "volume", "grid"},
     "cli": {"*"},
     "__init__": {"api", "volume", "weights"},

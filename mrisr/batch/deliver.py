@@ -10,8 +10,9 @@ import fcntl
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,22 @@ from mrisr.volume import Volume
 
 __all__ = ["claimed", "make_folder", "write_image", "write_json", "write_series"]
 
+PATIENCE = 3600.0  # seconds that another process of the same run is waited for
+
 
 @contextmanager
-def claimed(target: Path) -> Iterator[None]:
+def claimed(target: Path, run: str | None = None) -> Iterator[None]:
     """Inside, no other process works on `target`. OutputError where one does.
 
     The claim is a lock on a hidden file beside it, which the system lets go when the process ends, however it does.
+
+    Args:
+        run: id that is written into the claim. Where a process of the same run has the target (one that the cluster
+            has given up, but that lives), it is waited for.
     """
     make_folder(target.parent)
     path = _hidden(target, "claim")
-    handle = _locked(path, target)
+    handle = _locked(path, target, run)
     try:
         shutil.rmtree(_hidden(target, "part"), ignore_errors=True)  # of a killed run
         yield
@@ -100,8 +107,9 @@ def _hidden(target: Path, what: str) -> Path:
     return target.with_name(f".mrisr-{hashlib.sha256(target.name.encode()).hexdigest()[:16]}.{what}")
 
 
-def _locked(path: Path, target: Path) -> int | None:
+def _locked(path: Path, target: Path, run: str | None) -> int | None:
     """A descriptor that holds the lock on `path`; None on file systems without locks."""
+    until = time.monotonic() + PATIENCE
     while True:
         try:
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -110,7 +118,11 @@ def _locked(path: Path, target: Path) -> int | None:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            holder = os.pread(handle, 64, 0).decode(errors="replace")
             os.close(handle)
+            if run is not None and holder == run and time.monotonic() < until:
+                time.sleep(0.2)
+                continue
             raise OutputError(f"{target.name}: another run is working on it; it is left to that run") from None
         except OSError:  # no locks here: renaming still keeps every file whole
             os.close(handle)
@@ -118,8 +130,16 @@ def _locked(path: Path, target: Path) -> int | None:
             return None
         # The other run may have removed the file between opening and locking: then this lock is on nothing.
         if _is_at(handle, path):
+            _sign(handle, run)
             return handle
         os.close(handle)
+
+
+def _sign(handle: int, run: str | None) -> None:
+    """Say in the claim whose it is: for waiting only, so that a full disk is told of where it matters, in writing."""
+    with suppress(OSError):
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, (run or "").encode(), 0)
 
 
 def _is_at(handle: int, path: Path) -> bool:

@@ -29,6 +29,7 @@ __all__ = [
     "digest",
     "facts_of",
     "identity",
+    "made_by",
     "same",
     "scrubbed",
     "check_sidecar",
@@ -93,13 +94,22 @@ def facts_of(scan: Scan) -> dict[str, Any]:
     return nifti.sidecar_facts(scan.source, scan.sidecars)
 
 
-def sidecar(made: Identity, info: Any, *, dtype: str, size: int, extra: dict[str, Any] | None = None) -> dict[str, Any]:
+def sidecar(
+    made: Identity,
+    info: Any,
+    *,
+    dtype: str,
+    size: int,
+    extra: dict[str, Any] | None = None,
+    run: str | None = None,
+) -> dict[str, Any]:
     """The sidecar of one result.
 
     Args:
         info: `mrisr.infer.info.Info`.
         size: bytes of the image, or of the files of a series.
         extra: BIDS fields that stand before the others.
+        run: id of the run that makes it.
     """
     voxel = " x ".join(f"{v:.4g}" for v in info.target.voxel_size)
     top = {
@@ -112,6 +122,7 @@ def sidecar(made: Identity, info: Any, *, dtype: str, size: int, extra: dict[str
     own = {
         "Version": __version__,
         "Date": datetime.now(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        **({} if run is None else {"Run": run}),
         **made.plain(),
         "Model": _file_name(info.model),
         "Output": {"Bytes": size, "DataType": dtype, "Shape": list(info.target.shape), "Frames": info.frames},
@@ -220,6 +231,11 @@ def same(image: Path, made: Identity) -> bool:
         return False
     output = own.get("Output")
     return isinstance(output, dict) and output.get("Bytes") == size_of(image)
+
+
+def made_by(run: str | None, image: Path, made: Identity) -> bool:
+    """Whether the run of this id has finished `image` already."""
+    return run is not None and (stated(image) or {}).get("Run") == run and same(image, made)
 
 
 def size_of(result: Path) -> int:

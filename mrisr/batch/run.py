@@ -5,6 +5,7 @@ A scan that fails does not stop the rest. One model is loaded, and what an engin
 
 from __future__ import annotations
 
+import errno
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
@@ -16,10 +17,10 @@ from typing import Any
 
 import mrisr
 from mrisr import report
-from mrisr.batch import pages, provenance, warned
+from mrisr.batch import pages, per_scan, provenance, warned
 from mrisr.batch.deliver import claimed, make_folder, write_image, write_json, write_series
 from mrisr.batch.scans import Scan
-from mrisr.errors import CATCHING, BackendError, MrisrError, UsageError
+from mrisr.errors import CATCHING, NO_ROOM, BackendError, MrisrError, UsageError
 from mrisr.io import dicom, nifti
 
 __all__ = ["FAILED_EXIT", "Listener", "Outcome", "Settings", "one", "run", "write_failures"]
@@ -43,6 +44,8 @@ class Settings:
     folder         that the targets lie in
     std, preview, info  folders that mirror it, for the spread of the samples, pictures and records
     report         folder of the pages (`mrisr.report`), which mirrors it too
+    radius         R0 in mm of the coefficients in `options["gradnl"]`, where the file states none
+    run            an id that goes into the sidecars: what they say was made by it is done, whoever asks again
     """
 
     options: dict[str, Any]
@@ -57,11 +60,16 @@ class Settings:
     preview: Path | None = None
     info: Path | None = None
     report: Path | None = None
+    radius: float | None = None
+    run: str | None = None
 
 
 @dataclass
 class Outcome:
-    """How one scan ended: state "done", "skipped" or "failed"; `seconds` by step; `grids` in words."""
+    """How one scan ended: state "done", "skipped" or "failed"; `seconds` by step; `grids` in words.
+
+    `machine`: it failed for want of what another machine may have: room, memory, a device.
+    """
 
     name: str
     state: str
@@ -72,6 +80,7 @@ class Outcome:
     kind: str = ""
     exit_code: int = 0
     trace: str = ""
+    machine: bool = False
 
     def failure(self) -> dict[str, Any]:
         """As failures.json has it."""
@@ -80,6 +89,9 @@ class Outcome:
 
 class Listener:
     """What a run tells; every method is called in the caller's thread."""
+
+    def told(self, text: str) -> None:
+        """What is waited for, or was met, on the way."""
 
     def started(self, index: int, scan: Scan, volume: Any) -> None:
         """The network's turn; `volume` as read."""
@@ -176,7 +188,8 @@ class _Ticket:
         self.seconds: dict[str, float] = {}
         self.error: Exception | None = None
         self.trace = ""
-        self.skipped = False
+        self.options = settings.options
+        self.skipped = self.made_before = False
         self.grids = ""
         self.volume = self.series = self.made = self.result = self.info = None
 
@@ -192,7 +205,7 @@ class _Ticket:
             self.result, self.info = mrisr.upscale(
                 self.volume,
                 model=self.model,
-                **self.settings.options,
+                **{**self.options, "gradnl": per_scan.distortion(self.options, self.settings.radius, self.volume)},
                 **self.settings.running,
                 progress=listener.progress,
                 return_info=True,
@@ -223,10 +236,11 @@ class _Ticket:
             memory = MEMORY if isinstance(self.error, MemoryError) else BUG
             found.exit_code = getattr(self.error, "exit_code", memory)
             found.trace = self.trace
+            found.machine = _of_machine(self.error)
         return found
 
     def _step(self, name: str, work: Callable[[], None]) -> None:
-        if self.error is not None or self.skipped:
+        if self.error is not None or self.skipped or self.made_before:
             return
         start = time.perf_counter()
         try:
@@ -241,10 +255,14 @@ class _Ticket:
 
     def _read(self) -> None:
         scan, settings = self.scan, self.settings
-        self.claim.enter_context(claimed(scan.target))
+        self.claim.enter_context(claimed(scan.target, settings.run))
         facts = provenance.facts_of(scan)
-        options = {**settings.options, "dtype": settings.dtype}
+        self.options = per_scan.options(settings.options, scan)
+        options = per_scan.identifying(self.options, settings.dtype, settings.radius)
         self.made = provenance.identity(scan, self.model.sha256, options, facts)
+        if provenance.made_by(settings.run, scan.target, self.made):
+            self.made_before = True
+            return
         if settings.skip_existing and provenance.same(scan.target, self.made):
             if settings.report is not None:
                 pages.complete(scan, self._place(), self.made.plain())
@@ -278,7 +296,7 @@ class _Ticket:
         describe = None
         if settings.sidecar:
             describe = lambda size: provenance.sidecar(  # noqa: E731
-                self.made, info, dtype=settings.dtype, size=size, extra=scan.about
+                self.made, info, dtype=settings.dtype, size=size, extra=scan.about, run=settings.run
             )
         self._write_beside()
         if settings.report is not None:
@@ -319,13 +337,23 @@ class _Ticket:
 
     def _may_replace_page(self) -> bool:
         """A page comes before its result: one without a result was left by a killed run."""
-        return self._may_replace() or (self.settings.skip_existing and not self.scan.target.exists())
+        again = self.settings.skip_existing or self.settings.run is not None
+        return self._may_replace() or (again and not self.scan.target.exists())
 
     def _picture(self, path: Path) -> None:
         from mrisr import preview
 
         sheet = preview.upscale_sheet(self.volume.data, self.volume.affine, self.result.data, self.result.affine)
         preview.save(sheet, path)
+
+
+def _of_machine(error: BaseException | None) -> bool:
+    """Whether the same may go well elsewhere: no room, no memory, no such device, here."""
+    if isinstance(error, (BackendError, MemoryError)):
+        return True
+    if isinstance(error, OSError) and error.errno in (*NO_ROOM, errno.EROFS, errno.EIO, errno.EMFILE):
+        return True
+    return error is not None and _of_machine(error.__cause__)
 
 
 def _grids(info: Any) -> str:

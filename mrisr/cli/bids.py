@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 
 from mrisr.cli import many
+from mrisr.cli.cluster import add_cluster_options
 from mrisr.cli.compute import add_compute_options, add_writing_options, computing
 from mrisr.cli.loading import load
-from mrisr.cli.options import use_threads
 from mrisr.cli.voice import add_voice_options, speaking
 from mrisr.errors import UsageError
 
@@ -35,6 +35,7 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--force", action="store_true", help="make everything anew")
     add_voice_options(parser)
     add_compute_options(parser)
+    add_cluster_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -56,7 +57,6 @@ def run(args: argparse.Namespace) -> int:
             voice.line(", ".join(f"{n} {state}" for state, n in count.items() if n))
             return 0
         bids.prepare(root, output)
-        use_threads(args.threads)
         # One file per task of a cluster: tasks that each have a participant do not write over each other.
         name = "_".join(sorted({scan.name.split("/")[0] for scan in found})) if args.participant_label else "all"
         failures = output / "logs" / f"failures_{name[:100]}.json"

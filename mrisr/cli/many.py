@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mrisr.cli.compute import running
 from mrisr.cli.forecast import Forecast
+from mrisr.cli.options import use_threads
 from mrisr.cli.voice import Voice
 from mrisr.errors import UsageError
 
@@ -22,15 +23,11 @@ FAILURES = "failures.json"
 
 
 def settings(args: argparse.Namespace, folder: Path, options: dict[str, Any]) -> Settings:
-    """What all scans of the run share. Raises UsageError for what holds for one scan only."""
+    """What all scans of the run share. Raises UsageError for what holds for one scan only, or does not fit."""
+    from mrisr.batch import per_scan
     from mrisr.batch.run import Settings
 
-    if args.radius is not None:
-        raise UsageError("--radius: for one scan; for several give coefficients that state R0 (.grad), or a field")
-    if args.bias not in (None, "auto"):
-        raise UsageError(f"--bias: the field {args.bias} lies on the grid of one scan; for several give auto")
-    if args.mask is not None:
-        raise UsageError(f"--mask: {args.mask} lies on the grid of one scan; mask the scans before, or leave it out")
+    per_scan.check(options, several=True)
     beside = {name: getattr(args, name, None) for name in ("std", "preview", "info")}
     for name, path in beside.items():
         if path is not None and Path(path).suffix and not Path(path).is_dir():
@@ -50,6 +47,7 @@ def settings(args: argparse.Namespace, folder: Path, options: dict[str, Any]) ->
         force=args.force,
         folder=folder,
         report=None if args.report is None else Path(args.report),
+        radius=args.radius,
         **{name: None if path is None else Path(path) for name, path in beside.items()},
     )
 
@@ -60,14 +58,24 @@ def same_file(one: str | Path, other: str | Path) -> bool:
 
 
 def run(args: argparse.Namespace, work: Work, chosen: Settings, failures: Path, voice: Voice) -> int:
-    """Upscale `work`, say what became of it, write or remove `failures`; the exit code."""
+    """Upscale `work`, here or on a cluster, say what became of it, write or remove `failures`; the exit code."""
     from mrisr.batch import run as batch
+    from mrisr.cli import cluster
+
+    where = cluster.chosen(args, work.folder)
+    if where is None:
+        use_threads(args.threads)
 
     start = time.perf_counter()
     forecast = Forecast(kind(args), args.device)
     with voice.bar(forecast, len(work.scans)) as show:
         listener = _Shown(args, chosen, len(work.scans), forecast, voice, show)
-        outcomes = batch.run(work.scans, chosen, listener)
+        if where is None:
+            outcomes = batch.run(work.scans, chosen, listener)
+        else:
+            from mrisr.batch import cluster as many_machines
+
+            outcomes = many_machines.run(work.scans, chosen, where, listener)
     failed = batch.write_failures(failures, outcomes)
     if chosen.report is not None:
         from mrisr.batch import pages
@@ -114,6 +122,9 @@ class _Shown:
         self.forecast, self.voice, self.show = forecast, voice, show
         self.done = 0
 
+    def told(self, text: str) -> None:
+        self.voice.line(text)
+
     def started(self, index: int, scan, volume) -> None:
         self.forecast.scan(evaluations(self.args, self.chosen.options, volume))
         self.voice.detail(f"{scan.name}: about {self.forecast.expected:.0f} s in the network")
@@ -136,6 +147,9 @@ class _Shown:
             return
         if outcome.state == "skipped":
             self.voice.line(f"{place} made already, skipped")
+            return
+        if not outcome.grids:
+            self.voice.line(f"{place} made by a worker that was lost before it could say so")
             return
         self.voice.line(f"{place} {outcome.grids}, {sum(outcome.seconds.values()):.1f} s")
         steps = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in outcome.seconds.items())

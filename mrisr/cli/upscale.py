@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from mrisr.cli import many
+from mrisr.cli.cluster import add_cluster_options
 from mrisr.cli.compute import add_compute_options, add_writing_options, computing, running
 from mrisr.cli.forecast import Forecast
 from mrisr.cli.loading import load
@@ -60,6 +61,7 @@ def add_parser(subparsers) -> None:
     )
     add_voice_options(parser)
     add_compute_options(parser)
+    add_cluster_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -79,22 +81,27 @@ def run(args: argparse.Namespace) -> int:
             _check_targets(args)
         found = dict(form=args.format, series=args.series, group=args.group, every_series=args.all_series)
         work = scans.find(args.input, args.output, **found)
-        if work.folder is None or (len(work.scans) == 1 and work.scans[0].to_dicom and not args.all_series):
+        if work.folder is None and args.cluster is not None:
+            raise UsageError(f"--cluster: is for several scans; give a folder in place of {args.output}")
+        if work.folder is None or (
+            args.cluster is None and len(work.scans) == 1 and work.scans[0].to_dicom and not args.all_series
+        ):
             return _one(args, work.scans[0], options, voice)
-        use_threads(args.threads)
         return many.run(args, work, many.settings(args, work.folder, options), work.folder / many.FAILURES, voice)
 
 
 def _one(args: argparse.Namespace, scan, options: dict, voice: Voice) -> int:
     """One scan to one file, with what was asked for beside it; all of it, or nothing."""
-    from mrisr.batch import provenance
+    from mrisr.batch import per_scan, provenance
 
+    options = per_scan.options(options, scan)
     target = scan.target
     beside = _sidecar(args, target)
     targets = {"--output": None if scan.to_dicom else target, SIDECAR: beside}
     targets |= {"--preview": args.preview, "--info": args.info, "--std": args.std}
-    field = args.bias if args.bias != "auto" else None
-    inputs = (*scan.files, *(path for path in (args.gradnl, field, args.mask) if path is not None))
+    field = options["bias"] if options["bias"] != "auto" else None
+    given = (options["gradnl"], field, options["mask"])
+    inputs = (*scan.files, *(path for path in given if path is not None))
     made, place = None, _place(args, scan)
     if args.skip_existing:
         made = _identity(args, scan, options)
@@ -184,21 +191,23 @@ def _complete(scan, place, made) -> None:
 
 
 def _identity(args: argparse.Namespace, scan, options: dict, weights: str | None = None):
-    from mrisr.batch import provenance
+    from mrisr.batch import per_scan, provenance
 
     if weights is None:
         import mrisr
 
         weights = mrisr.load_model(args.model).sha256
-    return provenance.identity(scan, weights, {**options, "dtype": args.dtype}, provenance.facts_of(scan))
+    deciding = per_scan.identifying(options, args.dtype, args.radius)
+    return provenance.identity(scan, weights, deciding, provenance.facts_of(scan))
 
 
 def _upscale(args: argparse.Namespace, source, options: dict, voice: Voice):
     """(result, info), with the bar that belongs to it."""
     load("mrisr.api")
     import mrisr
+    from mrisr.batch import per_scan
 
-    gradnl = _coil(args, source)
+    gradnl = per_scan.distortion(options, args.radius, source)
     forecast = Forecast(many.kind(args), args.device)
     forecast.scan(many.evaluations(args, options, source))
     with voice.bar(forecast) as show:
@@ -219,15 +228,6 @@ def _upscale(args: argparse.Namespace, source, options: dict, voice: Voice):
         )
         voice.detail(f"  all: {time.perf_counter() - start:.2f} s")
     return done
-
-
-def _coil(args: argparse.Namespace, source):
-    """--gradnl, read here where --radius belongs to it; else its path."""
-    if args.radius is None:
-        return args.gradnl
-    from mrisr.corrections import read_distortion
-
-    return read_distortion(args.gradnl, args.radius, source.meta)[0]
 
 
 def _check_targets(args: argparse.Namespace) -> None:

@@ -1,0 +1,320 @@
+"""Where the workers of a cluster come from: processes of this machine, jobs of SLURM, or a scheduler that runs already.
+
+Everything is dask.distributed and dask-jobqueue; this module says how they are set. One process per worker with one
+task at a time; connections are encrypted with keys made for the run, so that nobody else of a shared machine can send
+tasks; no dashboard, no page, nothing listens but the scheduler and the workers.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mrisr import environment
+from mrisr.errors import BackendError, InputError, UsageError
+
+__all__ = ["CONFIG", "Cluster", "connected"]
+
+SCHEMES = ("tcp://", "tls://")
+CORES = 4  # of a worker without a GPU, where nothing else is said
+MEMORY = "8GB"  # of a SLURM job, where nothing else is said
+ARRIVAL = 60.0  # seconds in which a scheduler that runs already has to have a worker
+TAIL = 600  # bytes of a job's log that a message shows
+
+CONFIG = {
+    "distributed.scheduler.allowed-failures": 1,  # a scan that two workers died of is not given to a third
+    "distributed.scheduler.worker-saturation": 1.0,  # no scan waits on a worker that may die
+    "distributed.scheduler.worker-ttl": "30 minutes",  # a network that holds the interpreter sends no heartbeat
+    "distributed.scheduler.unknown-task-duration": "10 minutes",  # `adapt` asks for workers by what is left to do
+    "distributed.scheduler.http.routes": [],
+    "distributed.worker.http.routes": [],
+    "distributed.worker.memory.target": False,  # results are a few lines: nothing to spill
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.pause": False,
+    "distributed.worker.memory.terminate": 0.95,
+}
+# After so long a worker that is gone is given up. Here its process is started again, however long that takes on a busy
+# machine; a job that is gone stays gone, and `adapt` asks for another.
+GIVEN_UP = {"local": "1 hour", "slurm": "30s"}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where to run.
+
+    where       "local", "slurm", or the address of a scheduler ("tcp://host:port", "tls://host:port")
+    workers     at most so many; None: a process per GPU, or per `cores` cores (local); as many as scans, to 100 (slurm)
+    cores       of each worker
+    memory      of each worker, such as "8GB": one that takes more is ended, and its scan tried once more
+    directives  more lines for sbatch, such as "--partition=gpu"
+    logs        folder of the jobs' own words, and of the keys while the run lasts; every node has to see it
+    """
+
+    where: str
+    workers: int | None = None
+    cores: int | None = None
+    memory: str | None = None
+    directives: tuple[str, ...] = ()
+    logs: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.where not in ("local", "slurm") and not self.where.startswith(SCHEMES):
+            raise UsageError(f"--cluster: expected local, slurm or tcp://HOST:PORT, found {self.where!r}")
+        if self.where != "slurm" and self.directives:
+            raise UsageError("--sbatch: is for --cluster slurm")
+        if self.where.startswith(SCHEMES) and (self.workers or self.cores or self.memory):
+            raise UsageError(
+                "--workers, --worker-cores, --worker-memory: a scheduler that runs has its workers already"
+            )
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A client, and `check()`, which raises BackendError where no worker can come any more."""
+
+    client: Any
+    check: Callable[[], None]
+
+
+@contextmanager
+def connected(cluster: Cluster, scans: int, device: str) -> Iterator[Connection]:
+    """A client of the cluster, whose workers are coming; they go when the block ends.
+
+    Raises:
+        InputError: the extra `cluster` is not installed.
+        BackendError: no scheduler there, or sbatch refuses.
+    """
+    try:
+        import dask
+        import distributed
+    except ImportError as error:
+        raise InputError(f"--cluster: needs {error.name} ({error}); install it: pip install '.[cluster]'") from error
+    cores = cluster.cores or min(CORES, environment.cores())
+    threads = {f"distributed.nanny.pre-spawn-environ.{name}": cores for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    patience = {"distributed.deploy.lost-worker-timeout": GIVEN_UP.get(cluster.where, "30s")}
+    with dask.config.set({**CONFIG, **threads, **patience}), _silent("distributed"), ExitStack() as stack:
+        if cluster.where == "local":
+            made, check = _local(cluster, cores, device, stack), lambda: None
+        elif cluster.where == "slurm":
+            made, check = _slurm(cluster, cores, scans, device, stack)
+        else:
+            made, check = cluster.where, lambda: None
+        try:
+            client = stack.enter_context(distributed.Client(made, set_as_default=False, timeout="30s"))
+        except (OSError, TimeoutError, ValueError) as error:
+            raise BackendError(f"--cluster: no scheduler answers at {cluster.where} ({error})") from error
+        if isinstance(made, str):
+            _check_scheduler(client, cluster.where)
+        yield Connection(client, check)
+
+
+def _local(cluster: Cluster, cores: int, device: str, stack: ExitStack) -> Any:
+    """Worker processes of this machine, each started again when it dies."""
+    from distributed import Nanny, Scheduler, SpecCluster
+    from distributed.system import MEMORY_LIMIT
+
+    gpus = _gpus(device)
+    count = cluster.workers or len(gpus) or max(1, environment.cores() // cores)
+    security = _keys()
+    scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="mrisr-", ignore_cleanup_errors=True))
+    common = {"host": "127.0.0.1", "security": security, "protocol": "tls"}
+    own = {
+        "nthreads": 1,
+        "memory_limit": cluster.memory or MEMORY_LIMIT // count,
+        "dashboard": False,
+        "local_directory": scratch,
+        "silence_logs": logging.CRITICAL,
+        **common,
+    }
+    workers = {}
+    for index in range(count):
+        env = {"MRISR_WORKERS": str(count)}
+        if gpus:
+            env["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
+        workers[index] = {"cls": Nanny, "options": {**own, "env": env}}
+    scheduler = {"port": 0, "dashboard": False, "dashboard_address": "127.0.0.1:0", **common}
+    return stack.enter_context(
+        SpecCluster(
+            workers=workers,
+            scheduler={"cls": Scheduler, "options": scheduler},
+            security=security,
+            silence_logs=logging.CRITICAL,
+        )
+    )
+
+
+def _slurm(cluster: Cluster, cores: int, scans: int, device: str, stack: ExitStack) -> tuple[Any, Callable[[], None]]:
+    """A worker per SLURM job; jobs that end are replaced while there is work. Queue, account and the like come from
+    `--sbatch` or from dask's own configuration (jobqueue.slurm)."""
+    import dask
+    from dask_jobqueue import SLURMCluster
+    from distributed.utils import get_ip
+
+    directives = list(cluster.directives)
+    if device.startswith("cuda") and not any("gpu" in line for line in directives):
+        directives.append("--gres=gpu:1")
+    timed = any(line.startswith(("-t ", "-t=", "--time")) for line in directives)
+    stated = dask.config.get("jobqueue.slurm", {})
+    logs = str(cluster.logs.resolve())
+    words = [f"export {_variable(name)}={value!r}".replace("'", '"') for name, value in _for_workers(cores).items()]
+    options = {
+        "cores": 1,
+        "processes": 1,
+        "job_cpu": cores,
+        "memory": cluster.memory or stated.get("memory") or MEMORY,
+        "job_extra_directives": [*(stated.get("job-extra-directives") or []), *directives],
+        "job_directives_skip": [*(stated.get("job-directives-skip") or []), *(["#SBATCH -t "] if timed else [])],
+        "job_script_prologue": [*(stated.get("job-script-prologue") or []), *words],
+        "job_name": "mrisr",
+        "log_directory": logs,
+        "shared_temp_directory": stated.get("shared-temp-directory") or logs,
+        "worker_extra_args": [*(stated.get("worker-extra-args") or []), "--no-dashboard"],
+        "security": _keys(),
+        "silence_logs": logging.CRITICAL,
+    }
+    where = dict(stated.get("scheduler-options") or {})
+    if not stated.get("interface") and not {"host", "interface"} & set(where):
+        where["host"] = get_ip()  # the address that the nodes see, and no other
+    options["scheduler_options"] = {"dashboard": False, "dashboard_address": "127.0.0.1:0", **where}
+    most = min(cluster.workers or 100, scans)
+    made = stack.enter_context(SLURMCluster(**options))
+    jobs = _Jobs(made, cluster.logs)
+    jobs.submit_first()
+    made.adapt(minimum=1, maximum=most, interval="2s", wait_count=5, target_duration="1s")
+    return made, jobs.check
+
+
+class _Jobs:
+    """Tells jobs that wait from jobs that end before their worker has come."""
+
+    def __init__(self, cluster: Any, logs: Path) -> None:
+        self.cluster, self.logs = cluster, logs
+        self.arrived = False
+
+    def submit_first(self) -> None:
+        """BackendError where sbatch refuses: `adapt` would try for ever."""
+        made = self.cluster
+        try:
+            made.worker_spec.update(made.new_worker_spec())
+            made.sync(made._correct_state)
+        except (OSError, RuntimeError, ValueError) as error:
+            said = str(error).split("stderr:")[-1].strip() or error
+            raise BackendError(
+                f"--cluster slurm: sbatch does not take the job ({' '.join(str(said).split())})"
+            ) from error
+
+    def check(self) -> None:
+        """BackendError where every job has ended and no worker ever came."""
+        self.arrived = self.arrived or bool(self.cluster.scheduler_info.get("workers"))
+        jobs = {job.job_id: job for job in list(self.cluster.workers.values()) if getattr(job, "job_id", None)}
+        if self.arrived or not jobs or _queued(list(jobs)):
+            return
+        last = max(jobs, key=int)
+        said = "".join(path.read_text(errors="replace") for path in self.logs.glob(f"mrisr-{last}.err"))
+        raise BackendError(
+            f"--cluster slurm: job {last} ended before its worker could work; {self.logs} has what it said"
+            + (f": ...{' '.join(said[-TAIL:].split())}" if said else "; check that the nodes see this environment")
+        )
+
+
+def _queued(jobs: list[str]) -> bool:
+    """Whether SLURM still has any of the jobs, waiting or running."""
+    import subprocess
+
+    asked = ["squeue", "--noheader", "--format=%T", f"--jobs={','.join(jobs)}", "--states=all"]
+    done = subprocess.run(asked, capture_output=True, text=True)
+    if done.returncode:  # jobs that are long over are "invalid" to squeue; anything else will be asked again
+        return "Invalid job id" not in done.stderr
+    ended = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"}
+    return any(state not in ended for state in done.stdout.split())
+
+
+def _for_workers(cores: int) -> dict[str, Any]:
+    """What a worker in a job has to know, which is no child of this process."""
+    import dask
+
+    names = [name for name in CONFIG if name.startswith("distributed.worker.")]
+    threads = (
+        "distributed.nanny.pre-spawn-environ.OMP_NUM_THREADS",
+        "distributed.nanny.pre-spawn-environ.MKL_NUM_THREADS",
+    )
+    return {**{name: CONFIG[name] for name in names}, **dict.fromkeys(threads, cores), **_preloads(dask)}
+
+
+def _preloads(dask: Any) -> dict[str, Any]:
+    given = dask.config.get("distributed.worker.preload", [])
+    return {"distributed.worker.preload": list(given)} if given else {}
+
+
+def _variable(name: str) -> str:
+    """The environment variable that dask reads `name` from."""
+    return "DASK_" + name.upper().replace(".", "__").replace("-", "_")
+
+
+def _keys() -> Any:
+    """Keys for this run alone."""
+    from distributed import Security
+
+    try:
+        return Security.temporary()
+    except ImportError as error:
+        raise InputError(f"--cluster: needs cryptography ({error}); install it: pip install '.[cluster]'") from error
+
+
+def _gpus(device: str) -> list[str]:
+    """The names that CUDA_VISIBLE_DEVICES has for the GPUs to use, one a worker; empty: CPU."""
+    if device == "cpu":
+        return []
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    names = visible[:count] if visible else [str(index) for index in range(count)]
+    if ":" not in device:
+        return names
+    index = device.split(":", 1)[1]
+    if not index.isdigit() or int(index) >= len(names):
+        raise BackendError(f"--device: {device} is not there; found {len(names)} GPUs")
+    return [names[int(index)]]
+
+
+def _check_scheduler(client: Any, address: str) -> None:
+    """A scheduler that somebody else has started: it needs workers that take one scan at a time."""
+    try:
+        client.wait_for_workers(1, timeout=ARRIVAL)
+    except TimeoutError as error:
+        raise BackendError(f"--cluster: {address} has no worker after {ARRIVAL:.0f} s; start some") from error
+    several = sorted({w["nthreads"] for w in client.scheduler_info(n_workers=-1)["workers"].values()} - {1})
+    if several:
+        raise BackendError(
+            f"--cluster: a worker at {address} takes {several[-1]} scans at a time; start workers with --nthreads 1"
+        )
+    failures, saturation = client.run_on_scheduler(_rules)
+    if failures > CONFIG["distributed.scheduler.allowed-failures"] or saturation != 1.0:
+        raise BackendError(
+            f"--cluster: the scheduler at {address} gives a scan to {failures + 1} workers that die of it, and "
+            f"worker-saturation is {saturation}; start it with DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES=1 and "
+            "DASK_DISTRIBUTED__SCHEDULER__WORKER_SATURATION=1.0"
+        )
+
+
+def _rules(dask_scheduler: Any) -> tuple[int, float]:
+    return dask_scheduler.allowed_failures, dask_scheduler.WORKER_SATURATION
+
+
+@contextmanager
+def _silent(name: str) -> Iterator[None]:
+    """What the library logs of lost workers is said by mrisr, once, by the scan's name."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
