@@ -199,3 +199,15 @@ def test_the_picture_differs_by_less_than_five_thousandths(how, head, auto):
     assert json.loads(info.to_json())["engine"]["precision"] == "bfloat16"
     apart = np.abs(found["auto"] - found["float32"]).max() / found["float32"].max()
     assert 0 < apart <= 5e-3
+
+
+def test_a_verdict_is_found_by_another_process(tmp_path, monkeypatch):
+    """The instruction sets of the processor are a set, which another process lists in another order."""
+    monkeypatch.setenv("MRISR_CACHE", str(tmp_path))
+    one, other = frozenset((0, 8)), frozenset((8, 0))
+    assert one == other and list(one) != list(other)
+    measured = []
+    for flags in (one, other):
+        monkeypatch.setattr(precision.environment, "processor", lambda flags=flags: ("a processor", flags))
+        precision.kept(("a", 3), lambda: measured.append(1) or 0.011)
+    assert len(measured) == 1

@@ -115,7 +115,10 @@ def difference(values: torch.Tensor, expected: torch.Tensor) -> float:
 
 def kept(key: tuple, measure: Callable[[], float]) -> float:
     """measure(), or what it was when nothing in `key` was different (kept in the cache, where there is one)."""
-    name = hashlib.sha256(repr((key, TILE, environment.processor(), environment.versions())).encode()).hexdigest()[:32]
+    model, flags = environment.processor()
+    # Sorted: a set has another order in every process.
+    facts = (key, TILE, model, sorted(flags), environment.versions())
+    name = hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
     folder = environment.cache_folder()
     path = None if folder is None else folder / KEPT
     known = _read(path)
