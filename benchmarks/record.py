@@ -13,6 +13,7 @@ from mrisr.io.atomic import replacing
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"  # what is committed: written with --record only
+FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "bf16")  # of a CPU, that times depend on
 UNRECORDED = ROOT / "out" / "benchmarks"
 
 
@@ -79,10 +80,15 @@ def write(name: str, content: dict, folder: Path = UNRECORDED) -> Path:
 
 
 def circumstances() -> dict:
-    """Machine (make and size, no names) and the load on it, versions, date and commit."""
+    """Machine (make and size, no names), what its processor has and the load on it, versions, date and commit."""
+    has = environment.processor()[1]
     now = datetime.datetime.now(datetime.timezone.utc)
     return {
-        "machine": {**environment.machine(), "load": round(os.getloadavg()[0], 1)},
+        "machine": {
+            **environment.machine(),
+            "features": [name for name in FEATURES if name in has],
+            "load": round(os.getloadavg()[0], 1),
+        },
         "versions": environment.versions(),
         "date": now.strftime("%Y-%m-%d %H:%M UTC"),
         "commit": environment.commit(),

@@ -18,7 +18,8 @@ def add_parser(subparsers) -> None:
         "bench",
         help="time every operator, and the reference job (1 mm head to 0.7 mm), beside their rivals",
         description="Runs benchmarks/ops.py, then benchmarks/end_to_end.py of the source checkout: outputs are "
-        "compared before anything is timed. Results go to out/benchmarks; into benchmarks/results only with --record.",
+        "compared before anything is timed. Results go to out/benchmarks; into benchmarks/results only with --record. "
+        "--stages, --compare and --op run one script of those in their place.",
     )
     parser.add_argument(
         "--script",
@@ -26,6 +27,16 @@ def add_parser(subparsers) -> None:
         metavar="NAME",
         help=f"which of benchmarks/*.py; may be given again (default: {', then '.join(DEFAULT)})",
     )
+    parser.add_argument(
+        "--stages", action="store_true", help="the reference job file to file, stage by stage (benchmarks/stages.py)"
+    )
+    parser.add_argument(
+        "--compare", metavar="COMMIT", help="as --stages, and the same of another commit, in turns with this one"
+    )
+    parser.add_argument("--op", metavar="NAME", help="one operator at one shape (benchmarks/one_op.py)")
+    parser.add_argument("--shape", metavar="N,C,D,H,W", help="of --op's input")
+    parser.add_argument("--dtype", metavar="TYPE", help="of --op's input: float32, bfloat16, float16")
+    parser.add_argument("--base", metavar="COMMIT", help="measure --op of this commit too, in turns with this one")
     parser.add_argument(
         "--record", action="store_true", help="write into benchmarks/results, whose results are committed"
     )
@@ -40,14 +51,15 @@ def run(args: argparse.Namespace) -> int:
             "bench: the benchmarks are part of the source checkout, not of the installed package; "
             "clone the repository and run 'pip install -e .' in it"
         )
+    chosen, options = _chosen(args)
     known = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith(("_", "test_")))
-    scripts = args.script or DEFAULT
+    scripts = chosen or args.script or DEFAULT
     for name in scripts:
         if name not in known:
             raise UsageError(f"bench: no script {name!r} in {folder}; expected one of: {', '.join(known)}")
     if args.rest and len(scripts) > 1:
         raise UsageError(f"bench: options go to one script; name it: mrisr bench --script {scripts[-1]} -- OPTION")
-    rest = [*args.rest, *(["--record"] if args.record else [])]
+    rest = [*options, *args.rest, *(["--record"] if args.record else [])]
     for name in scripts:
         if len(scripts) > 1:
             print(f"==== {name}", flush=True)
@@ -55,3 +67,22 @@ def run(args: argparse.Namespace) -> int:
         if code:
             return code
     return 0
+
+
+def _chosen(args: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """(the script that --op, --stages or --compare names, its options); nothing where none of them is given."""
+    of_op = {"--shape": args.shape, "--dtype": args.dtype, "--base": args.base}
+    given = {option: value for option, value in of_op.items() if value is not None}
+    several = [option for option, value in (("--op", args.op), ("--script", args.script)) if value]
+    several += ["--compare"] if args.compare else ["--stages"] if args.stages else []
+    if len(several) > 1:
+        raise UsageError(f"bench: {' and '.join(several)} are different things to run; leave all but one out")
+    if given and args.op is None:
+        raise UsageError(f"bench: {', '.join(given)} belong to --op; name the operator")
+    if args.op is not None:
+        if args.shape is None:
+            raise UsageError("bench: --op needs --shape, such as --shape 1,64,96,96,96")
+        return ["one_op"], ["--op", args.op, *(word for pair in given.items() for word in pair)]
+    if args.compare is not None:
+        return ["stages"], ["--compare", args.compare]
+    return (["stages"], []) if args.stages else ([], [])
