@@ -55,7 +55,14 @@ QUICK = (
 LONGEST = (
     "native/test_cuda_on_host.py",
     "native/test_triton.py",
-    "ops/test_parity.py",
+    "cli/test_leaves_nothing.py",
+    "train/test_loop.py",
+    "cli/test_system_errors.py",
+    "ops/test_graphs.py",
+    "infer/test_pipeline.py",
+    "infer/test_slabs.py",
+    "train/test_distill.py",
+    "export/test_export.py",
 )
 
 
