@@ -106,6 +106,8 @@ MRISR_API void mrisr_engine_vtable_init(mrisr_engine_vtable* engine, size_t stru
 
 /* ---- A model ------------------------------------------------------------------------------------------------------ */
 
+/* INFO: mrisr_plan says the two grids, the engine and how long it took to make; mrisr_run says how long the engine took
+ * to compile a tile size that it had not. WARNING: what is worth a look in the result. */
 typedef enum mrisr_log_level { MRISR_LOG_INFO = 0, MRISR_LOG_WARNING = 1 } mrisr_log_level;
 /* `text` is valid during the call only. Called by the thread that called the library. */
 typedef void (*mrisr_log_callback)(void* user, int32_t level, const char* text);
@@ -200,6 +202,8 @@ typedef struct mrisr_plan_options {
   const mrisr_engine_vtable* engine; /* NULL: the built-in one */
   int32_t precision;    /* mrisr_precision, of the built-in engine */
   int32_t ends;        /* mrisr_ends */
+  int32_t tile_fixed;  /* 1: every tile has exactly the size `tile` (which has to be stated), edges repeated beyond the
+                          volume, so that whatever scan comes nothing is compiled that an earlier run has compiled */
 } mrisr_plan_options;
 
 MRISR_API void mrisr_plan_options_init(mrisr_plan_options* options, size_t struct_size);
@@ -239,7 +243,7 @@ typedef struct mrisr_run_options {
   const void* input;
   int32_t input_element;   /* mrisr_element */
   int64_t input_stride[3]; /* in elements; all 0: contiguous, last axis fastest */
-  float* output;           /* in the input's intensity units; must not overlap the input */
+  float* output;           /* in the input's intensity units; must not overlap the input. NULL: only output_int16 */
   int64_t output_stride[3];
   float* spread;           /* voxel-wise standard deviation of the samples, output's strides; NULL: not wanted */
   uint64_t seed;           /* of the samples */
@@ -250,6 +254,8 @@ typedef struct mrisr_run_options {
   const uint8_t* mask;  /* of the head, contiguous voxels of the input, 0 outside; NULL: a background that has been masked
                            already (exact zeros, or one value all around) is found. Outside, the output is 0 or that value */
   int32_t nonnegative;  /* 1: values below 0 become 0 */
+  int16_t* output_int16; /* the same result as whole numbers, value = stored * scale; output's strides; NULL: not wanted */
+  double output_int16_scale; /* 0: 1 where the input is int16 and every value fits, else largest magnitude / 32767 */
 } mrisr_run_options;
 
 MRISR_API void mrisr_run_options_init(mrisr_run_options* options, size_t struct_size);
@@ -267,6 +273,8 @@ typedef struct mrisr_run_info {
   double outliers;      /* share of the foreground that did not set the scale for being too bright; 0: none */
   int32_t background;   /* 1: a masked background was found, or stated, and kept */
   double background_value;
+  double output_int16_scale;    /* that was used; 0: no whole numbers were wanted */
+  int64_t output_int16_clipped; /* voxels whose value int16 cannot hold at this scale: they are -32768 or 32767 */
 } mrisr_run_info;
 
 MRISR_API void mrisr_run_info_init(mrisr_run_info* info, size_t struct_size);

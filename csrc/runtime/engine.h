@@ -20,8 +20,8 @@ class Watch {
 class Engine {
  public:
   virtual ~Engine() = default;
-  // Before the first tile of a size; later calls with the same size cost nothing.
-  virtual void prepare(const Triple& size) = 0;
+  // Before the first tile of a size; later calls with the same size cost nothing. Whether this one did.
+  virtual bool prepare(const Triple& size) = 0;
   // Raises Error: MRISR_ERROR_ENGINE, MRISR_ERROR_CANCELLED.
   virtual void run(const mrisr_tile& tile, Watch& watch) = 0;
   // Working memory between runs; what is compiled stays.

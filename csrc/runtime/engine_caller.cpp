@@ -13,12 +13,13 @@ class CallerEngine final : public Engine {
 
   ~CallerEngine() override { give_back(); }
 
-  void prepare(const Triple& size) override {
-    if (size == size_) return;
+  bool prepare(const Triple& size) override {
+    if (size == size_) return false;
     size_ = {};
     if (table_.prepare != nullptr) check(table_.prepare(table_.user, size.data()), "prepare");
     if (table_.memory == MRISR_MEMORY_DEVICE) allocate(size);
     size_ = size;
+    return true;
   }
 
   void run(const mrisr_tile& tile, Watch& watch) override {

@@ -111,11 +111,11 @@ class OpenVinoEngine final : public Engine {
 
   Precision precision() const override { return precision_; }
 
-  void prepare(const Triple& size) override {
+  bool prepare(const Triple& size) override {
     for (auto it = ready_.begin(); it != ready_.end(); ++it)
       if (it->size == size) {
         ready_.splice(ready_.begin(), ready_, it);
-        return;
+        return false;
       }
     ov::CompiledModel compiled = network_.compile(size, threads_, precision_.value);
     guarded("make a request", [&] {
@@ -123,6 +123,7 @@ class OpenVinoEngine final : public Engine {
       ready_.push_front({size, std::move(compiled), std::move(request)});
     });
     while (ready_.size() > kKeepShapes) ready_.pop_back();
+    return true;
   }
 
   void run(const mrisr_tile& tile, Watch& watch) override {

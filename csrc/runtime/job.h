@@ -22,8 +22,9 @@ struct Model {
   mrisr_log_callback log = nullptr;
   void* log_user = nullptr;
 
-  void say(mrisr_log_level level, const std::string& text) const {
-    if (log != nullptr) log(log_user, level, text.c_str());
+  void say(mrisr_log_level level, const std::string& text) const { say(level, text.c_str()); }
+  void say(mrisr_log_level level, const char* text) const {
+    if (log != nullptr) log(log_user, level, text);
   }
 
   // The built-in engine's graph, read when a job first wants it: who brings an engine never loads it. Null without one.
@@ -48,6 +49,7 @@ struct Job {
   int steps = 1, samples = 1, threads = 1;
   mrisr_consistency consistency = MRISR_CONSISTENCY_AUTO;
   Triple tile{};
+  bool tile_fixed = false;
   std::uint64_t budget = 0;
   Demand need{};
   std::int64_t most_voxels = 0;     // of a tile
@@ -63,6 +65,8 @@ struct Job {
   std::size_t workspace = 0;
   std::unique_ptr<Workers> workers;
   std::unique_ptr<Engine> engine;
+  std::string engine_name;
+  double engine_seconds = 0;  // that it took to make
   Precision precision;
   std::atomic<bool> busy{false};
 

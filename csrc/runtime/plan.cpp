@@ -2,6 +2,7 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <thread>
 
@@ -145,7 +146,10 @@ void plan_engine(Job& job, const mrisr_plan_options& options) {
     MRISR_FAIL(MRISR_ERROR_MODEL, "network.multiple: expected a multiple of " << config.guidance.stride << ", found " << config.network.multiple);
   const auto precision =
       static_cast<mrisr_precision>(within("precision", options.precision, MRISR_PRECISION_AUTO, MRISR_PRECISION_BFLOAT16));
+  const auto began = std::chrono::steady_clock::now();
+  job.engine_name = options.engine == nullptr ? builtin_engine() != nullptr ? builtin_engine() : "" : "the caller's engine";
   if (options.engine != nullptr) {
+    if (options.engine->name != nullptr) job.engine_name = options.engine->name;
     if (precision == MRISR_PRECISION_BFLOAT16)
       MRISR_FAIL(MRISR_ERROR_ARGUMENT, "precision: is that of the built-in engine; the engine given computes in what it was made for");
     job.engine = caller_engine(*options.engine, config);
@@ -154,6 +158,7 @@ void plan_engine(Job& job, const mrisr_plan_options& options) {
   } else {
     MRISR_FAIL(MRISR_ERROR_ENGINE, "engine: this library was built without OpenVINO; give mrisr_plan_options.engine");
   }
+  job.engine_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
 }
 
 void plan_tile(Job& job, const mrisr_plan_options& options) {
@@ -169,6 +174,9 @@ void plan_tile(Job& job, const mrisr_plan_options& options) {
   if (given && config.network.whole_only)
     MRISR_FAIL(MRISR_ERROR_ARGUMENT, "tile: model '" << config.name << "' normalises over the whole head, which tiles would each do for "
                                          "themselves; leave tile at 0");
+  job.tile_fixed = within("tile_fixed", options.tile_fixed, 0, 1) == 1;
+  if (job.tile_fixed && !given) MRISR_FAIL(MRISR_ERROR_ARGUMENT, "tile_fixed: needs a tile; state its size, for example 96, 96, 96");
+  for (std::int64_t& n : job.tile) n = round_up(n, config.tiling.brick);
 }
 
 void plan_memory(Job& job, const mrisr_plan_options& options) {
@@ -188,11 +196,31 @@ void plan_memory(Job& job, const mrisr_plan_options& options) {
     const std::int64_t n = round_up(fine[d], config.tiling.brick);
     whole *= n;
     smallest *= std::min(smallest_tile(config), n);
-    tile *= std::min(job.tile[0] != 0 ? round_up(job.tile[d], config.tiling.brick) : n, n);
+    const std::int64_t own = job.tile[d] != 0 ? job.tile[d] : n;
+    tile *= job.tile_fixed ? own : std::min(own, n);
   }
+  if (job.tile_fixed && tile > job.most_voxels) refuse(job.budget, job.need, tile, "fixed tile");
   if (config.network.whole_only) smallest = 1;  // how much of the grid is head is known when its voxels are there
   if (job.most_voxels < smallest) refuse(job.budget, job.need, config.network.whole_only ? whole : smallest, "smallest tile");
   job.largest_tile = std::min(tile, job.most_voxels);
+}
+
+void tell(const Job& job) {
+  if (job.model->log == nullptr) return;
+  const auto grid = [](const Grid& g) {
+    std::ostringstream text;
+    text.precision(4);
+    text << g.shape[0] << " x " << g.shape[1] << " x " << g.shape[2] << " voxels of " << g.voxel[0] << " x " << g.voxel[1] << " x "
+         << g.voxel[2] << " mm";
+    return text.str();
+  };
+  std::ostringstream text;
+  text.precision(3);
+  text << "plan: " << grid(job.source) << " to " << grid(job.target) << "; engine " << job.engine_name;
+  if (job.precision.value != MRISR_PRECISION_AUTO)
+    text << " in " << (job.precision.value == MRISR_PRECISION_BFLOAT16 ? "bfloat16" : "float32") << " (" << job.precision.why << ")";
+  text << ", made in " << job.engine_seconds << " s; " << job.threads << (job.threads == 1 ? " thread" : " threads");
+  job.model->say(MRISR_LOG_INFO, text.str());
 }
 
 void warn(const Job& job) {
@@ -233,6 +261,7 @@ std::unique_ptr<Job> plan_job(std::shared_ptr<const Model> model, const mrisr_pl
   job->workspace = lay_out(*job, nullptr).bytes;
   job->precision = job->engine->precision();
   job->workers = std::make_unique<Workers>(job->threads);
+  tell(*job);
   warn(*job);
   return job;
 }

@@ -1,7 +1,9 @@
 #include "residual.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
+#include <cstdio>
 #include <limits>
 
 #include "../core/tiles.h"
@@ -72,12 +74,23 @@ class Denoiser {
   void plan() {
     for (int d = 0; d < 3; ++d) plan_.axes[d] = {0, 0, w_.starts[d], w_.weights[d]};
     foreground_bricks(w_.y, job_.target.shape, config_, w_.bricks, w_.spare_bricks, job_.threads);
-    plan_tiles(plan_, job_.target.shape, w_.bricks, job_.tile, whole_only() ? most() : job_.most_voxels, config_);
+    plan_tiles(plan_, job_.target.shape, w_.bricks, job_.tile, job_.tile_fixed, whole_only() ? most() : job_.most_voxels, config_);
     const std::int64_t voxels = product(plan_.tile());
     if (voxels > job_.most_voxels || voxels > job_.largest_tile) refuse(job_.budget, job_.need, voxels, whole_only() ? "head" : "tile");
     each_active([&](const Triple&) { ++active_; });
     for (int a = 0; a < 3; ++a) shown_[a] = plan_.axes[job_.order[a]].size;
-    job_.engine->prepare(shown_);
+    prepare_engine();
+  }
+
+  // Said from the stack: a run allocates nothing.
+  void prepare_engine() const {
+    const auto began = std::chrono::steady_clock::now();
+    if (!job_.engine->prepare(shown_)) return;
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - began;
+    char text[256];
+    std::snprintf(text, sizeof text, "engine: %.100s compiled for tiles of %lld x %lld x %lld voxels in %.3f s", job_.engine_name.c_str(),
+                  static_cast<long long>(shown_[0]), static_cast<long long>(shown_[1]), static_cast<long long>(shown_[2]), took.count());
+    job_.model->say(MRISR_LOG_INFO, text);
   }
 
   bool whole_only() const { return config_.network.whole_only; }

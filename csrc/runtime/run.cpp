@@ -1,6 +1,8 @@
 // mrisr_run: one volume through the whole pipeline.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
+#include <limits>
 #include <new>
 #include <utility>
 
@@ -37,9 +39,10 @@ std::pair<std::intptr_t, std::intptr_t> bytes_of(const void* start, const Stride
   return {at + low * size, at + (high + 1) * size};
 }
 
-void check_apart(const std::pair<std::intptr_t, std::intptr_t>& a, const std::pair<std::intptr_t, std::intptr_t>& b, const char* what) {
+void check_apart(const std::pair<std::intptr_t, std::intptr_t>& a, const std::pair<std::intptr_t, std::intptr_t>& b, const char* one,
+                 const char* other) {
   if (a.first < b.second && b.first < a.second)
-    MRISR_FAIL(MRISR_ERROR_ARGUMENT, what << ": must not overlap; give each a block of its own (mrisr_job_geometry has the output's shape)");
+    MRISR_FAIL(MRISR_ERROR_ARGUMENT, one << " and " << other << ": must not overlap; give each a block of its own (mrisr_job_geometry has the output's shape)");
 }
 
 // The workspace of a call: the caller's, or one block of our own.
@@ -92,35 +95,70 @@ void check_input(const float* v, std::int64_t n) {
   if (low == high) MRISR_FAIL(MRISR_ERROR_INPUT, "input: the volume is constant (every voxel " << low << "); expected an image");
 }
 
-void write_output(float* to, const Strides& stride, const float* from, const Triple& n, const Scale& scale, bool shift, int threads) {
-  const auto gain = static_cast<float>(scale.scale), offset = static_cast<float>(shift ? scale.offset : 0.0);
+// In the scan's units, in place.
+void to_units(float* v, std::int64_t n, double gain, double offset, int threads) {
+  const auto g = static_cast<float>(gain), o = static_cast<float>(offset);
+  parallel_for(n, 1 << 16, threads, [&](Index begin, Index end) {
+    for (Index i = begin; i < end; ++i) v[i] = v[i] * g + o;
+  });
+}
+
+void put_background(float* v, std::int64_t n, const float* share, float half, float value, int threads) {
+  parallel_for(n, 1 << 16, threads, [&](Index begin, Index end) {
+    for (Index i = begin; i < end; ++i)
+      if (share[i] > half) v[i] = value;
+  });
+}
+
+// A strided copy; each voxel by way of `as`.
+template <class T, class As>
+void write_output(T* to, const Strides& stride, const float* from, const Triple& n, int threads, const As& as) {
   parallel_for(n[0] * n[1], 64, threads, [&](Index begin, Index end) {
     for (Index row = begin; row < end; ++row) {
-      float* target = to + row / n[1] * stride.s[0] + row % n[1] * stride.s[1];
-      for (Index k = 0; k < n[2]; ++k) target[k * stride.s[2]] = from[row * n[2] + k] * gain + offset;
+      T* target = to + row / n[1] * stride.s[0] + row % n[1] * stride.s[1];
+      for (Index k = 0; k < n[2]; ++k) target[k * stride.s[2]] = as(from[row * n[2] + k]);
     }
   });
 }
 
-// call(first voxel, its place in a contiguous volume, voxels, stride) of every row of a strided volume.
-template <class Call>
-void each_row(float* to, const Strides& stride, const Triple& n, int threads, const Call& call) {
-  parallel_for(n[0] * n[1], 64, threads, [&](Index begin, Index end) {
-    for (Index row = begin; row < end; ++row)
-      call(to + row / n[1] * stride.s[0] + row % n[1] * stride.s[1], row * n[2], n[2], stride.s[2]);
-  });
+const auto as_it_is = [](float v) { return v; };
+
+constexpr double kLowest = std::numeric_limits<std::int16_t>::min(), kHighest = std::numeric_limits<std::int16_t>::max();
+
+// value = stored * scale: the caller's, or the least that holds every value, and 1 for a scan of whole numbers that fits.
+double whole_scale(const mrisr_run_options& options, const float* v, std::int64_t n) {
+  if (options.output_int16_scale > 0) return options.output_int16_scale;
+  double low = 0, high = 0;
+  for (std::int64_t i = 0; i < n; ++i) {
+    low = std::min<double>(low, v[i]);
+    high = std::max<double>(high, v[i]);
+  }
+  if (options.input_element == MRISR_INT16 && low >= kLowest && high <= kHighest) return 1;
+  const double largest = std::max(high, -low);
+  return largest > 0 ? largest / kHighest : 1;
 }
 
-void put_background(float* to, const Strides& stride, const float* share, float half, float value, const Triple& n, int threads) {
-  each_row(to, stride, n, threads, [&](float* row, Index at, Index n2, std::int64_t step) {
-    for (Index k = 0; k < n2; ++k)
-      if (share[at + k] > half) row[k * step] = value;
+// Ties to even, as numpy rounds.
+void write_whole(const mrisr_run_options& options, const Strides& stride, const float* from, const Triple& n, int threads,
+                 mrisr_run_info& info) {
+  const double scale = whole_scale(options, from, product(n));
+  std::atomic<std::int64_t> clipped{0};
+  write_output(options.output_int16, stride, from, n, threads, [&](float v) {
+    const double whole = std::nearbyint(static_cast<double>(v) / scale);
+    if (whole >= kLowest && whole <= kHighest) return static_cast<std::int16_t>(whole);
+    clipped.fetch_add(1, std::memory_order_relaxed);
+    return static_cast<std::int16_t>(whole > 0 ? kHighest : kLowest);
   });
+  info.output_int16_scale = scale;
+  info.output_int16_clipped = clipped.load();
 }
 
 void check_options(const Job& job, const mrisr_run_options& options) {
   if (options.input == nullptr) MRISR_FAIL(MRISR_ERROR_ARGUMENT, "input: is NULL");
-  if (options.output == nullptr) MRISR_FAIL(MRISR_ERROR_ARGUMENT, "output: is NULL");
+  if (options.output == nullptr && options.output_int16 == nullptr)
+    MRISR_FAIL(MRISR_ERROR_ARGUMENT, "output: is NULL, and so is output_int16");
+  if (!(options.output_int16_scale >= 0 && options.output_int16_scale <= std::numeric_limits<float>::max()))
+    MRISR_FAIL(MRISR_ERROR_ARGUMENT, "output_int16_scale: expected 0 or more, found " << options.output_int16_scale);
   if (options.input_element != MRISR_FLOAT32 && options.input_element != MRISR_INT16)
     MRISR_FAIL(MRISR_ERROR_ARGUMENT, "input_element: expected a mrisr_element (0 or 1), found " << options.input_element);
   if (options.nonnegative != 0 && options.nonnegative != 1)
@@ -129,14 +167,49 @@ void check_options(const Job& job, const mrisr_run_options& options) {
     MRISR_FAIL(MRISR_ERROR_ARGUMENT, "spread: one sample has none; plan with samples of 2 or more");
 }
 
+// No array of a call lies on another.
+void check_arrays(const mrisr_run_options& options, const std::pair<std::intptr_t, std::intptr_t>& input, const Strides& out,
+                  const Triple& fine) {
+  const struct {
+    const void* start;
+    std::size_t element;
+    const char* name;
+  } results[] = {{options.output, sizeof(float), "output"},
+                 {options.output_int16, sizeof(std::int16_t), "output_int16"},
+                 {options.spread, sizeof(float), "spread"}};
+  for (int i = 0; i < 3; ++i) {
+    if (results[i].start == nullptr) continue;
+    const auto bytes = bytes_of(results[i].start, out, fine, results[i].element);
+    check_apart(input, bytes, "input", results[i].name);
+    for (int j = 0; j < i; ++j)
+      if (results[j].start != nullptr)
+        check_apart(bytes_of(results[j].start, out, fine, results[j].element), bytes, results[j].name, results[i].name);
+  }
+}
+
+// w.y and w.spread in the scan's units, the background as it was, nothing negative where that is wanted.
+void finish_values(const Job& job, const mrisr_run_options& options, const Workspace& w, const Scale& scale, const mrisr_run_info& info) {
+  const std::int64_t voxels = product(job.target.shape);
+  to_units(w.y, voxels, scale.scale, scale.offset, job.threads);
+  if (options.spread != nullptr) to_units(w.spread, voxels, scale.scale, 0.0, job.threads);
+  if (info.background != 0) {
+    resample_background(job, w);
+    const auto half = static_cast<float>(job.model->config.fade.half), value = static_cast<float>(info.background_value);
+    put_background(w.y, voxels, w.fade.weights, half, value, job.threads);
+    if (options.spread != nullptr) put_background(w.spread, voxels, w.fade.weights, half, 0.0f, job.threads);
+  }
+  if (options.nonnegative == 0) return;
+  parallel_for(voxels, 1 << 16, job.threads, [&](Index begin, Index end) {
+    for (Index i = begin; i < end; ++i) w.y[i] = std::max(w.y[i], 0.0f);
+  });
+}
+
 void run_stages(Job& job, const mrisr_run_options& options, const Workspace& w, mrisr_run_info& info) {
   const Config& config = job.model->config;
   const Triple &coarse = job.source.shape, &fine = job.target.shape;
   const std::int64_t n = product(coarse), voxels = product(fine);
   const Strides in = strides_of(options.input_stride, coarse, "input_stride"), out = strides_of(options.output_stride, fine, "output_stride");
-  const auto to = bytes_of(options.output, out, fine, sizeof(float));
-  check_apart(bytes_of(options.input, in, coarse, options.input_element == MRISR_INT16 ? 2 : sizeof(float)), to, "input and output");
-  if (options.spread != nullptr) check_apart(to, bytes_of(options.spread, out, fine, sizeof(float)), "output and spread");
+  check_arrays(options, bytes_of(options.input, in, coarse, options.input_element == MRISR_INT16 ? 2 : sizeof(float)), out, fine);
   Progress progress(options.progress, options.progress_user);
   progress.at(0);
   if (options.input_element == MRISR_INT16)
@@ -168,18 +241,10 @@ void run_stages(Job& job, const mrisr_run_options& options, const Workspace& w, 
   });
   if (noise >= 0 && job.compares()) make_consistent(job, w, noise, info);
   fade(job, w, -offset / gain);
-  write_output(options.output, out, w.y, fine, scale, true, job.threads);
-  if (options.spread != nullptr) write_output(options.spread, out, w.spread, fine, scale, false, job.threads);
-  if (info.background != 0) {
-    resample_background(job, w);
-    const auto half = static_cast<float>(config.fade.half), value = static_cast<float>(info.background_value);
-    put_background(options.output, out, w.fade.weights, half, value, fine, job.threads);
-    if (options.spread != nullptr) put_background(options.spread, out, w.fade.weights, half, 0.0f, fine, job.threads);
-  }
-  if (options.nonnegative != 0)
-    each_row(options.output, out, fine, job.threads, [](float* row, Index, Index n2, std::int64_t step) {
-      for (Index k = 0; k < n2; ++k) row[k * step] = std::max(row[k * step], 0.0f);
-    });
+  finish_values(job, options, w, scale, info);
+  if (options.output != nullptr) write_output(options.output, out, w.y, fine, job.threads, as_it_is);
+  if (options.output_int16 != nullptr) write_whole(options, out, w.y, fine, job.threads, info);
+  if (options.spread != nullptr) write_output(options.spread, out, w.spread, fine, job.threads, as_it_is);
   progress.at(1);
 }
 

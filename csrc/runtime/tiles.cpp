@@ -147,6 +147,16 @@ void foreground_box(TilePlan& plan, const std::uint8_t* bricks, const Config& co
   }
 }
 
+// The box holds a whole tile: as much of it as can be inside the volume, the rest beyond the volume's end.
+void grow_box(TilePlan& plan, const Triple& size, const Config& config) {
+  for (int d = 0; d < 3; ++d) {
+    const std::int64_t inside = std::max<std::int64_t>(0, round_up(plan.shape[d], config.tiling.brick) - size[d]);
+    if (plan.stop[d] - plan.start[d] >= size[d]) continue;
+    plan.start[d] = std::min(plan.start[d], inside) / config.tiling.align * config.tiling.align;
+    plan.stop[d] = plan.start[d] + size[d];
+  }
+}
+
 // Number of marked bricks among the 27 at and around one.
 int around(const std::uint8_t* bricks, const Triple& n, std::int64_t i, std::int64_t j, std::int64_t k) {
   int found = 0;
@@ -211,10 +221,11 @@ void foreground_bricks(const float* normalised, const Triple& shape, const Confi
   each([&](auto i, auto j, auto k) { return around(spare, n, i, j, k) > 0; }, bricks);
 }
 
-void plan_tiles(TilePlan& plan, const Triple& shape, const std::uint8_t* bricks, const Triple& given, std::int64_t most,
-                const Config& config) {
+void plan_tiles(TilePlan& plan, const Triple& shape, const std::uint8_t* bricks, const Triple& given, bool fixed,
+                std::int64_t most, const Config& config) {
   plan.shape = shape;
   foreground_box(plan, bricks, config);
+  if (fixed) grow_box(plan, given, config);
   const Triple extent = plan.extent();
   Triple sizes = extent;
   if (given[0] != 0)

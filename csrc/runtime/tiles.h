@@ -38,9 +38,10 @@ void foreground_bricks(const float* normalised, const Triple& shape, const Confi
                        std::uint8_t* spare, int threads);
 
 // given: voxels of a tile, all 0: the whole box where it has at most `most` voxels, else the cheapest tile that has.
+// fixed: no tile is smaller than `given`; the box grows to it, beyond the volume's end where that is nearer.
 // plan.axes[].starts and .weights point to arrays already.
-void plan_tiles(TilePlan& plan, const Triple& shape, const std::uint8_t* bricks, const Triple& given, std::int64_t most,
-                const Config& config);
+void plan_tiles(TilePlan& plan, const Triple& shape, const std::uint8_t* bricks, const Triple& given, bool fixed,
+                std::int64_t most, const Config& config);
 
 // Whether tile (i, j, k) reaches any foreground.
 bool holds_foreground(const TilePlan& plan, const Triple& index, const std::uint8_t* bricks, const Config& config);

@@ -55,8 +55,9 @@ Workspace lay_out(const Job& job, void* base) {
     scratch = std::max(scratch, axes->scratch(job.threads));
   for (int d = 0; d < 3; ++d) {
     scratch = std::max<std::int64_t>(scratch, cpu::axis_scratch(target[d], job.threads));
-    w.starts[d] = arena.take<std::int64_t>(most_starts(target[d], config));
-    w.weights[d] = arena.take<float>(most_weights(target[d], config));
+    const std::int64_t longest = job.tile_fixed ? std::max(target[d], job.tile[d]) : target[d];
+    w.starts[d] = arena.take<std::int64_t>(most_starts(longest, config));
+    w.weights[d] = arena.take<float>(most_weights(longest, config));
     w.band.bands[d] = arena.take<cpu::AxisBand>(cpu::axis_bands(target[d]));
     w.band.coefficients[d] = arena.take<float>(cpu::axis_coefficients(target[d], target[d]));
   }

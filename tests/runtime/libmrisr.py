@@ -99,6 +99,7 @@ class PlanOptions(c.Structure):
         ("engine", c.POINTER(Engine)),
         ("precision", c.c_int32),
         ("ends", c.c_int32),
+        ("tile_fixed", c.c_int32),
     ]
 
 
@@ -136,6 +137,8 @@ class RunOptions(c.Structure):
         ("progress_user", c.c_void_p),
         ("mask", c.c_void_p),
         ("nonnegative", c.c_int32),
+        ("output_int16", c.c_void_p),
+        ("output_int16_scale", c.c_double),
     ]
 
 
@@ -156,6 +159,8 @@ class RunInfo(c.Structure):
         ("outliers", c.c_double),
         ("background", c.c_int32),
         ("background_value", c.c_double),
+        ("output_int16_scale", c.c_double),
+        ("output_int16_clipped", c.c_int64),
     ]
 
 

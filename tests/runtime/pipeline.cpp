@@ -240,6 +240,8 @@ void test_plan_errors(const Bench& bench) {
   argument("threads: expected 0 to 1024, found -1", [](How& how, Engine&) { how.threads = -1; });
   argument("tile: expected 0, or at least 48 voxels", [](How& how, Engine&) { how.tile[0] = how.tile[1] = how.tile[2] = 40; });
   argument("tile: expected 0, or at least 48 voxels", [](How& how, Engine&) { how.tile[0] = 64; });
+  argument("tile_fixed: expected 0 to 1, found 2", [](How& how, Engine&) { how.tile_fixed = 2; });
+  argument("tile_fixed: needs a tile", [](How& how, Engine&) { how.tile_fixed = 1; });
   argument("engine.run: is NULL", [](How&, Engine& engine) { engine.run = nullptr; });
   argument("engine.memory: expected a mrisr_memory_kind", [](How&, Engine& engine) { engine.memory = 2; });
   argument("engine.bytes_per_voxel: expected 0 to 1e9", [&](How&, Engine& engine) { engine.bytes_per_voxel = nan; });
@@ -281,7 +283,11 @@ void test_run_errors(const Bench& bench) {
   broken[5] = NAN, broken[6] = INFINITY;
   refused(MRISR_ERROR_ARGUMENT, "options: struct_size is 0", [](Options& o, auto&) { o.struct_size = 0; });
   refused(MRISR_ERROR_ARGUMENT, "input: is NULL", [](Options& o, auto&) { o.input = nullptr; });
-  refused(MRISR_ERROR_ARGUMENT, "output: is NULL", [](Options& o, auto&) { o.output = nullptr; });
+  refused(MRISR_ERROR_ARGUMENT, "output: is NULL, and so is output_int16", [](Options& o, auto&) { o.output = nullptr; });
+  refused(MRISR_ERROR_ARGUMENT, "output_int16_scale: expected 0 or more, found -2", [](Options& o, auto&) { o.output_int16_scale = -2; });
+  refused(MRISR_ERROR_ARGUMENT, "output_int16_scale: expected 0 or more, found nan", [](Options& o, auto&) { o.output_int16_scale = NAN; });
+  refused(MRISR_ERROR_ARGUMENT, "output and output_int16: must not overlap",
+          [](Options& o, Result& r) { o.output_int16 = reinterpret_cast<int16_t*>(r.out.data()) + 1; });
   refused(MRISR_ERROR_ARGUMENT, "input and output: must not overlap", [](Options& o, Result& r) { o.input = r.out.data() + 7; });
   refused(MRISR_ERROR_ARGUMENT, "input_element: expected a mrisr_element", [](Options& o, auto&) { o.input_element = 4; });
   refused(MRISR_ERROR_ARGUMENT, "input_stride: expected three strides", [](Options& o, auto&) { o.input_stride[0] = 1; });
@@ -530,6 +536,90 @@ void test_older_structures(const Bench& bench) {
   mrisr_job_close(job);
 }
 
+// The result as whole numbers is the float result divided by the scale, rounded, and what does not fit is counted.
+void test_whole_numbers(const Bench& bench) {
+  Fake fake;
+  const mrisr_engine_vtable engine = engine_of(fake);
+  mrisr_job* job = bench.plan(plan_options(engine));
+  const Volume input = scan();
+  const std::vector<int16_t> shorts(input.begin(), input.end());
+  const auto wanted = [&](double scale, bool whole_input, bool alone) {
+    std::vector<int16_t> found;
+    Result result = run(job, input, [&](mrisr_run_options& o, Result& r) {
+      found.assign(r.out.size(), 12345);
+      o.output_int16 = found.data(), o.output_int16_scale = scale;
+      if (whole_input) o.input = shorts.data(), o.input_element = MRISR_INT16;
+      if (alone) o.output = nullptr;
+    });
+    EXPECT(result.status == MRISR_OK);
+    return std::make_pair(result, found);
+  };
+  const Volume plain = run(job, input).out;
+  const auto agrees = [&](const std::pair<Result, std::vector<int16_t>>& got, double scale, std::int64_t clipped) {
+    EXPECT(got.first.info.output_int16_scale == scale && got.first.info.output_int16_clipped == clipped);
+    std::int64_t differing = 0;
+    for (std::size_t i = 0; i < plain.size(); ++i) {
+      const double whole = std::max(-32768.0, std::min(32767.0, std::nearbyint(plain[i] / scale)));
+      differing += got.second[i] != static_cast<int16_t>(whole);
+    }
+    EXPECT(differing == 0);
+  };
+  double largest = 0;
+  std::int64_t beyond = 0;
+  for (const float v : plain) {
+    largest = std::max(largest, std::fabs(static_cast<double>(v)));
+    beyond += std::nearbyint(v / 0.01) > 32767;
+  }
+  EXPECT(beyond > 0);
+  agrees(wanted(0, false, false), largest / 32767, 0);
+  agrees(wanted(0, true, true), 1, 0);
+  agrees(wanted(2.5, false, true), 2.5, 0);
+  agrees(wanted(0.01, false, false), 0.01, beyond);
+  EXPECT(wanted(0, false, false).first.out == plain);
+  mrisr_job_close(job);
+}
+
+// One size of tile whatever comes, inside the volume as far as it can be; nothing else is prepared.
+void test_fixed_tile(const Bench& bench) {
+  struct Seen {
+    Fake fake;
+    std::vector<std::vector<int64_t>> sizes;
+  } seen;
+  const auto fixed = [&](mrisr_plan_options& how) {
+    auto& engine = const_cast<mrisr_engine_vtable&>(*how.engine);
+    engine.prepare = [](void* user, const int64_t* size) {
+      auto& s = *reinterpret_cast<Seen*>(user);
+      s.sizes.push_back({size, size + 3});
+      return 0;
+    };
+    how.tile[0] = how.tile[1] = how.tile[2] = 64;
+    how.tile_fixed = 1;
+  };
+  const Result all = bench.once(seen.fake, fixed);
+  EXPECT(all.info.tile[0] == 64 && all.info.tile[1] == 64 && all.info.tile[2] == 64);
+  const Result coarse = bench.once(seen.fake, [&](auto& how) {
+    fixed(how);
+    how.voxel_size[0] = how.voxel_size[1] = how.voxel_size[2] = 1.2;  // smaller than a tile along every axis
+  });
+  EXPECT(coarse.info.tiles == 1 && coarse.info.box_start[0] == 0 && coarse.info.box_stop[0] == 64);
+  for (const float v : coarse.out) EXPECT(std::isfinite(v));
+  for (const auto& size : seen.sizes) EXPECT(size == std::vector<int64_t>({64, 64, 64}));
+  EXPECT(seen.sizes.size() == 2);  // one per job
+  // Where the scan is larger than a tile it is the tiling that is there without it.
+  const auto plain = [](auto& how) {
+    how.voxel_size[0] = how.voxel_size[1] = how.voxel_size[2] = 0.5;
+    how.tile[0] = how.tile[1] = how.tile[2] = 48;
+  };
+  Fake fake;
+  const Result tiled = bench.once(fake, plain), again = bench.once(fake, [&](auto& how) { plain(how), how.tile_fixed = 1; });
+  EXPECT(tiled.info.tile[2] == 48 && tiled.out == again.out);
+  bench.refuses(MRISR_ERROR_MEMORY, "fixed tile", [](mrisr_plan_options& how, mrisr_engine_vtable& engine) {
+    how.tile[0] = how.tile[1] = how.tile[2] = 512, how.tile_fixed = 1;
+    how.memory = 2000000000;
+    engine.bytes_per_voxel = 100;
+  });
+}
+
 void test_open_errors(const Bench& bench) {
   mrisr_model* model = nullptr;
   EXPECT(mrisr_open(nullptr, nullptr, &model) == MRISR_ERROR_ARGUMENT);
@@ -552,7 +642,7 @@ void test_log(const Bench& bench) {
   mrisr_open_options_init(&options, sizeof options);
   options.log_user = &said;
   options.log = [](void* user, int32_t level, const char* text) {
-    if (level == MRISR_LOG_WARNING) *static_cast<std::string*>(user) += text;
+    *static_cast<std::string*>(user) += (level == MRISR_LOG_WARNING ? "warning: " : "info: ") + std::string(text) + "\n";
   };
   mrisr_model* model = nullptr;
   EXPECT(mrisr_open(bench.files.folder.c_str(), &options, &model) == MRISR_OK);
@@ -562,10 +652,15 @@ void test_log(const Bench& bench) {
   how.voxel_size[0] = 3, how.voxel_size[2] = 0.2;
   mrisr_job* job = nullptr;
   EXPECT(mrisr_plan(model, &how, &job) == MRISR_OK);
-  EXPECT_TEXT(said, "axis 0: the input (1.4 mm) is already finer than the target (3 mm)");
+  EXPECT_TEXT(said, "info: plan: 36 x 40 x 28 voxels of 1.4 x 1.4 x 1.4 mm to 17 x 80 x 196 voxels of 3 x 0.7 x 0.2 mm; engine fake, made in");
+  EXPECT_TEXT(said, "warning: axis 0: the input (1.4 mm) is already finer than the target (3 mm)");
   EXPECT_TEXT(said, "axis 2: 1.4 mm acquired to 0.2 mm is 7x finer, and base was trained on 1x to 4x");
   mrisr_close(model);  // the job keeps what it needs
   EXPECT(run(job, scan()).status == MRISR_OK);
+  EXPECT_TEXT(said, "info: engine: fake compiled for tiles of ");
+  said.clear();
+  EXPECT(run(job, scan()).status == MRISR_OK);
+  EXPECT(said.empty());  // the second volume of a size compiles nothing
   mrisr_job_close(job);
 }
 
@@ -586,5 +681,7 @@ int main() {
   test_budget(bench);
   test_older_structures(bench);
   test_log(bench);
+  test_whole_numbers(bench);
+  test_fixed_tile(bench);
   return check::result("pipeline");
 }

@@ -78,6 +78,38 @@ def test_negative_values_and_whole_numbers(library, model, loaded, scan, affine)
     compared(library, model, loaded, (scan - 300).astype(np.int16), affine, psf=CUT)
 
 
+@pytest.mark.parametrize("scale", [0, 0.25, 0.01])
+def test_whole_numbers_out(library, model, loaded, scan, affine, scale):
+    """int16 out is what numpy makes of the float result: rounded, ties to even, clipped and counted."""
+    job = library.plan(model, scan.shape, affine)
+    stored = np.full(tuple(library.geometry(job).shape), 12345, np.int16)
+    found = library.run(
+        job, scan.astype(np.int16), output_int16=stored.ctypes.data, output_int16_scale=scale
+    )
+    library.c.mrisr_job_close(job)
+    used, whole = found.info.output_int16_scale, np.rint(found.data.astype(np.float64) / (scale or 1))
+    assert used == (scale or 1)  # a scan of whole numbers that fits
+    np.testing.assert_array_equal(stored, whole.clip(-32768, 32767))
+    assert found.info.output_int16_clipped == ((whole < -32768) | (whole > 32767)).sum()
+    assert (found.info.output_int16_clipped > 0) == (scale == 0.01)
+    expected = mrisr.upscale(scan, affine=affine, model=loaded, engine="openvino", threads=1)
+    assert np.abs(stored.clip(0, None) * used - expected.clip(0, whole.clip(0, 32767).max() * used)).max() <= 0.5 * used + 0.02
+
+
+def test_tiles_of_one_size_change_little(library, model, head):
+    """A slab thinner than the fixed tile: beyond its ends the edge is repeated in place of zeros."""
+    data = head((40, 48, 6))
+    affine = np.diag([1.0, 1.0, 4.0, 1.0])
+    plain = library.upscale(model, data, affine, voxel_size=1.0)
+    fixed = library.upscale(model, data, affine, voxel_size=1.0, tile=64, tile_fixed=1)
+    assert tuple(fixed.info.tile) == (64, 64, 64) and tuple(plain.info.tile) != (64, 64, 64)
+    assert np.isfinite(fixed.data).all()
+    inside = (slice(8, -8), slice(8, -8), slice(8, -8))
+    size = np.percentile(plain.data, 99.9)
+    assert np.abs(fixed.data - plain.data)[inside].max() <= 0.02 * size
+    assert np.sqrt(np.mean((fixed.data - plain.data) ** 2)) <= 0.01 * size
+
+
 def test_a_scan_with_hardly_any_foreground(library, model, loaded, affine):
     data = np.zeros((24, 24, 24), np.float32)
     data[11:13, 12, 12] = 100
