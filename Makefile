@@ -23,7 +23,7 @@ C_FILES := '*.h' '*.c' '*.cpp' '*.cu' '*.cuh'
 NATIVE := $(shell find csrc -type f 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick test-slow lint format docs fuzz figures compile-only tensorrt-rtx native-test sanitize sanitize-thread runtime runtime-sanitize teacher-steps check-all clean
+.PHONY: help setup demo test quick test-slow lint format docs fuzz figures compile-only tensorrt-rtx native-test sanitize sanitize-thread runtime vendor-kit runtime-sanitize teacher-steps check-all clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -82,6 +82,9 @@ sanitize-thread: $(STAMP) ## the same tests under ThreadSanitizer
 runtime: $(STAMP) ## libmrisr: build, C++ tests, install into build/runtime/installed, examples, parity with Python
 	$(RUN) tests/runtime/build.py
 	MRISR_LIBRARY=$(CURDIR)/build/runtime/installed/lib/libmrisr.so $(SHARED) tests/runtime
+
+vendor-kit: $(STAMP) ## one archive for who embeds libmrisr, in build/: made, unpacked elsewhere, built against, run
+	archive=$$($(RUN) csrc/kit/build.py) && echo $$archive && MRISR_KIT=$$archive $(RUN) -m pytest -q tests/runtime/test_kit.py
 
 runtime-sanitize: $(STAMP) ## libmrisr's C++ tests under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
 	$(RUN) tests/runtime/build.py --sanitize address,undefined

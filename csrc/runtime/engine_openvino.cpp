@@ -12,7 +12,8 @@
 namespace mrisr::runtime {
 namespace {
 
-constexpr std::size_t kKeepShapes = 3;  // compiled sizes held per job; each has its own packed copy of the weights
+// Compiled sizes held per job, and by a model of jobs that are closed; each has its own packed copy of the weights.
+constexpr std::size_t kKeepShapes = 3;
 constexpr auto kPatience = std::chrono::milliseconds(50);  // how often a running request looks for a cancellation
 
 template <class Call>
@@ -45,6 +46,17 @@ ov::Shape coarse_shape(const Triple& size, const Config& config) {
 
 ov::Shape vector_shape(const Config& config) { return {1, static_cast<std::size_t>(config.vector.length)}; }
 
+// A network compiled for one size; one job's at a time.
+struct Ready {
+  Triple size;
+  int threads;
+  mrisr_precision precision;
+  ov::CompiledModel compiled;
+  ov::InferRequest request;
+
+  bool fits(const Triple& wanted, int n, mrisr_precision p) const { return size == wanted && threads == n && precision == p; }
+};
+
 class OpenVinoNetwork final : public Network {
  public:
   OpenVinoNetwork(const std::string& folder, const Config& config, const std::string& cache) : config_(config) {
@@ -76,6 +88,22 @@ class OpenVinoNetwork final : public Network {
 
   const Config& config() const { return config_; }
 
+  // What a closed job has left, so that the next one, of whatever scan, need not compile it again; the oldest goes.
+  void leave(std::list<Ready>&& ready) const {
+    const std::lock_guard<std::mutex> hold(idle_lock_);
+    idle_.splice(idle_.begin(), ready);
+    while (idle_.size() > kKeepShapes) idle_.pop_back();
+  }
+
+  // Into `to`, where one of that kind is there.
+  bool take(std::list<Ready>& to, const Triple& size, int threads, mrisr_precision precision) const {
+    const std::lock_guard<std::mutex> hold(idle_lock_);
+    const auto found = std::find_if(idle_.begin(), idle_.end(), [&](const Ready& r) { return r.fits(size, threads, precision); });
+    if (found == idle_.end()) return false;
+    to.splice(to.begin(), idle_, found);
+    return true;
+  }
+
   // Why OpenVINO has no bfloat16 here; empty where it has.
   std::string lacks_bfloat16() const {
     if (bfloat16_instructions().empty()) return "this processor has neither AMX-BF16 nor AVX512-BF16";
@@ -102,12 +130,18 @@ class OpenVinoNetwork final : public Network {
   const Config config_;
   mutable ov::Core core_;
   std::shared_ptr<ov::Model> model_;
+  mutable std::mutex idle_lock_;
+  mutable std::list<Ready> idle_;  // goes before the core that made it
 };
 
 class OpenVinoEngine final : public Engine {
  public:
-  OpenVinoEngine(const OpenVinoNetwork& network, int threads, Precision precision)
-      : network_(network), threads_(threads), precision_(std::move(precision)) {}
+  OpenVinoEngine(const OpenVinoNetwork& network, int threads, Precision precision, bool leaves = true)
+      : network_(network), threads_(threads), precision_(std::move(precision)), leaves_(leaves) {}
+
+  ~OpenVinoEngine() override {
+    if (leaves_) network_.leave(std::move(ready_));
+  }
 
   Precision precision() const override { return precision_; }
 
@@ -117,13 +151,16 @@ class OpenVinoEngine final : public Engine {
         ready_.splice(ready_.begin(), ready_, it);
         return false;
       }
-    ov::CompiledModel compiled = network_.compile(size, threads_, precision_.value);
-    guarded("make a request", [&] {
-      ov::InferRequest request = compiled.create_infer_request();
-      ready_.push_front({size, std::move(compiled), std::move(request)});
-    });
+    const bool found = network_.take(ready_, size, threads_, precision_.value);
+    if (!found) {
+      ov::CompiledModel compiled = network_.compile(size, threads_, precision_.value);
+      guarded("make a request", [&] {
+        ov::InferRequest request = compiled.create_infer_request();
+        ready_.push_front({size, threads_, precision_.value, std::move(compiled), std::move(request)});
+      });
+    }
     while (ready_.size() > kKeepShapes) ready_.pop_back();
-    return true;
+    return !found;
   }
 
   void run(const mrisr_tile& tile, Watch& watch) override {
@@ -152,12 +189,6 @@ class OpenVinoEngine final : public Engine {
   }
 
  private:
-  struct Ready {
-    Triple size;
-    ov::CompiledModel compiled;
-    ov::InferRequest request;
-  };
-
   [[noreturn]] static void stop(ov::InferRequest& request) {
     request.cancel();
     try {
@@ -170,6 +201,7 @@ class OpenVinoEngine final : public Engine {
   const OpenVinoNetwork& network_;
   int threads_;
   Precision precision_;
+  bool leaves_;  // what it has compiled, to the network
   std::list<Ready> ready_;
 };
 
@@ -187,7 +219,7 @@ std::vector<float> OpenVinoNetwork::on_tile(const FixedTile& tile, int threads, 
   given.vector = tile.vector.data(), given.guidance = tile.guidance.data();
   given.f = found.data();
   Undisturbed watch;
-  OpenVinoEngine(*this, threads, {precision, ""}).run(given, watch);
+  OpenVinoEngine(*this, threads, {precision, ""}, false).run(given, watch);
   return found;
 }
 

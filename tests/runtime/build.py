@@ -45,6 +45,7 @@ def openvino() -> dict[str, str]:
 def build(sanitize: str = "") -> Path:
     tree = TREE if not sanitize else TREE.with_name("runtime-" + sanitize.replace(",", "-"))
     engine = {"MRISR_OPENVINO": "OFF"} if sanitize else openvino()
+    engine["MRISR_BUNDLE_OPENVINO"] = "OFF"  # the same tree builds the kit
     engine["Python_EXECUTABLE"] = sys.executable  # whose nlohmann-json is taken where the system has none
     configure(ROOT, tree, MRISR_RUNTIME_TESTS="ON", MRISR_SANITIZE=sanitize, **engine)
     cmake("--build", tree)

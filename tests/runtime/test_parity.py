@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from libmrisr import CANCELLED, PROGRESS, Failed
+from libmrisr import CANCELLED, LOG, PROGRESS, Failed
 
 import mrisr
 from mrisr import grid as grids
@@ -83,9 +83,7 @@ def test_whole_numbers_out(library, model, loaded, scan, affine, scale):
     """int16 out is what numpy makes of the float result: rounded, ties to even, clipped and counted."""
     job = library.plan(model, scan.shape, affine)
     stored = np.full(tuple(library.geometry(job).shape), 12345, np.int16)
-    found = library.run(
-        job, scan.astype(np.int16), output_int16=stored.ctypes.data, output_int16_scale=scale
-    )
+    found = library.run(job, scan.astype(np.int16), output_int16=stored.ctypes.data, output_int16_scale=scale)
     library.c.mrisr_job_close(job)
     used, whole = found.info.output_int16_scale, np.rint(found.data.astype(np.float64) / (scale or 1))
     assert used == (scale or 1)  # a scan of whole numbers that fits
@@ -93,7 +91,10 @@ def test_whole_numbers_out(library, model, loaded, scan, affine, scale):
     assert found.info.output_int16_clipped == ((whole < -32768) | (whole > 32767)).sum()
     assert (found.info.output_int16_clipped > 0) == (scale == 0.01)
     expected = mrisr.upscale(scan, affine=affine, model=loaded, engine="openvino", threads=1)
-    assert np.abs(stored.clip(0, None) * used - expected.clip(0, whole.clip(0, 32767).max() * used)).max() <= 0.5 * used + 0.02
+    assert (
+        np.abs(stored.clip(0, None) * used - expected.clip(0, whole.clip(0, 32767).max() * used)).max()
+        <= 0.5 * used + 0.02
+    )
 
 
 def test_tiles_of_one_size_change_little(library, model, head):
@@ -104,10 +105,23 @@ def test_tiles_of_one_size_change_little(library, model, head):
     fixed = library.upscale(model, data, affine, voxel_size=1.0, tile=64, tile_fixed=1)
     assert tuple(fixed.info.tile) == (64, 64, 64) and tuple(plain.info.tile) != (64, 64, 64)
     assert np.isfinite(fixed.data).all()
-    inside = (slice(8, -8), slice(8, -8), slice(8, -8))
-    size = np.percentile(plain.data, 99.9)
-    assert np.abs(fixed.data - plain.data)[inside].max() <= 0.02 * size
-    assert np.sqrt(np.mean((fixed.data - plain.data) ** 2)) <= 0.01 * size
+    per_slice = np.sqrt(((fixed.data - plain.data) ** 2).mean(axis=(0, 1))) / np.percentile(plain.data, 99.9)
+    assert per_slice.max() <= 0.01  # the network's field of view reaches half a tile
+
+
+def test_a_new_size_compiles_nothing_where_tiles_are_fixed(library, folder, head):
+    """Other scans, other jobs: what the first has compiled serves them all, and gives the same."""
+    said = []
+    log = LOG(lambda user, level, text: said.append(text.decode()))
+    model = library.open(folder, log=log)
+    first = library.upscale(model, head((34, 40, 30)), voxel_size=0.8, tile=48, tile_fixed=1)
+    for shape in ((30, 44, 6), (52, 40, 33)):
+        library.upscale(model, head(shape), voxel_size=0.8, tile=48, tile_fixed=1)
+    again = library.upscale(model, head((34, 40, 30)), voxel_size=0.8, tile=48, tile_fixed=1)
+    library.c.mrisr_close(model)
+    assert len([text for text in said if text.startswith("plan: ")]) == 4
+    assert len([text for text in said if text.startswith("engine: ")]) == 1
+    assert np.array_equal(first.data, again.data)
 
 
 def test_a_scan_with_hardly_any_foreground(library, model, loaded, affine):

@@ -31,6 +31,7 @@ class Series:
     affine              (4, 4) of (column, row, slice) -> RAS mm
     frame_of_reference  UID; generated where the files have none
     notes               what was left out, inverted, assumed or is doubtful; `find` has given each as a MrisrWarning
+    group               which of several volumes of its series this is, in words; "" for the only one
     """
 
     name: str
@@ -39,6 +40,7 @@ class Series:
     frame_of_reference: str
     meta: dict[str, Any]
     notes: tuple[str, ...]
+    group: str = ""
 
     @property
     def values(self) -> Values:
@@ -96,7 +98,8 @@ def find(source: Any, *, series: int | str | None = None, group: int | str | Non
     _say_left_out(found, headers, entry, notes)
     records = [frame for header in entry.headers for frame in frames(header)]
     _refuse_copies(records, found.name)
-    chosen = choose.choose_group(choose.groups(records), group, found.name)
+    volumes = choose.groups(records)
+    chosen = choose.choose_group(volumes, group, found.name)
     ordered, affine, doubts = geometry.place(chosen.frames, found.name)
     notes += [note for header in entry.headers for note in header.notes]
     notes += [f"{found.name}: {doubt}" for doubt in doubts + _doubts(ordered, records)]
@@ -104,11 +107,12 @@ def find(source: Any, *, series: int | str | None = None, group: int | str | Non
     if not reference:
         reference = uids.made("frame of reference", entry.uid, *sorted(f.sop_instance for f in ordered))
         notes.append(f"{found.name}: no {label('FrameOfReferenceUID')}; one was generated for what is written")
+    named = f"group {chosen.number} of {len(volumes)} ({chosen.label})" if len(volumes) > 1 else ""
     widths, remarks = acquired_mm(ordered, float(np.linalg.norm(affine[:3, 2])))
     notes += [f"{found.name}: {remark}" for remark in remarks]
     for note in notes:
         warnings.warn(note, MrisrWarning, stacklevel=3)
-    return Series(found.name, ordered, affine, reference, _meta(ordered[0], widths), tuple(notes))
+    return Series(found.name, ordered, affine, reference, _meta(ordered[0], widths), tuple(notes), named)
 
 
 def read(source: Any, *, series: int | str | None = None, group: int | str | None = None) -> Volume:

@@ -109,6 +109,7 @@ def _declare(dataset: Any, series: Series, facts: Mapping) -> None:
     dataset.DerivationDescription = (
         f"Super-resolution by mrisr {mrisr_version()}, model {model}, mode {facts.get('mode', 'unknown')}"
         + (f", voxels of {sizes[0]} to {sizes[1]} mm" if len(sizes) == 2 else "")
+        + (f", {series.group[:200]} of its series" if series.group else "")
         + ". Detail above the acquired resolution is synthesised."
         + (f" Acquired on {scanner[:128]}." if scanner else "")
     )[:1024]
