@@ -60,6 +60,42 @@ def test_examples_say_what_is_wrong(folder, tmp_path):
     assert done.returncode == 1 and "config.json: is missing" in done.stderr
 
 
+def test_images_of_a_scanners_stream_become_whole_numbers_with_dicom_geometry(folder, loaded, tmp_path, monkeypatch):
+    """Real messages of the MRD protocol, in any order, through the example: voxels and places are those of Python."""
+    monkeypatch.delenv("MRISR_PRECISION", raising=False)
+    sys.path.insert(0, str(HERE.parent / "serve"))
+    pytest.importorskip("ismrmrd", reason="ismrmrd (extra mrd) is not installed")
+    import mrd_client
+
+    shape, voxel = (40, 34, 16), (1.4, 1.4, 2.0)
+    images, centre = mrd_client.stack(shape, voxel, dtype=np.uint16)
+    messages = b"".join(mrd_client.image_message(image) for image in reversed(images)) + b"\x04\x00"
+    (tmp_path / "in").write_bytes(messages)
+    done = run(PREFIX.parent / "examples" / "mrd_volume", folder, tmp_path / "in", tmp_path / "out", "1.0")
+    assert done.returncode == 0, done.stderr
+    lines = [line.split(" ", 1) for line in done.stdout.splitlines()]
+    said = dict(lines)
+    places = np.array([[float(v) for v in text.split("\\")] for key, text in lines if key == "ImagePositionPatient"])
+    affine = np.eye(4)
+    affine[:3, :3] = np.stack([images[0].read_dir, images[0].phase_dir, images[0].slice_dir], 1) * voxel
+    affine[:3, 3] = centre - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
+    scan = np.stack([np.squeeze(image.data).T for image in images], -1).astype(np.float32)
+    expected, info = mrisr.upscale(
+        scan, affine=affine, voxel_size=1.0, model=loaded, engine="openvino", return_info=True
+    )
+    grid = info.target.affine
+    assert np.allclose(places, grid[:3, 3] + np.arange(expected.shape[2])[:, None] * grid[:3, 2], atol=1e-3)
+    middle = places.mean(0) + grid[:3, :2] @ ((np.array(expected.shape[:2]) - 1) / 2)
+    assert np.allclose(middle, centre, atol=1e-3)
+    assert (int(said["Columns"]), int(said["Rows"]), len(places)) == expected.shape
+    found = np.fromfile(tmp_path / "out", np.int16).reshape(expected.shape[::-1]).T * float(said["RescaleSlope"])
+    limit = 1e-5 if info.engine.precision == "float32" else 2e-3
+    assert np.abs(found - expected).max() <= limit * np.ptp(expected) + 0.51 * float(said["RescaleSlope"])
+    (tmp_path / "cut").write_bytes(messages[:5000])
+    done = run(PREFIX.parent / "examples" / "mrd_volume", folder, tmp_path / "cut", tmp_path / "none")
+    assert done.returncode == 1 and "ends within an image" in done.stderr and not (tmp_path / "none").exists()
+
+
 def test_pkg_config_builds_the_c_example(tmp_path):
     tool, compiler = shutil.which("pkg-config"), shutil.which("cc")
     if tool is None or compiler is None:
