@@ -5,7 +5,7 @@ know the part beyond the measured band. The noise is estimated (`mrisr.physics.i
 anatomy in it, so the true ceiling lies a little higher.
 
     python experiments/held_out_gain.py --data SCANS --hold-out t1w_0p9mm_b flair_1mm_p26 t1w_1mm_uih_a \
-        --models base teacher --out benchmarks/results/teacher.json
+        --models base teacher-small --out benchmarks/results/held_out.json
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ THICK_MARGIN = 24
 GUIDANCE_DROP = 0.25
 AT_THE_END = 0.2  # of the pairs: the scan ends where the patch ends
 CUT_OUT = 0.7  # of the pairs of masked scans: the coarse scan's background was cut out too
-DENOISED, PARTLY = 0.4, 0.1  # of the pairs whose noise is to go: in all, and to a part only
+DENOISED, PARTLY = 0.6, 0.15  # of the pairs whose noise is to go: in all, and to a part only
 CLEANER = 1.5  # times the target's own noise: what a scan has to have before a target shows how to take it out
 
 
