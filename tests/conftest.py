@@ -45,7 +45,6 @@ QUICK = (
     "io/dicom/test_read.py",
     "io/dicom/test_values.py",
     "ops/test_norms.py",
-    "ops/test_operators.py",
     "ops/test_parity.py",
     "ops/test_sampler_step.py",
     "physics/test_consistency.py",
