@@ -119,5 +119,5 @@ def shown(value: Any) -> str:
         return "an object" if isinstance(value, dict) else "a list"
     if isinstance(value, int) and abs(value) >= 10**50:  # printing thousands of digits is an error of its own
         return "a number of more than 50 digits"
-    found = ascii(value)
+    found = " ".join(ascii(value).split())  # arrays are printed on several lines
     return found if len(found) <= 60 else f"{found[:57]}..."

@@ -12,7 +12,7 @@ from numbers import Real
 
 import numpy as np
 
-from mrisr.errors import GeometryError, UsageError
+from mrisr.errors import GeometryError, UsageError, shown
 
 __all__ = ["Grid", "axis_positions", "check_affine", "default_voxel_size", "plan", "ratios", "triple"]
 
@@ -80,7 +80,7 @@ def check_affine(affine: np.ndarray, name: str) -> np.ndarray:
             raise TypeError("complex")
         a = np.asarray(affine, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise GeometryError(f"{name}: expected a 4 x 4 affine of numbers, found {affine!r}") from error
+        raise GeometryError(f"{name}: expected a 4 x 4 affine of numbers, found {shown(affine)}") from error
     if a.shape != (4, 4):
         raise GeometryError(f"{name}: expected a 4 x 4 affine, found shape {a.shape}")
     if not np.isfinite(a).all():
@@ -159,7 +159,7 @@ def triple(value: float | tuple[float, float, float], name: str) -> np.ndarray:
     except (TypeError, ValueError):
         numbers = np.empty(0)
     if numbers.shape != (3,) or not np.isfinite(numbers).all() or numbers.min() <= 0:
-        raise UsageError(f"{name}: expected one positive number or three, found {value!r}")
+        raise UsageError(f"{name}: expected one positive number or three, found {shown(value)}")
     return numbers
 
 

@@ -104,7 +104,7 @@ def subject_of(name: str, data: np.ndarray, grid: Grid, crop: int | None = None)
 
     The mask is taken before the cut, while there is air to tell the head from.
     """
-    data_range(data)  # refuses a volume that no PSNR can be taken of, before any work is done on it
+    data_range(data, name)  # refuses a volume that no PSNR can be taken of, before any work is done on it
     mask = head_mask(data, grid.voxel_size)
     if crop is not None:
         if crop < 16:

@@ -24,13 +24,15 @@ NMI_BINS = 64
 BAND_GUARD = 0.05  # cycles per voxel beyond the acquired band that the window's edge can reach
 
 
-def data_range(reference: np.ndarray) -> float:
-    """The 99.9th percentile of the reference: one bright vessel must not set the scale of every PSNR."""
+def data_range(reference: np.ndarray, name: str = "data_range: the reference") -> float:
+    """The 99.9th percentile of the reference: one bright vessel must not set the scale of every PSNR.
+
+    InputError, which begins with `name`, where that is not positive and finite.
+    """
     value = float(np.percentile(np.asarray(reference), 99.9))
     if not (math.isfinite(value) and value > 0):
         raise InputError(
-            f"data_range: the 99.9th percentile of the reference must be positive and finite, found {value}; "
-            "pass data_range= for data that are zero or negative"
+            f"{name}: expected a scan of magnitudes, whose 99.9th percentile is positive and finite; found {value:g}"
         )
     return value
 

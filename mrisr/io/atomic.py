@@ -110,4 +110,6 @@ def _check_folder(target: Path, path, force: bool, sign: str) -> None:
     if held and not force:
         raise OutputError(f"{path}: exists already; choose another name, or overwrite it with force (--force)")
     if held and sign not in held:
-        raise OutputError(f"{path}: holds other things ({held[0]}) and no {sign}; it will not be deleted")
+        raise OutputError(
+            f"{path}: holds other things ({held[0]}) and no {sign}; it will not be deleted: choose another"
+        )

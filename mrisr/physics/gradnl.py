@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from mrisr.errors import InputError, MrisrWarning, UsageError
+from mrisr.errors import InputError, MrisrWarning, UsageError, shown
 from mrisr.grid import Grid
 from mrisr.ops.resample import resample3d
 from mrisr.physics import smooth
@@ -291,8 +291,8 @@ def check_vendor(name: str, meta: dict | None) -> None:
     maker = str((meta or {}).get("Manufacturer", "")).strip()
     if maker and "SIEMENS" not in maker.upper():
         raise InputError(
-            f"{name}: coefficients of a Siemens coil, but the scan is from {maker}; give those of its own scanner as a "
-            "displacement field"
+            f"{name}: coefficients of a Siemens coil, but the scan is from {shown(maker)}; give those of its own "
+            "scanner as a displacement field"
         )
 
 

@@ -94,7 +94,10 @@ def locate(name: str | Path) -> Path:
         if path.name != bundle.WEIGHTS_NAME and bundle.is_bundle(path.parent):
             raise ModelError(f"{path}: is one file of a bundle; give the bundle's folder, {path.parent}")
         return path
-    raise ModelError(f"model: {str(name)!r} is neither shipped ({', '.join(available()) or 'none'}) nor a weights file")
+    raise ModelError(
+        f"model: {str(name)!r} is neither shipped ({', '.join(available()) or 'none'}) nor a weights file; "
+        "give one of these names, a .safetensors file, the folder of a run, or a bundle"
+    )
 
 
 def load(name: str | Path | LoadedModel = "base") -> LoadedModel:

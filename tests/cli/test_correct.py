@@ -154,7 +154,7 @@ def test_errors_are_one_line_and_leave_nothing(head_scan, coefficients, tmp_path
         (("--gradnl", tmp_path / "none.grad"), 3, "cannot be read"),
         (("--gradnl", tmp_path / "prose.grad"), 3, "holds no coefficients"),
         (("--gradnl", head_scan), 3, "expected a displacement field"),
-        (("--gradnl", coefficients, "-i", tmp_path / "ge.nii"), 3, "the scan is from GE"),
+        (("--gradnl", coefficients, "-i", tmp_path / "ge.nii"), 3, "the scan is from 'GE"),
         (("--bias", zeros), 3, "voxels are zero or below"),
         (("--bias", small), 3, "its grid is (25, 28, 24), the scan's (26, 28, 24)"),
         (("--bias", tmp_path / "none.nii"), 3, "no such file"),

@@ -79,12 +79,12 @@ def reshape(value, rng: random.Random):
     for _ in range(rng.choice((1, 1, 2, 5))):
         places = list(_places(value))
         if not places:
-            return rng.choice(VALUES)
+            return copy.deepcopy(rng.choice(VALUES))
         holder, key = rng.choice(places)
         other, at = rng.choice(places)
         how = rng.randrange(5)
         if how == 0:
-            holder[key] = rng.choice(VALUES)
+            holder[key] = copy.deepcopy(rng.choice(VALUES))
         elif how == 1:
             holder[key] = copy.deepcopy(other[at])
         elif how == 2 and isinstance(holder, dict):
