@@ -63,7 +63,8 @@ def row(data: np.ndarray, result: np.ndarray, plain: np.ndarray, info, thick: in
             if slices[0].sum() > 100:
                 spread.append(slices[1][slices[0]].std() / slices[2][slices[0]].std())
         ends = f"{max(spread):.2f}"
-    return [air, negative, beyond, ends, f"{result.min() / data.max():.2f} to {result.max() / data.max():.2f}"]
+    extremes = (f"{v.min() / data.max():.2f} to {v.max() / data.max():.2f}" for v in (result, plain))
+    return [air, negative, beyond, ends, *extremes]
 
 
 def picture(path: str, data: np.ndarray, result: np.ndarray, plain: np.ndarray) -> None:
@@ -80,8 +81,10 @@ def main() -> None:
     parser.add_argument("--picture", help="of the first scan")
     parser.add_argument("--width", type=int, help="only so many central planes of the first axis")
     args = parser.parse_args()
-    print("| scan | air / cubic's | negatives / cubic's | beyond 3 voxels | end slices / cubic's | of the maximum |")
-    print("|---|---|---|---|---|---|", flush=True)
+    print(
+        "| scan | air / cubic's | negatives / cubic's | beyond 3 voxels | ends / cubic's | of the maximum | cubic's |"
+    )
+    print("|---|---|---|---|---|---|---|", flush=True)
     for number, path in enumerate(args.scans):
         volume = nifti.read(path)
         if args.width:

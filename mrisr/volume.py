@@ -31,6 +31,7 @@ ACQUISITION_FACTS: dict[str, Any] = {
 FEWEST_VOXELS = 2
 # Beyond these a header's unit or number is wrong: a target grid of 0.7 mm would take terabytes.
 LARGEST_VOXEL_MM, LARGEST_VIEW_MM = 100.0, 5000.0
+SMALLEST_VOXEL_MM = 0.01  # of the widest side: finer than any scanner, and what metres or microns for millimetres give
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +144,7 @@ def _check_size(volume: Volume) -> None:
     sizes = " x ".join(f"{s:.4g}" for s in volume.voxel_size)
     view = [n * s for n, s in zip(volume.data.shape, volume.voxel_size)]
     views = " x ".join(f"{v:.4g}" for v in view)
-    if max(volume.voxel_size) > LARGEST_VOXEL_MM:
+    if max(volume.voxel_size) > LARGEST_VOXEL_MM or max(volume.voxel_size) < SMALLEST_VOXEL_MM:
         raise GeometryError(
             f"{volume.name}: voxels of {sizes} mm, which no scan of a head has; set the true voxel size (or its unit)"
         )

@@ -156,10 +156,14 @@ Background mark(std::uint8_t* state, const float* v, const Box& b, float value, 
   return good && found.voxels < b.count() ? found : Background{};
 }
 
-// The lowest value, where most voxels of the faces have it.
+// The value that most voxels of the faces have, by a majority vote and a count.
 bool constant_faces(const float* v, const Box& b, float& value) {
-  value = *std::min_element(v, v + b.count());
-  Index same = 0, all = 0;
+  Index votes = 0, same = 0, all = 0;
+  for (int axis = 0; axis < 3; ++axis)
+    each_on_faces(b, axis, [&](Index at) {
+      if (votes == 0) value = v[at];
+      votes += v[at] == value ? 1 : -1;
+    });
   for (int axis = 0; axis < 3; ++axis)
     each_on_faces(b, axis, [&](Index at) {
       same += v[at] == value ? 1 : 0;

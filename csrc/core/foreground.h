@@ -33,7 +33,7 @@ namespace cpu {
 void tissue(std::uint8_t* out, const float* v, const Index n[3], const bool open[3], const TissueRule& rule, float* mean,
             std::uint8_t* spare, int threads);
 
-// 1 where v holds the one exact value that has been written around a head (0, or the lowest value), else 0. queue: an
+// 1 where v holds the one exact value that has been written around a head (0, or what most of the faces have), else 0. queue: an
 // entry per voxel, of which there are at most 2^32.
 Background masked_background(std::uint8_t* out, const float* v, const Index n[3], const BackgroundRule& rule,
                              std::uint32_t* queue);

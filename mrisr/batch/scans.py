@@ -118,7 +118,7 @@ def find(
         OutputError: two scans with one target, an output inside the input, or an unknown ending.
     """
     stated = [inputs] if isinstance(inputs, (str, os.PathLike)) else list(inputs)
-    if not stated:
+    if not stated or not all(os.fspath(text).strip() for text in stated):
         raise UsageError("input: nothing given; name a scan, a folder, a list or a pattern")
     output = Path(output)
     single = _is_image_file(output)

@@ -49,6 +49,8 @@ def to_volume(
     """
     if not isinstance(source, (str, os.PathLike)) and (series is not None or group is not None):
         raise UsageError(f"series, group: choose within a DICOM source given as a path, not {type(source).__name__}")
+    if isinstance(source, str) and not source.strip():
+        raise UsageError("volume: the path is empty; expected the name of a file or folder")
     if isinstance(source, np.ndarray):
         name = f"array {source.shape}"
         return Volume(source, _place(name, affine, input_voxel_size), name=name), lambda result: result.data

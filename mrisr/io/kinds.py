@@ -91,13 +91,17 @@ def _apparent_kind(data: np.ndarray) -> str | None:
         return f"it looks like a mask (nothing but {values[0]:g} and {values[1]:g})"
     if not np.array_equal(lines, np.round(lines)):
         return None
-    # The commonest value is background; pairs along the longest lines in memory.
-    first, second = lines[..., :-1], lines[..., 1:]
     counts = np.unique(lines, return_counts=True)
-    inside = (first != counts[0][counts[1].argmax()]) & (second != counts[0][counts[1].argmax()])
-    if inside.sum() < 64:
-        return None
-    alike = float((first == second)[inside].mean())
+    background = counts[0][counts[1].argmax()]  # the commonest value
+    alike = max(_alike(np.moveaxis(lines, axis, 0), background) for axis in range(lines.ndim))
     if alike < ALIKE:
         return None
     return f"it looks like a label map ({len(values)} whole numbers, {100 * alike:.0f} % of neighbours are equal)"
+
+
+def _alike(lines: np.ndarray, background: float) -> float:
+    """The share of neighbours along the first axis that have one value, where neither is background; 0 where there are
+    too few."""
+    first, second = lines[:-1], lines[1:]
+    inside = (first != background) & (second != background)
+    return float((first == second)[inside].mean()) if inside.sum() >= 64 else 0.0

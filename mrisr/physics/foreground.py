@@ -91,7 +91,7 @@ def tissue(normalised: np.ndarray, open_axes=(True, True, True), threads: int = 
 
 
 def masked_background(data: np.ndarray) -> Background | None:
-    """The exact zeros around a head, or the lowest value where most of the field of view's faces have it; else None.
+    """The exact zeros around a head, or the value that most voxels of the field of view's faces have; else None.
 
     Skull-stripped and defaced scans have one, and scans whose edges were filled. All of it that is connected to a
     solid part of it counts.
@@ -132,8 +132,10 @@ def _tissue(v: np.ndarray, open_axes) -> np.ndarray:
 def _masked_background(v: np.ndarray) -> Background | None:
     from scipy import ndimage  # here: the core needs none, nor has every machine one
 
-    faces, lowest = _faces(v.shape, (True, True, True)), float(v.min())
-    candidates = [0.0] if lowest == 0 or (v[faces] == lowest).mean() <= 0.5 else [0.0, lowest]
+    faces = _faces(v.shape, (True, True, True))
+    values, counts = np.unique(v[faces], return_counts=True)
+    commonest = float(values[counts.argmax()])
+    candidates = [0.0] if commonest == 0 or counts.max() <= 0.5 * counts.sum() else [0.0, commonest]
     for value in candidates:
         same = v == value
         mask = ndimage.binary_propagation(ndimage.binary_erosion(same, _CUBE, border_value=1), _FACES, mask=same)

@@ -24,6 +24,12 @@ def labels():
     return x
 
 
+def slices_of_labels():
+    """As floats, coherent within slices and not across them."""
+    blocks = np.random.default_rng(0).integers(1, 8, (4, 4, 5)).repeat(6, 0).repeat(6, 1)
+    return np.pad(blocks, ((6, 6), (6, 6), (0, 0))).astype(np.float32)
+
+
 def test_a_label_map_by_its_own_account_is_refused(tmp_path):
     image = nib.Nifti1Image(labels().astype(np.int16), EYE)
     nib.save(image, tmp_path / "sub-01_dseg.nii.gz")
@@ -54,6 +60,7 @@ def test_a_torchio_label_map_is_refused():
     "kind, data, words",
     [
         ("labels", labels(), "looks like a label map"),
+        ("labels in thick slices", slices_of_labels(), "looks like a label map"),
         ("mask", (labels() > 0) * 1.0, "looks like a mask"),
         ("phase from 0", np.linspace(0, 2 * np.pi, 24**3).reshape(24, 24, 24), "phase image, in radians"),
         ("phase", np.linspace(-np.pi, np.pi, 24**3).reshape(24, 24, 24), "phase image, in radians"),

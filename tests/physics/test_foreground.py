@@ -43,6 +43,11 @@ def test_a_masked_background_is_exact_and_noise_is_none(scan):
     assert found.value == 0 and np.array_equal(found.mask, stripped(scan) == 0)
     found = foreground.masked_background(stripped(scan) - 3)
     assert found.value == -3
+    grey = np.where(stripped(scan) == 0, np.float32(0.25), stripped(scan))  # brighter than the darkest of the head
+    assert grey.min() < 0.25
+    found = foreground.masked_background(grey)
+    assert found.value == 0.25 and np.array_equal(found.mask, stripped(scan) == 0)
+    assert foreground._masked_background(grey).value == 0.25
     quantised = np.round(scan * 100)  # many exact zeros in the noise of air, nowhere solid
     assert (quantised == 0).mean() > 0.1 and foreground.masked_background(quantised) is None
 
