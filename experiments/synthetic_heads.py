@@ -1,7 +1,7 @@
 """Heads without any noise, to measure denoising against: label maps in random colours, as training makes them.
 
-    python experiments/synthetic_heads.py --labels MAPS --out HEADS
-    mrisr evaluate HEADS -o OUT --cases iso2n,noisy --methods cubic,mrisr,denoise=mrisr@denoise
+python experiments/synthetic_heads.py --labels MAPS --out HEADS
+mrisr evaluate HEADS -o OUT --cases iso2n,noisy --methods cubic,mrisr,denoise=mrisr@denoise
 """
 
 from __future__ import annotations
