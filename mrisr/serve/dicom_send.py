@@ -28,8 +28,10 @@ class Peer:
     def parse(cls, text: str) -> Peer:
         """AET@host:port; UsageError says what is wrong."""
         found = re.fullmatch(r"([^@\\]{1,16})@\[?([^@\]]+?)\]?:(\d{1,5})", text)
-        if not found or not found[1].strip() or not 0 < int(found[3]) < 65536:
-            raise UsageError(f"--send-to {text}: expected AET@host:port, such as ORTHANC@127.0.0.1:4242")
+        plain = text.isascii() and text.isprintable()  # what a title can be, and what no peer would be found by later
+        if not plain or not found or not found[1].strip() or not 0 < int(found[3]) < 65536:
+            shown = text if plain else ascii(text)
+            raise UsageError(f"--send-to {shown}: expected AET@host:port, such as ORTHANC@127.0.0.1:4242")
         return cls(found[1].strip(), found[2], int(found[3]))
 
     def __str__(self) -> str:

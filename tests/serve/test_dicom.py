@@ -513,7 +513,20 @@ def test_a_port_in_use(start, pacs, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "ORTHANC", "ORTHANC@host", "@host:1", "A@host:0", "A@host:70000", "A" * 17 + "@h:1"]
+    "text",
+    [
+        "",
+        "ORTHANC",
+        "ORTHANC@host",
+        "@host:1",
+        "A@host:0",
+        "A@host:70000",
+        "A" * 17 + "@h:1",
+        "P\u00c4CS@h:1",
+        "A\nB@h:1",
+        "A@h\n:1",
+        " @h:1",
+    ],
 )
 def test_peers_that_are_none(text):
     with pytest.raises(UsageError, match="expected AET@host:port"):
