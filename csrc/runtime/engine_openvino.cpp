@@ -89,7 +89,16 @@ class OpenVinoNetwork final : public Network {
   const Config& config() const { return config_; }
 
   // What a closed job has left, so that the next one, of whatever scan, need not compile it again; the oldest goes.
+  // Without its working memory, which a run that failed or was cancelled still has; what cannot be freed is dropped.
   void leave(std::list<Ready>&& ready) const {
+    ready.remove_if([](Ready& r) {
+      try {
+        r.compiled.release_memory();
+        return false;
+      } catch (const std::exception&) {
+        return true;
+      }
+    });
     const std::lock_guard<std::mutex> hold(idle_lock_);
     idle_.splice(idle_.begin(), ready);
     while (idle_.size() > kKeepShapes) idle_.pop_back();
