@@ -31,6 +31,7 @@ def performance(folder: Path) -> str:
     """Everything measured about speed and memory, as Markdown; a result that is not there is said to be missing."""
     parts = {
         "end_to_end": _reference,
+        "stages": _stages,
         "throughput": _throughput,
         "precision": _precision,
         "exact_tiling": _exact,
@@ -71,6 +72,24 @@ def _reference(result: dict) -> str:
             f"The network stage beside the same network in PyTorch in the same run: {ratios} on the same voxels; {job} "
             "on the reference job, where PyTorch is given the whole grid and mrisr leaves out the air around the head.",
         ]
+    return "\n".join(lines)
+
+
+def _stages(result: dict) -> str:
+    """Columns: ways, caches and commits; a stage's own seconds of the processors."""
+    rows = result["rows"]
+    names = list(dict.fromkeys(stage for row in rows for stage in row["stages"]))
+    lines = [
+        f"**Stage by stage, file to file** {_where('stages', result)}: {result['job']}. Seconds of the processors, and "
+        "MB held at most; cold: with an empty cache. Commits took turns; on a loaded machine the clock means little.",
+        "",
+        "| stage | " + " | ".join(f"{row['way']}, {row['cache']}, {row['commit']}" for row in rows) + " |",
+        "|---" * (1 + len(rows)) + "|",
+    ]
+    for name in (*names, "all"):
+        found = [row["all"] if name == "all" else row["stages"].get(name) for row in rows]
+        cells = ["-" if s is None else f"{s['cpu_s']:.2f} s, {s['peak_mb']:.0f}" for s in found]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -1,7 +1,7 @@
 """gzip streams, by Intel's ISA-L (the package isal) where it is installed, else by Python's zlib.
 
-ISA-L packs float32 voxels eighteen times as fast as zlib at its fastest, to the same size within 1 %, and unpacks 1.5
-to 3 times as fast (benchmarks/results/gzip.json). What comes out of either is the same.
+ISA-L packs float32 voxels some fifteen times as fast as zlib at its fastest, to the same size within 1 %, and unpacks
+them in half the time. What comes out of either is the same.
 """
 
 from __future__ import annotations
