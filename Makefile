@@ -23,7 +23,7 @@ C_FILES := '*.h' '*.c' '*.cpp' '*.cu' '*.cuh'
 NATIVE := $(shell find csrc -type f 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick test-slow lint format docs fuzz figures compile-only tensorrt-rtx native-test sanitize sanitize-thread runtime vendor-kit runtime-sanitize teacher-steps check-all clean
+.PHONY: help setup demo test quick test-slow lint format docs slurm wheels fuzz figures compile-only tensorrt-rtx native-test sanitize sanitize-thread runtime vendor-kit runtime-sanitize teacher-steps check-all clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -57,6 +57,12 @@ docs: $(STAMP) ## the documentation as a site that needs no network: build/site/
 
 figures: demo ## put the demo's picture and the measured figures into README, docs and model cards
 	$(RUN) benchmarks/readme_tables.py --demo $(OUT)/demo
+
+slurm: $(STAMP) ## many scans on a real SLURM of one node (root; skipped, with the reason, where it cannot be)
+	tests/slurm/run.sh $(PYTEST) tests/slurm
+
+wheels: $(STAMP) ## wheels for every CPython at hand, one without native code, an sdist; each installed and tried: minutes
+	$(RUN) tests/packaging/wheels.py --out dist
 
 fuzz: $(STAMP) ## damaged files of every kind, at every entry point: minutes (ROUNDS=55: 100 000 inputs)
 	MRISR_FUZZ_ROUNDS=$(or $(ROUNDS),8) $(RUN) -m pytest -q -rP tests/fuzz tests/export/test_fuzz.py

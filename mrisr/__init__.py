@@ -30,7 +30,14 @@ def __getattr__(name: str):
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, attribute = _LAZY[name]
-    value = getattr(import_module(module), attribute)
+    try:
+        value = getattr(import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        if (error.name or "mrisr").split(".")[0] == "mrisr":
+            raise
+        raise ImportError(
+            f"mrisr.{name} needs {error.name}, which is not installed; install what mrisr depends on: pip install ."
+        ) from error
     globals()[name] = value
     return value
 

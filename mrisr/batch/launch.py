@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from mrisr import environment
-from mrisr.errors import BackendError, InputError, UsageError
+from mrisr.batch.deliver import make_folder
+from mrisr.errors import CATCHING, BackendError, InputError, UsageError
 
 __all__ = ["CONFIG", "Cluster", "connected"]
 
@@ -25,6 +27,7 @@ SCHEMES = ("tcp://", "tls://")
 CORES = 4  # of a worker without a GPU, where nothing else is said
 MEMORY = "8GB"  # of a SLURM job, where nothing else is said
 ARRIVAL = 60.0  # seconds in which a scheduler that runs already has to have a worker
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 TAIL = 600  # bytes of a job's log that a message shows
 
 CONFIG = {
@@ -96,7 +99,7 @@ def connected(cluster: Cluster, scans: int, device: str) -> Iterator[Connection]
     except ImportError as error:
         raise InputError(f"--cluster: needs {error.name} ({error}); install it: pip install '.[cluster]'") from error
     cores = cluster.cores or min(CORES, environment.cores())
-    threads = {f"distributed.nanny.pre-spawn-environ.{name}": cores for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    threads = {f"distributed.nanny.pre-spawn-environ.{name}": cores for name in THREADS}
     patience = {"distributed.deploy.lost-worker-timeout": GIVEN_UP.get(cluster.where, "30s")}
     with dask.config.set({**CONFIG, **threads, **patience}), _silent("distributed"), ExitStack() as stack:
         if cluster.where == "local":
@@ -154,15 +157,17 @@ def _slurm(cluster: Cluster, cores: int, scans: int, device: str, stack: ExitSta
     `--sbatch` or from dask's own configuration (jobqueue.slurm)."""
     import dask
     from dask_jobqueue import SLURMCluster
-    from distributed.utils import get_ip
 
     directives = list(cluster.directives)
     if device.startswith("cuda") and not any("gpu" in line for line in directives):
         directives.append("--gres=gpu:1")
     timed = any(line.startswith(("-t ", "-t=", "--time")) for line in directives)
     stated = dask.config.get("jobqueue.slurm", {})
+    if cluster.logs is None:
+        raise UsageError("cluster: slurm needs `logs`, a folder that every node sees")
+    make_folder(cluster.logs)
     logs = str(cluster.logs.resolve())
-    words = [f"export {_variable(name)}={value!r}".replace("'", '"') for name, value in _for_workers(cores).items()]
+    words = [f"export {_variable(name)}={value}" for name, value in _for_workers(cores).items()]
     options = {
         "cores": 1,
         "processes": 1,
@@ -180,7 +185,7 @@ def _slurm(cluster: Cluster, cores: int, scans: int, device: str, stack: ExitSta
     }
     where = dict(stated.get("scheduler-options") or {})
     if not stated.get("interface") and not {"host", "interface"} & set(where):
-        where["host"] = get_ip()  # the address that the nodes see, and no other
+        where["host"] = _address()  # the address that the nodes see, and no other
     options["scheduler_options"] = {"dashboard": False, "dashboard_address": "127.0.0.1:0", **where}
     most = min(cluster.workers or 100, scans)
     made = stack.enter_context(SLURMCluster(**options))
@@ -236,20 +241,18 @@ def _queued(jobs: list[str]) -> bool:
 
 
 def _for_workers(cores: int) -> dict[str, Any]:
-    """What a worker in a job has to know, which is no child of this process."""
-    import dask
-
-    names = [name for name in CONFIG if name.startswith("distributed.worker.")]
-    threads = (
-        "distributed.nanny.pre-spawn-environ.OMP_NUM_THREADS",
-        "distributed.nanny.pre-spawn-environ.MKL_NUM_THREADS",
-    )
-    return {**{name: CONFIG[name] for name in names}, **dict.fromkeys(threads, cores), **_preloads(dask)}
+    """What a worker in a job has to know, which is no child of this process; sbatch hands on the environment."""
+    own = {name: value for name, value in CONFIG.items() if name.startswith("distributed.worker.")}
+    return {**own, **{f"distributed.nanny.pre-spawn-environ.{name}": cores for name in THREADS}}
 
 
-def _preloads(dask: Any) -> dict[str, Any]:
-    given = dask.config.get("distributed.worker.preload", [])
-    return {"distributed.worker.preload": list(given)} if given else {}
+def _address() -> str:
+    """The address that other machines see; where none is told apart (no route), the one of the host's name."""
+    from distributed.utils import get_ip
+
+    with CATCHING, warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return get_ip()
 
 
 def _variable(name: str) -> str:

@@ -83,7 +83,7 @@ def load_template():
         from nilearn.datasets import load_mni152_template
     except ImportError as error:
         raise InputError(
-            f"demo: needs nilearn for its brain template ({error}); install it: pip install 'mrisr[demo]'"
+            f"demo: needs nilearn for its brain template ({error}); install it: pip install '.[demo]'"
         ) from error
     from mrisr.volume import Volume
 

@@ -111,6 +111,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         what = to_do(error) if error.errno in NO_ROOM else "check its name and permissions"
         _say("error", f"{error.filename or 'output'}: {error.strerror}; {what}")
         return OutputError.exit_code if error.errno in (*NO_ROOM, errno.EROFS) else InputError.exit_code
+    except ModuleNotFoundError as error:
+        if (error.name or "mrisr").split(".")[0] == "mrisr":
+            return _bug(error)
+        _say("error", f"needs {error.name}, which is not installed; install what mrisr depends on: pip install .")
+        return InputError.exit_code
     except Exception as error:  # noqa: BLE001 - the outermost frame: what reaches it is a bug by definition
         return _bug(error)
 

@@ -78,7 +78,7 @@ def start(args: argparse.Namespace, command: str, presets: dict, **overrides) ->
     try:
         import accelerate  # noqa: F401 - asked for here, so that a missing extra costs one line
     except ImportError as error:
-        raise InputError(f"{command}: needs accelerate ({error}); install it: pip install 'mrisr[train]'") from error
+        raise InputError(f"{command}: needs accelerate ({error}); install it: pip install '.[train]'") from error
     out = Path(args.out)
     try:
         out.mkdir(parents=True, exist_ok=True)

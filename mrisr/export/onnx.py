@@ -42,7 +42,7 @@ def requirements() -> None:
         try:
             __import__(name)
         except ImportError as error:
-            raise BackendError(f"export: needs {name} ({error}); install it: pip install 'mrisr[export]'") from error
+            raise BackendError(f"export: needs {name} ({error}); install it: pip install '.[export]'") from error
 
 
 class _Exported(torch.nn.Module):

@@ -138,7 +138,7 @@ def requirements(options: PlanOptions) -> Package:
     if driver and package.flavour == "tensorrt":
         raise BackendError(
             f"tensorrt: {package} builds a plan on the GPU that runs it, and {driver}; TensorRT for RTX builds without "
-            "one (pip install 'mrisr[tensorrt-rtx]'), and trtexec builds from the ONNX graph elsewhere"
+            "one (pip install '.[tensorrt-rtx]'), and trtexec builds from the ONNX graph elsewhere"
         )
     if driver and options.refit:
         raise BackendError(

@@ -42,7 +42,7 @@ def load_ismrmrd() -> Any:
         with warnings.catch_warnings():  # importing it resets the filters of the whole program
             import ismrmrd
     except ImportError as error:
-        raise InputError("the MRD stream needs ismrmrd; install it with: pip install 'mrisr[mrd]'") from error
+        raise InputError("the MRD stream needs ismrmrd; install it with: pip install '.[mrd]'") from error
     return ismrmrd
 
 

@@ -214,6 +214,6 @@ def _simpleitk():
         import SimpleITK
     except ImportError as error:
         raise InputError(
-            f"bias: N4 needs SimpleITK ({error}); install it: pip install 'mrisr[bias]', or give the field as a file"
+            f"bias: N4 needs SimpleITK ({error}); install it: pip install '.[bias]', or give the field as a file"
         ) from error
     return SimpleITK

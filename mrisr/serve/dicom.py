@@ -320,5 +320,5 @@ def _pynetdicom() -> tuple[Callable, Callable]:
     try:
         from mrisr.serve import dicom_server
     except ImportError as error:
-        raise InputError("the DICOM node needs pynetdicom; install it with: pip install 'mrisr[dicom]'") from error
+        raise InputError("the DICOM node needs pynetdicom; install it with: pip install '.[dicom]'") from error
     return dicom_server.entity, dicom_server.Server

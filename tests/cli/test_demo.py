@@ -49,5 +49,5 @@ def test_demo_needs_no_network(tmp_path, weights, mrisr_command, monkeypatch):
 def test_without_nilearn_the_error_says_what_to_install(tmp_path, weights, mrisr_command, monkeypatch):
     monkeypatch.setitem(sys.modules, "nilearn.datasets", None)
     end = mrisr_command("demo", "-o", tmp_path, "--model", weights)
-    assert end.code == 3 and "pip install 'mrisr[demo]'" in end.errors[0] and len(end.errors) == 1
+    assert end.code == 3 and "pip install '.[demo]'" in end.errors[0] and len(end.errors) == 1
     assert list((tmp_path / "demo").iterdir()) == []

@@ -52,7 +52,7 @@ def built(folder, precision="float32", **options):
 def test_the_absent_package_is_one_clear_error(monkeypatch, exported):
     monkeypatch.setattr(tensorrt_package, "import_name", lambda flavour: None)
     with pytest.raises(
-        BackendError, match=r"not installed \(pip install 'mrisr\[tensorrt\]'.*\. Without it, .*trtexec"
+        BackendError, match=r"not installed \(pip install '\.\[tensorrt\]'.*\. Without it, .*trtexec"
     ):
         tensorrt.requirements(tensorrt.PlanOptions())
     with pytest.raises(BackendError, match="engine: tensorrt was asked for, but the package tensorrt is not"):
@@ -61,7 +61,7 @@ def test_the_absent_package_is_one_clear_error(monkeypatch, exported):
 
 def test_without_a_driver_tensorrt_says_who_builds_without_one(fake, monkeypatch):
     monkeypatch.setattr(tensorrt_package, "no_driver", lambda: "this machine has no NVIDIA driver")
-    with pytest.raises(BackendError, match=r"builds a plan on the GPU .*no NVIDIA driver.*'mrisr\[tensorrt-rtx\]'"):
+    with pytest.raises(BackendError, match=r"builds a plan on the GPU .*no NVIDIA driver.*'\.\[tensorrt-rtx\]'"):
         tensorrt.requirements(tensorrt.PlanOptions())
 
 
@@ -77,7 +77,7 @@ def noted(folder, **changed) -> Path:
     ("changed", "words"),
     [
         ({"flavour": "tensorrt-rtx", "tensorrt": "1.7.1.116"}, r"model.plan was built by TensorRT for RTX 1\.7\.1\.116 "
-         r"and only TensorRT is installed: pip install 'mrisr\[tensorrt-rtx\]', or build the plan again"),
+         r"and only TensorRT is installed: pip install '\.\[tensorrt-rtx\]', or build the plan again"),
         ({"tensorrt": "10.13.0"}, r"was built by TensorRT 10\.13\.0, and TensorRT 11\.0\.0-stand-in is "
          "installed, which does not read it; build the plan again"),
         ({"tensorrt": "11.1.0", "portable": True}, "which does not read it"),

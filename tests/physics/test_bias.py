@@ -120,5 +120,5 @@ def test_estimates_say_what_they_need(shaded, monkeypatch):
         return real(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(InputError, match=r"needs SimpleITK .*pip install 'mrisr\[bias\]'"):
+    with pytest.raises(InputError, match=r"needs SimpleITK .*pip install '\.\[bias\]'"):
         bias.estimate(scan, VOXEL)

@@ -53,14 +53,14 @@ def import_name(flavour: str) -> str | None:
 def missing(plan: Path | None = None) -> str | None:
     """None where a flavour is installed (that of `plan`, where its notes say so), else why not. Imports nothing."""
     if not any(map(import_name, FLAVOURS)):
-        return "the package tensorrt is not installed (pip install 'mrisr[tensorrt]' or 'mrisr[tensorrt-rtx]')"
+        return "the package tensorrt is not installed (pip install '.[tensorrt]' or '.[tensorrt-rtx]')"
     notes = notes_of(plan) if plan is not None else None
     if notes is None or import_name(notes.flavour):
         return None
     built = f"{FLAVOURS[notes.flavour][0]} {notes.tensorrt}"
     here = ", ".join(FLAVOURS[f][0] for f in FLAVOURS if import_name(f))
     return (
-        f"{plan} was built by {built} and only {here} is installed: pip install 'mrisr[{notes.flavour}]', or build the "
+        f"{plan} was built by {built} and only {here} is installed: pip install '.[{notes.flavour}]', or build the "
         "plan again with mrisr export --format tensorrt"
     )
 
@@ -80,7 +80,7 @@ def load(plan: Path | None = None) -> Package:
     try:
         api = importlib.import_module(name)
     except (ImportError, OSError) as error:  # OSError: its libraries are incomplete
-        raise BackendError(f"tensorrt: {name} cannot be imported ({error}); pip install 'mrisr[{flavour}]'") from error
+        raise BackendError(f"tensorrt: {name} cannot be imported ({error}); pip install '.[{flavour}]'") from error
     package = Package(flavour, str(api.__version__), api)
     if notes is not None and not _reads(package, notes):
         raise BackendError(

@@ -267,7 +267,7 @@ def decode(frame: Frame, dataset: Any) -> np.ndarray:
             stored = pixel_array(dataset, index=frame.number - 1 if frame.of > 1 else None)
     except Exception as error:  # noqa: BLE001 - each decoder has errors of its own
         found = " ".join(str(error).split())[:200]
-        more = "" if frame.syntax in NATIVE else "; compressed pixels need pip install 'mrisr[dicom]'"
+        more = "" if frame.syntax in NATIVE else "; compressed pixels need pip install '.[dicom]'"
         raise InputError(f"{frame.name}: pixels cannot be decoded ({found}){more}; copy or export it again") from error
     if stored.shape != (frame.rows, frame.columns):
         if stored.shape == (1, frame.rows, frame.columns):

@@ -217,5 +217,5 @@ def _pydicom(part: Part):
         import pydicom
         import pydicom.filereader
     except ImportError as error:
-        raise InputError(f"{part}: DICOM needs pydicom; install it with: pip install 'mrisr[dicom]'") from error
+        raise InputError(f"{part}: DICOM needs pydicom; install it with: pip install '.[dicom]'") from error
     return pydicom

@@ -225,5 +225,5 @@ def test_what_is_no_dicom(tmp_path):
 def test_without_pydicom_one_line_says_what_to_install(tmp_path, monkeypatch, made):
     made.series(tmp_path)
     monkeypatch.setitem(sys.modules, "pydicom", None)
-    with pytest.raises(InputError, match=r"DICOM needs pydicom; install it with: pip install 'mrisr\[dicom\]'"):
+    with pytest.raises(InputError, match=r"DICOM needs pydicom; install it with: pip install '\.\[dicom\]'"):
         to_volume(tmp_path)
