@@ -108,7 +108,7 @@ def test_what_sbatch_refuses_is_said(weights, tmp_path):
     scan(tmp_path / "in/a.nii", 0)
     words = ["upscale", "-i", tmp_path / "in", "-o", tmp_path / "out", "--model", weights, "--cluster", "slurm"]
     done = subprocess.run(
-        [MRISR, *map(str, words), "--sbatch", "--partition=none"], capture_output=True, text=True, timeout=120
+        [MRISR, *map(str, words), "--sbatch=--partition=none"], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 7 and "sbatch does not take the job" in done.stderr, done.stderr
     assert "partition" in done.stderr and not list((tmp_path / "out").glob("*.nii"))
