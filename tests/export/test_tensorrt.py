@@ -51,9 +51,7 @@ def built(folder, precision="float32", **options):
 
 def test_the_absent_package_is_one_clear_error(monkeypatch, exported):
     monkeypatch.setattr(tensorrt_package, "import_name", lambda flavour: None)
-    with pytest.raises(
-        BackendError, match=r"not installed \(pip install '\.\[tensorrt\]'.*\. Without it, .*trtexec"
-    ):
+    with pytest.raises(BackendError, match=r"not installed \(pip install '\.\[tensorrt\]'.*\. Without it, .*trtexec"):
         tensorrt.requirements(tensorrt.PlanOptions())
     with pytest.raises(BackendError, match="engine: tensorrt was asked for, but the package tensorrt is not"):
         mrisr.upscale(torch.rand(16, 16, 16), input_voxel_size=1, model=exported[0], engine="tensorrt")
