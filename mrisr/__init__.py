@@ -12,10 +12,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
-__all__ = ["Volume", "__version__", "load_model", "upscale"]
+__all__ = ["Volume", "__version__", "load_model", "upscale", "view"]
 
 if TYPE_CHECKING:
     from mrisr.api import upscale
+    from mrisr.report.notebook import view
     from mrisr.volume import Volume
     from mrisr.weights.registry import load as load_model
 
@@ -23,6 +24,7 @@ _LAZY = {
     "upscale": ("mrisr.api", "upscale"),
     "load_model": ("mrisr.weights.registry", "load"),
     "Volume": ("mrisr.volume", "Volume"),
+    "view": ("mrisr.report.notebook", "view"),
 }
 
 

@@ -46,7 +46,7 @@ MAY_IMPORT = {
         "weights",
         "evaluate",
     },
-    "infer": {"schema", "io", "nn", "diffusion", "ops", "physics", "volume", "grid", "native"},
+    "infer": {"schema", "io", "nn", "diffusion", "ops", "physics", "volume", "grid", "native", "report"},
     "export": {"bundle", "grid", "nn", "infer", "ops", "diffusion", "physics", "io"},
     "weights": {"bundle", "schema", "nn", "diffusion", "io"},
     "evaluate": {"io", "infer", "ops", "physics", "volume", "grid", "preview", "weights", "api"},
@@ -56,7 +56,7 @@ MAY_IMPORT = {
     "batch": {"api", "corrections", "report", "io", "volume", "grid", "schema", "preview"},
     "serve": {"api", "report", "batch", "io", "volume", "grid"},
     "cli": {"*"},
-    "__init__": {"api", "volume", "weights"},
+    "__init__": {"api", "report", "volume", "weights"},
     "_build_info": set(),
 }
 NUMPY_ONLY = ("errors", "grid", "volume")  # beside the standard library

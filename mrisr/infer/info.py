@@ -180,6 +180,15 @@ class Info:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "std"}
         return {name: _plain(value) for name, value in fields.items()}
 
+    def show(self, before: Any = None, after: Any = None, **place: Any) -> Any:
+        """This account for a notebook or a console; with what went in and came out, also pictures of both.
+
+        As `mrisr.report.show(info, before, after)`; the volumes themselves are not kept here.
+        """
+        from mrisr.report import notebook  # what an account looks like is no concern of the pipeline
+
+        return notebook.show(self, before, after, **place)
+
     def to_json(self, indent: int | None = 2) -> str:
         """The run as strict JSON text (a number that is not finite becomes null)."""
         return json.dumps(self.to_dict(), indent=indent, allow_nan=False)

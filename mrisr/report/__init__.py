@@ -5,7 +5,8 @@ and where the result is from. It needs no server and no network: a folder that c
 """
 
 from mrisr.report.folder import Place, check, placed, records
+from mrisr.report.notebook import show, view
 from mrisr.report.page import failed, is_current, write
 from mrisr.report.table import write_index
 
-__all__ = ["Place", "check", "failed", "is_current", "placed", "records", "write", "write_index"]
+__all__ = ["Place", "check", "failed", "is_current", "placed", "records", "show", "view", "write", "write_index"]

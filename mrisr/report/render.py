@@ -99,9 +99,11 @@ def _templates():
 
 
 def _number(value: float | None, digits: int = 2, signed: bool = False) -> str:
-    """A number as a page shows it: a true minus, a dash where there is none."""
+    """A number as a page shows it: a true minus, a dash where there is none, no zero for what is none."""
     if value is None:
         return "–"
+    if value and abs(value) < 0.5 * 10**-digits:
+        return f"< {10**-digits:g}" if value > 0 else f"> −{10**-digits:g}"
     return f"{value:{'+' if signed else ''}.{digits}f}".replace("-", "−")
 
 

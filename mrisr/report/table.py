@@ -20,8 +20,8 @@ COLUMNS = (
      "not how much of it is right"),
     ("changed", "changed, %", 2, False, "Root mean square of after − before inside the head, of the intensity window"),
     ("measured", "measured, %", 0, False, "Share of the output's frequencies that the scanner has measured"),
-    ("chi2", "χ²", 2, False, "Misfit to the scan over its noise: 1 explains it to within the noise; – where the scan's "
-     "resolution is not known for certain"),
+    ("chi2", "χ²", 2, False, "Misfit of the result, degraded as the scan was, over the scan's noise: 1 explains it to "
+     "within the noise, less follows the noise too; – where it was not tested"),
     ("seam", "seam, %", 2, False, "Largest difference between neighbouring tiles, of the range; – where there are no "
      "tiles"),
     ("doubt", "doubt, %", 2, False, "Median spread of the samples inside the head, of the intensity window; – where "

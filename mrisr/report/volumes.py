@@ -9,7 +9,7 @@ import numpy as np
 
 from mrisr import preview
 
-__all__ = ["as_script", "scripts"]
+__all__ = ["nifti_bytes", "scripts"]
 
 MOST = 8_000_000  # voxels of a copy
 COARSEST_MM = 1.0  # no copy is coarser, unless its output is
@@ -17,27 +17,25 @@ GLOBAL = "mrisrVolumes"
 
 
 def scripts(pair) -> dict[str, str]:
-    """The text of before.js and after.js for a `mrisr.report.views.Pair`."""
-    shape, affine = _grid(pair)
-    made = {}
-    for name in ("before", "after"):
-        data = getattr(pair, name)
-        if shape != data.shape:
-            data = preview.interpolate(_smoothed(data, pair.affine, affine), pair.affine, shape, affine)
-        low, high = pair.window
-        grey = np.clip((data - low) / max(high - low, 1e-30), 0, 1) * 255
-        made[name] = as_script(name, np.rint(grey).astype(np.uint8), affine)
-    return made
+    """The text of before.js and after.js for a `mrisr.report.views.Pair`: each puts base64 of .nii.gz into the page's
+    table of volumes."""
+    packed = {name: base64.b64encode(nifti_bytes(pair, name)).decode("ascii") for name in ("before", "after")}
+    return {name: f'(window.{GLOBAL}=window.{GLOBAL}||{{}})["{name}"]="{text}";\n' for name, text in packed.items()}
 
 
-def as_script(name: str, grey: np.ndarray, affine: np.ndarray) -> str:
-    """A uint8 volume as a script that puts it, as base64 of .nii.gz, into the page's table of volumes."""
+def nifti_bytes(pair, name: str) -> bytes:
+    """A copy of `pair.before` or `.after` in 256 grey levels, as the bytes of a .nii.gz."""
     import nibabel as nib
 
-    image = nib.Nifti1Image(grey, affine)
+    shape, affine = _grid(pair)
+    data = getattr(pair, name)
+    if shape != data.shape:
+        data = preview.interpolate(_smoothed(data, pair.affine, affine), pair.affine, shape, affine)
+    low, high = pair.window
+    grey = np.clip((data - low) / max(high - low, 1e-30), 0, 1) * 255
+    image = nib.Nifti1Image(np.rint(grey).astype(np.uint8), affine)
     image.header.set_xyzt_units("mm")
-    packed = base64.b64encode(gzip.compress(image.to_bytes(), mtime=0)).decode("ascii")
-    return f'(window.{GLOBAL}=window.{GLOBAL}||{{}})["{name}"]="{packed}";\n'
+    return gzip.compress(image.to_bytes(), 6, mtime=0)
 
 
 def _grid(pair) -> tuple[tuple[int, ...], np.ndarray]:
