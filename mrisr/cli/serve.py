@@ -26,6 +26,7 @@ def add_parser(subparsers) -> None:
     doors = parser.add_subparsers(title="services", metavar="SERVICE", dest="service", required=True)
     _add_dicom(doors)
     _add_mrd(doors)
+    _add_web(doors)
 
 
 def _add_dicom(doors) -> None:
@@ -86,6 +87,21 @@ def _add_mrd(doors) -> None:
     _add_model(parser)
 
 
+def _add_web(doors) -> None:
+    parser = doors.add_parser(
+        "web",
+        help="a page to try it on, for a browser",
+        description="A page that takes a scan (NIfTI or MGH) and gives its report and the result. One at a time; files "
+        "lie in a private folder and go with the service. There is no login: whoever reaches the address may use it.",
+    )
+    _add_address(parser, 8080)
+    limits = parser.add_argument_group("limits")
+    limits.add_argument("--largest", type=_size, default="512MB", metavar="SIZE", help="of an upload (default: 512MB)")
+    limits.add_argument("--waiting", type=positive_int, default=2, metavar="N", help="scans that wait (default: 2)")
+    _add_seconds(limits, "--keep-seconds", 3600, "that a result stays")
+    _add_model(parser)
+
+
 def _add_address(parser: argparse.ArgumentParser, port: int) -> None:
     parser.add_argument("--host", default=LOOPBACK, metavar="H", help=f"address to listen on (default: {LOOPBACK})")
     parser.add_argument("--port", type=_port, default=port, metavar="P", help=f"0: any free one (default: {port})")
@@ -140,7 +156,7 @@ def run(args: argparse.Namespace) -> int:
     use_threads(args.threads)
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("mrisr.serve").setLevel(logging.INFO)
-    return {"dicom": _dicom, "mrd": _mrd}[args.service](args)
+    return {"dicom": _dicom, "mrd": _mrd, "web": _web}[args.service](args)
 
 
 def _dicom(args: argparse.Namespace) -> int:
@@ -186,6 +202,25 @@ def _mrd(args: argparse.Namespace) -> int:
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)
     thread.start()
     _say(f"mrd on {server.server_address[0]} port {server.server_address[1]}")
+    _until_stopped()
+    server.stop()
+    _say("stopped")
+    return 0
+
+
+def _web(args: argparse.Namespace) -> int:
+    try:
+        import starlette  # noqa: F401 - asked for before a model is loaded
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise UsageError(f"serve web: needs starlette and uvicorn ({error}); pip install 'mrisr[web]'") from error
+    from mrisr.serve.site import Settings
+    from mrisr.serve.web import Server
+
+    settings = Settings(largest=args.largest, waiting=args.waiting, keep=args.keep_seconds)
+    server = Server((args.host, args.port), _upscale(args), settings)
+    host = f"[{server.address[0]}]" if ":" in server.address[0] else server.address[0]
+    _say(f"web on http://{host}:{server.address[1]}/ (research software, not a medical device)")
     _until_stopped()
     server.stop()
     _say("stopped")

@@ -27,6 +27,7 @@ def write(
     record: dict[str, Any],
     *,
     spread: Volume | None = None,
+    title: str = "",
     force: bool = False,
 ) -> None:
     """Write a scan's page and figures, whole or not at all. The table is `write_index`'s.
@@ -35,6 +36,7 @@ def write(
         source, result: as `mrisr.upscale` takes and gives them; of 4D data the first frame is shown.
         record: the result's sidecar.
         spread: voxel-wise standard deviation of the samples.
+        title: of the page, in place of the result's name.
         force: replace a page of ours.
 
     Raises:
@@ -60,7 +62,7 @@ def write(
         (figures / RECORD).write_text(_as_text(held), encoding="utf-8")
         context = {
             "place": place,
-            "scan": _scan_name(record, place),
+            "title": title or place.stem,
             "numbers": found,
             "grids": held["Grids"],
             "own": own,
@@ -143,10 +145,6 @@ def _grid(volume: Volume) -> str:
     counts = " × ".join(map(str, volume.data.shape[:3]))
     sizes = [f"{v:.3g}" for v in volume.voxel_size]
     return f"{counts} voxels of {sizes[0] if len(set(sizes)) == 1 else ' × '.join(sizes)} mm"
-
-
-def _scan_name(record: dict[str, Any], place: Place) -> str:
-    return str(record[story.KEY].get("Input", {}).get("Name") or place.name)
 
 
 def _as_text(value: Any) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import base64
-import gzip
+import io
 
 import numpy as np
 
 from mrisr import preview
+from mrisr.io import gzipped
 
 __all__ = ["nifti_bytes", "scripts"]
 
@@ -35,7 +36,10 @@ def nifti_bytes(pair, name: str) -> bytes:
     grey = np.clip((data - low) / max(high - low, 1e-30), 0, 1) * 255
     image = nib.Nifti1Image(np.rint(grey).astype(np.uint8), affine)
     image.header.set_xyzt_units("mm")
-    return gzip.compress(image.to_bytes(), 6, mtime=0)
+    held = io.BytesIO()
+    with gzipped.writing(held) as packing:
+        packing.write(image.to_bytes())
+    return held.getvalue()
 
 
 def _grid(pair) -> tuple[tuple[int, ...], np.ndarray]:
