@@ -36,13 +36,15 @@ Upscale = Callable[..., tuple[Any, Any]]
 @dataclass(frozen=True)
 class Settings:
     """largest: bytes of an upload. voxels: of a scan, all frames. waiting: scans that wait beside the one that is
-    computed. keep: seconds that a result stays. results: how many are kept at most."""
+    computed. keep: seconds that a result stays. results: how many are kept at most. idle: seconds without a byte, after
+    which an upload is over."""
 
     largest: int = 512 << 20
     voxels: int = 256 << 20
     waiting: int = 2
     keep: float = 3600.0
     results: int = 8
+    idle: float = 30.0
 
 
 @dataclass

@@ -6,6 +6,7 @@ comes, and no form has to be parsed.
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -72,7 +73,7 @@ def _answering(work: Callable[[Any], Any], hosts: Sequence[str] | None) -> Calla
             response = JSONResponse({"error": str(refusal)}, refusal.status)
             if refusal.status == 503:
                 response.headers["Retry-After"] = "60"
-            if refusal.status in (413, 422, 503):  # the rest of the body is not read
+            if refusal.status in (408, 413, 415, 422, 503, 507):  # the rest of the body is not read
                 response.headers["Connection"] = "close"
         except ClientDisconnect:
             response = Response(status_code=400)
@@ -108,7 +109,7 @@ def _upload(site: Site) -> Any:
         job = site.begin(unquote(request.headers.get("x-file-name", "")))
         try:
             path = job.folder / f"upload{nifti.ending_of(Path(job.name))}"
-            await _store(request.stream(), path, largest)
+            await _store(request.stream(), path, site.settings)
             await run_in_threadpool(site.accept, job, path)
         except BaseException:  # a client that went away too
             site.drop(job)
@@ -118,14 +119,21 @@ def _upload(site: Site) -> Any:
     return upload
 
 
-async def _store(stream: AsyncIterator[bytes], path: Path, largest: int) -> None:
+async def _store(stream: AsyncIterator[bytes], path: Path, settings: Settings) -> None:
+    """Write an upload as it comes. Raises Refusal: 413 once it is too long, 408 where it stops, 507 without room."""
     size = 0
     try:
         with open(path, "wb") as out:
-            async for block in stream:
+            while True:
+                try:
+                    block = await asyncio.wait_for(anext(stream), settings.idle)
+                except StopAsyncIteration:
+                    return
+                except asyncio.TimeoutError:
+                    raise Refusal(408, f"nothing has come for {settings.idle:g} seconds; send it again") from None
                 size += len(block)
-                if size > largest:
-                    raise Refusal(413, _too_large(largest))
+                if size > settings.largest:
+                    raise Refusal(413, _too_large(settings.largest))
                 out.write(block)
     except OSError as error:
         raise Refusal(507, f"the service has no room for this ({error.strerror}); try again later") from error
