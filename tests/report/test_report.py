@@ -38,7 +38,7 @@ class Links(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         names = ("src", "href", "data-script", "data-before", "data-after")
-        self.links += [value for name, value in attrs if name in names]
+        self.links += [value for name, value in attrs if name in names and not value.startswith("data:")]
 
     def handle_data(self, data):
         self.words.append(data)
