@@ -79,6 +79,8 @@ def test_results_may_be_constant_but_not_broken():
         source.replace(RAMP * np.nan)
 
 
-def test_no_head_has_voxels_of_400_mm():
+def test_no_head_has_voxels_of_400_mm_or_of_a_micron():
+    with pytest.raises(GeometryError, match="voxels of 0.001 x 0.001 x 0.003 mm, which no scan of a head has"):
+        Volume(np.arange(64.0).reshape(4, 4, 4), np.diag([0.001, 0.001, 0.003, 1]))
     with pytest.raises(GeometryError, match="voxels of 400 x 1 x 1 mm, which no scan of a head has"):
         Volume(np.arange(64.0).reshape(4, 4, 4), np.diag([400.0, 1, 1, 1]))
