@@ -72,6 +72,14 @@ def one(library: Path, bundle: Path, name: str, fixed: bool, threads: int, warm:
     }
 
 
+def _exported(folder: Path) -> Path:
+    from mrisr.export.build import export_bundle
+    from mrisr.weights import registry
+
+    export_bundle(registry.load("base"), folder)
+    return folder
+
+
 def text(content: dict) -> str:
     lines = [
         "# Latency of libmrisr",
@@ -96,6 +104,7 @@ def text(content: dict) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--library", type=Path, required=True)
+    parser.add_argument("--bundle", type=Path, help="of the kit, for example (default: base, exported for this)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--warm", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=JOBS, default=list(JOBS))
@@ -106,13 +115,9 @@ def main() -> int:
         bundle, name, tiles = options.one
         print(json.dumps(one(options.library, Path(bundle), name, tiles == "fixed", options.threads, options.warm)))
         return 0
-    from mrisr.export.build import export_bundle
-    from mrisr.weights import registry
-
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
-        bundle = Path(scratch) / "bundle"
-        export_bundle(registry.load("base"), bundle)
+        bundle = options.bundle or _exported(Path(scratch) / "bundle")
         for name in options.only:
             for tiles in ("chosen", "fixed"):
                 words = [sys.executable, __file__, "--library", options.library, "--threads", options.threads]
