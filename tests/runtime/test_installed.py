@@ -83,7 +83,7 @@ def test_images_of_a_scanners_stream_become_whole_numbers_with_dicom_geometry(fo
     expected, info = mrisr.upscale(
         scan, affine=affine, voxel_size=1.0, model=loaded, engine="openvino", return_info=True
     )
-    grid = info.target.affine
+    grid = np.array(info.target.affine)
     assert np.allclose(places, grid[:3, 3] + np.arange(expected.shape[2])[:, None] * grid[:3, 2], atol=1e-3)
     middle = places.mean(0) + grid[:3, :2] @ ((np.array(expected.shape[:2]) - 1) / 2)
     assert np.allclose(middle, centre, atol=1e-3)
