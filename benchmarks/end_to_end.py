@@ -133,7 +133,8 @@ def rivals(kind: str, threads: int | None, model: str, repeats: int) -> dict:
     y, vector = torch.randn(1, 1, *shape, generator=generator), torch.randn(1, VECTOR_DIM, generator=generator)
     guidance = torch.zeros(1, 8, *(n // 8 for n in shape))
     given = (x, y, vector, guidance)
-    ours = {name: engines.choose(name, "cpu", net, threads)[0].prepare(shape) for name in ("openvino", "torch")}
+    chosen = {name: engines.choose(name, "cpu", net, threads) for name in ("openvino", "torch")}
+    ours = {name: engines.make(choice, net).prepare(shape) for name, choice in chosen.items()}
     results = {name: _timed(network, given, repeats) for name, network in ours.items()}
     with others.plain_operators():
         for name, layout in _layouts().items():

@@ -300,11 +300,11 @@ def profile(setting: Setting) -> dict:
     """Which kernels the student runs, and the proof that none of them changes a layout."""
     from torch.profiler import ProfilerActivity
 
-    from mrisr.infer.engines.select import choose
+    from mrisr.infer.engines.select import choose, make
 
     shape = (8, 8, 16) if setting.tiny else (128, 160, 128)
     net, given = _student(setting, shape, torch.float32)
-    run = choose("torch", setting.device, net, setting.threads)[0].prepare(shape)
+    run = make(choose("torch", setting.device, net, setting.threads), net).prepare(shape)
     kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if setting.on_gpu else [])
     for _ in range(3):
         run(*given)

@@ -24,6 +24,8 @@ SAME_SPACING = 1e-3
 SMALLEST_VOXEL = 1e-6
 # |det| of the unit-length columns; 1 for orthogonal axes, 0 for axes that lie in one plane.
 SMALLEST_DETERMINANT = 1e-4
+# Headers are float32: so much of a voxel is added before counts are rounded, that 180 x 0.9 mm loses none.
+HEADER_ROUNDING = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,9 +123,8 @@ def plan(
         ratio = 1.0 / triple(factor, "factor")
 
     n_in = np.array(source.shape)
-    # Headers are float32: 180 x 0.9 mm must not lose a voxel to the seventh digit. And floor(x + 0.5), not
-    # round(): Python and C++ disagree on halves.
-    n_out = tuple(max(1, math.floor(q + 0.5 + 1e-4)) for q in (n_in / ratio).tolist())
+    # floor(x + 0.5), not round(): Python and C++ disagree on halves.
+    n_out = tuple(max(1, math.floor(q + 0.5 + HEADER_ROUNDING)) for q in (n_in / ratio).tolist())
     index_map = np.diag([*ratio, 1.0])
     index_map[:3, 3] = 0.5 * ((n_in - 1) - (np.array(n_out) - 1) * ratio)
     return Grid(n_out, source.affine @ index_map)

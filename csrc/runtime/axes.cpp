@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "shared.h"
+
 namespace mrisr::runtime {
 
 Axes::Axes(const Matrix (&matrices)[3]) {
@@ -13,7 +15,7 @@ Axes::Axes(const Matrix (&matrices)[3]) {
     packed.axis = axis;
     packed.bands.resize(static_cast<std::size_t>(cpu::axis_bands(m.rows)));
     packed.coefficients.resize(static_cast<std::size_t>(cpu::axis_coefficients(m.rows, m.cols)));
-    packed.matrix = cpu::axis_pack(packed.bands.data(), packed.coefficients.data(), m.values.data(), m.rows, m.cols, kDrop);
+    packed.matrix = cpu::axis_pack(packed.bands.data(), packed.coefficients.data(), m.values.data(), m.rows, m.cols, shared::kDrop);
     const cpu::AxisBand& last = packed.bands.back();
     packed.coefficients.resize(static_cast<std::size_t>(last.at + 4 * last.count));
     packed.coefficients.shrink_to_fit();

@@ -9,8 +9,6 @@
 
 namespace mrisr::runtime {
 
-constexpr double kDrop = 1e-9;  // of a row's largest entry, as in mrisr/ops/resample/axes.py
-
 class Axes {
  public:
   Axes() = default;

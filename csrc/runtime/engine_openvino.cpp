@@ -8,13 +8,14 @@
 
 #include "engine.h"
 #include "error.h"
+#include "shared.h"
 
 namespace mrisr::runtime {
 namespace {
 
 // Compiled sizes held per job, and by a model of jobs that are closed; each has its own packed copy of the weights.
-constexpr std::size_t kKeepShapes = 3;
-constexpr auto kPatience = std::chrono::milliseconds(50);  // how often a running request looks for a cancellation
+constexpr auto kKeepShapes = static_cast<std::size_t>(shared::kKeepShapes);
+const auto kPatience = std::chrono::milliseconds(shared::kWaitMs);  // how often a running request looks for a cancellation
 
 template <class Call>
 auto guarded(const char* what, Call&& call) {

@@ -1,21 +1,15 @@
-// From the start and the residual to the result: interpolation where the network does not count, and what of the scan
-// has been masked: mrisr/infer/fade.py and mrisr/physics/foreground.py.
+// The last stage of a run: consistency with the scan, interpolation where the network does not count, and the way back to
+// the units of the input: mrisr/infer/finish.py.
 #pragma once
 
 #include "job.h"
+#include "start.h"
 #include "workspace.h"
 
 namespace mrisr::runtime {
 
-// w.y, start and residual together, is held to what a scan can have whose no signal is `zero`, and becomes plain
-// interpolation in air and beyond the end slices; w.spread fades there.
-void fade(const Job& job, const Workspace& w, float zero);
-
-// Into w.background, before the scan in w.lr is normalised: what is masked by `mask` (or, without, by the scan itself).
-// Whether anything is; `value` is what it shall have.
-bool find_background(const Job& job, const Workspace& w, const std::uint8_t* mask, double& value);
-
-// w.fade.weights: above config.fade.half where the target is background.
-void resample_background(const Job& job, const Workspace& w);
+// From the start in w.y and the residual in w.found (and the spread in w.spread) to the caller's output. Fills the parts
+// of info that are about consistency.
+void finish(const Job& job, const Workspace& w, const mrisr_run_options& options, const Frame& frame, mrisr_run_info& info);
 
 }  // namespace mrisr::runtime

@@ -4,13 +4,12 @@
 #include <cmath>
 
 #include "error.h"
+#include "shared.h"
 
 namespace mrisr::runtime {
 namespace {
 
-constexpr double kLargestVoxel = 100, kLargestView = 5000;  // mm; mrisr/volume.py
 constexpr double kPi = 3.14159265358979323846;
-constexpr double kSmallestVoxel = 1e-6, kSmallestDeterminant = 1e-4;
 constexpr std::int64_t kMostVoxels = std::int64_t{1} << 40;  // of a grid
 constexpr std::int64_t kLongestAxis = 16384;                 // matrices have its square
 
@@ -45,8 +44,8 @@ Grid source_grid(const std::int64_t shape[3], const double affine[16]) {
   Grid grid{};
   for (int d = 0; d < 3; ++d) {
     grid.shape[d] = shape[d];
-    if (shape[d] < 2)
-      MRISR_FAIL(MRISR_ERROR_ARGUMENT, "shape: expected at least 2 voxels along every axis, found " << shape[0] << " x "
+    if (shape[d] < shared::kFewestVoxels)
+      MRISR_FAIL(MRISR_ERROR_ARGUMENT, "shape: expected at least " << shared::kFewestVoxels << " voxels along every axis, found " << shape[0] << " x "
                                            << shape[1] << " x " << shape[2]);
   }
   check_shape(grid.shape, "shape");
@@ -57,18 +56,18 @@ Grid source_grid(const std::int64_t shape[3], const double affine[16]) {
     MRISR_FAIL(MRISR_ERROR_GEOMETRY, "affine: the last row must be 0 0 0 1, found " << affine[12] << ' ' << affine[13] << ' '
                                          << affine[14] << ' ' << affine[15]);
   grid.voxel = voxel_of(grid.affine);
-  if (*std::min_element(grid.voxel.begin(), grid.voxel.end()) < kSmallestVoxel)
+  if (*std::min_element(grid.voxel.begin(), grid.voxel.end()) < shared::kSmallestVoxel)
     MRISR_FAIL(MRISR_ERROR_GEOMETRY, "affine: voxel size " << grid.voxel[0] << " x " << grid.voxel[1] << " x "
                                          << grid.voxel[2] << " mm has a zero; set the true voxel size");
   for (int d = 0; d < 3; ++d)
-    if (grid.voxel[d] > kLargestVoxel || grid.voxel[d] * static_cast<double>(grid.shape[d]) > kLargestView)
+    if (grid.voxel[d] > shared::kLargestVoxel || grid.voxel[d] * static_cast<double>(grid.shape[d]) > shared::kLargestView)
       MRISR_FAIL(MRISR_ERROR_GEOMETRY, "affine: " << grid.shape[d] << " voxels of " << grid.voxel[d] << " mm along axis " << d
                                            << ", which no scan of a head has; set the true voxel size (or its unit)");
   double u[9];
   for (int r = 0; r < 3; ++r)
     for (int c = 0; c < 3; ++c) u[3 * r + c] = affine[4 * r + c] / grid.voxel[c];
   const double determinant = u[0] * (u[4] * u[8] - u[5] * u[7]) - u[1] * (u[3] * u[8] - u[5] * u[6]) + u[2] * (u[3] * u[7] - u[4] * u[6]);
-  if (std::fabs(determinant) < kSmallestDeterminant)
+  if (std::fabs(determinant) < shared::kSmallestDeterminant)
     MRISR_FAIL(MRISR_ERROR_GEOMETRY, "affine: it is not invertible (its axes lie in one plane)");
   return grid;
 }
@@ -88,8 +87,7 @@ Grid target_grid(const Grid& source, const double voxel_size[3], const double fa
                                            << given[0] << ", " << given[1] << ", " << given[2]);
     ratio[d] = by_factor ? 1.0 / given[d] : given[d] / source.voxel[d];
     const double n_in = static_cast<double>(source.shape[d]);
-    // As in Python: headers are float32, so 180 x 0.9 mm must not lose a voxel to the seventh digit.
-    const double n_out = std::max(1.0, std::floor(n_in / ratio[d] + 0.5 + 1e-4));
+    const double n_out = std::max(1.0, std::floor(n_in / ratio[d] + 0.5 + shared::kHeaderRounding));
     if (n_out > kLongestAxis)
       MRISR_FAIL(MRISR_ERROR_ARGUMENT, "voxel_size: the output would have " << n_out << " voxels along axis " << d
                                            << "; expected at most " << kLongestAxis);

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "shared.h"
+
 namespace mrisr::runtime {
 namespace {
 
@@ -187,7 +189,7 @@ double estimate_noise(const float* v, const Triple& shape, const Config& config,
   });
   float* const middle = sample + (count - 1) / 2;
   std::nth_element(sample, middle, sample + count);
-  return *middle * static_cast<float>(1.4826 / std::sqrt(8.0));
+  return *middle * static_cast<float>(shared::kNormalMad / std::sqrt(8.0));
 }
 
 }  // namespace mrisr::runtime

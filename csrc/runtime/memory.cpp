@@ -14,12 +14,10 @@
 #include <sstream>
 
 #include "error.h"
+#include "shared.h"
 
 namespace mrisr::runtime {
 namespace {
-
-constexpr double kShareOfFree = 0.6;
-constexpr double kTargetCopies = 5, kCorrectionCopies = 2, kSourceCopies = 6;
 
 // The first line of a small file that begins with `name`: the number after it. Negative where there is none.
 double number_in(const char* path, const char* name) {
@@ -130,7 +128,7 @@ std::uint64_t resident_bytes() {
 }
 
 std::uint64_t default_budget() {
-  return static_cast<std::uint64_t>(static_cast<double>(resident_bytes()) + kShareOfFree * available_bytes() / workers());
+  return static_cast<std::uint64_t>(static_cast<double>(resident_bytes()) + shared::kShareOfFree * available_bytes() / workers());
 }
 
 std::int64_t Demand::tile_voxels(std::uint64_t budget) const {
@@ -140,9 +138,9 @@ std::int64_t Demand::tile_voxels(std::uint64_t budget) const {
 
 double volume_bytes(std::int64_t source_voxels, std::int64_t target_voxels, const Copies& copies) {
   const bool several = copies.samples > 1;
-  const double target = kTargetCopies + (several ? 2 : 1) + (copies.steps > 1 ? 2 : 0) + (several ? 3 : 0) +
-                        (copies.corrected ? kCorrectionCopies : 0);
-  return 4 * (target * static_cast<double>(target_voxels) + kSourceCopies * static_cast<double>(source_voxels));
+  const double target = shared::kTargetCopies + (several ? 2 : 1) + (copies.steps > 1 ? shared::kStepCopies : 0) +
+                        (several ? shared::kSeveralCopies : 0) + (copies.corrected ? shared::kCorrectionCopies : 0);
+  return 4 * (target * static_cast<double>(target_voxels) + shared::kSourceCopies * static_cast<double>(source_voxels));
 }
 
 std::string show_bytes(double bytes) {

@@ -8,6 +8,7 @@
 
 #include "error.h"
 #include "job.h"
+#include "shared.h"
 #include "workspace.h"
 
 namespace mrisr::runtime {
@@ -15,7 +16,6 @@ namespace {
 
 constexpr std::int64_t kMostSourceVoxels = std::int64_t{1} << 31;
 constexpr int kMostThreads = 1024, kMostSteps = 1000, kMostSamples = 100000;
-constexpr double kOpenVinoFixed = 120e6, kOpenVinoMaps = 4, kPieceBytes = 32;  // mrisr/infer/memory.py
 
 std::int32_t within(const char* name, std::int32_t value, std::int32_t low, std::int32_t high) {
   if (value < low || value > high)
@@ -186,8 +186,8 @@ void plan_memory(Job& job, const mrisr_plan_options& options) {
   const bool own = options.engine != nullptr;
   job.need.held = static_cast<double>(resident_bytes());
   job.need.fixed = own ? static_cast<double>(options.engine->fixed_bytes)
-                       : kOpenVinoFixed + 2 * 4.0 * static_cast<double>(config.parameters);
-  job.need.per_voxel = kPieceBytes + (own ? options.engine->bytes_per_voxel : kOpenVinoMaps * width * 4 / 8);
+                       : shared::kOpenVinoFixed + shared::kWeightCopies * sizeof(float) * static_cast<double>(config.parameters);
+  job.need.per_voxel = shared::kPieceBytes + (own ? options.engine->bytes_per_voxel : shared::kOpenVinoMaps * width * sizeof(float) / 8);
   job.need.volumes = volume_bytes(product(job.source.shape), product(fine), {job.steps, job.samples, job.corrects()});
   job.budget = options.memory != 0 ? options.memory : default_budget();
   job.most_voxels = job.need.tile_voxels(job.budget);

@@ -6,15 +6,10 @@
 #include <sstream>
 
 #include "error.h"
+#include "shared.h"
 
 namespace mrisr::runtime {
 namespace {
-
-constexpr double kTolerance = 0.025;  // mrisr/infer/engines/precision.py says where from
-constexpr std::int64_t kEdge = 32;
-constexpr double kSigmaRatio = 20;     // sigma of the fixed tile, in units of sigma_data
-constexpr float kWidth = 0.51457317f;  // log2(1 mm / 0.7 mm)
-constexpr double kNoise = 0.02;
 
 std::string percent(double share) {
   std::ostringstream text;
@@ -25,7 +20,7 @@ std::string percent(double share) {
 
 }  // namespace
 
-FixedTile::FixedTile(const Config& config) : edge(kEdge) {
+FixedTile::FixedTile(const Config& config) : edge(shared::kTile) {
   const auto voxels = static_cast<std::size_t>(edge * edge * edge);
   x.assign(voxels, 0.0f);
   y.reserve(voxels);
@@ -39,12 +34,13 @@ FixedTile::FixedTile(const Config& config) : edge(kEdge) {
       }
   const auto& v = config.vector;
   vector.assign(static_cast<std::size_t>(v.length), 0.0f);
-  vector[v.log_sigma.first] = static_cast<float>(std::log(kSigmaRatio) / v.log_sigma_unit);
+  vector[v.log_sigma.first] = static_cast<float>(std::log(shared::kTileSigmaRatio) / v.log_sigma_unit);
   vector[v.mode.first] = static_cast<float>(v.mode_mean);
-  vector[v.noise.first] = static_cast<float>(kNoise / v.noise_unit);
+  vector[v.noise.first] = static_cast<float>(shared::kTileNoise / v.noise_unit);
   vector[v.noise_known.first] = 1;
   for (int axis = 0; axis < 3; ++axis) {
-    vector[v.width.first + axis] = kWidth;
+    vector[v.width.first + axis] = static_cast<float>(shared::kTileWidth);
+    vector[v.spacing.first + axis] = static_cast<float>(shared::kTileWidth);
     vector[v.width_known.first + axis] = 1;
     for (std::size_t p = 0; p < v.profiles.size(); ++p)
       if (v.profiles[p] == "kspace") vector[v.profile.first + axis * static_cast<int>(v.profiles.size()) + static_cast<int>(p)] = 1;
@@ -86,12 +82,12 @@ Precision decide(mrisr_precision asked, const std::string& missing, const std::f
     return {MRISR_PRECISION_FLOAT32, "auto: " + missing};
   }
   const double found = measure();
-  if (found <= kTolerance)
+  if (found <= shared::kTolerance)
     return {MRISR_PRECISION_BFLOAT16, (must ? "asked for, which this processor has (" : "auto, which this processor has (") +
                                           bfloat16_instructions() + "); differs from float32 by " + percent(found) +
                                           " of a tile's residual (RMS)"};
   const std::string wrong = "bfloat16 differs from float32 by " + percent(found) + " of a tile's residual (RMS), at most " +
-                            percent(kTolerance) + " expected";
+                            percent(shared::kTolerance) + " expected";
   if (must) MRISR_FAIL(MRISR_ERROR_ENGINE, "precision: " << wrong << "; use float32, or auto");
   return {MRISR_PRECISION_FLOAT32, "auto: " + wrong};
 }

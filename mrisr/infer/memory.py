@@ -56,6 +56,8 @@ NETWORK_COPIES = 2.0  # float32 target volumes alive beside the network: start a
 # correction by the scan takes two more.
 TARGET_COPIES, CORRECTION_COPIES = 5.0, 2.0
 SOURCE_COPIES = 6.0
+# Further ones of several steps, and each of: several samples, a captured loop, an ensemble. And copies of the weights.
+STEP_COPIES, SEVERAL_COPIES, WEIGHT_COPIES = 2.0, 3.0, 2.0
 MOST_BYTES = 2.0**62  # more than any machine has
 
 
@@ -194,12 +196,12 @@ def demand(
         points: bytes that evaluating a displacement takes while the start is made.
     """
     results = frames * (2 if samples > 1 else 1)
-    extra = results + 2 * (steps > 1) + 3 * ((samples > 1) + captured + (ensemble > 1))
+    extra = results + STEP_COPIES * (steps > 1) + SEVERAL_COPIES * ((samples > 1) + captured + (ensemble > 1))
     copies = TARGET_COPIES + extra + (CORRECTION_COPIES if corrected else 0)
     source = (SOURCE_COPIES + source_copies) * source_voxels
     start = int(4 * ((start_copies + extra) * target_voxels + source)) + points
     finish = max(start, int(4 * (copies * target_voxels + source)))
-    fixed = cost.fixed + 2 * weight_bytes
+    fixed = int(cost.fixed + WEIGHT_COPIES * weight_bytes)
     if maps is None:
         return Demand(held, fixed, finish, cost.maps * width * 4 / 8 + PIECE_BYTES)
     copies = NETWORK_COPIES + extra

@@ -21,6 +21,7 @@ from mrisr.physics.foreground import certain
 # Below this share of the intensity scale a residual is rounding, not signal: clean scans are fitted no closer.
 NOISE_FLOOR = 1e-3
 SMALLEST_EIGENVALUE = 1e-4
+STRONGEST, BISECTIONS = 1e6, 24  # of the damping: in units of the largest eigenvalue; rounds that narrow it
 NULL = 1e-13  # of the largest eigenvalue: what H removes. Dividing by the damping would amplify rounding there.
 
 
@@ -98,7 +99,7 @@ def _eigen(model: ForwardModel, like: torch.Tensor):
 def _discrepancy(power: torch.Tensor, spectrum: torch.Tensor, target: float) -> float:
     """The largest lambda with sum(power (lambda / (spectrum + lambda))^2) <= target, by bisection in log lambda."""
     top = float(spectrum.max())
-    low, high = np.log(SMALLEST_EIGENVALUE * top), np.log(1e6 * top)
+    low, high = np.log(SMALLEST_EIGENVALUE * top), np.log(STRONGEST * top)
 
     def left(log_lambda: float) -> float:
         damping = float(np.exp(log_lambda))
@@ -106,7 +107,7 @@ def _discrepancy(power: torch.Tensor, spectrum: torch.Tensor, target: float) -> 
 
     if left(low) > target:
         return float(np.exp(low))  # modes that H removes cannot be fitted: do what a stable solve can
-    for _ in range(24):
+    for _ in range(BISECTIONS):
         middle = 0.5 * (low + high)
         low, high = (middle, high) if left(middle) <= target else (low, middle)
     return float(np.exp(low))

@@ -15,6 +15,7 @@ LOW, HIGH, TISSUE = 0.1, 99.9, 99.0  # percentiles: of all voxels, of all voxels
 # correlated by that much at least, over that many voxels.
 BULK, OUTLIER, ALIKE, LAG = 90.0, 3.0, 0.2, 3
 ROUNDS, SETTLED = 20, 1e-6  # of the fixed point of the scale; relative change
+NORMAL_MAD = 1.4826  # standard deviation of normal noise over its median absolute value
 FEWEST_CELLS, NOISE_SAMPLE = 64, 20_000  # Haar cells: too few to know the noise by, and enough to
 
 
@@ -127,4 +128,4 @@ def estimate_noise(normalised: torch.Tensor) -> float | None:
     # Every k-th cell: a median of 20 000 is known to 1 %.
     inside = torch.nonzero(inside.flatten())[:, 0]
     sample = cells.flatten()[inside[:: max(1, len(inside) // NOISE_SAMPLE)]]
-    return float(sample.abs().median() * (1.4826 / np.sqrt(8.0)))
+    return float(sample.abs().median() * (NORMAL_MAD / np.sqrt(8.0)))

@@ -28,6 +28,8 @@ INSTRUCTIONS = {"amx_bf16": "AMX-BF16", "avx512_bf16": "AVX512-BF16"}
 # OpenVINO's float16 on a processor by 0.06 and more (benchmarks/results/precision.md).
 TOLERANCE = 0.025
 TILE = 32  # edge of the fixed tile
+# What the network is told of the fixed tile: stored and target voxel, mm; noise; sigma / sigma_data.
+EXAMPLE_VOXELS, EXAMPLE_NOISE, EXAMPLE_SIGMA_RATIO = (1.0, 0.7), 0.02, 20.0
 KEPT = "precision.json"
 
 
@@ -101,9 +103,9 @@ def example() -> tuple[torch.Tensor, ...]:
     radius = (a**2 + b**2 + c**2).sqrt()
     folds = 0.5 + 0.25 * torch.sin(19 * a) * torch.sin(17 * b) * torch.sin(15 * c)
     y = torch.where(radius < 0.8, folds, torch.where(radius < 0.9, 0.9, 0.0))[None, None]
-    size = (1.0, 1.0, 1.0)
-    cond = Condition.of_acquisition(parse_psf("kspace", size)[0], (0.7, 0.7, 0.7), 0.02, stored=size)
-    return torch.zeros_like(y), y, cond.vector(torch.ones(1), 0.05), cond.guidance_for(y.shape[2:])
+    stored, target = ((size,) * 3 for size in EXAMPLE_VOXELS)
+    cond = Condition.of_acquisition(parse_psf("kspace", stored)[0], target, EXAMPLE_NOISE, stored=stored)
+    return torch.zeros_like(y), y, cond.vector(torch.ones(1), 1 / EXAMPLE_SIGMA_RATIO), cond.guidance_for(y.shape[2:])
 
 
 def difference(values: torch.Tensor, expected: torch.Tensor) -> float:

@@ -1,4 +1,4 @@
-#include "residual.h"
+#include "denoise.h"
 
 #include <algorithm>
 #include <chrono>
@@ -10,12 +10,12 @@
 #include "error.h"
 #include "noise.h"
 #include "sampling.h"
+#include "shared.h"
 #include "tiles.h"
 
 namespace mrisr::runtime {
 namespace {
 
-constexpr double kBegin = 0.02, kEnd = 0.97;  // the network's part of a run's progress
 constexpr Index kGrain = 1 << 16;
 
 // to [size in the new order] = from [size in stored order], axes permuted: to's axis a is from's axis order[a].
@@ -115,7 +115,7 @@ class Denoiser {
         band_matrix(w_.band.matrix, w_.band.work, inside_[d], voxel, job_.psf[d]);
       else
         mean_matrix(w_.band.matrix, w_.band.work, inside_[d], voxel, width);
-      band_[d] = cpu::axis_pack(w_.band.bands[d], w_.band.coefficients[d], w_.band.matrix, inside_[d], inside_[d], kDrop);
+      band_[d] = cpu::axis_pack(w_.band.bands[d], w_.band.coefficients[d], w_.band.matrix, inside_[d], inside_[d], shared::kDrop);
     }
   }
 
@@ -243,44 +243,38 @@ void draw(const Job& job, const Workspace& w, Denoiser& denoise, std::uint64_t s
   float *x = w.state, *following = w.following, *before = w.before;
   cpu::normal_noise(x, {{n[0], n[1], n[2]}, {0, 0, 0}, {n[0], n[1], n[2]}, seed, static_cast<std::uint32_t>(sample), 0}, job.threads);
   const auto first = static_cast<float>(job.sigmas[0]);
+  const auto limit = static_cast<float>(job.model->config.diffusion.sigma_max);  // no residual is larger
   parallel_for(voxels, kGrain, job.threads, [&](Index begin, Index end) {
     for (Index i = begin; i < end; ++i) x[i] *= first;
   });
-  const double share = (kEnd - kBegin) / (job.steps * job.samples);
+  const double share = (kDenoised - kStarted) / (job.steps * job.samples);
   for (int step = 0; step < job.steps; ++step) {
-    denoise.run(x, job.sigmas[step], kBegin + share * (sample * job.steps + step), share);
-    if (step + 1 == job.steps) return;
+    denoise.run(x, job.sigmas[step], kStarted + share * (sample * job.steps + step), share);
+    if (step + 1 == job.steps) break;
     const std::int64_t clock[3] = {step, sample, static_cast<std::int64_t>(seed)};
     SamplerStep s{};
-    s.next = following, s.x = x, s.f = w.found, s.before = step == 0 ? nullptr : before;
+    s.next = following, s.x0 = w.found, s.x = x, s.f = w.found, s.before = step == 0 ? nullptr : before;
     s.table = job.solver.data(), s.rows = job.steps, s.clock = clock;
-    s.low = -INFINITY, s.high = INFINITY;
+    s.low = -limit, s.high = limit;
     s.count = voxels;
     cpu::sampler_step(s, job.threads);
     std::swap(x, following);
     parallel_for(voxels, kGrain, job.threads, [&](Index begin, Index end) { std::copy(w.found + begin, w.found + end, before + begin); });
   }
+  parallel_for(voxels, kGrain, job.threads, [&](Index begin, Index end) {
+    for (Index i = begin; i < end; ++i) w.found[i] = step_clamp(w.found[i], -limit, limit);
+  });
 }
 
 }  // namespace
 
-bool Progress::ask() {
-  if (callback_ != nullptr && callback_(user_, fraction_) != 0) stopped_ = true;
-  return stopped_;
-}
-
-void Progress::at(double fraction) {
-  fraction_ = std::max(fraction_, std::min(fraction, 1.0));
-  if (cancelled()) MRISR_FAIL(MRISR_ERROR_CANCELLED, "cancelled by the caller");
-}
-
-void find_residual(Job& job, const Workspace& w, double noise, std::uint64_t seed, Progress& progress, mrisr_run_info& info) {
-  Denoiser denoise(job, w, noise, progress);
-  denoise.tell(info);
-  if (!job.sample) return denoise.run(nullptr, job.model->config.diffusion.sigma_max, kBegin, kEnd - kBegin);
+void denoise(Job& job, const Workspace& w, double noise, std::uint64_t seed, Progress& progress, mrisr_run_info& info) {
+  Denoiser denoiser(job, w, noise, progress);
+  denoiser.tell(info);
+  if (!job.sample) return denoiser.run(nullptr, job.model->config.diffusion.sigma_max, kStarted, kDenoised - kStarted);
   const Index voxels = product(job.target.shape);
   for (int k = 0; k < job.samples; ++k) {
-    draw(job, w, denoise, seed, k);
+    draw(job, w, denoiser, seed, k);
     if (job.samples == 1) return;
     const bool first = k == 0, last = k + 1 == job.samples;
     const auto count = static_cast<float>(k + 1), degrees = static_cast<float>(job.samples - 1);

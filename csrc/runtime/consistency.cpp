@@ -1,12 +1,12 @@
-#include "correct.h"
+#include "consistency.h"
 
 #include <algorithm>
 #include <cmath>
 
+#include "shared.h"
+
 namespace mrisr::runtime {
 namespace {
-
-constexpr float kNull = 1e-13f;  // of the largest eigenvalue: what H removes
 
 class Correction {
  public:
@@ -20,7 +20,7 @@ class Correction {
     if (!job_.corrects() || info.chi2_before <= 1.0) return;
     job_.to_modes.apply(c_.modes, c_.residual, coarse_, c_.a, c_.b, w_.scratch, job_.threads);
     const double damping = discrepancy();
-    const float null = kNull * static_cast<float>(top());
+    const float null = static_cast<float>(shared::kNull) * static_cast<float>(top());
     each_mode([&](std::int64_t i, std::int64_t, float spectrum) {
       c_.residual[i] = spectrum > null ? c_.modes[i] / (spectrum + static_cast<float>(damping)) : 0.0f;
     });
@@ -101,9 +101,9 @@ class Correction {
   // The largest damping with chi^2 = 1 (Morozov's discrepancy principle), by bisection of its logarithm.
   double discrepancy() {
     const double target = sigma_ * sigma_ * inside_;
-    double low = std::log(job_.model->config.consistency.smallest_eigenvalue * top()), high = std::log(1e6 * top());
+    double low = std::log(job_.model->config.consistency.smallest_eigenvalue * top()), high = std::log(shared::kStrongest * top());
     if (left(low) > target) return std::exp(low);  // modes that H removes cannot be fitted: do what a stable solve can
-    for (int round = 0; round < 24; ++round) {
+    for (int round = 0; round < shared::kBisections; ++round) {
       const double middle = 0.5 * (low + high);
       (left(middle) <= target ? low : high) = middle;
     }
