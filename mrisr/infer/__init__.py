@@ -4,7 +4,7 @@ The journey, as `run.upscale_volume` lists it. Everything on the way is frozen: 
 what it makes.
 
     facts     what planning starts from: options, geometry, the model, the machine
-    plan      `plan_scan` -> Plan, once, before a voxel is touched: grids, point spread, engine and why, tile rule,
+    plan      `plan_scan` -> Plan, once, before a stage runs: grids, point spread, engine and why, tile rule,
               memory, consistency, warnings; `plan_frame` -> FramePlan, from the plan and a frame's foreground
     start     per frame: scale, bias taken out, noise, the start y on the target grid, what the network is told
     denoise   the residual: the engine on one piece, on tiles or layer by layer; mirrorings, samples, CUDA graphs

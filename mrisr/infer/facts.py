@@ -69,7 +69,8 @@ class Geometry:
 
     @classmethod
     def of(cls, volume: Volume, target: Grid, psf: Any) -> Geometry:
-        """psf: the argument of `mrisr.upscale`. UsageError where it is none."""
+        """psf: the argument of `mrisr.upscale`; for "auto" the spectrum of the first frame is looked at, the one thing
+        that planning takes from voxels. UsageError where it is none."""
         size, spectrum = volume.grid.voxel_size, None
         if isinstance(psf, str) and psf == "auto" and "AcquiredVoxelSize" not in volume.meta:
             spectrum = [axis.width for axis in estimate_acquired(next(volume.frames()), size)]

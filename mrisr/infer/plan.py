@@ -1,4 +1,4 @@
-"""Everything that is decided before a voxel is touched, as one frozen value.
+"""Everything that is decided before a stage runs, as one frozen value.
 
 `plan_scan` makes a `Plan` of what is known beforehand: grids, point spread, engine, tile rule, memory, consistency. How
 much of a frame is head its voxels alone say, so the plan holds the rule and its bounds (a `Route` and its demand), and
