@@ -104,7 +104,7 @@ def _prepare(scan: Scan, target: Grid, model: Any, options: Options, report: Rep
 
 
 def _frame(stages: Stages, runner: Runner, data: np.ndarray, messages: list[str]) -> FrameResult:
-    """One 3D volume; what it warns of is added to `said`."""
+    """One 3D volume; what it warns of is added to `messages`."""
     plan, corrector, report = stages.plan, stages.corrector, stages.report
     with report.stage("start"):
         frame, y = start(data, stages.scan.mask, corrector)
