@@ -1,5 +1,5 @@
-// Numbers that Python and libmrisr share, beside those in a bundle's config.json. Written by csrc/runtime/shared.py from
-// the modules named here: change them there.
+// Numbers that Python and libmrisr share, beside those in a bundle's config.json. Written by csrc/runtime/shared.py
+// from the modules named here: change them there.
 #pragma once
 
 #include <cstdint>

@@ -23,8 +23,8 @@ import mrisr.volume
 
 HEADER = Path(__file__).with_name("shared.h")
 HEAD = """\
-// Numbers that Python and libmrisr share, beside those in a bundle's config.json. Written by csrc/runtime/shared.py from
-// the modules named here: change them there.
+// Numbers that Python and libmrisr share, beside those in a bundle's config.json. Written by csrc/runtime/shared.py
+// from the modules named here: change them there.
 #pragma once
 
 #include <cstdint>

@@ -10,9 +10,11 @@ RUNTIME = Path(__file__).resolve().parents[2] / "csrc" / "runtime"
 # Constants of libmrisr alone: limits of the C API, of its JSON reader, and how its loops are cut.
 ITS_OWN = {
     "kTextBytes", "kVersion", "kLargestConfig", "kLargestFile", "kConfig", "kModel", "kCard", "kWeights", "kMostSweeps",
-    "kGrain", "kPi", "kMostVoxels", "kLongestAxis", "kBits", "kPlaces", "kDepth", "kValues", "kNames", "kMostSourceVoxels",
+    "kGrain", "kPi", "kMostVoxels", "kLongestAxis", "kBits", "kPlaces", "kDepth", "kValues", "kNames",
+    "kMostSourceVoxels",
     "kMostThreads", "kMostSteps", "kMostSamples", "kMostCuts", "kKinds", "kAlign", "kRead", "kStarted", "kDenoised",
     "kRound",  # of SHA-256
+    "kLowest", "kHighest",  # of int16
 }  # fmt: skip
 
 
