@@ -11,7 +11,11 @@ namespace {
 class Correction {
  public:
   Correction(const Job& job, const Workspace& w, double noise)
-      : job_(job), w_(w), c_(w.consistency), coarse_(job.source.shape), fine_(job.target.shape),
+      : job_(job),
+        w_(w),
+        c_(w.consistency),
+        coarse_(job.source.shape),
+        fine_(job.target.shape),
         level_(static_cast<float>(job.model->config.intensity.foreground)),
         sigma_(std::max(noise, job.model->config.consistency.noise_floor)) {}
 
@@ -101,7 +105,8 @@ class Correction {
   // The largest damping with chi^2 = 1 (Morozov's discrepancy principle), by bisection of its logarithm.
   double discrepancy() {
     const double target = sigma_ * sigma_ * inside_;
-    double low = std::log(job_.model->config.consistency.smallest_eigenvalue * top()), high = std::log(shared::kStrongest * top());
+    double low = std::log(job_.model->config.consistency.smallest_eigenvalue * top()),
+           high = std::log(shared::kStrongest * top());
     if (left(low) > target) return std::exp(low);  // modes that H removes cannot be fitted: do what a stable solve can
     for (int round = 0; round < shared::kBisections; ++round) {
       const double middle = 0.5 * (low + high);

@@ -74,9 +74,11 @@ class Denoiser {
   void plan() {
     for (int d = 0; d < 3; ++d) plan_.axes[d] = {0, 0, w_.starts[d], w_.weights[d]};
     foreground_bricks(w_.y, job_.target.shape, config_, w_.bricks, w_.spare_bricks, job_.threads);
-    plan_tiles(plan_, job_.target.shape, w_.bricks, job_.tile, job_.tile_fixed, whole_only() ? most() : job_.most_voxels, config_);
+    plan_tiles(plan_, job_.target.shape, w_.bricks, job_.tile, job_.tile_fixed,
+               whole_only() ? most() : job_.most_voxels, config_);
     const std::int64_t voxels = product(plan_.tile());
-    if (voxels > job_.most_voxels || voxels > job_.largest_tile) refuse(job_.budget, job_.need, voxels, whole_only() ? "head" : "tile");
+    if (voxels > job_.most_voxels || voxels > job_.largest_tile)
+      refuse(job_.budget, job_.need, voxels, whole_only() ? "head" : "tile");
     each_active([&](const Triple&) { ++active_; });
     for (int a = 0; a < 3; ++a) shown_[a] = plan_.axes[job_.order[a]].size;
     prepare_engine();
@@ -88,8 +90,9 @@ class Denoiser {
     if (!job_.engine->prepare(shown_)) return;
     const std::chrono::duration<double> took = std::chrono::steady_clock::now() - began;
     char text[256];
-    std::snprintf(text, sizeof text, "engine: %.100s compiled for tiles of %lld x %lld x %lld voxels in %.3f s", job_.engine_name.c_str(),
-                  static_cast<long long>(shown_[0]), static_cast<long long>(shown_[1]), static_cast<long long>(shown_[2]), took.count());
+    std::snprintf(text, sizeof text, "engine: %.100s compiled for tiles of %lld x %lld x %lld voxels in %.3f s",
+                  job_.engine_name.c_str(), static_cast<long long>(shown_[0]), static_cast<long long>(shown_[1]),
+                  static_cast<long long>(shown_[2]), took.count());
     job_.model->say(MRISR_LOG_INFO, text);
   }
 
@@ -110,12 +113,14 @@ class Denoiser {
   void prepare_band() {
     for (int d = 0; d < 3; ++d) {
       inside_[d] = std::min(plan_.stop[d], plan_.shape[d]) - plan_.start[d];
-      const double voxel = job_.target.voxel[d], width = config_.consistency.mean_widths * std::max(job_.psf[d].width, voxel);
+      const double voxel = job_.target.voxel[d],
+                   width = config_.consistency.mean_widths * std::max(job_.psf[d].width, voxel);
       if (job_.projects())
         band_matrix(w_.band.matrix, w_.band.work, inside_[d], voxel, job_.psf[d]);
       else
         mean_matrix(w_.band.matrix, w_.band.work, inside_[d], voxel, width);
-      band_[d] = cpu::axis_pack(w_.band.bands[d], w_.band.coefficients[d], w_.band.matrix, inside_[d], inside_[d], shared::kDrop);
+      band_[d] = cpu::axis_pack(w_.band.bands[d], w_.band.coefficients[d], w_.band.matrix, inside_[d], inside_[d],
+                                shared::kDrop);
     }
   }
 
@@ -143,7 +148,8 @@ class Denoiser {
     const auto& v = config_.vector;
     float* to = w_.vector;
     std::fill_n(to, v.length, 0.0f);
-    to[v.log_sigma.first] = std::log(sigma / static_cast<float>(config_.diffusion.sigma_data)) / static_cast<float>(v.log_sigma_unit);
+    to[v.log_sigma.first] =
+        std::log(sigma / static_cast<float>(config_.diffusion.sigma_data)) / static_cast<float>(v.log_sigma_unit);
     to[v.mode.first] = static_cast<float>(job_.sample ? v.mode_sample : v.mode_mean);
     for (int a = 0; a < 3; ++a) {
       const int axis = job_.order[a];
@@ -197,8 +203,10 @@ class Denoiser {
     show(net.tile_y, net.turned, w_.y, start, 1.0f);
     const Index coarse = config_.guidance.stride * config_.guidance.stride * config_.guidance.stride;
     fill(net.guidance, config_.guidance.channels * (voxels / coarse), 0.0f);
-    const mrisr_tile given{sizeof(mrisr_tile), {shown_[0], shown_[1], shown_[2]}, net.tile_x, net.tile_y, w_.vector,
-                           net.guidance, net.tile_f, nullptr};
+    const mrisr_tile given{sizeof(mrisr_tile), {shown_[0], shown_[1], shown_[2]},
+                           net.tile_x,         net.tile_y,
+                           w_.vector,          net.guidance,
+                           net.tile_f,         nullptr};
     job_.engine->run(given, progress_);
     float* answer = net.tile_f;
     if (turned()) {
@@ -241,7 +249,8 @@ void draw(const Job& job, const Workspace& w, Denoiser& denoise, std::uint64_t s
   const Triple& n = job.target.shape;
   const Index voxels = product(n);
   float *x = w.state, *following = w.following, *before = w.before;
-  cpu::normal_noise(x, {{n[0], n[1], n[2]}, {0, 0, 0}, {n[0], n[1], n[2]}, seed, static_cast<std::uint32_t>(sample), 0}, job.threads);
+  cpu::normal_noise(x, {{n[0], n[1], n[2]}, {0, 0, 0}, {n[0], n[1], n[2]}, seed, static_cast<std::uint32_t>(sample), 0},
+                    job.threads);
   const auto first = static_cast<float>(job.sigmas[0]);
   const auto limit = static_cast<float>(job.model->config.diffusion.sigma_max);  // no residual is larger
   parallel_for(voxels, kGrain, job.threads, [&](Index begin, Index end) {
@@ -259,7 +268,8 @@ void draw(const Job& job, const Workspace& w, Denoiser& denoise, std::uint64_t s
     s.count = voxels;
     cpu::sampler_step(s, job.threads);
     std::swap(x, following);
-    parallel_for(voxels, kGrain, job.threads, [&](Index begin, Index end) { std::copy(w.found + begin, w.found + end, before + begin); });
+    parallel_for(voxels, kGrain, job.threads,
+                 [&](Index begin, Index end) { std::copy(w.found + begin, w.found + end, before + begin); });
   }
   parallel_for(voxels, kGrain, job.threads, [&](Index begin, Index end) {
     for (Index i = begin; i < end; ++i) w.found[i] = step_clamp(w.found[i], -limit, limit);

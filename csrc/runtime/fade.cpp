@@ -14,10 +14,13 @@ void fill_weights(const Job& job, const Workspace& w) {
   const Triple &coarse = job.source.shape, &fine = job.target.shape;
   bool open[3];
   for (int d = 0; d < 3; ++d) open[d] = !job.psf[d].slice();
-  cpu::tissue(w.fade.tissue, w.lr, coarse.data(), open, job.model->config.fade.tissue, w.fade.mean, w.fade.spare, job.threads);
+  cpu::tissue(w.fade.tissue, w.lr, coarse.data(), open, job.model->config.fade.tissue, w.fade.mean, w.fade.spare,
+              job.threads);
   std::copy_n(w.fade.tissue, product(coarse), w.fade.head);
   job.linear.apply(w.fade.weights, w.fade.head, coarse, w.fade.a, w.fade.b, w.scratch, job.threads);
-  const auto end = [&](int axis, Index i) { return job.ends[axis].empty() ? 1.0f : job.ends[axis][static_cast<std::size_t>(i)]; };
+  const auto end = [&](int axis, Index i) {
+    return job.ends[axis].empty() ? 1.0f : job.ends[axis][static_cast<std::size_t>(i)];
+  };
   parallel_for(fine[0] * fine[1], 64, job.threads, [&](Index begin, Index stop) {
     for (Index row = begin; row < stop; ++row) {
       float* const line = w.fade.weights + row * fine[2];

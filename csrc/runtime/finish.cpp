@@ -42,7 +42,8 @@ void finish_values(const Job& job, const mrisr_run_options& options, const Works
   if (options.spread != nullptr) to_units(w.spread, voxels, frame.scale.scale, 0.0, job.threads);
   if (frame.background) {
     resample_background(job, w);
-    const auto half = static_cast<float>(job.model->config.fade.half), value = static_cast<float>(frame.background_value);
+    const auto half = static_cast<float>(job.model->config.fade.half),
+               value = static_cast<float>(frame.background_value);
     put_background(w.y, voxels, w.fade.weights, half, value, job.threads);
     if (options.spread != nullptr) put_background(w.spread, voxels, w.fade.weights, half, 0.0f, job.threads);
   }
@@ -62,7 +63,8 @@ void write_output(T* to, const Strides& stride, const float* from, const Triple&
 
 const auto as_it_is = [](float v) { return v; };
 
-constexpr double kLowest = std::numeric_limits<std::int16_t>::min(), kHighest = std::numeric_limits<std::int16_t>::max();
+constexpr double kLowest = std::numeric_limits<std::int16_t>::min(),
+                 kHighest = std::numeric_limits<std::int16_t>::max();
 
 // value = stored * scale: the caller's, or the least that holds every value, and 1 for a scan of whole numbers that fits.
 double whole_scale(const mrisr_run_options& options, const float* v, std::int64_t n) {
@@ -78,8 +80,8 @@ double whole_scale(const mrisr_run_options& options, const float* v, std::int64_
 }
 
 // Ties to even, as numpy rounds.
-void write_whole(const mrisr_run_options& options, const Strides& stride, const float* from, const Triple& n, int threads,
-                 mrisr_run_info& info) {
+void write_whole(const mrisr_run_options& options, const Strides& stride, const float* from, const Triple& n,
+                 int threads, mrisr_run_info& info) {
   const double scale = whole_scale(options, from, product(n));
   std::atomic<std::int64_t> clipped{0};
   write_output(options.output_int16, stride, from, n, threads, [&](float v) {
@@ -94,7 +96,8 @@ void write_whole(const mrisr_run_options& options, const Strides& stride, const 
 
 }  // namespace
 
-void finish(const Job& job, const Workspace& w, const mrisr_run_options& options, const Frame& frame, mrisr_run_info& info) {
+void finish(const Job& job, const Workspace& w, const mrisr_run_options& options, const Frame& frame,
+            mrisr_run_info& info) {
   const Triple& fine = job.target.shape;
   const Strides out = strides_of(options.output_stride, fine, "output_stride");
   add_residual(job, w);

@@ -21,8 +21,8 @@ class Block {
       return;
     }
     if (options.workspace_size < job.workspace)
-      MRISR_FAIL(MRISR_ERROR_MEMORY, "workspace: " << options.workspace_size << " bytes, this job needs " << job.workspace
-                                         << " (mrisr_geometry.workspace_bytes)");
+      MRISR_FAIL(MRISR_ERROR_MEMORY, "workspace: " << options.workspace_size << " bytes, this job needs "
+                                                   << job.workspace << " (mrisr_geometry.workspace_bytes)");
     if (reinterpret_cast<std::uintptr_t>(pointer_) % Arena::kAlign != 0)
       MRISR_FAIL(MRISR_ERROR_ARGUMENT, "workspace: must be aligned to " << Arena::kAlign << " bytes");
   }
@@ -45,7 +45,8 @@ void check_options(const Job& job, const mrisr_run_options& options) {
   if (!(options.output_int16_scale >= 0 && options.output_int16_scale <= std::numeric_limits<float>::max()))
     MRISR_FAIL(MRISR_ERROR_ARGUMENT, "output_int16_scale: expected 0 or more, found " << options.output_int16_scale);
   if (options.input_element != MRISR_FLOAT32 && options.input_element != MRISR_INT16)
-    MRISR_FAIL(MRISR_ERROR_ARGUMENT, "input_element: expected a mrisr_element (0 or 1), found " << options.input_element);
+    MRISR_FAIL(MRISR_ERROR_ARGUMENT,
+               "input_element: expected a mrisr_element (0 or 1), found " << options.input_element);
   if (options.nonnegative != 0 && options.nonnegative != 1)
     MRISR_FAIL(MRISR_ERROR_ARGUMENT, "nonnegative: expected 0 or 1, found " << options.nonnegative);
   if (options.spread != nullptr && job.samples < 2)
@@ -55,7 +56,8 @@ void check_options(const Job& job, const mrisr_run_options& options) {
 // No array of a call lies on another.
 void check_arrays(const Job& job, const mrisr_run_options& options) {
   const Triple &coarse = job.source.shape, &fine = job.target.shape;
-  const Strides in = strides_of(options.input_stride, coarse, "input_stride"), out = strides_of(options.output_stride, fine, "output_stride");
+  const Strides in = strides_of(options.input_stride, coarse, "input_stride"),
+                out = strides_of(options.output_stride, fine, "output_stride");
   const auto input = bytes_of(options.input, in, coarse, options.input_element == MRISR_INT16 ? 2 : sizeof(float));
   const struct {
     const void* start;
@@ -78,7 +80,8 @@ void run_stages(Job& job, const mrisr_run_options& options, const Workspace& w, 
   Progress progress(options.progress, options.progress_user);
   progress.at(0);
   const Frame frame = start(job, w, options, progress);
-  info.offset = frame.scale.offset, info.scale = frame.scale.scale, info.noise = frame.noise, info.outliers = frame.scale.outliers;
+  info.offset = frame.scale.offset, info.scale = frame.scale.scale, info.noise = frame.noise,
+  info.outliers = frame.scale.outliers;
   info.background = frame.background ? 1 : 0, info.background_value = frame.background_value;
   denoise(job, w, frame.noise, options.seed, progress, info);
   job.engine->release();  // what follows needs memory of its own
@@ -90,7 +93,8 @@ void run_stages(Job& job, const mrisr_run_options& options, const Workspace& w, 
 class Busy {
  public:
   explicit Busy(Job& job) : job_(job) {
-    if (job.busy.exchange(true)) MRISR_FAIL(MRISR_ERROR_ARGUMENT, "job: runs in another thread already; a job is for one thread at a time");
+    if (job.busy.exchange(true))
+      MRISR_FAIL(MRISR_ERROR_ARGUMENT, "job: runs in another thread already; a job is for one thread at a time");
   }
   ~Busy() { job_.busy.store(false); }
   Busy(const Busy&) = delete;

@@ -26,15 +26,18 @@ void check_input(const float* v, std::int64_t n) {
     low = std::min(low, v[i]);
     high = std::max(high, v[i]);
   }
-  if (broken > 0) MRISR_FAIL(MRISR_ERROR_INPUT, "input: " << broken << " NaN or infinite voxels of " << n << "; replace them first");
-  if (low == high) MRISR_FAIL(MRISR_ERROR_INPUT, "input: the volume is constant (every voxel " << low << "); expected an image");
+  if (broken > 0)
+    MRISR_FAIL(MRISR_ERROR_INPUT, "input: " << broken << " NaN or infinite voxels of " << n << "; replace them first");
+  if (low == high)
+    MRISR_FAIL(MRISR_ERROR_INPUT, "input: the volume is constant (every voxel " << low << "); expected an image");
 }
 
 // Into w.background, before w.lr is normalised: what is masked by `mask` (or, without, by the scan itself).
 void find_background(const Job& job, const Workspace& w, const std::uint8_t* mask, Frame& frame) {
   const std::int64_t n = product(job.source.shape);
   auto* const queue = reinterpret_cast<std::uint32_t*>(w.start.values);
-  const Background own = cpu::masked_background(w.background, w.lr, job.source.shape.data(), job.model->config.fade.background, queue);
+  const Background own =
+      cpu::masked_background(w.background, w.lr, job.source.shape.data(), job.model->config.fade.background, queue);
   frame.background = mask != nullptr || own.voxels > 0;
   frame.background_value = own.voxels > 0 ? w.lr[own.first] : 0.0;
   for (std::int64_t i = 0; i < n && mask != nullptr; ++i) w.background[i] = mask[i] == 0 ? 1 : 0;
@@ -63,8 +66,9 @@ Frame start(const Job& job, const Workspace& w, const mrisr_run_options& options
   find_background(job, w, options.mask, frame);
   frame.scale = robust_scale(w.lr, coarse, config, w.start.values, w.start.spare);
   if (frame.scale.outliers > 0)
-    job.model->say(MRISR_LOG_WARNING, "input: the brightest voxels are so much brighter than the rest (an implant, a vessel, spikes?) "
-                                      "that the intensity scale was taken without them; look at the output there");
+    job.model->say(MRISR_LOG_WARNING,
+                   "input: the brightest voxels are so much brighter than the rest (an implant, a vessel, spikes?) "
+                   "that the intensity scale was taken without them; look at the output there");
   normalise(job, w, frame.scale);
   frame.noise = estimate_noise(w.lr, coarse, config, w.start.sample);
   job.start.apply(w.y, w.lr, coarse, w.start.a, w.start.b, w.scratch, job.threads);

@@ -17,11 +17,12 @@ struct Strides {
 Strides strides_of(const std::int64_t given[3], const Triple& shape, const char* name);
 
 // Where a strided volume lies: its first byte, and one past its last.
-std::pair<std::intptr_t, std::intptr_t> bytes_of(const void* start, const Strides& stride, const Triple& n, std::size_t element);
+std::pair<std::intptr_t, std::intptr_t> bytes_of(const void* start, const Strides& stride, const Triple& n,
+                                                 std::size_t element);
 
 // No byte in both; `one` and `other` name them in the error text.
-void check_apart(const std::pair<std::intptr_t, std::intptr_t>& a, const std::pair<std::intptr_t, std::intptr_t>& b, const char* one,
-                 const char* other);
+void check_apart(const std::pair<std::intptr_t, std::intptr_t>& a, const std::pair<std::intptr_t, std::intptr_t>& b,
+                 const char* one, const char* other);
 
 // call(first voxel, its place in a dense volume, voxels, stride) of every row of a strided volume.
 template <class T, class Call>
