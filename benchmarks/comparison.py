@@ -18,7 +18,7 @@ import checkout  # noqa: F401
 import record
 
 from mrisr.evaluate import report as reports
-from mrisr.evaluate.cases import CASES
+from mrisr.evaluate.cases import PROTOCOL
 from mrisr.evaluate.methods import build_methods, describe_models, pick_cases
 from mrisr.evaluate.pictures import save_comparison
 from mrisr.evaluate.protocol import find_volumes, load_subjects, run_protocol
@@ -151,7 +151,7 @@ def main() -> int:
     parser.add_argument("--teacher-steps", type=int, default=16, metavar="N", help="of its sample (default: 16)")
     parser.add_argument("--held-out", nargs="+", default=HELD_OUT, metavar="NAME")
     parser.add_argument("--train-on", nargs="*", default=TRAINING, metavar="NAME", help="for the regression")
-    parser.add_argument("--cases", nargs="+", default=list(CASES), metavar="CASE")
+    parser.add_argument("--cases", nargs="+", default=list(PROTOCOL), metavar="CASE")
     parser.add_argument("--crop", type=int, default=112, metavar="N", help="middle N^3 voxels; 0: all (default: 112)")
     record.add_place(parser, "--out")
     args = parser.parse_args()
@@ -191,7 +191,7 @@ def command(args: argparse.Namespace) -> str:
     said = ["python benchmarks/comparison.py --data SCANS", f"--model {Path(args.model).name}"]
     said += [f"--l1 {Path(args.l1).name}"] if args.l1 else []
     said += [f"--teacher {Path(args.teacher).name} --teacher-steps {args.teacher_steps}"] if args.teacher else []
-    said += [] if args.cases == list(CASES) else [f"--cases {' '.join(args.cases)}"]
+    said += [] if args.cases == list(PROTOCOL) else [f"--cases {' '.join(args.cases)}"]
     return " ".join([*said, f"--crop {args.crop}"])
 
 

@@ -23,7 +23,7 @@ import record
 
 import mrisr
 from mrisr.errors import MrisrWarning
-from mrisr.evaluate.cases import CASES, make_trial
+from mrisr.evaluate.cases import CASES, PROTOCOL, make_trial
 from mrisr.evaluate.methods import Network
 from mrisr.evaluate.metrics import data_range, psnr, ssim3d
 from mrisr.evaluate.protocol import find_volumes, load_subjects
@@ -117,7 +117,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder with the scans")
     parser.add_argument("--held-out", nargs="+", default=HELD_OUT, metavar="NAME")
-    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES), metavar="CASE")
+    parser.add_argument("--cases", nargs="+", default=list(PROTOCOL), choices=list(CASES), metavar="CASE")
     parser.add_argument("--model", default="base", help="name or .safetensors (default: base)")
     parser.add_argument("--crop", type=int, default=104, metavar="N", help="middle N^3 voxels (default: 104)")
     parser.add_argument("--threads", type=int, metavar="N")

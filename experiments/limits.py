@@ -16,7 +16,7 @@ import torch
 
 from mrisr.data.sources import find_scans
 from mrisr.evaluate import metrics
-from mrisr.evaluate.cases import CASES, make_trial
+from mrisr.evaluate.cases import CASES, PROTOCOL, make_trial
 from mrisr.evaluate.methods import Network
 from mrisr.evaluate.protocol import load_subjects
 from mrisr.infer import fade, finish
@@ -44,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", nargs="+", required=True)
     parser.add_argument("--hold-out", nargs="+", required=True, help="beginnings of the names of the people")
-    parser.add_argument("--cases", nargs="+", choices=tuple(CASES), default=list(CASES))
+    parser.add_argument("--cases", nargs="+", choices=tuple(CASES), default=list(PROTOCOL))
     parser.add_argument("--crop", type=int, default=96)
     args = parser.parse_args()
     limits, network = fade.Limits, Network(threads=1)

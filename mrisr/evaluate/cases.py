@@ -1,6 +1,6 @@
 """Every case there is by name: what scan a fine volume is turned into before it has to be brought back.
 
-The protocol has five; `CASES` has one more, of denoising alone. Training validates on the cheaper `TRAINING` while it
+`PROTOCOL` has five; `CASES` one more, of denoising alone. Training validates on the cheaper `TRAINING` while it
 runs.
 """
 
@@ -57,6 +57,7 @@ CASES: dict[str, Case] = {
         Case("noisy", (1, 1, 1), _CUT, noise=0.04),
     )
 }
+PROTOCOL = tuple(name for name in CASES if name != "noisy")
 # `mix` has a bias field, which a single network is not asked about, and `noisy` nothing finer to be found.
 _THICK5N = Case("thick5n", (1.3, 1.3, 5), ("kspace", "kspace", "gaussian"), noise=0.015)
 TRAINING: dict[str, Case] = {c.name: c for c in (*CASES.values(), _THICK5N) if not c.bias and max(c.factor) > 1}
