@@ -23,7 +23,7 @@ C_FILES := '*.h' '*.c' '*.cpp' '*.cu' '*.cuh'
 NATIVE := $(shell find csrc -type f 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick test-slow lint format docs slurm wheels fuzz figures compile-only tensorrt-rtx native-test sanitize sanitize-thread runtime vendor-kit runtime-sanitize teacher-steps check-all clean
+.PHONY: help setup demo test quick test-slow lint types format docs slurm wheels fuzz figures compile-only tensorrt-rtx native-test sanitize sanitize-thread runtime vendor-kit runtime-sanitize teacher-steps check-all clean
 
 help: ## this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -42,10 +42,12 @@ quick: $(STAMP) ## a minute's worth of tests while you work
 test-slow: $(STAMP) ## the tests that `make test` leaves out (FILES="tests/..." for some)
 	$(SHARED) -m slow $(FILES)
 
-lint: $(STAMP) ## ruff, clang-format, basedpyright
+lint: $(STAMP) ## ruff, clang-format
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	git ls-files $(C_FILES) | xargs $(VENV)/bin/clang-format --dry-run --Werror
+
+types: $(STAMP) ## basedpyright over the package (a minute or more)
 	$(VENV)/bin/basedpyright
 
 format: $(STAMP) ## what ruff and clang-format would write
@@ -99,7 +101,7 @@ runtime-sanitize: $(STAMP) ## libmrisr's C++ tests under AddressSanitizer, Undef
 teacher-steps: $(STAMP) ## twenty steps of the 20-30 M parameter teacher on the CPU (minutes)
 	$(RUN) experiments/teacher_20_steps.py --out $(OUT)
 
-check-all: lint docs test test-slow fuzz sanitize sanitize-thread runtime runtime-sanitize compile-only teacher-steps demo ## what has to pass before a release
+check-all: lint types docs test test-slow fuzz sanitize sanitize-thread runtime runtime-sanitize compile-only teacher-steps demo ## what has to pass before a release
 
 clean: ## remove build products and outputs; keeps the environment
 	rm -rf build dist _skbuild out .pytest_cache .ruff_cache .benchmarks *.egg-info mrisr/_native*.so mrisr/_build_info.py
