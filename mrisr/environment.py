@@ -75,6 +75,12 @@ VARIABLES = (
         "every core that the process may use",
     ),
     Variable(
+        "CUDA_VISIBLE_DEVICES",
+        "run",
+        "Which GPUs there are, as CUDA reads it; `--cluster local` gives each of its workers one of them.",
+        "every GPU",
+    ),
+    Variable(
         "MRISR_ISA",
         "run, libmrisr",
         "Instruction set of the native core: `base`, `v3` (AVX2) or `v4` (AVX-512). Never more than the processor has.",
@@ -104,6 +110,10 @@ VARIABLES = (
     Variable("CXX", "build", "The C++ compiler.", "`c++`, `g++` or `clang++`, whichever is found first"),
     Variable("CUDA_HOME", "build", "Where the CUDA toolkit lies.", "`nvcc` on PATH, else `/usr/local/cuda`"),
     Variable("CUDA_PATH", "build", "As CUDA_HOME, read where that is not set.", "-"),
+    Variable(
+        "SOURCE_DATE_EPOCH", "build", "Date of the vendor kit's bill of materials, for builds that repeat.", "now"
+    ),
+    Variable("MRISR_KIT", "test", "The vendor kit's archive, set by `make vendor-kit`.", "its tests are skipped"),
     Variable("MRISR_LIBRARY", "test", "The installed libmrisr.so that the tests of libmrisr load.", "they are skipped"),
     Variable(
         "MRISR_MRD_CLIENT", "test", "A client of the ISMRMRD protocol to test `mrisr serve mrd` with.", "it is skipped"

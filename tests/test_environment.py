@@ -17,7 +17,7 @@ READ = re.compile(
 # Set for what we start or load, but not read by us.
 SET = {"OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "ORT_DISABLE_TELEMETRY", "TORCHINDUCTOR_CACHE_DIR"}
 # Lengthened for benchmarks' children; told to a test's own child; told to Hypothesis.
-SET |= {"PYTHONPATH", "NO_TEMPORARY", "HYPOTHESIS_STORAGE_DIRECTORY"}
+SET |= {"PYTHONPATH", "NO_TEMPORARY", "HYPOTHESIS_STORAGE_DIRECTORY", "LEDGER", "LEDGER_SECONDS", "PATH"}
 SUFFIXES = (".py", ".cpp", ".h", ".cu")
 SOURCES = ("mrisr", "kernels", "csrc", "benchmarks", "experiments", "docs", "tests", "setup.py")
 
