@@ -42,12 +42,12 @@ quick: $(STAMP) ## a minute's worth of tests while you work
 test-slow: $(STAMP) ## the tests that `make test` leaves out (FILES="tests/..." for some)
 	$(SHARED) -m slow $(FILES)
 
-lint: $(STAMP) ## ruff, clang-format
+lint: $(STAMP) types ## ruff, clang-format, basedpyright
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	git ls-files $(C_FILES) | xargs $(VENV)/bin/clang-format --dry-run --Werror
 
-types: $(STAMP) ## basedpyright over the package (a minute or more)
+types: $(STAMP) ## basedpyright alone, over the package
 	$(VENV)/bin/basedpyright
 
 format: $(STAMP) ## what ruff and clang-format would write
