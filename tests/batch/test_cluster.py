@@ -123,8 +123,9 @@ def test_poison_memory_room_and_another_run(make_scans, weights, tmp_path, ledge
     assert "another run is working on it" in outcomes["other.nii"].error
     starts = Counter(name for what, name, _ in ledger() if what == "start")
     assert starts["poison.nii"] == starts["hog.nii"] == 2 and starts["bad.nii"] == 1
-    if starts["z_full1.nii"] == 2:  # worker 0 had it first
-        assert len(told.lines) == 1 and "No space left" in told.lines[0] and "taken out" in told.lines[0]
+    # Only where worker 0 had it first; a second start may also be that of a scan whose worker died before it was told.
+    assert len(told.lines) <= 1 and starts["z_full1.nii"] in (1, 2)
+    assert all("No space left" in line and "taken out" in line for line in told.lines)
     assert {p.name for p in out.iterdir()} == {"good.nii", "good.json", "z_full1.nii", "z_full1.json"}
     assert run.write_failures(out / "failures.json", outcomes.values())
     assert len(json.loads((out / "failures.json").read_text())) == 4
