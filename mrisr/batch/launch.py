@@ -204,11 +204,15 @@ class _Jobs:
 
     def submit_first(self) -> None:
         """BackendError where sbatch refuses: `adapt` would try for ever."""
+        from distributed.core import Status
+
         made = self.cluster
         try:
             made.worker_spec.update(made.new_worker_spec())
             made.sync(made._correct_state)
         except (OSError, RuntimeError, ValueError) as error:
+            for job in list(made._created):  # never begun, and closing the cluster takes that for a bug
+                job.status = Status.failed
             said = str(error).split("stderr:")[-1].strip() or error
             raise BackendError(
                 f"--cluster slurm: sbatch does not take the job ({' '.join(str(said).split())})"
