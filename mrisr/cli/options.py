@@ -10,12 +10,16 @@ from pathlib import Path
 from mrisr.errors import OutputError, to_do
 
 
-def positive_float(text: str) -> float:
-    """argparse type: a finite number above zero."""
+def _number(text: str) -> float:
     try:
-        value = float(text)
+        return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected a number, found {text!r}") from None
+
+
+def positive_float(text: str) -> float:
+    """argparse type: a finite number above zero."""
+    value = _number(text)
     if not (math.isfinite(value) and value > 0):
         raise argparse.ArgumentTypeError(f"expected a number above 0, found {text!r}")
     return value
@@ -23,10 +27,7 @@ def positive_float(text: str) -> float:
 
 def share(text: str) -> float:
     """argparse type: a number from 0 to 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a number, found {text!r}") from None
+    value = _number(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, found {text!r}")
     return value

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import mrisr
+from mrisr.diffusion.precond import Denoiser
 from mrisr.errors import UsageError
 from mrisr.ops.resample import apply_axes
 from mrisr.physics.degrade import band_matrices, mean_matrices, outside_band, zero_fill_matrices
@@ -56,9 +57,18 @@ def test_0_is_today_and_1_changes_the_band_but_not_the_local_mean(scan, model):
     assert apply_axes(change, mean)[inner].std() < 0.2 * moved
 
 
-def test_info_and_the_network_are_told(scan, model):
-    _, info = run(scan, model, denoise=0.5)
-    assert info.denoise == 0.5 and info.to_dict()["denoise"] == 0.5
+@pytest.mark.parametrize("amount", [0.0, 0.5])
+def test_info_and_the_network_are_told(scan, model, amount, monkeypatch):
+    seen, plain = [], Denoiser.mean
+
+    def mean(self, y, cond, *rest):
+        seen.append(float(cond.denoise))
+        return plain(self, y, cond, *rest)
+
+    monkeypatch.setattr(Denoiser, "mean", mean)
+    _, info = run(scan, model, denoise=amount)
+    assert seen and set(seen) == {amount}
+    assert info.denoise == amount and info.to_dict()["denoise"] == amount
 
 
 def test_weights_that_have_not_learnt_it_are_refused(scan, random_model):
