@@ -198,3 +198,20 @@ def head():
         return noisy.astype(np.float32)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium of the system, driven by playwright; no network is used.
+
+    Of a module, not of the session: while playwright's own loop lives, nothing else in this thread may run one.
+    """
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium on this system")
+    flags = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
+    with api.sync_playwright() as play:
+        running = play.chromium.launch(executable_path=chromium, args=flags)
+        yield running
+        running.close()

@@ -1,15 +1,11 @@
-"""Reports of small heads, and a browser to open them in."""
+"""Reports of small heads, and their pages opened in a browser."""
 
 from __future__ import annotations
-
-import shutil
 
 import numpy as np
 import pytest
 
 from mrisr.volume import Volume
-
-FLAGS = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
 
 
 @pytest.fixture(scope="session")
@@ -49,19 +45,6 @@ def record():
         return {"Description": "x", "Mrisr": own | changes}
 
     return make
-
-
-@pytest.fixture(scope="session")
-def browser():
-    """Chromium of the system, driven by playwright; no network is used."""
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no Chromium on this system")
-    with api.sync_playwright() as play:
-        running = play.chromium.launch(executable_path=chromium, args=FLAGS)
-        yield running
-        running.close()
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import http.client
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -308,47 +307,35 @@ def test_a_port_that_is_taken_and_libraries_that_are_absent(serve, capsys, monke
     assert main(words) == 2 and "pip install 'mrisr[web]'" in capsys.readouterr().err
 
 
-def test_in_a_browser(serve, scan, tmp_path):
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no Chromium on this system")
+def test_in_a_browser(browser, serve, scan, tmp_path):
     server = serve()
     path = Path(tmp_path) / "é <b>.nii.gz"
     path.write_bytes(scan)
     said = []
-    flags = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
-    with api.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=chromium, args=flags)
-        page = browser.new_page()
+    elsewhere = lambda url: url.startswith("http") and f":{server.address[1]}" not in url[:40]  # noqa: E731
+
+    def watch(page):
         page.set_default_timeout(60_000)
-        watch = lambda p: (  # noqa: E731
-            p.on("console", lambda m: said.append(m.text) if m.type in ("error", "warning") else None),
-            p.on("pageerror", lambda e: said.append(str(e))),
-        )
-        watch(page)
-        page.context.on(
-            "request",
-            lambda r: (
-                said.append(r.url)
-                if ":" + str(server.address[1]) not in r.url[:40] and r.url.startswith("http")
-                else None
-            ),
-        )
-        page.goto(f"http://127.0.0.1:{server.address[1]}/", wait_until="commit")
-        page.set_input_files("#file", path)
-        page.wait_for_selector("[data-result]:not([hidden])")
-        assert page.text_content(".job [data-name]") == "é <b>.nii.gz"
-        with page.expect_download() as coming:
-            page.click("[data-result]")
-        assert coming.value.suggested_filename.endswith("_mrisr.nii.gz")
-        with page.context.expect_page() as opening:
-            page.click("[data-page]")
-        shown = opening.value
-        watch(shown)
-        shown.set_default_timeout(60_000)
-        shown.click("[data-load]")
-        shown.wait_for_selector("[data-load]", state="hidden")  # the policy of the page allows no evaluated predicate
-        assert shown.text_content("[data-status]") == ""
-        browser.close()
+        page.on("console", lambda m: said.append(m.text) if m.type in ("error", "warning") else None)
+        page.on("pageerror", lambda e: said.append(str(e)))
+
+    context = browser.new_context()
+    context.on("request", lambda r: said.append(r.url) if elsewhere(r.url) else None)
+    page = context.new_page()
+    watch(page)
+    page.goto(f"http://127.0.0.1:{server.address[1]}/", wait_until="commit")
+    page.set_input_files("#file", path)
+    page.wait_for_selector("[data-result]:not([hidden])")
+    assert page.text_content(".job [data-name]") == "é <b>.nii.gz"
+    with page.expect_download() as coming:
+        page.click("[data-result]")
+    assert coming.value.suggested_filename.endswith("_mrisr.nii.gz")
+    with context.expect_page() as opening:
+        page.click("[data-page]")
+    shown = opening.value
+    watch(shown)
+    shown.click("[data-load]")
+    shown.wait_for_selector("[data-load]", state="hidden")  # the policy of the page allows no evaluated predicate
+    assert shown.text_content("[data-status]") == ""
+    context.close()
     assert not said, said
