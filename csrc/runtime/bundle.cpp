@@ -164,9 +164,9 @@ void read_guidance(Config& config, const Field& root) {
 
 void read_diffusion(Config& config, const Field& root) {
   const Field diffusion = root["diffusion"];
-  diffusion.exactly({"sigma_data", "sigma_min", "sigma_max", "sampler", "rho", "mode", "steps", "few_steps"});
+  diffusion.exactly({"sigma_data", "sigma_min", "sigma_max", "sampler", "rho", "mode", "steps", "few_steps", "denoise"});
   config.diffusion = {diffusion["sigma_data"].number(0, 10, true), diffusion["sigma_min"].number(0, 1e3, true),
-                      diffusion["sigma_max"].number(0, 1e3, true), diffusion["rho"].number(1, 100), {}};
+                      diffusion["sigma_max"].number(0, 1e3, true), diffusion["rho"].number(1, 100), {}, diffusion["denoise"].flag()};
   diffusion["sampler"].one_of({"dpmpp_2m"});
   diffusion["mode"].one_of({"mean", "sample"});
   diffusion["steps"].whole(1, 1000);

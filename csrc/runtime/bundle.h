@@ -52,6 +52,7 @@ struct Config {
   struct {
     double sigma_data, sigma_min, sigma_max, rho;
     std::vector<std::int64_t> few_steps;  // that the weights were distilled for
+    bool denoise;                         // they have learnt to take noise out of what was measured
   } diffusion;
 
   struct Range {

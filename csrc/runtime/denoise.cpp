@@ -38,7 +38,6 @@ class Denoiser {
       : job_(job), w_(w), config_(job.model->config), noise_(noise), progress_(progress) {
     for (int a = 0; a < 3; ++a) back_[job.order[a]] = a;
     plan();
-    prepare_band();
   }
 
   // x0 of the whole volume into w.found: of the mean mode where x is null. done, share: of the progress.
@@ -57,7 +56,7 @@ class Denoiser {
       ++number;
       progress_.at(done + share * static_cast<double>(number) / static_cast<double>(active_));
     });
-    outside_band();
+    keep_measured();
   }
 
   void tell(mrisr_run_info& info) const {
@@ -110,12 +109,28 @@ class Denoiser {
 
   // What a cut of k-space measured is exact in y: only what lies outside that band may be added to it. Across slices the
   // local mean is.
-  void prepare_band() {
+  // mrisr/infer/denoise.py: where noise is taken out, its part of the band goes too, and has no local mean.
+  void keep_measured() {
+    if (job_.projects() && job_.denoise < 1) {
+      prepare(Kept::band);
+      subtract(1.0f - static_cast<float>(job_.denoise));
+    }
+    if (!job_.projects() || job_.denoise > 0) {
+      prepare(Kept::mean);
+      subtract(1.0f);
+    }
+  }
+
+  enum class Kept { nothing, band, mean };
+
+  void prepare(Kept kept) {
+    if (kept_ == kept) return;
+    kept_ = kept;
     for (int d = 0; d < 3; ++d) {
       inside_[d] = std::min(plan_.stop[d], plan_.shape[d]) - plan_.start[d];
       const double voxel = job_.target.voxel[d],
                    width = config_.consistency.mean_widths * std::max(job_.psf[d].width, voxel);
-      if (job_.projects())
+      if (kept == Kept::band)
         band_matrix(w_.band.matrix, w_.band.work, inside_[d], voxel, job_.psf[d]);
       else
         mean_matrix(w_.band.matrix, w_.band.work, inside_[d], voxel, width);
@@ -124,7 +139,8 @@ class Denoiser {
     }
   }
 
-  void outside_band() const {
+  // What `prepare` was called for, times `share`, is no part of the residual.
+  void subtract(float share) const {
     const Index n1 = plan_.shape[1], n2 = plan_.shape[2];
     float* const corner = w_.found + (plan_.start[0] * n1 + plan_.start[1]) * n2 + plan_.start[2];
     const auto rows = [&](auto&& call) {
@@ -139,7 +155,7 @@ class Denoiser {
     apply_axis(a, b, band_[1], inside_, 1, w_.scratch, job_.threads);
     apply_axis(b, a, band_[2], inside_, 2, w_.scratch, job_.threads);
     rows([&](float* volume, Index at) {
-      for (Index k = 0; k < inside_[2]; ++k) volume[k] -= b[at + k];
+      for (Index k = 0; k < inside_[2]; ++k) volume[k] -= share * b[at + k];
     });
   }
 
@@ -161,6 +177,7 @@ class Denoiser {
       to[v.spacing.first + a] = static_cast<float>(std::log2(job_.source.voxel[axis] / job_.target.voxel[axis]));
     }
     if (job_.distilled) to[v.step_share.first] = 1.0f / static_cast<float>(job_.steps);
+    to[v.denoise.first] = static_cast<float>(job_.denoise);
     if (noise_ >= 0) {
       to[v.noise.first] = static_cast<float>(noise_) / static_cast<float>(v.noise_unit);
       to[v.noise_known.first] = 1.0f;
@@ -239,6 +256,7 @@ class Denoiser {
   TilePlan plan_{};
   Triple shown_{}, inside_{};
   std::array<int, 3> back_{};
+  Kept kept_ = Kept::nothing;
   cpu::AxisMatrix band_[3]{};
   std::int64_t active_ = 0;
   float c_skip_ = 0, c_out_ = 0, c_in_ = 0;

@@ -44,6 +44,7 @@ struct Job {
   Grid source{}, target{};
   Psf psf{};
   bool psf_certain = false, sample = false;
+  double denoise = 0;  // share of the measured band's noise that goes
   bool distilled = false;  // the weights know this number of steps
   std::array<int, 3> order{};  // of the axes, as the network sees them
   int steps = 1, samples = 1, threads = 1;

@@ -191,6 +191,11 @@ double Field::number(double low, double high, bool above) const {
   return v;
 }
 
+bool Field::flag() const {
+  if (value_->kind != Json::Kind::boolean) wrong("true or false");
+  return value_->boolean;
+}
+
 std::int64_t Field::whole(std::int64_t low, std::int64_t high) const {
   if (value_->kind != Json::Kind::number || !value_->whole || value_->integer < low || value_->integer > high)
     wrong("a whole number from " + std::to_string(low) + " to " + std::to_string(high));

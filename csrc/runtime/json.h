@@ -54,6 +54,7 @@ class Field {
   const std::string& one_of(std::initializer_list<const char*> values) const;
   std::vector<Field> list(std::size_t fewest, std::size_t most) const;
   std::vector<std::pair<std::string, Field>> table(std::size_t fewest, std::size_t most) const;
+  bool flag() const;
   bool is_null() const { return value_->kind == Json::Kind::null; }
 
   [[noreturn]] void wrong(const std::string& expected) const;

@@ -104,6 +104,7 @@ class Diffusion(Exact):
     mode: Literal["mean", "sample"]  # of a caller who does not say
     steps: Steps
     few_steps: Annotated[list[Steps], Meta(max_length=16)]  # numbers of steps that the weights were distilled for
+    denoise: bool  # they have learnt to take noise out of what was measured
 
 
 class TrainedRange(Exact):

@@ -110,6 +110,7 @@ def _diffusion(denoiser, meta: dict) -> dict:
         "mode": "mean",
         "steps": 1,
         "few_steps": list(meta.get("few_steps", ())),
+        "denoise": bool(meta.get("denoise", False)),
     }
 
 

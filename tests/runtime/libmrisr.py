@@ -100,6 +100,7 @@ class PlanOptions(c.Structure):
         ("precision", c.c_int32),
         ("ends", c.c_int32),
         ("tile_fixed", c.c_int32),
+        ("denoise", c.c_double),
     ]
 
 

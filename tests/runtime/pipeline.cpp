@@ -241,6 +241,8 @@ void test_plan_errors(const Bench& bench) {
   argument("tile: expected 0, or at least 48 voxels", [](How& how, Engine&) { how.tile[0] = how.tile[1] = how.tile[2] = 40; });
   argument("tile: expected 0, or at least 48 voxels", [](How& how, Engine&) { how.tile[0] = 64; });
   argument("tile_fixed: expected 0 to 1, found 2", [](How& how, Engine&) { how.tile_fixed = 2; });
+  argument("denoise: expected a number from 0 to 1, found 1.5", [](How& how, Engine&) { how.denoise = 1.5; });
+  argument("denoise: expected a number from 0 to 1", [&](How& how, Engine&) { how.denoise = nan; });
   argument("tile_fixed: needs a tile", [](How& how, Engine&) { how.tile_fixed = 1; });
   argument("engine.run: is NULL", [](How&, Engine& engine) { engine.run = nullptr; });
   argument("engine.memory: expected a mrisr_memory_kind", [](How&, Engine& engine) { engine.memory = 2; });
@@ -636,6 +638,22 @@ void test_open_errors(const Bench& bench) {
   bench.files.restore();
 }
 
+// A bundle whose weights never learnt to take noise out.
+void test_denoise_unlearnt(const Bench& bench) {
+  bench.files.change("\"denoise\": true", "\"denoise\": false");
+  mrisr_model* model = nullptr;
+  mrisr_job* job = nullptr;
+  EXPECT(mrisr_open(bench.files.folder.c_str(), nullptr, &model) == MRISR_OK);
+  Fake fake;
+  const mrisr_engine_vtable engine = engine_of(fake);
+  mrisr_plan_options how = plan_options(engine);
+  how.denoise = 0.5;
+  EXPECT(mrisr_plan(model, &how, &job) == MRISR_ERROR_ARGUMENT && job == nullptr);
+  EXPECT_TEXT(mrisr_last_error(), "has not learnt to remove noise");
+  mrisr_close(model);
+  bench.files.restore();
+}
+
 void test_log(const Bench& bench) {
   std::string said;
   mrisr_open_options options;
@@ -669,6 +687,7 @@ void test_log(const Bench& bench) {
 int main() {
   const Bench bench;
   test_open_errors(bench);
+  test_denoise_unlearnt(bench);
   test_plan_errors(bench);
   test_run_errors(bench);
   test_silent_network_is_interpolation(bench);

@@ -54,8 +54,11 @@ def compared(library, model, loaded, data, affine, spread=False, python=None, **
         {"psf": [("kspace", 2.0), ("unknown", 1.4), ("kspace", 1.4)], "consistency": "on"},
         {"voxel_size": (2.0, 1.0, 0.9)},
         {"factor": (1.0, 2.0, 1.5)},
+        {"denoise": 0.6},
+        {"denoise": 1.0, "psf": CUT},
+        {"denoise": 0.5, "psf": [("gaussian", 2.0), ("kspace", 1.4), ("kspace", 1.4)], "samples": 2, "spread": True},
     ],
-    ids=["mean", "tiles", "sample", "spread", "profiles", "unknown", "coarser", "factor"],
+    ids=["mean", "tiles", "sample", "spread", "profiles", "unknown", "coarser", "factor", "part", "all", "slices"],
 )
 def test_isotropic_scan(library, model, loaded, scan, affine, options):
     compared(library, model, loaded, scan, affine, **options)
