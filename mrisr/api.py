@@ -11,7 +11,7 @@ from typing import Any
 
 from mrisr import grid as grids
 from mrisr.corrections import corrections, read_mask
-from mrisr.errors import CATCHING, MrisrWarning, UsageError
+from mrisr.errors import CATCHING, MrisrWarning, UsageError, shown
 from mrisr.infer.engines.precision import asked_for
 from mrisr.infer.engines.select import check_fork
 from mrisr.infer.facts import MIRRORINGS, Options
@@ -23,6 +23,7 @@ from mrisr.io.kinds import check_kind
 from mrisr.weights import registry
 
 CONSISTENCY = ("auto", "on", "off")
+MOST_STEPS, MOST_SAMPLES = 1000, 10_000  # beyond, nothing is gained: a slip of the finger
 
 
 def upscale(
@@ -83,8 +84,8 @@ def upscale(
             returned.
         mode: "mean" (the faithful picture, bit-equal for every seed), "sample" (realistic texture, noise
             included), or None: "mean", but "sample" where `steps` or `samples` is above 1.
-        steps: network evaluations per sample.
-        samples: number of samples. The result is their mean, and `info.std` their voxel-wise standard
+        steps: network evaluations per sample, at most 1000.
+        samples: number of samples, at most 10 000. The result is their mean, and `info.std` their voxel-wise standard
             deviation (n - 1), in input intensity units, as a `Volume` on the target grid; `info.std_scale` has the
             factors that make intervals of it.
         seed: of the samples; a sample depends on (seed, voxel index) only, not on tiles or device.
@@ -185,7 +186,8 @@ def upscale(
 
 def choose_mode(mode: str | None, steps: int, samples: int) -> str:
     """ "mean" or "sample" from the arguments. Raises UsageError where they contradict."""
-    several = _whole("steps", steps, 1) > 1 or _whole("samples", samples, 1) > 1
+    several = _whole("steps", steps, 1, MOST_STEPS) > 1
+    several |= _whole("samples", samples, 1, MOST_SAMPLES) > 1
     if mode is None:
         return "sample" if several else "mean"
     if mode not in ("mean", "sample"):
@@ -264,9 +266,11 @@ def _share(name: str, value: float) -> float:
     return float(value)
 
 
-def _whole(name: str, value: int, least: int) -> int:
+def _whole(name: str, value: int, least: int, most: int | None = None) -> int:
     if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
-        raise UsageError(f"{name}: expected a whole number of at least {least}, found {value!r}")
+        raise UsageError(f"{name}: expected a whole number of at least {least}, found {shown(value)}")
+    if most is not None and value > most:
+        raise UsageError(f"{name}: expected at most {most}, found {shown(value)}")
     return int(value)
 
 

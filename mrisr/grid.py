@@ -22,6 +22,8 @@ DEFAULT_VOXEL_SIZE = 0.7  # mm; along an axis that is finer already, the axis ke
 SAME_SPACING = 1e-3
 # Below this length (mm) a column of an affine is a missing voxel size, not a small one.
 SMALLEST_VOXEL = 1e-6
+# Finer (mm) no grid is planned: a twentieth of what the finest scans of a head have.
+FINEST_TARGET = 0.01
 # |det| of the unit-length columns; 1 for orthogonal axes, 0 for axes that lie in one plane.
 SMALLEST_DETERMINANT = 1e-4
 # Headers are float32: so much of a voxel is added before counts are rounded, that 180 x 0.9 mm loses none.
@@ -122,6 +124,13 @@ def plan(
             raise UsageError(f"give voxel_size or factor, not both; found {voxel_size=} and {factor=}")
         ratio = 1.0 / triple(factor, "factor")
 
+    finest = ratio * source.voxel_size
+    if finest.min() < FINEST_TARGET:
+        name = "voxel_size" if factor is None else "factor"
+        raise UsageError(
+            f"{name}: asks for voxels of {_sizes(finest)} mm; below {FINEST_TARGET:g} mm no grid is made, give a "
+            f"{'larger' if factor is None else 'smaller'} one"
+        )
     n_in = np.array(source.shape)
     # floor(x + 0.5), not round(): Python and C++ disagree on halves.
     n_out = tuple(max(1, math.floor(q + 0.5 + HEADER_ROUNDING)) for q in (n_in / ratio).tolist())

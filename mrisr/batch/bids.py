@@ -7,7 +7,6 @@ a label, sources as BIDS URIs.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -225,11 +224,11 @@ def _stripped(scan: Scan) -> bool:
     held: dict[str, Any] = {}
     for path in scan.sidecars or ():
         try:
-            facts = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # `nifti.sidecar_facts` warns of it
+            facts = schema.read(path, largest=nifti.LARGEST_SIDECAR, depth=nifti.SIDECAR_DEPTH, lenient=True)
+        except InputError:  # `nifti.sidecar_facts` warns of it
             continue
         held |= facts if isinstance(facts, dict) else {}
-    return bool(held.get("SkullStripped", False))
+    return held.get("SkullStripped") is True
 
 
 def _relative(root: Path, output: Path) -> str:
@@ -241,8 +240,8 @@ def _relative(root: Path, output: Path) -> str:
 
 def _says(path: Path, value: Any) -> bool:
     try:
-        return json.loads(path.read_text(encoding="utf-8")) == value
-    except (OSError, ValueError):
+        return schema.read(path) == value
+    except InputError:
         return False
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,11 @@ FORMS = ("nifti", "dicom")
 LIST_ENDING = ".txt"
 HEADERS = (".img", ".img.gz")  # the other halves of .hdr: one scan, not two
 SHOWN = 12  # series that a message lists
+# Images that other programs write and nobody here reads: in a folder of scans they are not passed over in silence.
+OTHER_IMAGES = re.compile(
+    r".*(\.(nrrd|nhdr|mh[ad]|mnc2?|mif(\.gz)?|mih|nii\.(zip|bz2|xz|zst)|vmr|par)|\+(orig|tlrc|acpc)\.head)",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -161,12 +167,15 @@ def _is_image_file(output: Path) -> bool:
     )
 
 
-def _listed(text: str | os.PathLike) -> Iterable[Path]:
-    """The paths that one input stands for: itself, the lines of a list, or what a pattern matches."""
+def _listed(text: str | os.PathLike, within: tuple[str, ...] = ()) -> Iterable[Path]:
+    """The paths that one input stands for: itself, the lines of a list, or what a pattern matches. `within` are the
+    lists that name it."""
     path = Path(text)
     if path.suffix.lower() == LIST_ENDING and path.is_file():
+        if (real := os.path.realpath(path)) in within:
+            raise InputError(f"{path}: the list names itself (by way of {within[-1]}); take that line out")
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: the list cannot be read ({error}); write one path a line, UTF-8") from error
         kept = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
@@ -179,7 +188,7 @@ def _listed(text: str | os.PathLike) -> Iterable[Path]:
                 f"{path}: line {kept.index(kept[beside.index(Path(missing[0]))]) + 1} names {missing[0]}, which is not "
                 f"there ({len(missing)} of {len(kept)} are missing); expected a file name in each line"
             )
-        return [found for one in beside for found in _listed(one)]
+        return [found for one in beside for found in _listed(one, (*within, real))]
     if not path.exists() and glob.has_magic(str(text)):
         matches = sorted(Path(match) for match in glob.glob(str(text), recursive=True))
         if not matches:
@@ -210,7 +219,7 @@ def _scans_of(path: Path, series: str | None, every_series: bool) -> list[_Found
 
 def _below(folder: Path) -> tuple[list[Path], list[Path]]:
     """(images, DICOM files) at any depth, hidden ones left out; links to folders are followed once."""
-    images, pictures, seen = [], [], set()
+    images, pictures, others, seen = [], [], [], set()
     for here, subfolders, names in os.walk(folder, followlinks=True, onerror=_cannot_list):
         real = os.path.realpath(here)
         subfolders[:] = sorted(n for n in subfolders if not n.startswith("."))
@@ -220,6 +229,7 @@ def _below(folder: Path) -> tuple[list[Path], list[Path]]:
         seen.add(real)
         files = [Path(here, name) for name in sorted(names) if not name.startswith(".")]
         own = [f for f in files if _is_scan(f)]
+        others += [f for f in files if OTHER_IMAGES.fullmatch(f.name)]
         here_dicom = [f for f in files if nifti.ending_of(f, nifti.READ_ENDINGS) is None and dicom.is_dicom(f)]
         if here_dicom and own:
             shown = ", ".join(f.name for f in own[:SHOWN]) + (", ..." if len(own) > SHOWN else "")
@@ -231,6 +241,13 @@ def _below(folder: Path) -> tuple[list[Path], list[Path]]:
             own = []
         images += own
         pictures += here_dicom
+    if others:
+        names = ", ".join(str(f.relative_to(folder)) for f in others[:SHOWN]) + (", ..." if len(others) > SHOWN else "")
+        warnings.warn(
+            f"{folder}: left out {len(others)} images of formats not read here ({names}); convert them to NIfTI",
+            MrisrWarning,
+            stacklevel=2,
+        )
     return images, pictures
 
 
@@ -250,7 +267,7 @@ def _other_half(path: Path) -> tuple[Path, ...]:
     if not ending.startswith((".hdr", ".img")):
         return ()
     other = ending.replace("hdr", "img") if "hdr" in ending else ending.replace("img", "hdr")
-    partner = path.with_name(path.name[: -len(ending)] + other)
+    partner = path.with_name(path.name[: -len(ending)] + (other if path.name.endswith(ending) else other.upper()))
     return (partner,) if partner.is_file() else ()
 
 

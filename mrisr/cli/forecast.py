@@ -10,8 +10,8 @@ import hashlib
 import json
 import time
 
-from mrisr import environment
-from mrisr.errors import OutputError
+from mrisr import environment, schema
+from mrisr.errors import InputError, OutputError
 from mrisr.io.atomic import replacing
 
 GUESS = {"cpu": 6.0, "cuda": 0.05}  # seconds per million voxels: of one core, of a GPU
@@ -90,7 +90,7 @@ class Forecast:
         if self.path is None:
             return {}
         try:
-            held = json.loads(self.path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # not there yet, or cut off: a forecast less
+            held = schema.read(self.path)
+        except InputError:  # not there yet, or cut off: a forecast less
             return {}
         return {k: v for k, v in held.items() if isinstance(v, float) and v > 0} if isinstance(held, dict) else {}

@@ -188,6 +188,8 @@ def _check_readable(path: Path, name: str) -> int:
         ending = ending_of(path, READ_ENDINGS)
         if ending is None:
             raise InputError(f"{name}: expected a file name in {', '.join(READ_ENDINGS)}")
+        if (written := path.name[-len(ending) :]) not in (ending, ending.upper()):
+            raise InputError(f"{name}: ends in {written}; rename it to end in {ending}")
         with path.open("rb") as stream:
             start = stream.read(348)
     except (OSError, ValueError) as error:
@@ -220,9 +222,11 @@ def _check_signature(path: Path, name: str, ending: str, start: bytes) -> None:
             raise InputError(f"{name}: not an MGH file: expected the start {MGH_VERSION!r}, found {start[:4]!r}")
     else:
         other = ending.replace("hdr", "img") if "hdr" in ending else ending.replace("img", "hdr")
-        partner = path.name[: -len(ending)] + other
-        if not any(p.name.lower() == partner.lower() for p in path.parent.iterdir()):
-            raise InputError(f"{name}: its other half {partner} is missing; put both files into one folder")
+        partner = path.name[: -len(ending)] + (other if path.name.endswith(ending) else other.upper())
+        if not path.with_name(partner).exists():
+            alike = next((p.name for p in path.parent.iterdir() if p.name.lower() == partner.lower()), None)
+            do = f"rename {alike} to that" if alike else "put both files into one folder"
+            raise InputError(f"{name}: its other half {partner} is missing; {do}")
 
 
 def _check_length(image: SpatialImage, path: Path, name: str, length: int) -> None:

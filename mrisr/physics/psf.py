@@ -16,6 +16,7 @@ from mrisr.errors import UsageError
 
 KINDS = ("unknown", "kspace", "gaussian", "supergaussian")
 WINDOWS = ("box", "hann", "tukey")
+WIDTHS = (0.01, 100.0)  # mm; what is finer or coarser is no acquisition of a head
 FWHM_PER_SIGMA = 2.0 * np.sqrt(2.0 * np.log(2.0))
 # A voxel this much longer than the shortest one is a slice of a 2D acquisition, not an anisotropic 3D matrix.
 THICK_SLICE_RATIO = 1.8
@@ -41,8 +42,8 @@ class AxisPSF:
             raise UsageError(f"psf: kind must be one of {KINDS}, found {self.kind!r}")
         if self.window not in WINDOWS:
             raise UsageError(f"psf: window must be one of {WINDOWS}, found {self.window!r}")
-        if not (np.isfinite(self.width) and self.width > 0):
-            raise UsageError(f"psf: width must be a positive number of mm, found {self.width!r}")
+        if not WIDTHS[0] <= self.width <= WIDTHS[1]:
+            raise UsageError(f"psf: width must be from {WIDTHS[0]:g} to {WIDTHS[1]:g} mm, found {self.width!r}")
 
     def transfer(self, frequency: np.ndarray) -> np.ndarray:
         """Gain at `frequency` (cycles per mm, >= 0); 1 at zero."""

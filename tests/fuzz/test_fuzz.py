@@ -68,13 +68,14 @@ def test_damaged_files_are_read_or_refused_in_one_line(name, tmp_path):
         warnings.simplefilter("ignore")
         assert attempt(target, path)[0] == "read"
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        wrong, ends = [], {"read": 0, "refused": 0}
+        wrong, ends, slowest = [], {"read": 0, "refused": 0}, 0.0
         with limited_memory():
             for i in range(target.cases * ROUNDS):
                 damage = target.damages[i % len(target.damages)]
                 data = damage(sound, rng)
                 path.write_bytes(data)
                 ended, seconds = attempt(target, path)
+                slowest = max(slowest, seconds)
                 if ended in ends and seconds <= SLOWEST:
                     ends[ended] += 1
                 else:
@@ -84,6 +85,9 @@ def test_damaged_files_are_read_or_refused_in_one_line(name, tmp_path):
                         with open(os.path.join(keep, f"{name}-{i}-{path.name}"), "wb") as f:
                             f.write(data)
     taken = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) * 1024
-    print(f"{name}: {ends['read']} read, {ends['refused']} refused, {len(wrong)} otherwise, {taken >> 20} MB more")
+    print(
+        f"{name}: {ends['read']} read, {ends['refused']} refused, {len(wrong)} otherwise, "
+        f"slowest {slowest:.2f} s, {taken >> 20} MB more"
+    )
     assert not wrong, f"{len(wrong)} of {target.cases * ROUNDS}: " + "; ".join(map(str, wrong[:8]))
     assert ends["refused"] > 0 and taken <= MEMORY

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-from mrisr import environment
-from mrisr.errors import BackendError, OutputError, UsageError
+from mrisr import environment, schema
+from mrisr.errors import BackendError, InputError, OutputError, UsageError
 from mrisr.io.atomic import replacing
 
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -134,12 +134,12 @@ def _read(path: Path | None) -> dict[str, float]:
     if path is None:
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # not there yet, not to be entered, or damaged: measured again
+        content = schema.read(path, lenient=True)  # a verdict may be infinite
+    except InputError:  # not there yet, not to be entered, or damaged: measured again
         return {}
     if not isinstance(content, dict):
         return {}
-    return {name: float(value) for name, value in content.items() if isinstance(value, (int, float))}
+    return {name: value for name, value in content.items() if isinstance(value, float) and value >= 0}
 
 
 def _write(path: Path | None, known: dict[str, float]) -> None:

@@ -145,8 +145,13 @@ def _frame(header: Header, values: Values, number: int) -> Frame:
     orientation = np.array(values.required("ImageOrientationPatient", 6))
     along_row, along_column = _directions(values, orientation)
     spacing = values.required("PixelSpacing", 2)
-    if min(spacing) <= 0 or max(spacing) > 1000:
-        raise values.refusal("PixelSpacing", "two distances above 0 mm")
+    if min(spacing) < 1e-3 or max(spacing) > 1000:
+        raise values.refusal("PixelSpacing", "two distances above 0 mm (0.001 to 1000)")
+    if _items(header, header.dataset, "ModalityLUTSequence"):
+        raise InputError(
+            f"{values.where}: its values come from a table ({label('ModalityLUTSequence')}), which is not read here; "
+            "export the series with RescaleSlope and RescaleIntercept"
+        )
     slope = values.number("RescaleSlope")
     if slope == 0:
         raise values.refusal("RescaleSlope", "a factor other than 0")

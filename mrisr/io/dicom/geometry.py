@@ -111,4 +111,13 @@ def _doubts(ordered: tuple[Frame, ...], step: np.ndarray, normal: np.ndarray) ->
             f"{label('SpacingBetweenSlices')} says {stated:g} mm, but the slices lie {across:.4g} mm apart: each "
             f"{round(across / stated)}. slice only may have been exported"
         )
+    elif stated and stated > 0 and not _agree(stated, across, ordered[0].thickness):
+        found.append(
+            f"{label('SpacingBetweenSlices')} says {stated:g} mm, but they lie {across:.4g} mm apart: positions count"
+        )
     return found
+
+
+def _agree(stated: float, across: float, thickness: float | None) -> bool:
+    """Whether the stated spacing is the distance; or the gap, as some vendors have it."""
+    return abs(stated - across) <= 0.05 * across or abs(stated + (thickness or 0.0) - across) <= 0.05 * across

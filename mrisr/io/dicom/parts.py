@@ -16,6 +16,7 @@ MOST_FILES = 200_000  # below one folder; a study has a few thousand
 LARGEST = 4 << 30  # bytes of one file: DICOM's lengths end there
 BOMB_SIZE, BOMB_RATIO = 64 << 20, 300  # deflate reaches 1032, scans 2 to 20
 HEAD = 512  # bytes that tell what a file is
+WHY = {"empty": "is empty (0 bytes)", "gone": "is a link to a file that is not there"}
 # Endings of files that nobody means as DICOM, and DICOM's value representations.
 FOREIGN = re.compile(
     "avi|bat|bmp|bval|bvec|cfg|css|csv|db|dll|docx?|exe|gif|gz|hdr|html?|ico|img|inf|ini|jpe?g|js|json|log|md|mgz|mp4|nii|"
@@ -116,10 +117,15 @@ def is_dicom(path: str | os.PathLike) -> bool:
 
 
 def kind_of(part: Part) -> str:
-    """What the start of a file says: "dicom" (with or without the preamble), "empty", "text" or "binary"."""
+    """What the start of a file says: "dicom" (with or without the preamble), "empty", "text" or "binary"; "gone" of a
+    link to nothing."""
     if "." in part.name and FOREIGN.fullmatch(part.name.rsplit(".", 1)[-1].lower()):
+        if part.member is None and not part.path.exists():
+            return "text"
         head = part.read(HEAD)
         return "dicom" if head[128:132] == b"DICM" else "text"
+    if part.member is None and not part.path.exists():
+        return "gone"
     head = part.read(HEAD)
     if not head:
         return "empty"
@@ -153,8 +159,7 @@ def _sorted(name: str, parts: list[Part]) -> Found:
     alike = {_ending(part.name) for part in found.dicom}
     for part, kind in others:
         if kind != "text" and not part.name.startswith(".") and _ending(part.name) in alike:
-            why = "is empty (0 bytes)" if kind == "empty" else "is no DICOM file: cut short, or damaged at its start"
-            found.broken.append((part, why))
+            found.broken.append((part, WHY.get(kind, "is no DICOM file: cut short, or damaged at its start")))
         else:
             found.foreign.append(part)
     return found
@@ -167,7 +172,7 @@ def _ending(name: str) -> str:
 
 
 def _below(folder: Path) -> Iterable[Path]:
-    """Every regular file below `folder`, in the order of their names."""
+    """Every regular file below `folder`, and every link to nothing, in the order of their names."""
     count = 0
 
     def refuse(error: OSError):
@@ -177,7 +182,7 @@ def _below(folder: Path) -> Iterable[Path]:
         folders.sort()
         for name in sorted(files):
             path = Path(root, name)
-            if not path.is_file():
+            if not path.is_file() and path.exists():
                 continue
             count += 1
             if count > MOST_FILES:

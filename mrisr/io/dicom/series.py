@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from mrisr.errors import InputError, MrisrWarning
-from mrisr.io.dicom import choose, directory, geometry, parts, uids
+from mrisr.io.dicom import choose, directory, doubts, geometry, parts, uids
 from mrisr.io.dicom.frame import Frame, decode, frames
-from mrisr.io.dicom.header import DIRECTORY, ENHANCED_MR, LEGACY_ENHANCED_MR, MR_IMAGE, Header, parse
+from mrisr.io.dicom.header import DIRECTORY, Header, parse
 from mrisr.io.dicom.header import read as read_header
 from mrisr.io.dicom.resolution import acquired_mm
 from mrisr.io.dicom.values import Values, label
@@ -19,7 +19,6 @@ from mrisr.io.headers import SCANNER, nifti_header
 from mrisr.volume import ACQUISITION_FACTS, Volume
 
 NAMED = 5  # files that a warning names
-MAPS = ("ADC", "FA", "FIELD_MAP", "FIELD MAP", "B0", "B0 MAP", "T1 MAP", "T2 MAP", "T2_STAR MAP", "TTP", "CBF", "CBV")
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +64,8 @@ class Series:
             dataset = parse(part, pixels=True)[0]
             for k in held:
                 data[..., k] = decode(self.frames[k], dataset).T
+        if padded := doubts.padded(self.frames, data):
+            warnings.warn(f"{self.name}: {padded}", MrisrWarning, stacklevel=2)
         volume = Volume(data, self.affine, name=self.name, meta=dict(self.meta))
         header = nifti_header(volume)
         header["sform_code"] = SCANNER  # DICOM's patient coordinates are the scanner's
@@ -100,9 +101,9 @@ def find(source: Any, *, series: int | str | None = None, group: int | str | Non
     _refuse_copies(records, found.name)
     volumes = choose.groups(records)
     chosen = choose.choose_group(volumes, group, found.name)
-    ordered, affine, doubts = geometry.place(chosen.frames, found.name)
+    ordered, affine, remarks = geometry.place(chosen.frames, found.name)
     notes += [note for header in entry.headers for note in header.notes]
-    notes += [f"{found.name}: {doubt}" for doubt in doubts + _doubts(ordered, records)]
+    notes += [f"{found.name}: {remark}" for remark in remarks + doubts.of(ordered, records)]
     reference = ordered[0].frame_of_reference or next((f.frame_of_reference for f in ordered), "")
     if not reference:
         reference = uids.made("frame of reference", entry.uid, *sorted(f.sop_instance for f in ordered))
@@ -186,46 +187,6 @@ def _refuse_copies(records: list[Frame], name: str) -> None:
                 "remove one"
             )
         seen[key] = frame
-
-
-def _doubts(ordered: tuple[Frame, ...], records: list[Frame]) -> list[str]:
-    """What a reader of the result should know of a volume's frames; refuses phase images."""
-    first, found = ordered[0], []
-    kinds = "\\".join(first.image_type)
-    if first.component == "PHASE":
-        raise InputError(
-            f"{first.name}: a phase image ({label('ImageType')}: {kinds}): interpolation across its wraps would make "
-            "values up; give the magnitude"
-        )
-    if first.component in ("REAL", "IMAGINARY") or any(kind in MAPS for kind in first.image_type):
-        found.append(
-            f"{first.component.lower() or 'a map'}, not a magnitude image ({kinds}); the model knows those only"
-        )
-    if first.inverted:
-        found.append(f"{label('PhotometricInterpretation')} is MONOCHROME1 (white is low): inverted")
-    if first.sop_class not in (MR_IMAGE, ENHANCED_MR, LEGACY_ENHANCED_MR):
-        found.append(f"{label('SOPClassUID')} is {first.sop_class or 'absent'}, not an MR image; read by its modality")
-    if len({f.inverted for f in ordered}) > 1:
-        raise InputError(f"{first.name}: MONOCHROME1 and MONOCHROME2 in one volume; export it again")
-    return found + _incomplete(ordered, records)
-
-
-def _incomplete(ordered: tuple[Frame, ...], records: list[Frame]) -> list[str]:
-    """Signs that slices are missing at an end, where positions cannot tell."""
-    first, found = ordered[0], []
-    stated = first.values.number("ImagesInAcquisition")
-    if stated and stated > len(records):
-        found.append(
-            f"{label('ImagesInAcquisition')} says {stated:g}, but there are {len(records)}: slices may be missing at "
-            "an end"
-        )
-    numbers = sorted(f.instance for f in ordered if f.instance is not None)
-    alone = len(ordered) == len(records) and first.of == 1
-    if alone and len(numbers) == len(ordered) and numbers[0] > 1 and numbers[-1] - numbers[0] == len(numbers) - 1:
-        found.append(
-            f"{label('InstanceNumber')} runs from {numbers[0]} to {numbers[-1]}: slices before it may be missing"
-        )
-    return found
 
 
 def _meta(first: Frame, widths: tuple[float, float, float]) -> dict[str, Any]:

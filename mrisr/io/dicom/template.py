@@ -103,7 +103,8 @@ def _declare(dataset: Any, series: Series, facts: Mapping) -> None:
     scanner = " ".join(filter(None, (values.text("Manufacturer"), values.text("ManufacturerModelName"))))
     model = f"{facts.get('model', 'unknown')} ({str(facts.get('weights') or 'no checksum')[:12]})"
     sizes = [" x ".join(f"{v:.3g}" for v in facts[k]["voxel_size"]) for k in ("input", "target") if facts.get(k)]
-    dataset.SyntheticData, dataset.BurnedInAnnotation = "YES", "NO"
+    dataset.SyntheticData = "YES"
+    dataset.BurnedInAnnotation = "YES" if series.values.word("BurnedInAnnotation") == "YES" else "NO"
     dataset.Manufacturer, dataset.ManufacturerModelName = MANUFACTURER, "mrisr"
     dataset.SoftwareVersions = [mrisr_version(), f"model {model}"[:64]]
     dataset.DerivationDescription = (
