@@ -334,10 +334,16 @@ def _facts(sidecar: Path) -> dict:
         if name not in stated:
             continue
         try:
-            facts[name] = schema.check(stated[name], _FINITE if kind is float else kind, f"{sidecar}: {name}")
+            facts[name] = schema.check(stated[name], _WITHIN.get(name, kind), f"{sidecar}: {name}")
         except InputError as error:
             _warn(f"{error}; it is not used")
     return facts
 
 
-_FINITE = Annotated[float, Meta(ge=-1e6, le=1e6)]  # sidecars may hold NaN and Infinity
+_LENGTH = Annotated[float, Meta(gt=0, le=100)]  # mm; sidecars may hold NaN and Infinity, and lengths in metres
+_WITHIN = {
+    "SliceThickness": _LENGTH,
+    "SpacingBetweenSlices": _LENGTH,
+    "AcquiredVoxelSize": Annotated[list[_LENGTH], Meta(min_length=3, max_length=3)],
+    "MagneticFieldStrength": Annotated[float, Meta(gt=0, le=100)],
+}

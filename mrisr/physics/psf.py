@@ -100,7 +100,7 @@ def auto_psf(
     elif meta.get("MRAcquisitionType") == "2D" and not slices.any() and size.max() > 1.05 * size.min():
         slices, source = size > 0.999 * size.max(), "MRAcquisitionType 2D"
     width, thickness, filled = size.copy(), meta.get("SliceThickness"), ""
-    if slices.any() and isinstance(thickness, int | float) and np.isfinite(thickness) and thickness > 0:
+    if slices.any() and isinstance(thickness, int | float) and WIDTHS[0] <= thickness <= WIDTHS[1]:
         width[slices], source = float(thickness), f"{source} and SliceThickness"
     for acquired, what in ((spectrum, "the spectrum"), (meta.get("AcquiredVoxelSize"), "the acquired matrix")):
         wider = _zero_filled(size, acquired) & ~slices
@@ -124,7 +124,8 @@ def _zero_filled(size: np.ndarray, acquired) -> np.ndarray:
         return np.zeros(3, bool)
     if not all(isinstance(v, int | float) and not isinstance(v, bool) and np.isfinite(v) for v in acquired):
         return np.zeros(3, bool)
-    return np.asarray(acquired, np.float64) > 1.02 * size
+    stated = np.asarray(acquired, np.float64)
+    return (stated > 1.02 * size) & (stated <= WIDTHS[1])
 
 
 def _stated(item) -> AxisPSF:

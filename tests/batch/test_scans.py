@@ -148,3 +148,29 @@ def test_only_dicom_becomes_dicom(places):
     touched(source, "a.nii")
     with pytest.raises(UsageError, match="only DICOM can become DICOM"):
         scans.find(source, out, form="dicom")
+
+
+def test_lists_as_other_systems_write_them_and_lists_of_lists(places):
+    source, out = places
+    touched(source, "a.nii", "b.nii")
+    (source / "w.txt").write_bytes(b"\xef\xbb\xbfa.nii\r\n\r\nmore.txt\r\n")
+    (source / "more.txt").write_text("b.nii")
+    assert list(targets(scans.find(source / "w.txt", out), out)) == ["a.nii", "b.nii"]
+    (source / "more.txt").write_text("w.txt")
+    with pytest.raises(InputError, match=r"w.txt: the list names itself \(by way of .*more.txt\); take that line out"):
+        scans.find(source / "w.txt", out)
+
+
+def test_images_of_other_formats_are_named(places):
+    source, out = places
+    touched(source, "a.nii", "b/c.nrrd", "d.MNC", "e+orig.HEAD", "e+orig.BRIK", "notes.md")
+    with pytest.warns(
+        MrisrWarning, match=r"left out 3 images of formats not read here \(d.MNC, e\+orig.HEAD, b/c.nrrd\)"
+    ):
+        assert list(targets(scans.find(source, out), out)) == ["a.nii"]
+
+
+def test_both_halves_of_a_pair_in_capitals_are_one_scan(places):
+    source, out = places
+    touched(source, "A.HDR", "A.IMG")
+    assert list(targets(scans.find(source, out), out)) == ["A.HDR"]

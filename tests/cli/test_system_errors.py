@@ -282,3 +282,23 @@ def test_voxels_that_no_head_has(here, mrisr_command, weights):
     nib.save(nib.Nifti1Image(np.tile(data, (8, 1, 1))[:60], np.diag([90, 1, 1, 1])), here / "b.nii")
     line = told_in_one_line(mrisr_command("upscale", "-i", "b.nii", "-o", "p.nii", "--model", weights), (3,))
     assert "field of view of 5400 x 9 x 7 mm" in line
+
+
+def test_a_name_in_letters_of_both_kinds(here, scan, weights, mrisr_command):
+    shutil.copy(scan, "a.Nii.gz")
+    line = told_in_one_line(mrisr_command("upscale", "-i", "a.Nii.gz", "-o", "o.nii", "--model", weights), (3,))
+    assert "a.Nii.gz: ends in .Nii.gz; rename it to end in .nii.gz" in line
+    nib.save(nib.Nifti1Pair(np.ones((4, 5, 6), np.float32), np.eye(4)), "b.img")
+    os.rename("b.img", "b.IMG")
+    line = told_in_one_line(mrisr_command("upscale", "-i", "b.hdr", "-o", "o.nii", "--model", weights), (3,))
+    assert "b.hdr: its other half b.img is missing; rename b.IMG to that" in line
+
+
+def test_rates_that_somebody_else_wrote(tmp_path, monkeypatch):
+    from mrisr.cli.forecast import Forecast
+
+    monkeypatch.setenv("MRISR_CACHE", str(tmp_path))
+    key = Forecast("a").key
+    for held in ("[" * 100_000, "{", f'{{"{key}": 1{"0" * 400}}}', f'{{"{key}": NaN}}', f'{{"{key}": -2.0}}'):
+        (tmp_path / "rates.json").write_text(held)
+        assert Forecast("a").known is None

@@ -313,6 +313,7 @@ def test_an_interrupt_passes_through_and_leaves_things_usable(scan, model, mean)
 def test_arguments_are_checked(scan, model):
     for wrong in (
         {"mode": "mean", "steps": 2}, {"mode": "mean", "samples": 2}, {"mode": "best"}, {"steps": 0},
+        {"steps": 1001}, {"samples": 10**12}, {"psf": ("kspace", "kspace", ("gaussian", 1e9))}, {"factor": 1e9},
         {"samples": 1.5}, {"seed": "a"}, {"consistency": "yes"}, {"progress": 3},
         {"voxel_size": -1, "factor": None},
         {"device": "tpu"}, {"engine": "onnx"}, {"memory": "lots"}, {"tile": 8}, {"psf": "round"},

@@ -135,15 +135,17 @@ def test_a_verdict_is_found_once(monkeypatch, tmp_path):
     assert len(asked) == 1
     precision.kept(("a", 2), measure)
     assert len(asked) == 2 and len(json.loads((tmp_path / precision.KEPT).read_text())) == 2
-    for damaged in ("", "[1, 2]", "{"):
+    name = next(iter(json.loads((tmp_path / precision.KEPT).read_text())))
+    odd = [f'{{"{name}": {value}}}' for value in ("1" + "0" * 400, "true", "-1.0", "NaN", '"0.1"')]
+    for damaged in ("", "[1, 2]", "{", "[" * 100_000, *odd):
         (tmp_path / precision.KEPT).write_text(damaged)
         assert precision.kept(("a", 1), measure) == 0.011
-    assert len(asked) == 5
+    assert len(asked) == 11
     monkeypatch.setenv("MRISR_CACHE", "off")
     precision.kept(("a", 1), measure)
     monkeypatch.setenv("MRISR_CACHE", "/proc/nowhere")
     precision.kept(("a", 1), measure)
-    assert len(asked) == 7
+    assert len(asked) == 13
 
 
 def test_the_variable_stands_for_auto(monkeypatch):

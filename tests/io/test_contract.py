@@ -332,6 +332,7 @@ def test_a_sidecar_states_acquisition_facts(tmp_path):
         assert nifti.read(path).meta == {}
     stated = {
         "SliceThickness": "3",
+        "SpacingBetweenSlices": 3300.0,
         "ImageType": ["ORIGINAL", 1],
         "AcquisitionMatrix": [0, 256, 256, 0],
         "Odd": float("nan"),
@@ -341,6 +342,7 @@ def test_a_sidecar_states_acquisition_facts(tmp_path):
         assert nifti.read(path).meta == {"AcquisitionMatrix": [0, 256, 256, 0]}
     said = [str(w.message).partition("ramp.json: ")[2] for w in warned]
     assert said == [
-        "SliceThickness: expected a number from -1000000 to 1000000, found '3'; it is not used",
+        "SliceThickness: expected a number above 0 and at most 100, found '3'; it is not used",
+        "SpacingBetweenSlices: expected a number above 0 and at most 100, found 3300.0; it is not used",
         "ImageType[1]: expected text, found 1; it is not used",
     ]

@@ -213,6 +213,7 @@ def _convert(net: torch.nn.Module) -> ov.Model:
         with torch.no_grad(), limited(1), third_party.without_telemetry(), CATCHING, warnings.catch_warnings():
             # The check that sizes are multiples of 8 is a constant of the trace; the pipeline keeps it true.
             warnings.simplefilter("ignore", torch.jit.TracerWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)  # of the tracer itself
             return ov.convert_model(_FourInputs(net), example_input=example)
     except Exception as error:
         raise BackendError(f'openvino: cannot convert {type(net).__name__} ({error}); use engine="torch"') from error

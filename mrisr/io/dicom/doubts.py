@@ -7,6 +7,7 @@ import numpy as np
 from mrisr.errors import InputError
 from mrisr.io.dicom.frame import Frame
 from mrisr.io.dicom.header import ENHANCED_MR, LEGACY_ENHANCED_MR, MR_IMAGE
+from mrisr.io.dicom.resolution import usable
 from mrisr.io.dicom.values import label
 
 MAPS = ("ADC", "FA", "FIELD_MAP", "FIELD MAP", "B0", "B0 MAP", "T1 MAP", "T2 MAP", "T2_STAR MAP", "TTP", "CBF", "CBV")
@@ -52,9 +53,7 @@ def _pixels(first: Frame) -> list[str]:
             "due: the lowest bits are taken"
         )
     if values.word("LossyImageCompression") == "01":
-        found.append(
-            f"{label('LossyImageCompression')}: compressed with losses, whose traces are sharpened too"
-        )
+        found.append(f"{label('LossyImageCompression')}: compressed with losses, whose traces are sharpened too")
     if values.word("BurnedInAnnotation") == "YES":
         found.append(f"{label('BurnedInAnnotation')}: text stands in the picture; it is upscaled as if it were tissue")
     kind = next((kind for kind in first.image_type if kind in NO_SLICES), None)
@@ -65,7 +64,7 @@ def _pixels(first: Frame) -> list[str]:
 
 def _lengths(first: Frame) -> list[str]:
     stated = (("SliceThickness", first.thickness), ("SpacingBetweenSlices", first.slice_spacing))
-    return [f"{label(key)} is {value:g} mm: not used" for key, value in stated if value is not None and value <= 0]
+    return [f"{label(k)} is {v:g} mm: not used" for k, v in stated if v is not None and not usable(v)]
 
 
 def padded(frames: tuple[Frame, ...], data: np.ndarray) -> str:

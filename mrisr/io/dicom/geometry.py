@@ -106,15 +106,13 @@ def _doubts(ordered: tuple[Frame, ...], step: np.ndarray, normal: np.ndarray) ->
         angle = np.degrees(np.arctan(aside))
         found.append(f"its slices are shifted sideways by {angle:.3g} degrees (a sheared stack); kept as they lie")
     stated = ordered[0].slice_spacing
-    if stated and stated > 0 and across > 1.5 * stated and abs(across / stated - round(across / stated)) < UNEVEN:
-        found.append(
-            f"{label('SpacingBetweenSlices')} says {stated:g} mm, but the slices lie {across:.4g} mm apart: each "
-            f"{round(across / stated)}. slice only may have been exported"
-        )
-    elif stated and stated > 0 and not _agree(stated, across, ordered[0].thickness):
-        found.append(
-            f"{label('SpacingBetweenSlices')} says {stated:g} mm, but they lie {across:.4g} mm apart: positions count"
-        )
+    if stated and stated > 0 and not _agree(stated, across, ordered[0].thickness):
+        times = round(across / stated)
+        said = f"{label('SpacingBetweenSlices')} says {stated:g} mm, but they lie {across:.4g} mm apart"
+        if times > 1 and abs(across / stated - times) < UNEVEN:
+            found.append(f"{said}: each {times}. slice only may have been exported")
+        else:
+            found.append(f"{said}: positions count")
     return found
 
 

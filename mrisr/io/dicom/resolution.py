@@ -11,6 +11,7 @@ from mrisr.io.dicom.values import label
 
 ZERO_FILLED = 1.2  # stored samples per acquired one, from which on it is said
 PER_MILLE = 1.001
+WIDEST = 100.0  # mm
 
 
 def acquired_mm(frames: tuple[Frame, ...], step: float) -> tuple[tuple[float, float, float], list[str]]:
@@ -44,12 +45,20 @@ def acquired_mm(frames: tuple[Frame, ...], step: float) -> tuple[tuple[float, fl
     partial = values.word("PartialFourier") == "YES" or {"PFP", "PFF"} & set(values.words("ScanOptions"))
     if partial:
         notes.append("partial Fourier: along the phase axis it may be less sharp than its width says")
-    two_d = values.word("MRAcquisitionType") == "2D" and first.thickness and first.thickness > 0
+    for axis in range(2):
+        if not usable(widths[axis]):
+            raise values.refusal(source, f"counts that give less than {WIDEST:g} mm, not {widths[axis]:.4g} mm")
+    two_d = values.word("MRAcquisitionType") == "2D" and usable(first.thickness)
     across = first.thickness if two_d else step
-    if values.word("MRAcquisitionType") == "3D" and first.thickness and first.thickness > ZERO_FILLED * step:
+    if values.word("MRAcquisitionType") == "3D" and usable(first.thickness) and first.thickness > ZERO_FILLED * step:
         across = first.thickness
         notes.append(f"slices of {across:.3g} mm every {step:.3g} mm: across slices {across:.3g} mm was acquired")
     return (widths[0], widths[1], across), notes
+
+
+def usable(length: float | None) -> bool:
+    """Whether a stated thickness or distance, mm, can be that of a scan of a head."""
+    return length is not None and 0 < length <= WIDEST
 
 
 def _matrix(frame: Frame) -> tuple[tuple[float, float], str]:

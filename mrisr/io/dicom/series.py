@@ -13,7 +13,7 @@ from mrisr.io.dicom import choose, directory, doubts, geometry, parts, uids
 from mrisr.io.dicom.frame import Frame, decode, frames
 from mrisr.io.dicom.header import DIRECTORY, Header, parse
 from mrisr.io.dicom.header import read as read_header
-from mrisr.io.dicom.resolution import acquired_mm
+from mrisr.io.dicom.resolution import acquired_mm, usable
 from mrisr.io.dicom.values import Values, label
 from mrisr.io.headers import SCANNER, nifti_header
 from mrisr.volume import ACQUISITION_FACTS, Volume
@@ -193,8 +193,8 @@ def _meta(first: Frame, widths: tuple[float, float, float]) -> dict[str, Any]:
     """ACQUISITION_FACTS as the first frame states them."""
     values = first.values
     facts = {
-        "SliceThickness": first.thickness,
-        "SpacingBetweenSlices": first.slice_spacing,
+        "SliceThickness": first.thickness if usable(first.thickness) else None,
+        "SpacingBetweenSlices": first.slice_spacing if usable(first.slice_spacing) else None,
         "MRAcquisitionType": values.word("MRAcquisitionType") or None,
         "AcquisitionMatrix": [int(v) for v in values.numbers("AcquisitionMatrix")] or None,
         "MagneticFieldStrength": values.number("MagneticFieldStrength"),
