@@ -25,6 +25,7 @@ __all__ = [
     "OutputError",
     "TrainingError",
     "UsageError",
+    "because",
     "opening",
     "shown",
     "to_do",
@@ -111,6 +112,12 @@ def to_do(error: OSError) -> str:
     if error.errno == errno.ENAMETOOLONG:
         return "choose a shorter name"
     return "choose another name or folder"
+
+
+def because(error: BaseException) -> str:
+    """What another library's exception says, on one line and short: some print what they found, whole files of it."""
+    found = " ".join(str(error).split()) or type(error).__name__
+    return found if len(found) <= 200 else f"{found[:197]}..."
 
 
 def shown(value: Any) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from mrisr.errors import BackendError
+from mrisr.errors import BackendError, because
 
 _HINT = "build it with: pip install -e . (needs a C++17 compiler)"
 
@@ -28,7 +28,7 @@ def _why_absent(error: ImportError) -> str:
         return f"the native core was not built; {_HINT}"
     if not info.get("NATIVE"):
         return str(info.get("NATIVE_REASON"))
-    return f"the native core does not load ({error}); {_HINT}"
+    return f"the native core does not load ({because(error)}); {_HINT}"
 
 
 def build_info() -> dict[str, object]:

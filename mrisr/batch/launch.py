@@ -19,7 +19,7 @@ from typing import Any
 
 from mrisr import environment
 from mrisr.batch.deliver import make_folder
-from mrisr.errors import CATCHING, BackendError, InputError, UsageError
+from mrisr.errors import CATCHING, BackendError, InputError, UsageError, because
 
 __all__ = ["CONFIG", "Cluster", "connected"]
 
@@ -97,7 +97,9 @@ def connected(cluster: Cluster, scans: int, device: str) -> Iterator[Connection]
         import dask
         import distributed
     except ImportError as error:
-        raise InputError(f"--cluster: needs {error.name} ({error}); install it: pip install '.[cluster]'") from error
+        raise InputError(
+            f"--cluster: needs {error.name} ({because(error)}); install it: pip install '.[cluster]'"
+        ) from error
     cores = cluster.cores or min(CORES, environment.cores())
     threads = {f"distributed.nanny.pre-spawn-environ.{name}": cores for name in THREADS}
     patience = {"distributed.deploy.lost-worker-timeout": GIVEN_UP.get(cluster.where, "30s")}
@@ -111,7 +113,7 @@ def connected(cluster: Cluster, scans: int, device: str) -> Iterator[Connection]
         try:
             client = stack.enter_context(distributed.Client(made, set_as_default=False, timeout="30s"))
         except (OSError, TimeoutError, ValueError) as error:
-            raise BackendError(f"--cluster: no scheduler answers at {cluster.where} ({error})") from error
+            raise BackendError(f"--cluster: no scheduler answers at {cluster.where} ({because(error)})") from error
         if isinstance(made, str):
             _check_scheduler(client, cluster.where)
         yield Connection(client, check)
@@ -271,7 +273,9 @@ def _keys() -> Any:
     try:
         return Security.temporary()
     except ImportError as error:
-        raise InputError(f"--cluster: needs cryptography ({error}); install it: pip install '.[cluster]'") from error
+        raise InputError(
+            f"--cluster: needs cryptography ({because(error)}); install it: pip install '.[cluster]'"
+        ) from error
 
 
 def _gpus(device: str) -> list[str]:

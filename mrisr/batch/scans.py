@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mrisr.errors import InputError, MrisrWarning, OutputError, UsageError
+from mrisr.errors import InputError, MrisrWarning, OutputError, UsageError, because
 from mrisr.io import dicom, nifti
 from mrisr.io.dicom.choose import entries
 from mrisr.io.dicom.header import read as read_header
@@ -177,7 +177,9 @@ def _listed(text: str | os.PathLike, within: tuple[str, ...] = ()) -> Iterable[P
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: the list cannot be read ({error}); write one path a line, UTF-8") from error
+            raise InputError(
+                f"{path}: the list cannot be read ({because(error)}); write one path a line, UTF-8"
+            ) from error
         kept = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
         if nifti.ending_of(path, nifti.READ_ENDINGS) is None and not kept:
             raise InputError(f"{path}: the list is empty; expected a file name in each line")

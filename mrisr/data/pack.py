@@ -25,7 +25,7 @@ from msgspec.structs import asdict
 from mrisr import schema
 from mrisr.data.labels import LabelVolume
 from mrisr.data.volumes import TrainingVolume
-from mrisr.errors import InputError, UsageError, shown
+from mrisr.errors import InputError, UsageError, because, shown
 from mrisr.io.atomic import replacing
 from mrisr.physics.intensity import estimate_noise
 from mrisr.schema import text
@@ -132,7 +132,9 @@ def _volume(archive: zipfile.ZipFile, path: Path, i: int, entry: Entry) -> Train
         if not len(centres) or centres.shape[1] != 3 or (centres < 0).any() or (centres >= np.array(shape)).any():
             raise ValueError("centres outside of the volume")
     except _DAMAGED as error:
-        raise InputError(f"{path}: volume {i} of the pack is damaged ({error}); pack the scans again") from error
+        raise InputError(
+            f"{path}: volume {i} of the pack is damaged ({because(error)}); pack the scans again"
+        ) from error
     places = torch.from_numpy(centres)
     if labels:
         return LabelVolume(torch.from_numpy(data.copy()), entry.voxel_size, places, entry.name)
@@ -172,7 +174,7 @@ def _about(archive: zipfile.ZipFile, path: Path) -> list[Entry]:
     try:
         held = _array(archive, "about", np.uint8, 1).tobytes()
     except _DAMAGED as error:
-        raise InputError(f"{path}: not a pack, or damaged ({error}); make one with `mrisr pack`") from error
+        raise InputError(f"{path}: not a pack, or damaged ({because(error)}); make one with `mrisr pack`") from error
     header = schema.parse(held, f"{path}: about")
     if isinstance(header, dict) and header.get("format") != FORMAT:
         found = shown(header.get("format"))

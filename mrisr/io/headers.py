@@ -16,7 +16,7 @@ from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
 from nibabel.spatialimages import HeaderDataError
 
-from mrisr.errors import MrisrWarning, OutputError
+from mrisr.errors import MrisrWarning, OutputError, because
 from mrisr.volume import Volume
 
 __all__ = ["affine_in_mm", "mgh_header", "nifti_header", "qform"]
@@ -64,7 +64,9 @@ def nifti_header(volume: Volume) -> Nifti1Header:
         header.set_data_shape(volume.data.shape)  # would reset the spacing of axes not in use
         header["pixdim"] = pixdim
     except HeaderDataError as error:
-        raise OutputError(f"{volume.name}: shape {volume.data.shape} does not fit NIfTI-1 ({error})") from error
+        raise OutputError(
+            f"{volume.name}: shape {volume.data.shape} does not fit NIfTI-1 ({because(error)})"
+        ) from error
     if isinstance(volume.header, MGHHeader) and volume.data.ndim == 4:
         header["pixdim"][4] = volume.header["tr"]
     header.set_data_dtype(np.float32)

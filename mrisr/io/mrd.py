@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from mrisr.errors import GeometryError, InputError
+from mrisr.errors import GeometryError, InputError, because
 from mrisr.grid import Grid
 from mrisr.volume import Volume
 
@@ -222,7 +222,7 @@ def facts(xml: bytes | str) -> dict[str, Any]:
     try:
         root = ElementTree.fromstring(text)
     except (ElementTree.ParseError, ValueError) as error:
-        raise InputError(f"MRD header: is no XML ({error}); the scan is taken without it") from error
+        raise InputError(f"MRD header: is no XML ({because(error)}); the scan is taken without it") from error
     found: dict[str, Any] = {}
     vendor = root.findtext(f"{NAMESPACE}acquisitionSystemInformation/{NAMESPACE}systemVendor")
     if vendor and vendor.strip():

@@ -146,7 +146,7 @@ class WindowAttention(nn.Module):
         if self.window is None and x.shape[2] * x.shape[3] * x.shape[4] > GLOBAL_TOKENS:
             raise UsageError(
                 f"attention over the whole volume takes at most {GLOBAL_TOKENS} tokens; these are {list(x.shape[2:])}; "
-                "process the volume in tiles"
+                "process the volume in tiles (tile= of mrisr.upscale)"
             )
         # FiLM multiplies by 1 + its scale; the difference is exact for gains from 1/2 to 2.
         normed = rms_norm(x, (self.scale - 1).expand(x.shape[:2]), eps=TOKEN_EPS)

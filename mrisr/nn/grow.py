@@ -33,7 +33,9 @@ def grow(small: UNet, large: UNet) -> None:
     """Make `large`, newly built, give what `small` gives (to rounding). ModelError where it cannot."""
     reason = reason_not_to_grow(small.config, large.config)
     if reason is not None:
-        raise ModelError(f"a network of widths {large.config.widths} cannot begin as the given one: {reason}")
+        raise ModelError(
+            f"a network of widths {large.config.widths} cannot begin as the given one: {reason}; build it anew"
+        )
     times = large.config.widths[0] // small.config.widths[0]
     generator = torch.Generator().manual_seed(0)
     old, new = small.state_dict(), large.state_dict()

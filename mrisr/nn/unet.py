@@ -165,7 +165,10 @@ class UNet(nn.Module):
         if active is None and self.config.norm == "group":
             active = active_bricks(y)
         if any(size % MULTIPLE for size in y.shape[2:]):
-            raise UsageError(f"UNet: depth, height and width must be multiples of {MULTIPLE}, found {tuple(y.shape)}")
+            raise UsageError(
+                f"UNet: depth, height and width must be multiples of {MULTIPLE}, found {tuple(y.shape)}; pad them "
+                "(mrisr.upscale does)"
+            )
         return depth_to_space(self.body(space_to_depth(torch.cat([x, y], dim=1)), vector, guidance, active))
 
     def body(self, packed, vector, guidance, active=None):

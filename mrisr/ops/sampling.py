@@ -69,7 +69,7 @@ def sampler_step(
 def clocks(steps: int, *, sample: int = 0, seed: int = 0, device: str | torch.device = "cpu") -> torch.Tensor:
     """int64 [steps, 3], a row (step, sample, seed) for every step; `seed` may be any integer."""
     if not 0 <= sample < 2**32:
-        raise UsageError(f"sampler_step: sample must lie in [0, 2**32); it is {sample}")
+        raise UsageError(f"clocks: sample must lie in [0, 2**32); it is {sample}")
     key = [sample, noise_family.signed_seed(seed)]
     return torch.tensor([[step, *key] for step in range(steps)], dtype=torch.int64, device=device).reshape(steps, 3)
 
@@ -117,7 +117,10 @@ def _sampler_step(
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     if clock.device.type == "cpu" and not 0 <= int(clock[0]) < table.shape[0]:
-        raise UsageError(f"sampler_step: the table has {table.shape[0]} steps; the clock is at step {int(clock[0])}")
+        raise UsageError(
+            f"sampler_step: the table has {table.shape[0]} steps; the clock is at step {int(clock[0])}: take a row "
+            f"of clocks({table.shape[0]})"
+        )
     args = (x, f, before, table, clock, low, high, noise)
     return choose(FAMILY, backend, *args).run(*args)
 

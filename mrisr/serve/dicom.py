@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mrisr.errors import BackendError, InputError, ModelError, MrisrError, OutputError, UsageError
+from mrisr.errors import BackendError, InputError, ModelError, MrisrError, OutputError, UsageError, because
 from mrisr.serve.budget import Budget
 from mrisr.serve.dicom_send import NotSent, Peer, send
 from mrisr.serve.queue import JobQueue, Progress, Ticket
@@ -235,7 +235,7 @@ class Node:
         except Exception as error:  # noqa: BLE001 - the outermost frame of a job: the node lives on
             LOG.exception("series %s: a bug in mrisr: please report it with the lines below", key)
             with self._lock:
-                self._fail(series, f"{type(error).__name__}: {error}")
+                self._fail(series, f"{type(error).__name__}: {because(error)}")
         finally:
             with self._lock:
                 self._jobs.pop(key, None)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mrisr import __version__
-from mrisr.errors import InputError, MrisrError, UsageError
+from mrisr.errors import InputError, MrisrError, UsageError, because
 from mrisr.io import mrd as images_of
 from mrisr.io.mrd import MrdImage, Stack
 from mrisr.serve import mrd_wire as wires
@@ -280,7 +280,7 @@ class Session:
             raise
         except Exception as error:
             LOG.exception("a job failed")
-            raise InputError(f"the series cannot be upscaled ({type(error).__name__}: {error})") from error
+            raise InputError(f"the series cannot be upscaled ({type(error).__name__}: {because(error)})") from error
         finally:
             ticket.cancel()
 

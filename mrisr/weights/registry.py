@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from mrisr import bundle, schema
 from mrisr.bundle.config import Count, Line, Positive, Steps, Word
-from mrisr.errors import ModelError, opening, shown
+from mrisr.errors import ModelError, because, opening, shown
 
 FOLDER = Path(__file__).parent
 FORMAT = 1
@@ -185,7 +185,7 @@ def read(path: Path) -> tuple[dict, dict]:
             header = (f.metadata() or {}).get("mrisr")
             tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 - not a dict
     except SafetensorError as error:
-        raise ModelError(f"{path}: not a readable safetensors file ({error}); fetch it again") from error
+        raise ModelError(f"{path}: not a readable safetensors file ({because(error)}); fetch it again") from error
     odd = [f"{key} is {t.dtype}" for key, t in tensors.items() if str(t.dtype) not in STORED]
     if odd:
         raise ModelError(f"{path}: expected tensors of {', '.join(STORED)}; {odd[0]}")

@@ -173,6 +173,11 @@ def test_damaged_weights(folders, scan, mrisr_command):
     (source / "w.safetensors").write_bytes(b"not weights")
     end = mrisr_command("upscale", "-i", scan, "-o", out / "a.nii", "--model", source / "w.safetensors")
     one_line(end, 6, "w.safetensors", out)
+    text = ('"' + "a" * 5000 + '"').encode()  # what the reader of the format prints whole
+    (source / "w.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+    end = mrisr_command("upscale", "-i", scan, "-o", out / "a.nii", "--model", source / "w.safetensors")
+    one_line(end, 6, "not a readable safetensors file", out)
+    assert len(end.errors[0]) < 500
 
 
 # what -> (the three outputs, made in a folder, words)

@@ -26,7 +26,7 @@ import torch
 
 from mrisr import third_party
 from mrisr.environment import cache_folder
-from mrisr.errors import CATCHING, BackendError, MrisrWarning, OutputError
+from mrisr.errors import CATCHING, BackendError, MrisrWarning, OutputError, because
 from mrisr.infer.engines import precision
 from mrisr.infer.engines.engine import Engine, Network
 from mrisr.infer.engines.torch import TorchEngine, limited
@@ -216,7 +216,9 @@ def _convert(net: torch.nn.Module) -> ov.Model:
             warnings.simplefilter("ignore", DeprecationWarning)  # of the tracer itself
             return ov.convert_model(_FourInputs(net), example_input=example)
     except Exception as error:
-        raise BackendError(f'openvino: cannot convert {type(net).__name__} ({error}); use engine="torch"') from error
+        raise BackendError(
+            f'openvino: cannot convert {type(net).__name__} ({because(error)}); use engine="torch"'
+        ) from error
     finally:
         net.train(training)
         _return_freed_memory()

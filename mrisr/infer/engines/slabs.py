@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from mrisr.errors import MemoryBudgetError, MrisrWarning
+from mrisr.errors import MemoryBudgetError, MrisrWarning, because
 from mrisr.infer.engines.program import Program, Step
 from mrisr.infer.memory import show
 from mrisr.nn.active import active_bricks
@@ -79,7 +79,9 @@ def scratch_folder() -> Path:
     try:
         folder = Path(stated or tempfile.gettempdir())
     except FileNotFoundError as error:
-        raise MemoryBudgetError(f"memory: no folder for the scratch file ({error}); name one in TMPDIR") from error
+        raise MemoryBudgetError(
+            f"memory: no folder for the scratch file ({because(error)}); name one in TMPDIR"
+        ) from error
     if not (folder.is_dir() and os.access(folder, os.W_OK)):
         raise MemoryBudgetError(
             f"memory: the scratch file would go to {folder}, which is no folder that can be written to; raise memory, "

@@ -16,7 +16,7 @@ from typing import Any
 from msgspec import UNSET, Struct, UnsetType
 
 from mrisr import schema
-from mrisr.errors import BackendError, shown
+from mrisr.errors import BackendError, because, shown
 
 # flavour, which is also the name of mrisr's extra -> (in words, import names: of the whole, and of the bindings alone)
 FLAVOURS = {
@@ -80,7 +80,9 @@ def load(plan: Path | None = None) -> Package:
     try:
         api = importlib.import_module(name)
     except (ImportError, OSError) as error:  # OSError: its libraries are incomplete
-        raise BackendError(f"tensorrt: {name} cannot be imported ({error}); pip install '.[{flavour}]'") from error
+        raise BackendError(
+            f"tensorrt: {name} cannot be imported ({because(error)}); pip install '.[{flavour}]'"
+        ) from error
     package = Package(flavour, str(api.__version__), api)
     if notes is not None and not _reads(package, notes):
         raise BackendError(

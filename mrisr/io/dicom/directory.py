@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mrisr.errors import InputError
+from mrisr.errors import InputError, because
 from mrisr.io.dicom.header import parse
 from mrisr.io.dicom.parts import Found, Part
 from mrisr.io.dicom.values import Values
@@ -25,7 +25,7 @@ def listed(found: Found) -> Found:
     except InputError:
         raise
     except Exception as error:  # noqa: BLE001 - a damaged sequence raises anything
-        raise InputError(f"{part}: its records cannot be read ({error}); give the folder instead") from error
+        raise InputError(f"{part}: its records cannot be read ({because(error)}); give the folder instead") from error
     root = part.path.parent
     for name in paths:
         file = _inside(root, name)

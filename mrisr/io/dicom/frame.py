@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mrisr.errors import InputError
+from mrisr.errors import InputError, because
 from mrisr.io.dicom.header import LARGEST_SIDE, NATIVE, Header
 from mrisr.io.dicom.parts import Part
 from mrisr.io.dicom.values import Values, label
@@ -132,7 +132,9 @@ def _items(header: Header, dataset: Any, key: str) -> list[Any]:
         value = dataset[tag].value
         return [item for item in value if hasattr(item, "get_item")] if value else []
     except Exception as error:  # noqa: BLE001 - a damaged sequence raises anything
-        raise InputError(f"{header.part}: {label(key)} cannot be read ({error}); copy the file again") from error
+        raise InputError(
+            f"{header.part}: {label(key)} cannot be read ({because(error)}); copy the file again"
+        ) from error
 
 
 def _frame(header: Header, values: Values, number: int) -> Frame:

@@ -8,7 +8,7 @@ import zlib
 from dataclasses import dataclass
 from typing import Any
 
-from mrisr.errors import InputError
+from mrisr.errors import InputError, because
 from mrisr.io.dicom.parts import HEAD, Part, bare
 from mrisr.io.dicom.values import Values, label
 
@@ -168,7 +168,7 @@ def _inflated(data: bytes, part: Part) -> bytes:
     try:
         found = unpack.decompress(data, LARGEST_INFLATED)
     except zlib.error as error:
-        raise InputError(f"{part}: its deflated data are damaged ({error}); copy it again") from error
+        raise InputError(f"{part}: its deflated data are damaged ({because(error)}); copy it again") from error
     if unpack.unconsumed_tail:
         raise InputError(f"{part}: inflates to more than {LARGEST_INFLATED} bytes; no slice is that large")
     if not unpack.eof:

@@ -9,7 +9,7 @@ from typing import Any
 from warnings import warn
 
 from mrisr import __version__
-from mrisr.errors import MrisrWarning
+from mrisr.errors import MrisrWarning, because
 from mrisr.io.dicom import uids
 from mrisr.io.dicom.frame import Frame
 from mrisr.io.dicom.header import MR_IMAGE, OWN_MARK
@@ -167,7 +167,11 @@ def _copy(dataset: Any, values: Values, key: str) -> None:
         try:
             value = copy.deepcopy(held[tag_for_keyword(name)].value)
         except Exception as error:  # noqa: BLE001 - an unreadable value of a damaged header
-            warn(f"{values.where}: {label(name)} is left out of what is written ({error})", MrisrWarning, stacklevel=5)
+            warn(
+                f"{values.where}: {label(name)} is left out of what is written ({because(error)})",
+                MrisrWarning,
+                stacklevel=5,
+            )
             continue
         if value is None or value == "" or (isinstance(value, (list, tuple)) and not len(value)):
             continue
