@@ -95,9 +95,9 @@ def upscale(
             noise included. 1: the network's estimate of the noise-free scan. Needs weights that have learnt it.
             Across thick slices no band is exact, and the network's answer is such an estimate whatever this says.
         psf: how the scan was acquired: "auto" (by the header; else by the shape of the voxels and the spectrum, which
-            shows where a scanner stored smaller voxels than it measured), one kind for all axes, or three entries (one
-            per stored axis), each a kind ("kspace", "gaussian", "supergaussian", "unknown"), a pair (kind, acquired
-            width in mm), or an `mrisr.physics.psf.AxisPSF`.
+            shows where a scanner stored smaller voxels than it measured, and the profile of thick slices), one kind for
+            all axes, or three entries (one per stored axis), each a kind ("kspace", "gaussian", "supergaussian",
+            "unknown"), a pair (kind, acquired width in mm), or an `mrisr.physics.psf.AxisPSF`.
         gradnl: gradient nonlinearity to undo, in the same interpolation as the change of grid: a path of Siemens
             coefficients (.grad; a .coef by `mrisr.physics.coils.read`, with its radius), a displacement field [X, Y,
             Z, 3] in mm along R, A and S (a path, a nibabel image or a Volume; what is at x the scan shows at x +

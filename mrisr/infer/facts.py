@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from mrisr.grid import Grid
 from mrisr.infer import memory, tiles
 from mrisr.infer.corrections import learnt
 from mrisr.infer.engines import Engine
 from mrisr.nn.condition import canonical_order
-from mrisr.physics.acquired import estimate_acquired
-from mrisr.physics.psf import PSF, parse_psf
+from mrisr.physics.acquired import estimate_acquired, slice_profile
+from mrisr.physics.psf import PSF, parse_psf, thick_slices
 from mrisr.volume import Volume
 
 WINDOW_ALIGN = 64  # attention windows are 8^3 at 1/8 resolution, counted from the volume's origin
@@ -71,10 +73,14 @@ class Geometry:
     def of(cls, volume: Volume, target: Grid, psf: Any) -> Geometry:
         """psf: the argument of `mrisr.upscale`; for "auto" the spectrum of the first frame is looked at, the one thing
         that planning takes from voxels. UsageError where it is none."""
-        size, spectrum = volume.grid.voxel_size, None
-        if isinstance(psf, str) and psf == "auto" and "AcquiredVoxelSize" not in volume.meta:
-            spectrum = [axis.width for axis in estimate_acquired(next(volume.frames()), size)]
-        stated = parse_psf(psf, size, volume.meta, spectrum)
+        size, spectrum, profiles = volume.grid.voxel_size, None, [None, None, None]
+        if isinstance(psf, str) and psf == "auto":
+            first = next(volume.frames())
+            if "AcquiredVoxelSize" not in volume.meta:
+                spectrum = [axis.width for axis in estimate_acquired(first, size)]
+            for axis in np.flatnonzero(thick_slices(size, volume.meta)):
+                profiles[axis] = slice_profile(first, size, int(axis))
+        stated = parse_psf(psf, size, volume.meta, spectrum, profiles)
         frames = volume.data.shape[3] if volume.data.ndim == 4 else 1
         return cls(volume.grid, target, frames, *stated, canonical_order(stated[0], target.voxel_size))
 

@@ -1,7 +1,14 @@
-"""How finely a scan was really acquired: scanners fill the rim of k-space with zeros and store smaller voxels.
+"""How a scan was really acquired, by its spectrum: how finely, and with which slice profile.
+
+Scanners fill the rim of k-space with zeros and store smaller voxels.
 
 The power along an axis falls slowly up to the edge of what was acquired, and then, within a few hundredths of the
 band, by ten decibels and more. Nothing else does that: blur bends the curve slowly, noise makes it flat.
+
+A slice profile is told by the axes beside it: they are fine enough to be brought, by the profile that is supposed, to
+what the slices are. If the profile was that one, the power falls alike along both; heads are alike enough along their
+axes. Over 10 heads of three contrasts, three directions and slices of 2 to 5 voxels the difference has a standard
+deviation of 0.73 dB, and the three profiles stand 1.6 dB apart (experiments/slice_profiles.py).
 """
 
 from __future__ import annotations
@@ -12,12 +19,18 @@ import numpy as np
 import torch
 
 from mrisr.errors import UsageError
+from mrisr.ops.resample import apply_axes
+from mrisr.physics.degrade import axis_matrix
+from mrisr.physics.psf import THICK_SLICE_RATIO, AxisPSF
 
 FEWEST = 48  # samples; a shorter axis has too few frequencies to tell an edge from a slope
 REACH = 0.06  # of the band, on each side of an edge: windows and apodisation make it that wide
 LOWEST, HIGHEST = 0.25, 0.80  # of the band, where edges are looked for; an apodised rim looks like one above that
 SLABS = 64  # planes whose lines are averaged: more make no edge clearer
 STEEP = 8.0  # dB, more than the trend, within 2 * REACH
+FEWEST_SLICES = 20  # fewer have too few frequencies
+SLOW, FAST = (0.10, 0.34), (0.70, 0.96)  # parts of the slices' band whose powers are compared
+LESS, MORE = -0.8, 0.8  # dB of tilt beyond which slices are a Gaussian's, or a cut of k-space
 
 
 @dataclass(frozen=True)
@@ -52,10 +65,15 @@ def estimate_acquired(scan, voxel_size) -> tuple[AcquiredAxis, AcquiredAxis, Acq
     An apodised edge is placed in the middle of its slope; zero-filling by less than 1.2 is not told from apodisation.
     Axes of fewer than 48 samples are taken as they are stored.
     """
+    x = _volume(scan, "estimate_acquired")
+    return tuple(_axis(x, axis, float(size)) for axis, size in enumerate(voxel_size))
+
+
+def _volume(scan, name: str) -> torch.Tensor:
     x = torch.as_tensor(np.asarray(scan, np.float32)) if not isinstance(scan, torch.Tensor) else scan.detach().float()
     if x.ndim != 3:
-        raise UsageError(f"estimate_acquired: expected a scan [X, Y, Z], found shape {tuple(x.shape)}")
-    return tuple(_axis(x, axis, float(size)) for axis, size in enumerate(voxel_size))
+        raise UsageError(f"{name}: expected a scan [X, Y, Z], found shape {tuple(x.shape)}")
+    return x
 
 
 def power(x: torch.Tensor, axis: int) -> np.ndarray:
@@ -100,3 +118,48 @@ def _middle(f: np.ndarray, level: np.ndarray, where: int, width: int) -> float:
     falls = level[low : high - 1] - level[low + 1 : high]
     steep = falls.clip(0)
     return float((steep * (f[low : high - 1] + f[low + 1 : high]) / 2).sum() / steep.sum())
+
+
+def slice_profile(scan: torch.Tensor | np.ndarray, voxel_size, axis: int) -> str | None:
+    """The point spread of thick slices: "gaussian", "supergaussian" or "kspace" (slices of a 3D acquisition).
+
+    Args:
+        scan: real [X, Y, Z].
+        voxel_size: mm, 3 values.
+        axis: the one across the slices.
+
+    Returns:
+        None where nobody can tell: fewer than 20 slices, no axis that is 1.8 times finer, or no signal.
+    """
+    tilts = [slice_tilt(scan, voxel_size, axis, beside) for beside in range(3) if beside != axis]
+    known = [tilt for tilt in tilts if tilt is not None]
+    if not known:
+        return None
+    tilt = float(np.mean(known))
+    return "gaussian" if tilt < LESS else "kspace" if tilt > MORE else "supergaussian"
+
+
+def slice_tilt(scan: torch.Tensor | np.ndarray, voxel_size, axis: int, beside: int) -> float | None:
+    """How much more fine detail, in dB, there is along `axis` than along the axis `beside` it, had that the same voxels
+    and a super-Gaussian profile. About 0 where the slices have that profile, -1.7 for a Gaussian's, +1.7 for a cut of
+    k-space. None where it cannot be told."""
+    x, (thick, fine) = _volume(scan, "slice_tilt"), (float(voxel_size[a]) for a in (axis, beside))
+    if x.shape[axis] < FEWEST_SLICES or thick < THICK_SLICE_RATIO * fine:
+        return None
+    across = next(a for a in range(3) if a not in (axis, beside))
+    planes = torch.arange(0, x.shape[across], -(-x.shape[across] // SLABS))
+    x = x.index_select(across, planes)
+    count = max(2, round(x.shape[beside] * fine / thick))
+    matrices: list = [None, None, None]
+    matrices[beside] = axis_matrix(x.shape[beside], count, fine, thick, AxisPSF("supergaussian", thick))
+    x = apply_axes(x.contiguous(), tuple(matrices))
+    levels = [_tilt(x, a) for a in (axis, beside)]
+    return None if None in levels else levels[0] - levels[1]
+
+
+def _tilt(x: torch.Tensor, axis: int) -> float | None:
+    """Power in the fast part of a band over that in its slow part, dB."""
+    level = power(x - x.mean(axis, keepdim=True), axis)
+    f = np.linspace(0, 1, len(level))
+    slow, fast = (np.interp(np.linspace(*part, 4), f, level).mean() for part in (SLOW, FAST))
+    return None if min(slow, fast) < -200 else float(fast - slow)

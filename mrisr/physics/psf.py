@@ -75,16 +75,30 @@ def _supergaussian_transfer(f: np.ndarray) -> np.ndarray:
     return (profile @ np.cos(2 * np.pi * np.outer(x, f.ravel()))).reshape(f.shape) / profile.sum()
 
 
+def thick_slices(voxel_size: Sequence[float], meta: dict | None = None) -> np.ndarray:
+    """bool [3]: the axes that go across the slices of a 2D acquisition, by the voxel's shape and MRAcquisitionType."""
+    size, acquisition = np.asarray(voxel_size, np.float64), (meta or {}).get("MRAcquisitionType")
+    slices = size >= THICK_SLICE_RATIO * size.min()
+    if acquisition == "3D":
+        return np.zeros(3, bool)
+    if acquisition == "2D" and not slices.any() and size.max() > 1.05 * size.min():
+        return size > 0.999 * size.max()
+    return slices
+
+
 def auto_psf(
-    voxel_size: Sequence[float], meta: dict | None = None, spectrum: Sequence[float] | None = None
+    voxel_size: Sequence[float],
+    meta: dict | None = None,
+    spectrum: Sequence[float] | None = None,
+    profiles: Sequence[str | None] = (None, None, None),
 ) -> tuple[PSF, str]:
     """What the metadata and the shape of a voxel say of its acquisition: (psf, the reason in words).
 
     Near-isotropic voxels come from a 3D acquisition, which cuts k-space along all three axes. An axis at least
-    1.8 times as long as the shortest is the slice axis of a 2D acquisition and has a slice profile; metadata that say
-    "3D" overrule that, and a stated thickness takes the place of the spacing. An axis whose spectrum ends before
-    its Nyquist limit was filled with zeros by the scanner: what the header says of that counts, else what the spectrum
-    shows.
+    1.8 times as long as the shortest is the slice axis of a 2D acquisition and has a slice profile: a Gaussian, or what
+    the spectrum shows, which may be that these are slices of a 3D acquisition. Metadata that say "2D" or "3D" overrule
+    that, and a stated thickness takes the place of the spacing. An axis whose spectrum ends before its Nyquist limit
+    was filled with zeros by the scanner: what the header says of that counts, else what the spectrum shows.
 
     Args:
         voxel_size: stored voxel size, mm, 3 values.
@@ -92,13 +106,21 @@ def auto_psf(
             3 values; what a DICOM header says was measured before zero-filling) are used.
         spectrum: mm, 3 values: the acquired voxel size by `mrisr.physics.acquired.estimate_acquired`, the stored one
             where no edge was found; None: not looked at.
+        profiles: per axis the profile of its slices by `mrisr.physics.acquired.slice_profile`; None: not known.
     """
     meta, size = meta or {}, np.asarray(voxel_size, np.float64)
-    slices, source = size >= THICK_SLICE_RATIO * size.min(), "the voxel shape"
-    if meta.get("MRAcquisitionType") == "3D" and slices.any():
-        slices, source = np.zeros(3, bool), "MRAcquisitionType 3D"
-    elif meta.get("MRAcquisitionType") == "2D" and not slices.any() and size.max() > 1.05 * size.min():
-        slices, source = size > 0.999 * size.max(), "MRAcquisitionType 2D"
+    slices, source = thick_slices(size, meta), "the voxel shape"
+    if (slices != thick_slices(size)).any():
+        source = f"MRAcquisitionType {meta['MRAcquisitionType']}"
+    kinds = ["gaussian" if thick else "kspace" for thick in slices]
+    for axis in np.flatnonzero(slices):
+        if profiles[axis] is None:
+            continue
+        kinds[axis] = str(profiles[axis])
+        if kinds[axis] == "kspace" and meta.get("MRAcquisitionType") == "2D":
+            kinds[axis] = "supergaussian"  # the sharpest that slices of their own have
+        source += f", the spectrum (axis {axis}: {kinds[axis]})"
+    slices &= np.array([kind != "kspace" for kind in kinds])
     width, thickness, filled = size.copy(), meta.get("SliceThickness"), ""
     if slices.any() and isinstance(thickness, int | float) and WIDTHS[0] <= thickness <= WIDTHS[1]:
         width[slices], source = float(thickness), f"{source} and SliceThickness"
@@ -109,11 +131,11 @@ def auto_psf(
             filled = f"{what} (axis {', '.join(str(i) for i in np.flatnonzero(wider))} is zero-filled)"
     if filled:
         source += f" and {filled}"
-    psf = tuple(AxisPSF("gaussian" if thick else "kspace", float(w)) for w, thick in zip(width, slices))
+    psf = tuple(AxisPSF(kind, float(w)) for kind, w in zip(kinds, width))
     if slices.any():
         axes = ", ".join(str(i) for i in np.flatnonzero(slices))
         return psf, f"assumed from {source}: slice profile along axis {axes}, k-space cut elsewhere"
-    if source.startswith("the voxel shape"):
+    if source.startswith("the voxel shape") and "kspace" not in source:
         source += ", near-isotropic"
     return psf, f"assumed from {source}: a k-space cut along all axes"
 
@@ -140,7 +162,11 @@ def _stated(item) -> AxisPSF:
 
 
 def parse_psf(
-    psf, voxel_size: Sequence[float], meta: dict | None = None, spectrum: Sequence[float] | None = None
+    psf,
+    voxel_size: Sequence[float],
+    meta: dict | None = None,
+    spectrum: Sequence[float] | None = None,
+    profiles: Sequence[str | None] = (None, None, None),
 ) -> tuple[PSF, str, bool]:
     """Turn the `psf` argument of `mrisr.upscale` into (psf, origin in words, certain).
 
@@ -148,10 +174,10 @@ def parse_psf(
         psf: "auto"; one kind for all axes; a sequence of three, each a kind, a (kind, width mm) pair, or an
             `AxisPSF`. A kind alone has the stored voxel size as its width.
         voxel_size: stored voxel size, mm, 3 values.
-        meta, spectrum: as for `auto_psf`.
+        meta, spectrum, profiles: as for `auto_psf`.
     """
     if isinstance(psf, str) and psf == "auto":
-        return (*auto_psf(voxel_size, meta, spectrum), False)
+        return (*auto_psf(voxel_size, meta, spectrum, profiles), False)
     if not isinstance(psf, str | AxisPSF | list | tuple):
         raise UsageError(f"psf: expected 'auto', one kind or three entries (one per axis), found {psf!r}")
     items = [psf] * 3 if isinstance(psf, str | AxisPSF) else list(psf)

@@ -7,9 +7,9 @@ import torch
 from mrisr.errors import UsageError
 from mrisr.grid import Grid
 from mrisr.io import nifti
-from mrisr.physics.acquired import estimate_acquired
+from mrisr.physics.acquired import estimate_acquired, slice_profile
 from mrisr.physics.degrade import ForwardModel, coarse_grid, degrade, kspace_mask
-from mrisr.physics.psf import AxisPSF
+from mrisr.physics.psf import AxisPSF, auto_psf
 from tests import real_data
 
 SHAPE = (96, 100, 92)
@@ -94,3 +94,36 @@ def test_scans_of_people(name, filled):
     found = estimate_acquired(nifti.read(path).data, (1, 1, 1))
     assert tuple(axis.certain for axis in found) == filled
     assert not filled[0] or 0.6 < found[0].cut < 0.75
+
+
+@pytest.mark.parametrize("axis", [0, 2])
+@pytest.mark.parametrize("kind", ["gaussian", "supergaussian", "kspace"])
+@pytest.mark.parametrize("noise", [0.0, 0.04])
+def test_the_profile_of_slices_is_told(fine, kind, axis, noise):
+    factors = [1.0, 1.0, 1.0]
+    factors[axis] = 3.0
+    coarse = coarse_grid(Grid(SHAPE, np.eye(4)), factors)
+    psf = [AxisPSF("kspace", 1.0)] * 3
+    psf[axis] = AxisPSF(kind, 3.0)
+    model = ForwardModel.between(SHAPE, (1, 1, 1), coarse.shape, coarse.voxel_size, tuple(psf))
+    scan = degrade(fine, model, noise_sigma=noise * 550, generator=torch.Generator().manual_seed(2)).round().numpy()
+    assert slice_profile(scan, coarse.voxel_size, axis) == kind
+
+
+def test_no_profile_is_made_up():
+    head = np.random.default_rng(0).random((60, 60, 19)).astype(np.float32)
+    assert slice_profile(head, (1, 1, 4), 2) is None  # too few slices
+    assert slice_profile(head, (1, 1, 1.2), 0) is None  # nothing finer beside them
+    assert slice_profile(np.zeros((60, 60, 30), np.float32), (1, 1, 4), 2) is None
+    with pytest.raises(UsageError, match="slice_tilt: expected a scan"):
+        slice_profile(np.zeros((60, 60)), (1, 1, 4), 2)
+
+
+def test_what_the_header_says_counts_more():
+    kinds = lambda meta, found: tuple(p.kind for p in auto_psf((1, 1, 4), meta, None, (None, None, found))[0])  # noqa: E731
+    assert kinds({}, None) == kinds({}, "gaussian") == ("kspace", "kspace", "gaussian")
+    assert kinds({}, "kspace") == ("kspace",) * 3
+    assert kinds({"MRAcquisitionType": "2D"}, "kspace") == ("kspace", "kspace", "supergaussian")
+    assert kinds({"MRAcquisitionType": "3D"}, "gaussian") == ("kspace",) * 3
+    _, why = auto_psf((1, 1, 4), {"SliceThickness": 3.5}, None, (None, None, "supergaussian"))
+    assert "the spectrum (axis 2: supergaussian)" in why and "SliceThickness" in why
