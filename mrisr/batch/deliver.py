@@ -71,7 +71,7 @@ def write_image(volume: Volume, target: Path, sidecar: Any, *, dtype: str, descr
         nifti.write(volume, image, dtype=dtype, descrip=descrip, force=True)
         if sidecar is not None:
             staged = part / beside.name
-            staged.write_text(provenance.as_text(sidecar(image.stat().st_size)), encoding="utf-8")
+            staged.write_text(provenance.as_text(sidecar(image.stat().st_size)), encoding="utf-8", errors="replace")
         check_target(target, force=replace)
         if sidecar is not None:
             if replace:
@@ -99,7 +99,7 @@ def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON, replacing what is there. Raises OutputError."""
     make_folder(path.parent)
     with replacing(path, force=True) as beside:
-        beside.write_text(provenance.as_text(value), encoding="utf-8")
+        beside.write_text(provenance.as_text(value), encoding="utf-8", errors="replace")
 
 
 def _hidden(target: Path, what: str) -> Path:

@@ -126,6 +126,8 @@ def find(
     stated = [inputs] if isinstance(inputs, (str, os.PathLike)) else list(inputs)
     if not stated or not all(os.fspath(text).strip() for text in stated):
         raise UsageError("input: nothing given; name a scan, a folder, a list or a pattern")
+    if os.fspath(output).strip() in ("", "-"):
+        raise UsageError(f"output: expected the name of a file or folder, found {os.fspath(output)!r}; give one")
     output = Path(output)
     single = _is_image_file(output)
     items = [item for text in stated for item in _listed(text)]

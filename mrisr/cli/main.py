@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import re
 import signal
 import sys
 import threading
@@ -31,10 +32,12 @@ from mrisr.cli import (
     train,
     upscale,
 )
-from mrisr.errors import NO_ROOM, InputError, MrisrError, OutputError, UsageError, to_do
+from mrisr.errors import NO_ROOM, InputError, MrisrError, OutputError, UsageError, because, to_do
 
 COMMANDS = (upscale, bids, correct, simulate, demo, evaluate, pack, train, distill, export, serve, bench, doctor)
 
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+NO_ROOM_TO_LOAD = ("failed to map segment", "cannot allocate memory", "Cannot allocate memory")
 EXIT_BUG = 1
 EXIT_MEMORY = 5
 EXIT_INTERRUPTED = 130
@@ -87,6 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         with _interrupt_on_sigterm(), _one_line_warnings():
+            _look_at_folder()
             args = build_parser().parse_args(argv)
             return _by_name(args.command).run(args)
     except SystemExit as ending:  # argparse after --help and --version
@@ -116,6 +120,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _bug(error)
         _say("error", f"needs {error.name}, which is not installed; install what mrisr depends on: pip install .")
         return InputError.exit_code
+    except ImportError as error:
+        if not any(words in str(error) for words in NO_ROOM_TO_LOAD):
+            return _bug(error)
+        _say("error", f"out of memory ({because(error)}): a limit (ulimit -v) leaves no room for libraries; raise it")
+        return EXIT_MEMORY
     except Exception as error:  # noqa: BLE001 - the outermost frame: what reaches it is a bug by definition
         return _bug(error)
 
@@ -141,13 +150,22 @@ def _open_standard_streams() -> None:
             setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8", closefd=False))
 
 
+def _look_at_folder() -> None:
+    """Whether the working folder is still there: libraries end the process in words of their own where it is not."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise InputError(f"working folder: {error.strerror}; change into one that is there") from error
+
+
 def _by_name(name: str):
     return next(command for command in COMMANDS if command.__name__.rsplit(".", 1)[-1] == name)
 
 
 def _say(kind: str, message: object) -> None:
     try:
-        print(f"mrisr: {kind}: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+        line = CONTROL.sub("?", " ".join(str(message).split()))  # names may hold what terminals act on
+        print(f"mrisr: {kind}: {line}", file=sys.stderr, flush=True)
     except OSError:  # nobody can be told; the exit code still tells
         return
 

@@ -149,8 +149,8 @@ def add_series(parser: argparse.ArgumentParser) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, or raise an OutputError that names it."""
+    """Write a text file, or raise an OutputError that names it. Of file names that are no UTF-8, "?" is written."""
     try:
-        path.write_text(text, encoding="utf-8")
+        path.write_text(text, encoding="utf-8", errors="replace")
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror}); {to_do(error)}") from error

@@ -10,11 +10,11 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TextIO
 
 from mrisr.cli.forecast import Forecast
-from mrisr.errors import MrisrError, OutputError
+from mrisr.errors import MrisrError, OutputError, to_do
 
 
 def add_voice_options(parser: argparse.ArgumentParser) -> None:
@@ -97,8 +97,7 @@ class Voice:
 
     def _say(self, text: str, aloud: bool) -> None:
         if self._log is not None:
-            self._log.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {text}\n")
-            self._log.flush()
+            _write(self._log, text)
         if aloud:
             if self._bar is not None:
                 self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -110,7 +109,7 @@ class Voice:
 def speaking(args: argparse.Namespace) -> Iterator[Voice]:
     """The voice of one command; an error that ends it goes into the log too. OutputError for a log that cannot be."""
     try:
-        log = open(args.log, "a", encoding="utf-8") if args.log else None  # noqa: SIM115 - closed below
+        log = open(args.log, "a", encoding="utf-8", errors="replace") if args.log else None  # noqa: SIM115 - closed below
     except OSError as error:
         raise OutputError(f"--log: {args.log} cannot be written ({error.strerror}); choose another file") from error
     try:
@@ -118,11 +117,21 @@ def speaking(args: argparse.Namespace) -> Iterator[Voice]:
         yield voice
     except (MrisrError, KeyboardInterrupt) as error:
         if log is not None:
-            log.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} mrisr: error: {error or 'interrupted'}\n")
+            with suppress(OutputError):  # the error that ends the command is the one to be told
+                _write(log, f"mrisr: error: {error or 'interrupted'}")
         raise
     finally:
         if log is not None:
-            log.close()
+            with suppress(OSError):  # what could not be written has been said
+                log.close()
+
+
+def _write(log: TextIO, text: str) -> None:
+    try:
+        log.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {text}\n")
+        log.flush()
+    except OSError as error:
+        raise OutputError(f"--log: {log.name} cannot be written ({error.strerror}); {to_do(error)}") from error
 
 
 def _part(stage: str, fraction: float) -> float:

@@ -104,7 +104,7 @@ def write_pair(folder: Path, stem: str, content: dict, markdown: str, *, force: 
     written = []
     for name, content in ((f"{stem}.json", text), (f"{stem}.md", markdown)):
         with replacing(folder / name, force=force) as beside:
-            beside.write_text(content, encoding="utf-8")
+            beside.write_text(content, encoding="utf-8", errors="replace")
         written.append(folder / name)
     return written
 

@@ -59,7 +59,7 @@ def write(
             "Thumbnail": "axial_after.png",
             "Sidecar": record,
         }
-        (figures / RECORD).write_text(_as_text(held), encoding="utf-8")
+        (figures / RECORD).write_text(_as_text(held), encoding="utf-8", errors="replace")
         context = {
             "place": place,
             "title": title or place.stem,
@@ -78,7 +78,7 @@ def write(
             "warnings": [story.scrubbed(text) for text in own.get("Warnings", ())],
             "provenance": story.provenance(record),
         }
-        page.write_text(render.page("page.html.j2", context), encoding="utf-8")
+        page.write_text(render.page("page.html.j2", context), encoding="utf-8", errors="replace")
 
 
 def failed(place: Place, name: str, error: str) -> None:
@@ -86,7 +86,7 @@ def failed(place: Place, name: str, error: str) -> None:
     make_folder(place.failure.parent)
     held = {"Format": FORMAT, "State": "failed", "Scan": name, "Error": story.scrubbed(error)}
     with replacing(place.failure, force=True) as beside:
-        beside.write_text(_as_text(held), encoding="utf-8")
+        beside.write_text(_as_text(held), encoding="utf-8", errors="replace")
 
 
 def is_current(place: Place, made: dict[str, Any]) -> bool:

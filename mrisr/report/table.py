@@ -57,7 +57,7 @@ def write_index(folder: Path, *, missing: Sequence[str] = (), title: str = "") -
         text = render.page("index.html.j2", context)
         if not (path.is_file() and path.read_text(encoding="utf-8") == text):
             with replacing(path, force=True) as beside:
-                beside.write_text(text, encoding="utf-8")
+                beside.write_text(text, encoding="utf-8", errors="replace")
     return count
 
 

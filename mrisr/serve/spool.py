@@ -158,7 +158,7 @@ class Spool:
 
     def fail(self, series: Series, why: str) -> None:
         """Move a series out of the way, with the reason beside it."""
-        (series.path / "reason.txt").write_text(why + "\n", encoding="utf-8")
+        (series.path / "reason.txt").write_text(why + "\n", encoding="utf-8", errors="replace")
         self.discard(self.failed / series.key)
         self.discard(series.out)
         os.replace(series.path, self.failed / series.key)

@@ -302,3 +302,39 @@ def test_rates_that_somebody_else_wrote(tmp_path, monkeypatch):
     for held in ("[" * 100_000, "{", f'{{"{key}": 1{"0" * 400}}}', f'{{"{key}": NaN}}', f'{{"{key}": -2.0}}'):
         (tmp_path / "rates.json").write_text(held)
         assert Forecast("a").known is None
+
+
+def test_names_that_are_no_utf8(here, scan, weights, mrisr_command):
+    """As files from older systems have them: the record of the run cannot hold such a letter."""
+    source, target = os.fsdecode(b"s\xe4.nii.gz"), os.fsdecode(b"o\xf6.nii")
+    try:
+        shutil.copy(scan, source)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    end = mrisr_command("upscale", "-i", source, "-o", target, "--model", weights, "--log", "a.log", "--info", "i.json")
+    assert end.code == 0, end.err
+    assert "s?.nii.gz" in Path(os.fsdecode(b"o\xf6.json")).read_text() and Path(target).stat().st_size > 352
+
+
+def test_a_log_that_is_full_is_named_and_leaves_nothing(here, scan, weights, mrisr_command):
+    words = ("upscale", "-i", scan, "-o", "o.nii", "--model", weights, "--log", "/dev/full")
+    line = told_in_one_line(mrisr_command(*words), (4,))
+    assert "--log: /dev/full cannot be written (No space left on device); make room there" in line
+    assert os.listdir(here) == []
+
+
+def test_a_working_folder_that_is_gone(here, scan, weights, mrisr_command):
+    here.rmdir()
+    line = told_in_one_line(mrisr_command("upscale", "-i", scan, "-o", "/tmp/o.nii", "--model", weights), (3,))
+    assert "working folder: No such file or directory; change into one that is there" in line
+
+
+@pytest.mark.parametrize("name", ["", "-"])
+def test_an_output_without_a_name(name, here, scan, weights, mrisr_command):
+    line = told_in_one_line(mrisr_command("upscale", "-i", scan, "-o", name, "--model", weights), (2,))
+    assert f"output: expected the name of a file or folder, found {name!r}" in line and os.listdir(here) == []
+
+
+def test_what_terminals_act_on_is_not_printed(here, mrisr_command):
+    line = told_in_one_line(mrisr_command("upscale", "-i", "a\x1b]0;b\x07.nii", "-o", "o.nii"), (3,))
+    assert "a?]0;b?.nii: no such file" in line
