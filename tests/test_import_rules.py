@@ -4,6 +4,7 @@ importable."""
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import sys
 from pathlib import Path
@@ -75,10 +76,16 @@ def sources() -> dict[Path, str]:
     return files | dict.fromkeys(KERNELS.rglob("*.py"), "kernels")
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), str(path))
+
+
+@functools.cache
 def imports(path: Path) -> set[str]:
     """Full names of what a file imports: modules, and what is taken from the root package."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -152,7 +159,7 @@ def operators() -> dict[str, ast.Module]:
     found = {}
     for path in sorted((PACKAGE / "ops").rglob("*.py")):
         name = ".".join(("mrisr", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
-        found[name] = ast.parse(path.read_text(), str(path))
+        found[name] = parsed(path)
     return found
 
 
@@ -179,6 +186,7 @@ def test_operators_import_in_no_circle():
 
 def test_operators_import_late_only_what_is_heavy():
     """Inside functions: Triton's kernels, onnxscript, torch where asking must not import it; and modules by name."""
-    for name, tree in operators().items():
+    modules = operators()
+    for name, tree in modules.items():
         for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
-            assert not imported_from(function, operators()), f"{name}: {function.name} imports a neighbour"
+            assert not imported_from(function, modules), f"{name}: {function.name} imports a neighbour"
