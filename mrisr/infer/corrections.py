@@ -243,14 +243,14 @@ class Corrector:
         """The account of the geometry."""
         known = self.given.nonlinearity
         if known is None:
-            return GradnlInfo("absent", told="nothing to tell")
+            return GradnlInfo("absent", guidance="nothing to tell")
         note = _guidance_note(self.guidance["gradnl"], model) if known.displaces else "nothing to tell"
         return GradnlInfo("given", known.source, known.done, known.why, displacement.largest, displacement.det, note)
 
     def bias_info(self, model: str) -> BiasInfo:
         """The account of the bias field."""
         if self.field is None:
-            return BiasInfo("absent", told="nothing to tell")
+            return BiasInfo("absent", guidance="nothing to tell")
         state = "estimated" if self.given.estimates else "given"
         span = (float(self.field.min()), float(self.field.max()))
         output = "kept" if self.given.kept else "corrected"

@@ -101,8 +101,8 @@ class GradnlInfo:
 
     state: "given" or "absent" (it cannot be estimated). source: where it is from. done, why: what the scanner had
     corrected already ("none", "2D" or "3D": nothing was left to do), and who says so. largest_mm: how far a voxel of
-    the output lies from where the scan shows it, at most. det: lowest and highest factor on the intensity. told:
-    whether the network was told of it.
+    the output lies from where the scan shows it, at most. det: lowest and highest factor on the intensity. guidance:
+    whether the network was told of it ("told" in JSON, as accounts have had it from the first).
     """
 
     state: str
@@ -111,7 +111,7 @@ class GradnlInfo:
     why: str = ""
     largest_mm: float = 0.0
     det: tuple[float, float] = (1.0, 1.0)
-    told: str = ""
+    guidance: str = field(default="", metadata={"json": "told"})
 
 
 @dataclass(frozen=True)
@@ -119,14 +119,15 @@ class BiasInfo:
     """Bias field.
 
     state: "given", "estimated" or "absent". source: where it is from. span: its lowest and highest value. output:
-    "corrected", or "kept" where the output is multiplied by the field again. told: whether the network was told of it.
+    "corrected", or "kept" where the output is multiplied by the field again. guidance: whether the network was told of
+    it ("told" in JSON).
     """
 
     state: str
     source: str = ""
     span: tuple[float, float] = (1.0, 1.0)
     output: str = "corrected"
-    told: str = ""
+    guidance: str = field(default="", metadata={"json": "told"})
 
 
 @dataclass
@@ -196,7 +197,7 @@ class Info:
 
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {f.metadata.get("json", f.name): _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):

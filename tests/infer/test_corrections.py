@@ -120,7 +120,8 @@ def test_a_distorted_phantom_comes_back_within_a_tenth_of_a_voxel(grid, psf, unt
     assert info.gradnl.state == "given" and info.gradnl.source == "a bend"
     assert info.gradnl.det == pytest.approx((1.08, 1.08), abs=1e-3) and info.gradnl.largest_mm > 5
     assert "displaced" in info.consistency[0].why and not info.consistency[0].applied
-    assert "trained without it" in info.gradnl.told
+    assert "trained without it" in info.gradnl.guidance
+    assert info.to_dict()["gradnl"]["told"] == info.gradnl.guidance
 
 
 def test_frames_tensors_images_and_displacement_fields(untrained, tmp_path):
@@ -222,7 +223,7 @@ def test_every_tile_is_told_what_belongs_to_it_in_the_networks_own_axes(channel,
     plain, info = run(scan, grid, untrained, **common)
     whole, _ = run(scan, grid, answers(channel), **common)
     tiled, tiled_info = run(scan, grid, answers(channel), tile=48, **common)
-    assert (tiled_info.tiles.kind, tiled_info.gradnl.told) == ("tiles", "told to the network")
+    assert (tiled_info.tiles.kind, tiled_info.gradnl.guidance) == ("tiles", "told to the network")
     scale = info.intensity[0][1]
     assert np.abs(whole - tiled).max() < 1e-3 * scale
     target = Grid(info.target.shape, np.array(info.target.affine))
@@ -247,7 +248,7 @@ def test_engines_and_exact_tiling_are_told_the_same(random_model):
     learnt = replace(model, meta={"config": {"gradnl": 0.3, "bias": 0.0}})
     silent, _ = run(scan, grid, model, gradnl=bend)
     told, info = run(scan, grid, learnt, gradnl=bend)
-    assert info.gradnl.told == "told to the network" and np.abs(told - silent).max() > 1
+    assert info.gradnl.guidance == "told to the network" and np.abs(told - silent).max() > 1
     for options in (dict(engine="openvino"), dict(tile="exact")):
         other, _ = run(scan, grid, learnt, gradnl=bend, **options)
         assert np.abs(other - told).max() < 1e-5 * 1300
