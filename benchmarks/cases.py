@@ -48,3 +48,15 @@ def head(shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     noise = rng.standard_normal((2, *shape), dtype=np.float32) * 15
     return np.hypot(clean + noise[0], noise[1]).astype(np.float32)
+
+
+def network_inputs(shape: tuple[int, int, int]) -> tuple:
+    """What a network is given in mode `mean`: (x of zeros, y, vector, guidance of zeros), float32, on the CPU."""
+    import torch
+
+    from mrisr.nn.condition import GUIDANCE_CHANNELS, VECTOR_DIM
+
+    generator = torch.Generator().manual_seed(0)
+    y = torch.rand(1, 1, *shape, generator=generator)
+    vector = torch.randn(1, VECTOR_DIM, generator=generator)
+    return torch.zeros_like(y), y, vector, torch.zeros(1, GUIDANCE_CHANNELS, *(n // 8 for n in shape))

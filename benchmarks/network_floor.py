@@ -19,6 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import cases
 import checkout  # noqa: F401
 import record
 import timing
@@ -34,17 +35,10 @@ def run(shape=(128, 160, 128), threads: int = 2, model: str = "base", folder: Pa
 
     from mrisr.infer.engines.openvino import OpenVINOEngine
     from mrisr.infer.engines.torch import TorchEngine
-    from mrisr.nn.condition import GUIDANCE_CHANNELS, VECTOR_DIM
 
     torch.set_num_threads(threads)
     net = load(model).denoiser.net.eval().requires_grad_(False)
-    generator = torch.Generator().manual_seed(0)
-    given = (
-        torch.zeros(1, 1, *shape),
-        torch.rand(1, 1, *shape, generator=generator),
-        torch.randn(1, VECTOR_DIM, generator=generator),
-        torch.zeros(1, GUIDANCE_CHANNELS, *(n // 8 for n in shape)),
-    )
+    given = cases.network_inputs(shape)
     engine = TorchEngine(net, torch.device("cpu"), threads)
     own, counted = _openvino(net, shape, threads), {}
     compiled, slabs = OpenVINOEngine(net, threads).prepare(shape), engine.prepare(shape)

@@ -182,6 +182,20 @@ def random_model():
 
 
 @pytest.fixture(scope="session")
+def weights(made_once):
+    """Path of untrained `tiny` weights: plain interpolation, in milliseconds."""
+    from mrisr.nn.presets import build
+    from mrisr.train.checkpoint import export_weights
+
+    def make(folder):
+        folder.mkdir()
+        meta = {"format": 1, "preset": "tiny", "sigma_data": 0.05, "trained_range": {}}
+        export_weights(folder / "tiny.safetensors", build("tiny").state_dict(), meta)
+
+    return made_once("weights", make) / "tiny.safetensors"
+
+
+@pytest.fixture(scope="session")
 def head():
     """make(shape, air=0.3) -> float32 [X, Y, Z]: folded tissue in a bright rim, noisy air around it.
 
@@ -196,6 +210,23 @@ def head():
         rng = np.random.default_rng(seed)
         noisy = np.hypot(clean + noise * rng.standard_normal(shape), noise * rng.standard_normal(shape))
         return noisy.astype(np.float32)
+
+    return make
+
+
+@pytest.fixture
+def make_scans(head):
+    """make(folder, *names): a head of 16 x 18 x 14 voxels of 2 mm at each name; subfolders are made."""
+    import nibabel as nib
+
+    def make(folder, *names):
+        for seed, name in enumerate(names):
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            data = head((16, 18, 14), seed=seed).astype(np.int16 if not name.endswith("mgz") else np.float32)
+            kind = nib.MGHImage if name.endswith("mgz") else nib.Nifti1Pair if ".hdr" in name else nib.Nifti1Image
+            nib.save(kind(data, np.diag([-2.0, 2, 2, 1])), path)
+        return folder
 
     return make
 

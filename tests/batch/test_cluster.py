@@ -169,7 +169,7 @@ def test_a_process_of_the_same_run_is_waited_for(tmp_path, monkeypatch):
         monkeypatch.setattr(deliver, "PATIENCE", 0.0)
         with pytest.raises(OutputError, match="another run"), deliver.claimed(target, "r1"):
             raise AssertionError
-    waiting.join(20)
+    waiting.join(60)
     assert order == ["first", "second"] and not list(tmp_path.iterdir())
 
 

@@ -190,7 +190,7 @@ def test_reading_and_writing_overlap_with_the_network(make_scans, weights, tmp_p
 
     def upscale(volume, **how):
         if volume.name.endswith("b.nii"):
-            assert read_c.wait(20) and wrote_a.wait(20)
+            assert read_c.wait(60) and wrote_a.wait(60)
         return real_upscale(volume, **how)
 
     monkeypatch.setattr(run.nifti, "read", read)

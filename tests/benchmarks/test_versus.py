@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -106,16 +105,26 @@ def test_turns_alternate(scripts):
     assert order == ["a", "b", "a", "b"] and {name: len(runs) for name, runs in found.items()} == {"a": 2, "b": 2}
 
 
-def test_the_innermost_stage_counts(scripts):
+def test_the_innermost_stage_counts(scripts, monkeypatch):
+    clock = SimpleNamespace(wall=100.0, cpu=0.0)
+    clocks = SimpleNamespace(perf_counter=lambda: clock.wall, process_time=lambda: clock.cpu)
+    monkeypatch.setattr(scripts.stages, "time", clocks)
+
+    def work(wall: float, cpu: float) -> None:
+        clock.wall, clock.cpu = clock.wall + wall, clock.cpu + cpu
+
     watch = scripts.stages.Stopwatch()
     with watch.stage("read"):
-        time.sleep(0.02)
+        work(2.0, 1.0)
         with watch.stage("import"):
-            time.sleep(0.05)
+            work(5.0, 0.5)
+    work(1.0, 1.0)
     found = watch.done()
-    assert set(found) == {"rest", "read", "import"}
-    assert found["import"]["wall_s"] >= 0.05 > found["read"]["wall_s"] - 0.01 >= 0.01
-    assert found["import"]["cpu_s"] < 0.05
+    assert {name: (stage["wall_s"], stage["cpu_s"]) for name, stage in found.items()} == {
+        "rest": (1.0, 1.0),
+        "read": (2.0, 1.0),
+        "import": (5.0, 0.5),
+    }
 
 
 def test_the_reference_job_is_told_stage_by_stage(tmp_path):

@@ -42,18 +42,6 @@ def mrisr_command(capfd):
 
 
 @pytest.fixture(scope="session")
-def weights(tmp_path_factory):
-    """Path of untrained `tiny` weights: plain interpolation, in milliseconds."""
-    from mrisr.nn.presets import build
-    from mrisr.train.checkpoint import export_weights
-
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    meta = {"format": 1, "preset": "tiny", "sigma_data": 0.05, "trained_range": {}}
-    export_weights(path, build("tiny").state_dict(), meta)
-    return path
-
-
-@pytest.fixture(scope="session")
 def scan(tmp_path_factory, head):
     """Path of a NIfTI head of 24 x 26 x 22 voxels of 2 mm, int16, with a moved origin."""
     path = tmp_path_factory.mktemp("scan") / "scan.nii.gz"

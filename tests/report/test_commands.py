@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 
-import nibabel as nib
-import numpy as np
 import pytest
 
 from mrisr.cli.main import main
@@ -16,29 +14,10 @@ def call(*words) -> int:
     return main([str(word) for word in words])
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """Path of untrained `tiny` weights: plain interpolation, in milliseconds."""
-    from mrisr.nn.presets import build
-    from mrisr.train.checkpoint import export_weights
-
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    export_weights(path, build("tiny").state_dict(), {"format": 1, "preset": "tiny", "sigma_data": 0.05})
-    return path
-
-
 @pytest.fixture
-def scans(tmp_path, head):
+def scans(tmp_path, make_scans):
     """make(*names): heads of 16 x 18 x 14 voxels of 2 mm below tmp_path/raw."""
-
-    def make(*names):
-        for seed, name in enumerate(names):
-            path = tmp_path / "raw" / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            nib.save(nib.Nifti1Image(head((16, 18, 14), seed=seed).astype(np.int16), np.diag([-2.0, 2, 2, 1])), path)
-        return tmp_path / "raw"
-
-    return make
+    return lambda *names: make_scans(tmp_path / "raw", *names)
 
 
 def listing(folder):

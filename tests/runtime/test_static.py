@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.native.ctest import missing, tool
+
+pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
 #include <mrisr.h>
@@ -34,14 +37,6 @@ def run(*command) -> str:
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
-
-
-def tool(name: str) -> str:
-    beside = Path(sys.executable).with_name(name)
-    found = str(beside) if beside.exists() else shutil.which(name)
-    if found is None:
-        pytest.skip(f"{name} is not installed")
-    return found
 
 
 @pytest.mark.slow("compiles libmrisr once more, statically")

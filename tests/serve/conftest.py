@@ -32,13 +32,41 @@ def mrd_server():
         server.stop(5.0)
 
 
-@pytest.fixture(scope="session")
-def weights_file(tmp_path_factory):
-    """Path of untrained `tiny` weights: plain interpolation, in milliseconds."""
-    from mrisr.nn.presets import build
-    from mrisr.train.checkpoint import export_weights
+# A node that decides, gives up and tries again within tenths of a second.
+SOON = {"quiet": 0.15, "patience": 30.0, "timeout": 5.0, "tick": 0.02, "retry": (0.1, 0.3), "reserve": 0}
 
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    meta = {"format": 1, "preset": "tiny", "sigma_data": 0.05, "trained_range": {}}
-    export_weights(path, build("tiny").state_dict(), meta)
-    return path
+
+@pytest.fixture(scope="module")
+def archive():
+    from dicom_peer import Pacs
+
+    with Pacs() as running:
+        yield running
+
+
+@pytest.fixture
+def pacs(archive):
+    archive.stored, archive.status, archive.times = {}, 0x0000, 0
+    return archive
+
+
+@pytest.fixture
+def start(tmp_path, pacs):
+    """start(derive=..., folder=..., **settings) -> a running `mrisr.serve.dicom.Node`; stopped after the test."""
+    from dicom_peer import derive as plain_derive
+
+    from mrisr.serve.dicom import Node, Settings
+    from mrisr.serve.dicom_send import Peer
+
+    running = []
+
+    def make(derive=plain_derive, folder=None, **settings) -> Node:
+        place, peer = folder or tmp_path / "spool", Peer("PACS", "127.0.0.1", pacs.port)
+        node = Node(("127.0.0.1", 0), place, peer, derive, Settings(**{**SOON, **settings}))
+        running.append(node)
+        return node
+
+    yield make
+    for node in running:
+        if not node._stopped.is_set():
+            node.stop(2.0)

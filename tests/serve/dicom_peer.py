@@ -53,7 +53,7 @@ def series(n: int = 6, name: str = "DOE^JANE", matrix: int = 12, value=None) -> 
 
 def associate(node, called: str = "MRISR", calling: str = "SCANNER"):
     entity = AE(ae_title=calling)
-    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = 10
+    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = 60
     entity.add_requested_context(MRImageStorage, ExplicitVRLittleEndian)
     entity.add_requested_context("1.2.840.10008.1.1")
     return entity.associate(*node.address, ae_title=called)
@@ -72,6 +72,17 @@ def send(node, datasets, end: str = "release") -> list[int]:
         association.dul.socket.socket.close()
         association.kill()
     return statuses
+
+
+def deliver(node, datasets) -> None:
+    """Store them all, again where a node of short patience hung up on a slow machine."""
+    for _ in range(30):
+        try:
+            if send(node, datasets) == [0] * len(datasets):
+                return
+        except (AssertionError, RuntimeError):  # not established, or no longer
+            pass
+    raise AssertionError("the node never took all of them")
 
 
 def derive(source: Path, target: Path, progress) -> None:
@@ -129,3 +140,8 @@ def expected(datasets) -> set[str]:
 def clone(folder: Path, target: Path) -> Path:
     """What a killed node leaves: a copy of its folder as it is now."""
     return Path(shutil.copytree(folder, target, ignore=shutil.ignore_patterns("lock")))
+
+
+def empty(node) -> bool:
+    """Whether nothing of any series is left in a node's folder."""
+    return not node.spool.all() and not list(node.spool.work.iterdir())

@@ -11,8 +11,13 @@ import numpy as np
 
 with warnings.catch_warnings():
     import ismrmrd
+from stand_in import wait_until
 
 CLOSE, TEXT, IMAGE = 4, 5, 1022
+XML = """<?xml version="1.0"?><ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD"><acquisitionSystemInformation>
+<systemVendor>ACME</systemVendor><systemFieldStrength_T>2.89</systemFieldStrength_T></acquisitionSystemInformation>
+<encoding><encodingLimits><kspace_encoding_step_2><maximum>0</maximum></kspace_encoding_step_2></encodingLimits>
+</encoding></ismrmrdHeader>"""
 
 
 @dataclass
@@ -116,3 +121,15 @@ def receive(sock) -> Reply:
     except (EOFError, ConnectionError):
         pass
     return reply
+
+
+def messages(images) -> list[bytes]:
+    return [image_message(image) for image in images]
+
+
+def assert_lives(server) -> None:
+    """It serves the next client, and holds nothing of those before."""
+    images, _ = stack((8, 8, 4))
+    reply = send(server.server_address, *messages(images))
+    assert reply.closed and len(reply.images) == 5
+    wait_until(lambda: server.budget.held == 0)

@@ -1,4 +1,4 @@
-"""What stands in for the network where a test is not about voxels."""
+"""What stands in for the network where a test is not about voxels; and waiting for what is to happen."""
 
 from __future__ import annotations
 
@@ -34,3 +34,10 @@ def slow(seconds: float):
         return plain(volume, progress)
 
     return upscale
+
+
+def wait_until(true, seconds: float = 60.0) -> None:
+    until = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until, "it did not come about"
+        time.sleep(0.02)

@@ -16,6 +16,7 @@ import pytest
 
 pytest.importorskip("pynetdicom", reason="the DICOM node needs pynetdicom (extra dicom)")
 import dicom_peer as peers  # noqa: E402
+from stand_in import wait_until  # noqa: E402
 
 ORTHANC = shutil.which("Orthanc") or next((p for p in ("/usr/sbin/Orthanc",) if Path(p).exists()), None)
 pytestmark = [
@@ -66,7 +67,7 @@ class Orthanc:
         self.folder = folder
 
     def get(self, path: str):
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.http}{path}", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.http}{path}", timeout=60) as answer:
             return json.load(answer)
 
     def instances(self) -> set[str]:
@@ -92,13 +93,6 @@ def programs():
     for process in running:
         process.kill()
         process.wait()
-
-
-def wait_until(true, seconds: float = 60.0) -> None:
-    until = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < until, "it did not come about"
-        time.sleep(0.05)
 
 
 def node(port: int, folder: Path, orthanc: int, weights: Path) -> subprocess.Popen:
@@ -143,12 +137,12 @@ def derived(orthanc: Orthanc, sent) -> list[dict]:
     ]
 
 
-def test_killed_in_the_middle_and_nothing_is_lost(tmp_path, programs, weights_file):
+def test_killed_in_the_middle_and_nothing_is_lost(tmp_path, programs, weights):
     """storescu -> node -> Orthanc; the node is killed (SIGKILL) in reception, and once more before it has begun."""
     port, folder, sent = free_port(), tmp_path / "spool", peers.series(60)
     orthanc, files = Orthanc(tmp_path / "orthanc", port), written(sent, tmp_path / "files")
     programs.append(orthanc.process)
-    first = node(port, folder, orthanc.dicom, weights_file)
+    first = node(port, folder, orthanc.dicom, weights)
     programs.append(first)
     sender = storescu(port, "MRISR", files)
     programs.append(sender)
@@ -156,18 +150,18 @@ def test_killed_in_the_middle_and_nothing_is_lost(tmp_path, programs, weights_fi
     first.send_signal(signal.SIGKILL)
     assert sender.wait(60) != 0 and 5 <= received(folder) < 60, "the node was killed too late to show anything"
 
-    second = node(port, folder, orthanc.dicom, weights_file)
+    second = node(port, folder, orthanc.dicom, weights)
     programs.append(second)
     again = storescu(port, "MRISR", files)
     programs.append(again)
     assert again.wait(60) == 0, again.stdout.read()
     wait_until(lambda: list(folder.glob("series/*/released")))
     second.send_signal(signal.SIGKILL)
-    second.wait(20)
+    second.wait(60)
     assert received(folder) == 60
 
     wait_until(orthanc.up)
-    third = node(port, folder, orthanc.dicom, weights_file)
+    third = node(port, folder, orthanc.dicom, weights)
     programs.append(third)
     wait_until(lambda: not list(folder.glob("series/*")))
     (series,) = derived(orthanc, sent)
@@ -176,16 +170,16 @@ def test_killed_in_the_middle_and_nothing_is_lost(tmp_path, programs, weights_fi
     assert tags["PatientName"] == "DOE^JANE" and tags["StudyInstanceUID"] == sent[0].StudyInstanceUID
     assert tags["ImageType"].startswith("DERIVED\\SECONDARY") and "RESEARCH SYNTH" in tags["SeriesDescription"]
     third.send_signal(signal.SIGTERM)
-    assert third.wait(30) == 0
+    assert third.wait(60) == 0
     assert "DOE" not in third.stderr.read()
 
 
-def test_orthanc_routes_and_gets_one_more_series(tmp_path, programs, weights_file):
+def test_orthanc_routes_and_gets_one_more_series(tmp_path, programs, weights):
     """A series that Orthanc gets goes to the node by Lua, comes back derived, and is not routed once more."""
     port, folder, sent = free_port(), tmp_path / "spool", peers.series(8)
     orthanc, files = Orthanc(tmp_path / "orthanc", port, route=True), written(sent, tmp_path / "files")
     programs.append(orthanc.process)
-    programs.append(node(port, folder, orthanc.dicom, weights_file))
+    programs.append(node(port, folder, orthanc.dicom, weights))
     wait_until(orthanc.up)
     sender = storescu(orthanc.dicom, "ORTHANC", files)
     assert sender.wait(60) == 0, sender.stdout.read()

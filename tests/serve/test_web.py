@@ -240,7 +240,7 @@ def test_a_failure_is_told_in_one_line(serve, scan, tmp_path):
 def test_a_client_that_goes_away_leaves_nothing(serve, scan, tmp_path):
     server = serve(waiting=1)
     for _ in range(3):
-        link = http.client.HTTPConnection(*server.address, timeout=10)
+        link = http.client.HTTPConnection(*server.address, timeout=60)
         link.putrequest("POST", "/scans")
         for name, value in {"Content-Type": "application/octet-stream", "X-File-Name": "a.nii.gz"}.items():
             link.putheader(name, value)
@@ -258,7 +258,7 @@ def test_a_client_that_goes_away_leaves_nothing(serve, scan, tmp_path):
 
 def test_a_client_that_stops_sending_gives_its_place_back(serve, scan):
     server = serve(waiting=1, idle=0.3)
-    links = [http.client.HTTPConnection(*server.address, timeout=20) for _ in range(2)]
+    links = [http.client.HTTPConnection(*server.address, timeout=60) for _ in range(2)]
     for link in links:
         link.putrequest("POST", "/scans")
         for name, value in {"Content-Type": "application/octet-stream", "X-File-Name": "a.nii.gz"}.items():
@@ -271,9 +271,9 @@ def test_a_client_that_stops_sending_gives_its_place_back(serve, scan):
     assert upload(server, scan)[0] == 202
 
 
-def test_the_command_wipes_its_folder(weights_file, scan, tmp_path):
+def test_the_command_wipes_its_folder(weights, scan, tmp_path):
     """As it is started by a user; ended in the middle of the work."""
-    words = ["-m", "mrisr.cli.main", "serve", "web", "--port", "0", "--model", weights_file, "--threads", "1"]
+    words = ["-m", "mrisr.cli.main", "serve", "web", "--port", "0", "--model", weights, "--threads", "1"]
     place = tmp_path / "tmp"
     place.mkdir()
     process = subprocess.Popen(
@@ -297,11 +297,11 @@ def test_the_command_wipes_its_folder(weights_file, scan, tmp_path):
         process.stderr.close()
 
 
-def test_a_port_that_is_taken_and_libraries_that_are_absent(serve, capsys, monkeypatch, weights_file):
+def test_a_port_that_is_taken_and_libraries_that_are_absent(serve, capsys, monkeypatch, weights):
     from mrisr.cli.main import main
 
     port = serve().address[1]
-    words = ["serve", "web", "--port", str(port), "--model", str(weights_file)]
+    words = ["serve", "web", "--port", str(port), "--model", str(weights)]
     assert main(words) == 2 and "cannot listen there" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert main(words) == 2 and "pip install 'mrisr[web]'" in capsys.readouterr().err

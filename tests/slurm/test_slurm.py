@@ -14,8 +14,6 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import nibabel as nib
-import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,29 +24,9 @@ pytestmark = [
 MRISR = str(Path(sys.executable).with_name("mrisr"))
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    from mrisr.nn.presets import build
-    from mrisr.train.checkpoint import export_weights
-
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    meta = {"format": 1, "preset": "tiny", "sigma_data": 0.05, "trained_range": {}}
-    export_weights(path, build("tiny").state_dict(), meta)
-    return path
-
-
-def scan(path: Path, seed: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    axes = np.meshgrid(*(np.linspace(-1, 1, n) for n in (16, 18, 14)), indexing="ij")
-    noise = np.random.default_rng(seed).normal(0, 5, (16, 18, 14))
-    data = np.where(sum(a**2 for a in axes) < 0.7, 600 + 200 * np.sin(9 * axes[0]), 0) + noise
-    nib.save(nib.Nifti1Image(np.abs(data).astype(np.int16), np.diag([-2.0, 2, 2, 1])), path)
-
-
-def test_the_job_array(weights, tmp_path):
+def test_the_job_array(make_scans, weights, tmp_path):
     raw, out = tmp_path / "raw", tmp_path / "out"
-    for name in ("01", "02"):
-        scan(raw / f"sub-{name}/anat/sub-{name}_T1w.nii.gz", int(name))
+    make_scans(raw, *(f"sub-{name}/anat/sub-{name}_T1w.nii.gz" for name in ("01", "02")))
     (raw / "dataset_description.json").write_text('{"Name": "Test", "BIDSVersion": "1.10.0"}')
     script = ROOT / "examples/slurm/array.sbatch"
     words = ["sbatch", "--wait", "--array=1-3", "--cpus-per-task=1", "--mem=1500M", f"--output={tmp_path}/%a.txt"]
@@ -61,10 +39,9 @@ def test_the_job_array(weights, tmp_path):
     assert "task 3" in said and "has 2 participants; nothing to do" in said
 
 
-def test_a_cancelled_job_is_replaced_and_nothing_is_lost(weights, tmp_path):
+def test_a_cancelled_job_is_replaced_and_nothing_is_lost(make_scans, weights, tmp_path):
     source, out, ledger = tmp_path / "in", tmp_path / "out", tmp_path / "ledger"
-    for seed in range(8):
-        scan(source / f"{seed}.nii.gz", seed)
+    make_scans(source, *(f"{seed}.nii.gz" for seed in range(8)))
     ledger.touch()
     environment = {
         **os.environ,
@@ -104,8 +81,8 @@ def cancel_one(ledger: Path, process: subprocess.Popen) -> str | None:
     return None
 
 
-def test_what_sbatch_refuses_is_said(weights, tmp_path):
-    scan(tmp_path / "in/a.nii", 0)
+def test_what_sbatch_refuses_is_said(make_scans, weights, tmp_path):
+    make_scans(tmp_path / "in", "a.nii")
     words = ["upscale", "-i", tmp_path / "in", "-o", tmp_path / "out", "--model", weights, "--cluster", "slurm"]
     done = subprocess.run(
         [MRISR, *map(str, words), "--sbatch=--partition=none"], capture_output=True, text=True, timeout=120
