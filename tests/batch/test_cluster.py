@@ -81,6 +81,7 @@ def kill_two(lines, killed):
             time.sleep(0.02)
 
 
+@pytest.mark.slow("four workers start, two of them in place of the killed; the rounds by a fake are in `make test`")
 def test_killed_workers_lose_no_scan_and_write_none_twice(make_scans, weights, tmp_path, ledger, monkeypatch):
     names = [f"s/{i}.nii.gz" for i in range(8)]
     source, out = make_scans(tmp_path / "in", *names), tmp_path / "out"

@@ -68,6 +68,7 @@ def test_nan_and_shape_are_errors_without_end(contest):
     assert contest.error_of(endless, torch.tensor([-torch.inf, 2.0, 4.0, 6.0])) == float("inf")
 
 
+@pytest.mark.slow("every contest, in a process of its own; what a contest is made of is in `make test`")
 def test_every_contest_runs_by_pytest_benchmark(tmp_path):
     """One process: each case compared with float64, three rounds at sizes of nothing."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(BENCHMARKS), "--benchmark-disable"]

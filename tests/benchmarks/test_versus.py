@@ -65,6 +65,7 @@ def test_what_contradicts_itself_is_one_line(words, said, asked, capsys):
     assert said in capsys.readouterr().err and not asked
 
 
+@pytest.mark.slow("two processes load PyTorch; contests and turns by themselves are in `make test`")
 def test_an_operator_is_measured_beside_another_commit(tmp_path):
     """Each process imports its own commit's mrisr (or ends), and is compared with float64 before it is timed."""
     words = ["--op", "rms_norm", "--shape", "1,16,4,5,6", "--dtype", "bfloat16", "--base", "HEAD", "--rounds", "1"]
@@ -127,6 +128,7 @@ def test_the_innermost_stage_counts(scripts, monkeypatch):
     }
 
 
+@pytest.mark.slow("a cold and a warm process upscale a scan; the stopwatch by itself is in `make test`")
 def test_the_reference_job_is_told_stage_by_stage(tmp_path):
     """Two processes, cold and warm: every stage is there, and the second converts nothing."""
     words = ["--shape", "24", "24", "24", "--ways", "command", "--rounds", "1", "--results", str(tmp_path)]

@@ -144,6 +144,7 @@ def test_a_page_that_loads_from_the_network_is_found(text, tmp_path):
     assert build.loaded_from_elsewhere(tmp_path) == []
 
 
+@pytest.mark.slow("the whole of the tutorial's template; its arguments and links are in `make test`")
 def test_the_tutorial_runs_and_draws_its_pictures(tmp_path):
     pytest.importorskip("nilearn", reason="the tutorial's template comes with nilearn (extra demo)")
     runner = site("run_page")

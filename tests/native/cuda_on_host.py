@@ -18,7 +18,9 @@ import importlib.machinery
 import importlib.util
 import json
 import multiprocessing
+import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -129,6 +131,18 @@ def kernels() -> set[str]:
     return {name for text in sources().values() for name in heads.findall(text)}
 
 
+def kept() -> Path:
+    """The folder under build/ of object files of exactly these sources, flags and versions: a later run finds them."""
+    digest = hashlib.sha256(repr((FLAGS, KERNEL_FLAGS, sys.version, torch.__version__)).encode())
+    for folder in (CORE, HERE / "on_host", ROOT / "csrc" / "python"):
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            digest.update(path.name.encode() + path.read_bytes())
+    digest.update(Path(__file__).read_bytes())  # how the sources are rewritten
+    folder = ROOT / "build" / "cuda_on_host" / digest.hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 class Host:
     """Modules made from the CUDA files, and the object files that they share."""
 
@@ -159,6 +173,7 @@ class Host:
         loader = importlib.machinery.ExtensionFileLoader("mrisr_cuda_on_host", str(library))
         module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
         loader.exec_module(module)
+        shutil.rmtree(place)  # it is in memory
         return module
 
     def _compile(self, path: Path, out: Path, flags: tuple[str, ...]) -> None:
@@ -167,7 +182,9 @@ class Host:
         ours = [path.parent, HERE / "on_host", CORE, ROOT / "csrc" / "python"]
         theirs = [sysconfig.get_path("include"), pybind11.get_include(), Path(torch.__file__).parent / "include"]
         folders = [*(f"-I{folder}" for folder in ours), *(f"-isystem{folder}" for folder in theirs)]
-        _run(["g++", *FLAGS, *flags, *folders, "-c", str(path), "-o", str(out)])
+        unfinished = out.with_suffix(f".{os.getpid()}.part")  # an interrupted run leaves no object file that is none
+        _run(["g++", *FLAGS, *flags, *folders, "-c", str(path), "-o", str(unfinished)])
+        unfinished.replace(out)
 
 
 def _run(command: list[str]) -> None:

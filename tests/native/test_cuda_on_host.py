@@ -18,8 +18,8 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
 
 
 @pytest.fixture(scope="module")
-def module(tmp_path_factory):
-    return cuda_on_host.Host(tmp_path_factory.mktemp("cuda_on_host")).module()
+def module():
+    return cuda_on_host.Host(cuda_on_host.kept()).module()
 
 
 HALF = pytest.mark.slow("the same kernels on two more types, their threads as fibres")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,34 +17,38 @@ TESTS = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
 
-def by_the_interpreter(which: str) -> str:
-    """What pytest says of the parity tests that `which` selects, in a process of its own: Triton reads
-    TRITON_INTERPRET when a kernel is defined."""
-    command = [sys.executable, "-m", "pytest", "-v", "-k", f"triton and {which}", str(TESTS / "ops" / "test_parity.py")]
+def by_the_interpreter(which: str) -> set[tuple[str, str]]:
+    """What tests/native/interpreted.py has found to agree: ("values" or "gradients", family)."""
+    command = [sys.executable, str(TESTS / "native" / "interpreted.py"), which]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     run = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout[-3000:]
-    assert "no CUDA" not in run.stdout
-    return run.stdout
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+    cases = [line.split() for line in run.stdout.splitlines()]
+    assert cases and all(case[4] == "passed" for case in cases)
+    return {(what, name) for what, name, *_ in cases}
 
 
-def families() -> set[str]:
-    return {name for name, spec in SPECS.items() if "triton" in [b.name for b in spec.family.backends]}
+def families(wanted=lambda spec: True) -> set[str]:
+    return {n for n, spec in SPECS.items() if "triton" in [b.name for b in spec.family.backends] and wanted(spec)}
 
 
 def test_parity_by_the_interpreter():
-    """Values and gradients of every family with a Triton backend, in float32."""
-    said = by_the_interpreter("not float16")  # nor bfloat16
-    ran = set(re.findall(r"test_values\[(\w+)-triton-float32-[\w-]+\] PASSED", said))
-    assert ran == families(), f"Triton ran in {sorted(ran)} only"
-    differentiated = set(re.findall(r"test_gradients\[(\w+)-triton-\w+\] PASSED", said))
-    assert differentiated == {name for name in families() if SPECS[name].gradients}
+    """Values and gradients of every family with a Triton backend, in float32, every branch of every kernel."""
+    agree = by_the_interpreter("small")
+    assert {name for what, name in agree if what == "values"} == families()
+    assert {name for what, name in agree if what == "gradients"} == families(lambda spec: spec.gradients)
+
+
+@pytest.mark.slow("the larger cases of the same kernels, interpreted")
+def test_parity_of_large_cases_by_the_interpreter():
+    agree = by_the_interpreter("large")
+    assert {("values", "attention3d"), ("gradients", "attention3d"), ("gradients", "group_norm")} <= agree
 
 
 @pytest.mark.slow("the same kernels on two more types, interpreted")
 def test_parity_of_half_precision_by_the_interpreter():
-    ran = set(re.findall(r"test_values\[(\w+)-triton-bfloat16-[\w-]+\] PASSED", by_the_interpreter("float16")))
-    assert ran == {name for name in families() if torch.bfloat16 in SPECS[name].tolerance}
+    agree = by_the_interpreter("half")
+    assert agree == {("values", name) for name in families(lambda spec: torch.bfloat16 in spec.tolerance)}
 
 
 @pytest.mark.slow("compiles every kernel; `make compile-only` does so for all architectures")

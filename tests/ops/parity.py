@@ -145,8 +145,12 @@ def _too_slow(spec: Spec, backend: Backend, case: str, dtype: torch.dtype) -> st
     if not (backend.name == "triton" and interpreted()):
         return None
     limit = INTERPRETED_ELEMENTS if dtype == torch.float32 else INTERPRETED_ELEMENTS // 10
-    elements = sum(v.numel() for v in arguments(spec, case).values() if isinstance(v, torch.Tensor))
-    return f"more than {limit} elements in the interpreter" if elements > limit else None
+    return f"more than {limit} elements in the interpreter" if elements(spec, case) > limit else None
+
+
+def elements(spec: Spec, case: str) -> int:
+    """Of all tensors that a case is called with."""
+    return sum(v.numel() for v in arguments(spec, case).values() if isinstance(v, torch.Tensor))
 
 
 @contextmanager

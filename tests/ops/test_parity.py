@@ -1,6 +1,6 @@
 """Every family x backend x case x dtype against the float64 reference, values and gradients, driven by the SPECs.
 
-Triton's part runs in Triton's interpreter: tests/native/test_triton.py starts this file once more for it.
+Triton's part runs in Triton's interpreter, in a process of its own: tests/native/test_triton.py.
 """
 
 from __future__ import annotations

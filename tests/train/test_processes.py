@@ -70,6 +70,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(scans, tmp_path):
     assert losses(tmp_path / "pieces") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
 
 
+@pytest.mark.slow("torchrun and two processes distil; shares, pieces and draws are in `make test`")
 def test_two_processes_lose_what_one_does(scans, tmp_path):
     """Distillation, whose batches use now these parameters, now those; started as `torchrun` starts it."""
     teacher = tmp_path / "teacher"
