@@ -38,7 +38,9 @@ struct hostent* gethostbyname(const char* name) {
   return NULL;
 }
 
-static int goes_out(const struct sockaddr* to) { return to != NULL && (to->sa_family == AF_INET || to->sa_family == AF_INET6); }
+static int goes_out(const struct sockaddr* to) {
+  return to != NULL && (to->sa_family == AF_INET || to->sa_family == AF_INET6);
+}
 
 int connect(int s, const struct sockaddr* to, socklen_t length) {
   if (goes_out(to)) {

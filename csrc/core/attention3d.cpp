@@ -12,8 +12,8 @@
 namespace mrisr {
 
 void check_attention(const AttentionShape& s, const AttentionInputs& in) {
-  MRISR_CHECK(s.n >= 0 && s.heads > 0, "attention3d: n must not be negative and heads must be positive; n="
-                                           << s.n << ", heads=" << s.heads);
+  MRISR_CHECK(s.n >= 0 && s.heads > 0,
+              "attention3d: n must not be negative and heads must be positive; n=" << s.n << ", heads=" << s.heads);
   MRISR_CHECK(s.head_dim > 0 && s.head_dim <= kMaxHeadDim,
               "attention3d: head_dim must lie in [1, " << kMaxHeadDim << "]; it is " << s.head_dim);
   for (int d = 0; d < 3; ++d) {
@@ -84,8 +84,14 @@ MRISR_VARIANTS(soften, soften_body,
 
 struct Forward {
   explicit Forward(Index head_dim)
-      : k(kKeys, head_dim), v(kKeys, head_dim), q(kQueries, head_dim), y(kQueries, head_dim),
-        transposed(static_cast<std::size_t>(head_dim * kKeys)), logits(kTileRows * kKeys), top(kQueries), total(kQueries) {}
+      : k(kKeys, head_dim),
+        v(kKeys, head_dim),
+        q(kQueries, head_dim),
+        y(kQueries, head_dim),
+        transposed(static_cast<std::size_t>(head_dim * kKeys)),
+        logits(kTileRows * kKeys),
+        top(kQueries),
+        total(kQueries) {}
   Rows k, v, q, y;
   std::vector<float> transposed, logits, top, total;
   std::vector<Place> places;
@@ -108,12 +114,13 @@ void attend(T* y, float* lse, const Reader<T>& reader, Index first, Index count,
     any = true;
     transpose(w.transposed.data(), w.k, keys, s.head_dim);
     for (Index i = 0; i < count; i += kTileRows) {
-      product(w.logits.data(), kKeys, w.q.row(i), w.q.width, 1, w.transposed.data(), kKeys, kTileRows, padded, s.head_dim,
-              false);
+      product(w.logits.data(), kKeys, w.q.row(i), w.q.width, 1, w.transposed.data(), kKeys, kTileRows, padded,
+              s.head_dim, false);
       const Index rows = std::min(kTileRows, count - i);
       for (Index r = 0; r < rows; ++r)
         soften(w.logits.data() + r * kKeys, keys, padded, &w.top[i + r], &w.total[i + r], w.y.row(i + r), s.head_dim);
-      product(w.y.row(i), w.y.width, w.logits.data(), kKeys, 1, w.v.row(0), w.v.width, kTileRows, w.y.width, keys, true);
+      product(w.y.row(i), w.y.width, w.logits.data(), kKeys, 1, w.v.row(0), w.v.width, kTileRows, w.y.width, keys,
+              true);
     }
   }
   for (Index i = 0; i < count; ++i) {

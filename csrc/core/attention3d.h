@@ -27,7 +27,7 @@ constexpr Index kMaxHeadDim = 512;
 
 struct AttentionInputs {
   const void* qkv;
-  const std::uint8_t* mask;     // [n, D, H, W], nonzero where a token is a key; null: all are
+  const std::uint8_t* mask;      // [n, D, H, W], nonzero where a token is a key; null: all are
   const float *q_gain, *k_gain;  // [head_dim] or null
   double eps;                    // of the normalisation; 0: none
   double scale;

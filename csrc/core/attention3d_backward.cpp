@@ -29,10 +29,20 @@ MRISR_VARIANTS(unsoften, unsoften_body, (float* s, float* dp, Index keys, Index 
 
 struct Backward {
   Backward(Index tokens, Index head_dim)
-      : q(tokens, head_dim), dy(tokens, head_dim), dq(tokens, head_dim), k(kKeys, head_dim), v(kKeys, head_dim),
-        dk(kKeys, head_dim), dv(kKeys, head_dim), k_transposed(static_cast<std::size_t>(head_dim * kKeys)),
-        v_transposed(k_transposed.size()), p(kBlock * kKeys), ds(kBlock * kKeys), delta(static_cast<std::size_t>(tokens)),
-        lse(static_cast<std::size_t>(tokens)), raw(static_cast<std::size_t>(head_dim)) {}
+      : q(tokens, head_dim),
+        dy(tokens, head_dim),
+        dq(tokens, head_dim),
+        k(kKeys, head_dim),
+        v(kKeys, head_dim),
+        dk(kKeys, head_dim),
+        dv(kKeys, head_dim),
+        k_transposed(static_cast<std::size_t>(head_dim * kKeys)),
+        v_transposed(k_transposed.size()),
+        p(kBlock * kKeys),
+        ds(kBlock * kKeys),
+        delta(static_cast<std::size_t>(tokens)),
+        lse(static_cast<std::size_t>(tokens)),
+        raw(static_cast<std::size_t>(head_dim)) {}
   Rows q, dy, dq, k, v, dk, dv;
   std::vector<float> k_transposed, v_transposed, p, ds, delta, lse, raw;
   std::vector<Place> places;
@@ -155,7 +165,8 @@ void backward(const Gradients<T>& g, float* d_gains, const AttentionInputs& in, 
   });
   for (Index c = 0; c < 2 * s.head_dim; ++c) {
     double sum = 0;
-    for (Index unit = 0; per_unit != 0 && unit < units; ++unit) sum += partials[static_cast<std::size_t>(unit * per_unit + c)];
+    for (Index unit = 0; per_unit != 0 && unit < units; ++unit)
+      sum += partials[static_cast<std::size_t>(unit * per_unit + c)];
     d_gains[c] = static_cast<float>(sum);
   }
 }
@@ -163,8 +174,8 @@ void backward(const Gradients<T>& g, float* d_gains, const AttentionInputs& in, 
 template <class T>
 void backward(void* d_qkv, float* d_gains, const void* d_y, const void* y, const float* lse, const AttentionInputs& in,
               const AttentionShape& s, int threads) {
-  backward(Gradients<T>{static_cast<T*>(d_qkv), static_cast<const T*>(d_y), static_cast<const T*>(y), lse}, d_gains, in, s,
-           threads);
+  backward(Gradients<T>{static_cast<T*>(d_qkv), static_cast<const T*>(d_y), static_cast<const T*>(y), lse}, d_gains, in,
+           s, threads);
 }
 
 }  // namespace

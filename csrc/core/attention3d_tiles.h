@@ -16,7 +16,7 @@ namespace mrisr {
 namespace cpu {
 namespace {
 
-constexpr Index kKeys = 256;     // keys packed at a time: with their values they stay in the L2 cache
+constexpr Index kKeys = 256;  // keys packed at a time: with their values they stay in the L2 cache
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // --- windows ----------------------------------------------------------------------------------------------------
@@ -80,8 +80,8 @@ inline void normalise(float* to, const float* x, Index n, double eps, const floa
 
 // c [rows, cols] (+)= a b with a(r, k) = a[r * a_row + k * a_step], b [depth, cols]; rows padded to 4 and cols to 32 in
 // memory.
-MRISR_INLINE void product_body(float* c, Index ldc, const float* a, Index a_row, Index a_step, const float* b, Index ldb,
-                               Index rows, Index cols, Index depth, bool add) {
+MRISR_INLINE void product_body(float* c, Index ldc, const float* a, Index a_row, Index a_step, const float* b,
+                               Index ldb, Index rows, Index cols, Index depth, bool add) {
   for (Index r = 0; r < rows; r += kTileRows)
     for (Index j = 0; j < cols; j += kTileCols)
       tile_product(c + r * ldc + j, ldc, a + r * a_row, a_row, a_step, b + j, ldb, depth, add);
@@ -148,7 +148,8 @@ struct Reader {
 
 // [rows, width] -> [width, kKeys], columns beyond `rows` 0 up to a whole tile.
 inline void transpose(float* to, const Rows& from, Index rows, Index head_dim) {
-  for (Index c = 0; c < head_dim; ++c) std::fill(to + c * kKeys + rows, to + c * kKeys + round_up(rows, kTileCols), 0.0f);
+  for (Index c = 0; c < head_dim; ++c)
+    std::fill(to + c * kKeys + rows, to + c * kKeys + round_up(rows, kTileCols), 0.0f);
   for (Index r = 0; r < rows; ++r)
     for (Index c = 0; c < head_dim; ++c) to[c * kKeys + r] = from.row(r)[c];
 }

@@ -55,8 +55,8 @@ MRISR_INLINE void widen_f16_body(float* __restrict__ to, const std::uint16_t* __
     to[i] = as_float(rebased | special | ((h & 0x8000u) << 16));
   }
 }
-MRISR_VARIANTS(widen_f16, widen_f16_body,
-               (float* __restrict__ to, const std::uint16_t* __restrict__ from, Index count), (to, from, count))
+MRISR_VARIANTS(widen_f16, widen_f16_body, (float* __restrict__ to, const std::uint16_t* __restrict__ from, Index count),
+               (to, from, count))
 
 MRISR_INLINE void narrow_f16_body(std::uint16_t* __restrict__ to, const float* __restrict__ from, Index count) {
   for (Index i = 0; i < count; ++i) {

@@ -13,8 +13,9 @@ namespace mrisr {
 
 namespace cpu {
 
-constexpr Index kBlock = 1024;      // floats: short enough that what is streamed out keeps up with what is read
-constexpr Index kLongBlock = 4096;  // of kernels that only read, and settle accounts once a block: the L1 cache holds two
+constexpr Index kBlock = 1024;  // floats: short enough that what is streamed out keeps up with what is read
+constexpr Index kLongBlock =
+    4096;  // of kernels that only read, and settle accounts once a block: the L1 cache holds two
 
 class Source {
  public:

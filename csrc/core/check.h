@@ -19,11 +19,11 @@ struct DeviceError : std::runtime_error {
 }  // namespace mrisr
 
 // MRISR_CHECK(n > 0, "noise: size must be positive; it is " << n);
-#define MRISR_CHECK(condition, message)      \
-  do {                                       \
-    if (!(condition)) {                      \
-      std::ostringstream text_;              \
-      text_ << message;                      \
+#define MRISR_CHECK(condition, message)        \
+  do {                                         \
+    if (!(condition)) {                        \
+      std::ostringstream text_;                \
+      text_ << message;                        \
       throw ::mrisr::BadArgument(text_.str()); \
-    }                                        \
+    }                                          \
   } while (false)

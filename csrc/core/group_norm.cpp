@@ -14,14 +14,14 @@ namespace mrisr {
 namespace cpu {
 namespace {
 
-constexpr Index kLanes = 64;          // independent float32 sums: a fixed order that vectorises
+constexpr Index kLanes = 64;  // independent float32 sums: a fixed order that vectorises
 
 // Pieces of this many units of work are worth a thread of their own.
 Index grain(Index floats_per_unit) { return 1 + 32768 / (1 + floats_per_unit); }
 
 // Sums over rows of `width` floats: to[c] = sum_r x[r, c]; masked rows are left out, NaN or not.
-MRISR_INLINE void sum_rows_body(float* __restrict__ to, const float* __restrict__ x, const std::uint8_t* mask, Index rows,
-                                Index width) {
+MRISR_INLINE void sum_rows_body(float* __restrict__ to, const float* __restrict__ x, const std::uint8_t* mask,
+                                Index rows, Index width) {
   for (Index c = 0; c < width; ++c) to[c] = 0.0f;
   if (mask != nullptr) {
     for (Index r = 0; r < rows; ++r)
@@ -43,7 +43,8 @@ MRISR_VARIANTS(sum_rows, sum_rows_body,
 
 // Deviations from the pivot: first[c] = sum_r (x - pivot), second[c] = sum_r (x - pivot)^2.
 MRISR_INLINE void deviate_rows_body(float* __restrict__ first, float* __restrict__ second, const float* __restrict__ x,
-                                    const float* __restrict__ pivot, const std::uint8_t* mask, Index rows, Index width) {
+                                    const float* __restrict__ pivot, const std::uint8_t* mask, Index rows,
+                                    Index width) {
   for (Index c = 0; c < width; ++c) first[c] = second[c] = 0.0f;
   Index r = 0;
   if (mask == nullptr) {
@@ -78,7 +79,8 @@ MRISR_INLINE void masked_run_body(float* __restrict__ first, float* __restrict__
   Index i = 0;
   for (; i + kLanes <= count; i += kLanes)
     for (Index l = 0; l < kLanes; ++l) {
-      const float d = mask[i + l] ? x[i + l] - pivot : 0.0f;  // a select, not a product: NaN outside the mask is ignored
+      const float d =
+          mask[i + l] ? x[i + l] - pivot : 0.0f;  // a select, not a product: NaN outside the mask is ignored
       first[l] += d;
       second[l] += d * d;
     }
@@ -123,8 +125,7 @@ void add_block(Moments* groups, Index group_count, const float* x, const std::ui
   };
   for (Index g = 0; g < group_count; ++g) {
     const auto mean = static_cast<float>(over_group(s.sum, g) / n);
-    for (Index q = 0; q < repeats; ++q)
-      std::fill_n(s.pivot + q * channels + g * per_group, per_group, mean);
+    for (Index q = 0; q < repeats; ++q) std::fill_n(s.pivot + q * channels + g * per_group, per_group, mean);
   }
   deviate_rows(s.first, s.second, x, s.pivot, mask, rows, width);
   for (Index g = 0; g < group_count; ++g) {
@@ -173,24 +174,26 @@ struct Blocks {
   std::vector<float> x, out;
 };
 
-void stats_channels_first(double* partials, const Source& x, const std::uint8_t* mask, const NormShape& s, int threads) {
+void stats_channels_first(double* partials, const Source& x, const std::uint8_t* mask, const NormShape& s,
+                          int threads) {
   const Index slabs = s.slabs(), per_group = s.per_group();
-  parallel_for(s.n * s.groups * slabs, grain(per_group * std::min(kSlab, s.voxels)), threads, [&](Index begin, Index end) {
-    Scratch lanes(kLanes), single(1);
-    std::vector<float> block(static_cast<std::size_t>(kLongBlock));
-    for (Index unit = begin; unit < end; ++unit) {
-      const Index slab = unit % slabs, g = unit / slabs % s.groups, n = unit / slabs / s.groups;
-      const Index v0 = slab * kSlab, v1 = std::min(s.voxels, v0 + kSlab);
-      Moments group;
-      for (Index c = g * per_group; c < (g + 1) * per_group; ++c)
-        for (Index v = v0; v < v1; v += kLongBlock) {
-          const Index count = std::min(kLongBlock, v1 - v);
-          add_run(&group, x.read((n * s.channels + c) * s.voxels + v, count, block.data()),
-                  mask ? mask + n * s.voxels + v : nullptr, count, lanes, single);
-        }
-      store(partials + ((n * slabs + slab) * s.groups + g) * 3, group);
-    }
-  });
+  parallel_for(s.n * s.groups * slabs, grain(per_group * std::min(kSlab, s.voxels)), threads,
+               [&](Index begin, Index end) {
+                 Scratch lanes(kLanes), single(1);
+                 std::vector<float> block(static_cast<std::size_t>(kLongBlock));
+                 for (Index unit = begin; unit < end; ++unit) {
+                   const Index slab = unit % slabs, g = unit / slabs % s.groups, n = unit / slabs / s.groups;
+                   const Index v0 = slab * kSlab, v1 = std::min(s.voxels, v0 + kSlab);
+                   Moments group;
+                   for (Index c = g * per_group; c < (g + 1) * per_group; ++c)
+                     for (Index v = v0; v < v1; v += kLongBlock) {
+                       const Index count = std::min(kLongBlock, v1 - v);
+                       add_run(&group, x.read((n * s.channels + c) * s.voxels + v, count, block.data()),
+                               mask ? mask + n * s.voxels + v : nullptr, count, lanes, single);
+                     }
+                   store(partials + ((n * slabs + slab) * s.groups + g) * 3, group);
+                 }
+               });
 }
 
 void stats_channels_last(double* partials, const Source& x, const std::uint8_t* mask, const NormShape& s, int threads) {
@@ -215,7 +218,8 @@ void stats_channels_last(double* partials, const Source& x, const std::uint8_t* 
           add_block(groups.data(), s.groups, from, m, left, s.channels, s.channels, narrow);
         v += taken;
       }
-      for (Index g = 0; g < s.groups; ++g) store(partials + (unit * s.groups + g) * 3, groups[static_cast<std::size_t>(g)]);
+      for (Index g = 0; g < s.groups; ++g)
+        store(partials + (unit * s.groups + g) * 3, groups[static_cast<std::size_t>(g)]);
     }
   });
 }
@@ -267,7 +271,8 @@ void group_norm_stats(double* partials, const void* x, const std::uint8_t* mask,
                       : stats_channels_first(partials, source, mask, shape, threads);
 }
 
-void group_norm_merge(double* mean, double* rstd, const double* partials, Index n, Index slabs, Index groups, double eps) {
+void group_norm_merge(double* mean, double* rstd, const double* partials, Index n, Index slabs, Index groups,
+                      double eps) {
   MRISR_CHECK(n >= 0 && slabs >= 0 && groups > 0, "group_norm_merge: sizes must not be negative");
   MRISR_CHECK(eps > 0, "group_norm: eps must be positive; it is " << eps);
   MRISR_CHECK(n == 0 || (mean && rstd && (partials || slabs == 0)), "group_norm_merge: null pointer");
@@ -300,8 +305,8 @@ void group_norm_fold(const Folded& out, const double* mean, const double* rstd, 
     }
 }
 
-void group_norm_merge_fold(double* mean, double* rstd, const Folded& out, const double* partials, const FilmParams& film,
-                           const NormShape& shape, Index slabs, double eps, int) {
+void group_norm_merge_fold(double* mean, double* rstd, const Folded& out, const double* partials,
+                           const FilmParams& film, const NormShape& shape, Index slabs, double eps, int) {
   group_norm_merge(mean, rstd, partials, shape.n, slabs, shape.groups, eps);
   group_norm_fold(out, mean, rstd, film, shape);
 }

@@ -19,7 +19,8 @@ __device__ Slab slab_of(Index unit, const NormShape& s) {
   const Index n = rest / slabs, v0 = (rest - n * slabs) * kSlab, per_group = s.per_group();
   const Index sample = n * s.channels * s.voxels, left = s.voxels - v0;
   const auto voxels = static_cast<unsigned>(left < kSlab ? left : kSlab), channels = static_cast<unsigned>(per_group);
-  if (s.channels_last) return {sample + v0 * s.channels + g * per_group, s.channels, n * s.voxels + v0, channels, voxels, true};
+  if (s.channels_last)
+    return {sample + v0 * s.channels + g * per_group, s.channels, n * s.voxels + v0, channels, voxels, true};
   return {sample + g * per_group * s.voxels + v0, s.voxels, n * s.voxels + v0, voxels, channels, false};
 }
 
@@ -147,8 +148,8 @@ void group_norm_stats(double* partials, const void* x, const std::uint8_t* mask,
   check_launch("group_norm_stats");
 }
 
-void group_norm_merge_fold(double* mean, double* rstd, const Folded& out, const double* partials, const FilmParams& film,
-                           const NormShape& shape, Index slabs, double eps, void* stream) {
+void group_norm_merge_fold(double* mean, double* rstd, const Folded& out, const double* partials,
+                           const FilmParams& film, const NormShape& shape, Index slabs, double eps, void* stream) {
   check_norm(shape);
   MRISR_CHECK(eps > 0, "group_norm: eps must be positive; it is " << eps);
   if (shape.n == 0) return;

@@ -28,7 +28,7 @@ struct NormShape {
 // Float64 [n, slabs, groups, 3]: count, mean, sum of squared deviations.
 inline Index partials_size(const NormShape& s) { return s.n * s.slabs() * s.groups * 3; }
 
-struct FilmParams {          // each may be null
+struct FilmParams {            // each may be null
   const float *weight, *bias;  // [channels]
   const float *scale, *shift;  // [n, channels]
 };
@@ -44,8 +44,9 @@ struct Through {
 };
 
 inline void check_norm(const NormShape& s) {
-  MRISR_CHECK(s.n >= 0 && s.channels > 0 && s.voxels >= 0,
-              "group_norm: sizes must not be negative; n=" << s.n << ", channels=" << s.channels << ", voxels=" << s.voxels);
+  MRISR_CHECK(
+      s.n >= 0 && s.channels > 0 && s.voxels >= 0,
+      "group_norm: sizes must not be negative; n=" << s.n << ", channels=" << s.channels << ", voxels=" << s.voxels);
   MRISR_CHECK(s.groups > 0 && s.channels % s.groups == 0,
               "group_norm: channels (" << s.channels << ") must be divisible by groups (" << s.groups << ")");
 }
@@ -57,12 +58,13 @@ void group_norm_stats(double* partials, const void* x, const std::uint8_t* mask,
                       int threads);
 // Merges any number of slabs of partials [n, slabs, groups, 3]. mean, rstd: float64 [n, groups]. Where nothing is
 // active the mean is 0 and rstd 1.
-void group_norm_merge(double* mean, double* rstd, const double* partials, Index n, Index slabs, Index groups, double eps);
+void group_norm_merge(double* mean, double* rstd, const double* partials, Index n, Index slabs, Index groups,
+                      double eps);
 void group_norm_fold(const Folded& out, const double* mean, const double* rstd, const FilmParams& film,
                      const NormShape& shape);
 // Both: shape's voxels do not count.
-void group_norm_merge_fold(double* mean, double* rstd, const Folded& out, const double* partials, const FilmParams& film,
-                           const NormShape& shape, Index slabs, double eps, int threads);
+void group_norm_merge_fold(double* mean, double* rstd, const Folded& out, const double* partials,
+                           const FilmParams& film, const NormShape& shape, Index slabs, double eps, int threads);
 // y may be x.
 void group_norm_apply(void* y, const void* x, const Folded& folded, Act act, const NormShape& shape, Dtype dtype,
                       int threads);
@@ -80,8 +82,8 @@ namespace cuda {
 // The same pieces on device memory. They return without waiting.
 void group_norm_stats(double* partials, const void* x, const std::uint8_t* mask, const NormShape& shape, Dtype dtype,
                       void* stream);
-void group_norm_merge_fold(double* mean, double* rstd, const Folded& out, const double* partials, const FilmParams& film,
-                           const NormShape& shape, Index slabs, double eps, void* stream);
+void group_norm_merge_fold(double* mean, double* rstd, const Folded& out, const double* partials,
+                           const FilmParams& film, const NormShape& shape, Index slabs, double eps, void* stream);
 void group_norm_apply(void* y, const void* x, const Folded& folded, Act act, const NormShape& shape, Dtype dtype,
                       void* stream);
 void group_norm_backward_sums(double* sums, const void* grad, const void* x, const Folded& folded, Act act,

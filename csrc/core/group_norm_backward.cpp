@@ -37,7 +37,8 @@ MRISR_INLINE void sum_rows_body(float* __restrict__ first, float* __restrict__ s
                                 const float* __restrict__ m, Index rows, Index width, bool active) {
   for (Index c = 0; c < width; ++c) first[c] = second[c] = 0.0f;
   for (Index r = 0; r < rows; ++r, x += width, grad += width)
-    active ? sum_row<true>(first, second, grad, x, a, b, m, width) : sum_row<false>(first, second, grad, x, a, b, m, width);
+    active ? sum_row<true>(first, second, grad, x, a, b, m, width)
+           : sum_row<false>(first, second, grad, x, a, b, m, width);
 }
 MRISR_VARIANTS(sum_rows, sum_rows_body,
                (float* __restrict__ first, float* __restrict__ second, const float* __restrict__ grad,
@@ -132,34 +133,36 @@ void group_norm_backward_sums(double* sums, const void* grad, const void* x, con
   const Source gradient(grad, dtype), source(x, dtype);
   const Cut cut(s, kLongBlock, false);
   const Index slabs = s.slabs();
-  parallel_for(s.n * cut.lines * slabs, grain(cut.channels * std::min(kSlab, s.voxels)), threads, [&](Index begin, Index end) {
-    std::vector<float> gs(cut.floats()), xs(cut.floats()), rows(static_cast<std::size_t>(5 * cut.width));
-    float *a = rows.data(), *b = a + cut.width, *m = b + cut.width, *first = m + cut.width, *second = first + cut.width;
-    for (Index unit = begin; unit < end; ++unit) {
-      const Index slab = unit % slabs, line = unit / slabs, n = line / cut.lines, c0 = line % cut.lines;
-      const Index v1 = std::min(s.voxels, (slab + 1) * kSlab), p = line * cut.channels;
-      repeat(a, folded.a + p, cut);
-      repeat(b, folded.b + p, cut);
-      repeat(m, folded.m + p, cut);
-      double* to = sums + ((n * slabs + slab) * s.channels + c0) * 2;
-      std::fill_n(to, 2 * cut.channels, 0.0);
-      const auto add = [&](const float* g, const float* v, Index count, Index width) {
-        if (count == 0) return;
-        sum_rows(first, second, g, v, a, b, m, count / width, width, act == Act::silu);
-        for (Index i = 0; i < width; ++i) {
-          to[i % cut.channels * 2] += first[i];
-          to[i % cut.channels * 2 + 1] += second[i];
+  parallel_for(
+      s.n * cut.lines * slabs, grain(cut.channels * std::min(kSlab, s.voxels)), threads, [&](Index begin, Index end) {
+        std::vector<float> gs(cut.floats()), xs(cut.floats()), rows(static_cast<std::size_t>(5 * cut.width));
+        float *a = rows.data(), *b = a + cut.width, *m = b + cut.width, *first = m + cut.width,
+              *second = first + cut.width;
+        for (Index unit = begin; unit < end; ++unit) {
+          const Index slab = unit % slabs, line = unit / slabs, n = line / cut.lines, c0 = line % cut.lines;
+          const Index v1 = std::min(s.voxels, (slab + 1) * kSlab), p = line * cut.channels;
+          repeat(a, folded.a + p, cut);
+          repeat(b, folded.b + p, cut);
+          repeat(m, folded.m + p, cut);
+          double* to = sums + ((n * slabs + slab) * s.channels + c0) * 2;
+          std::fill_n(to, 2 * cut.channels, 0.0);
+          const auto add = [&](const float* g, const float* v, Index count, Index width) {
+            if (count == 0) return;
+            sum_rows(first, second, g, v, a, b, m, count / width, width, act == Act::silu);
+            for (Index i = 0; i < width; ++i) {
+              to[i % cut.channels * 2] += first[i];
+              to[i % cut.channels * 2 + 1] += second[i];
+            }
+          };
+          for (Index v = slab * kSlab; v < v1; v += cut.step) {
+            const Index count = std::min(cut.step, v1 - v) * cut.channels, at = (line * s.voxels + v) * cut.channels;
+            const float *g = gradient.read(at, count, gs.data()), *from = source.read(at, count, xs.data());
+            const Index done = count / cut.width * cut.width;
+            add(g, from, done, cut.width);
+            add(g + done, from + done, count - done, cut.channels);
+          }
         }
-      };
-      for (Index v = slab * kSlab; v < v1; v += cut.step) {
-        const Index count = std::min(cut.step, v1 - v) * cut.channels, at = (line * s.voxels + v) * cut.channels;
-        const float *g = gradient.read(at, count, gs.data()), *from = source.read(at, count, xs.data());
-        const Index done = count / cut.width * cut.width;
-        add(g, from, done, cut.width);
-        add(g + done, from + done, count - done, cut.channels);
-      }
-    }
-  });
+      });
 }
 
 void group_norm_backward_apply(void* dx, const void* grad, const void* x, const Folded& folded, const Through& through,

@@ -11,10 +11,14 @@ constexpr int kRun = 64;  // float32 sums of this many values go into a float64 
 struct Slope {
   float a, b, m;
   bool active;
-  __device__ __forceinline__ float operator()(float grad, float d) const { return active ? grad * silu_slope(a * d + b) : grad; }
+  __device__ __forceinline__ float operator()(float grad, float d) const {
+    return active ? grad * silu_slope(a * d + b) : grad;
+  }
 };
 
-__device__ Slope slope_of(const Folded& f, Index line, bool active) { return {f.a[line], f.b[line], f.m[line], active}; }
+__device__ Slope slope_of(const Folded& f, Index line, bool active) {
+  return {f.a[line], f.b[line], f.m[line], active};
+}
 
 // sum over voxels from, from + step, ... below `to` of dz and dz (x - m); element v lies at base + v * stride.
 template <class T>
@@ -42,9 +46,9 @@ __device__ __forceinline__ unsigned slab_voxels(Index voxels, Index slab) {
 
 // A block takes 32 channels of a slab: neighbouring threads read neighbouring channels; its 8 rows are added in order.
 template <class T>
-__global__ void __launch_bounds__(kThreads, 4) sums_last_kernel(double* __restrict__ sums, const T* __restrict__ grad,
-                                                             const T* __restrict__ x, const Folded folded, bool active,
-                                                             const NormShape s) {
+__global__ void __launch_bounds__(kThreads, 4)
+    sums_last_kernel(double* __restrict__ sums, const T* __restrict__ grad, const T* __restrict__ x,
+                     const Folded folded, bool active, const NormShape s) {
   __shared__ double rows[kRows][kColumns][2];
   const Index chunks = (s.channels + kColumns - 1) / kColumns, slabs = s.slabs();
   const unsigned column = threadIdx.x % kColumns, row = threadIdx.x / kColumns;
@@ -69,9 +73,9 @@ __global__ void __launch_bounds__(kThreads, 4) sums_last_kernel(double* __restri
 
 // A block takes one channel of a slab.
 template <class T>
-__global__ void __launch_bounds__(kThreads) sums_first_kernel(double* __restrict__ sums, const T* __restrict__ grad,
-                                                              const T* __restrict__ x, const Folded folded, bool active,
-                                                              const NormShape s) {
+__global__ void __launch_bounds__(kThreads)
+    sums_first_kernel(double* __restrict__ sums, const T* __restrict__ grad, const T* __restrict__ x,
+                      const Folded folded, bool active, const NormShape s) {
   const Index slabs = s.slabs();
   for (Index unit = blockIdx.x; unit < s.n * slabs * s.channels; unit += gridDim.x) {
     const Index piece = unit / s.channels, c = unit - piece * s.channels, n = piece / slabs, slab = piece - n * slabs;
@@ -146,8 +150,9 @@ void group_norm_backward_apply(void* dx, const void* grad, const void* x, const 
               "group_norm_backward_apply: null pointer");
   with_type(dtype, "group_norm_backward_apply", [&](auto* tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
-    const BackwardApply<T> op{static_cast<T*>(dx), static_cast<const T*>(grad), static_cast<const T*>(x), folded,
-                              through,             mask,                        s.voxels,                 act == Act::silu};
+    const BackwardApply<T> op{
+        static_cast<T*>(dx), static_cast<const T*>(grad), static_cast<const T*>(x), folded, through, mask, s.voxels,
+        act == Act::silu};
     for_each_line<8 / sizeof(T)>(op, {s.n, s.channels, s.voxels, s.channels_last},
                                  aligned16(dx) && aligned16(grad) && aligned16(x), static_cast<cudaStream_t>(stream));
   });

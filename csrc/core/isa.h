@@ -22,7 +22,8 @@ const char* isa_name();
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #define MRISR_TARGET_V3 __attribute__((target("avx2,fma,bmi,bmi2,f16c,lzcnt")))
 #define MRISR_TARGET_V4 \
-  __attribute__((target("avx2,fma,bmi,bmi2,f16c,lzcnt,avx512f,avx512bw,avx512cd,avx512dq,avx512vl,prefer-vector-width=512")))
+  __attribute__((       \
+      target("avx2,fma,bmi,bmi2,f16c,lzcnt,avx512f,avx512bw,avx512cd,avx512dq,avx512vl,prefer-vector-width=512")))
 #define MRISR_VARIANTS(name, body, params, args)              \
   static void name##_base params { body args; }               \
   MRISR_TARGET_V3 static void name##_v3 params { body args; } \

@@ -90,9 +90,11 @@ void for_each_line(const Op& op, const Lines& s, bool aligned, cudaStream_t stre
   const Index lines = std::min<Index>(s.channels_last ? s.n : s.n * s.channels, std::min(65535, 4 * MRISR_MOST_BLOCKS));
   const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(lines));
   if (s.channels_last)
-    wide ? last_kernel<Wide><<<grid, kThreads, 0, stream>>>(op, s) : last_kernel<1><<<grid, kThreads, 0, stream>>>(op, s);
+    wide ? last_kernel<Wide><<<grid, kThreads, 0, stream>>>(op, s)
+         : last_kernel<1><<<grid, kThreads, 0, stream>>>(op, s);
   else
-    wide ? first_kernel<Wide><<<grid, kThreads, 0, stream>>>(op, s) : first_kernel<1><<<grid, kThreads, 0, stream>>>(op, s);
+    wide ? first_kernel<Wide><<<grid, kThreads, 0, stream>>>(op, s)
+         : first_kernel<1><<<grid, kThreads, 0, stream>>>(op, s);
 }
 
 inline bool aligned16(const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; }

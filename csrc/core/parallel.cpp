@@ -39,7 +39,7 @@ struct Job {
   }
 };
 
-thread_local bool inside = false;          // this thread is running a piece of some job
+thread_local bool inside = false;         // this thread is running a piece of some job
 thread_local Workers* current = nullptr;  // of the innermost Workers::Scope
 
 }  // namespace

@@ -14,8 +14,8 @@ namespace mrisr {
 
 void check_sampling(const Sampling& s, const char* op) {
   check_spline(s.order, s.boundary, op);
-  MRISR_CHECK(s.batch >= 0 && s.channels >= 0, op << ": batch and channels must not be negative; they are " << s.batch
-                                                  << " and " << s.channels);
+  MRISR_CHECK(s.batch >= 0 && s.channels >= 0,
+              op << ": batch and channels must not be negative; they are " << s.batch << " and " << s.channels);
   for (int d = 0; d < 3; ++d) {
     MRISR_CHECK(s.source[d] > 0 && s.source[d] < (Index{1} << 30),
                 op << ": source[" << d << "] must lie in [1, 2^30); it is " << s.source[d]);
@@ -142,7 +142,10 @@ struct Job {
   Index halo, rows, voxels, coefficients;  // rows and voxels of one target volume
 
   Job(const Sampling& sampling, const T* d)
-      : s(sampling), displacement(d), halo(spline_halo(s.order)), rows(s.target[0] * s.target[1]),
+      : s(sampling),
+        displacement(d),
+        halo(spline_halo(s.order)),
+        rows(s.target[0] * s.target[1]),
         voxels(rows * s.target[2]) {
     vol.sy = s.source[2] + 2 * halo;
     vol.sx = vol.sy * (s.source[1] + 2 * halo);
@@ -214,14 +217,14 @@ MRISR_INLINE void scatter_row(T* out, const T* g, const Job<T>& job, Index batch
 }
 
 // One function per kind, dtype and order; the last is a constant so that loops over taps unroll.
-#define BY_ORDER(row, ...)                                 \
-  switch (job.s.order) {                                   \
-    case 1:                                                \
-      return row<T, 1>(__VA_ARGS__);                       \
-    case 3:                                                \
-      return row<T, 3>(__VA_ARGS__);                       \
-    default:                                               \
-      return row<T, 5>(__VA_ARGS__);                       \
+#define BY_ORDER(row, ...)           \
+  switch (job.s.order) {             \
+    case 1:                          \
+      return row<T, 1>(__VA_ARGS__); \
+    case 3:                          \
+      return row<T, 3>(__VA_ARGS__); \
+    default:                         \
+      return row<T, 5>(__VA_ARGS__); \
   }
 template <class T>
 MRISR_INLINE void value_any(T* out, const T* c, const Job<T>& job, Index batch, Index row) {
@@ -245,8 +248,7 @@ MRISR_INLINE void reach_any(std::int32_t* low, std::int32_t* high, const Job<T>&
   *high = 0;
   for (Index k = 0; k < job.s.target[2]; k += kChunk) {
     const Index count = std::min(kChunk, job.s.target[2] - k);
-    locate_body(at, job.moved(batch, 0, row, k), count,
-                job.line(0, row / job.s.target[1], row % job.s.target[1], k));
+    locate_body(at, job.moved(batch, 0, row, k), count, job.line(0, row / job.s.target[1], row % job.s.target[1], k));
     for (Index v = 0; v < count; ++v) {
       *low = std::min(*low, at.tap[v]);
       *high = std::max(*high, at.tap[v]);
@@ -265,12 +267,12 @@ MRISR_INLINE void reach_any(std::int32_t* low, std::int32_t* high, const Job<T>&
   }                                          \
   using f32::name;                           \
   using f64::name;
-BOTH_TYPES(value_of, value_any, (T* out, const T* c, const Job<T>& job, Index batch, Index row),
+BOTH_TYPES(value_of, value_any, (T * out, const T* c, const Job<T>& job, Index batch, Index row),
            (out, c, job, batch, row))
-BOTH_TYPES(slope_of, slope_any, (T* out, const T* c, const T* g, const Job<T>& job, Index batch, Index row),
+BOTH_TYPES(slope_of, slope_any, (T * out, const T* c, const T* g, const Job<T>& job, Index batch, Index row),
            (out, c, g, job, batch, row))
 BOTH_TYPES(scatter_of, scatter_any,
-           (T* out, const T* g, const Job<T>& job, Index batch, Index row, Index begin, Index end),
+           (T * out, const T* g, const Job<T>& job, Index batch, Index row, Index begin, Index end),
            (out, g, job, batch, row, begin, end))
 BOTH_TYPES(reach_of, reach_any, (std::int32_t* low, std::int32_t* high, const Job<T>& job, Index batch, Index row),
            (low, high, job, batch, row))

@@ -12,12 +12,12 @@
 namespace mrisr {
 
 struct Sampling {
-  Index batch;           // volumes, each with its own displacement
-  Index channels;        // that share a displacement
-  Index source[3];       // voxels of the volume, without the halo
-  Index target[3];       // voxels of the target grid
-  double matrix[12];     // row-major 3 x 4, target index -> source index
-  bool one_displacement; // the same displacement for the whole batch
+  Index batch;            // volumes, each with its own displacement
+  Index channels;         // that share a displacement
+  Index source[3];        // voxels of the volume, without the halo
+  Index target[3];        // voxels of the target grid
+  double matrix[12];      // row-major 3 x 4, target index -> source index
+  bool one_displacement;  // the same displacement for the whole batch
   int order;
   Boundary boundary;
 };

@@ -42,7 +42,8 @@ MRISR_INLINE void squares(float* __restrict__ lanes, const float* __restrict__ x
 
 // --- channels last: rows of one voxel's channels
 
-MRISR_INLINE void rms_rows_body(float* __restrict__ r, const float* __restrict__ x, Index rows, Index width, float eps) {
+MRISR_INLINE void rms_rows_body(float* __restrict__ r, const float* __restrict__ x, Index rows, Index width,
+                                float eps) {
   const float part = 1.0f / static_cast<float>(width);
   constexpr Index kRows = 32;
   float lanes[kRows * kLanes], half[kRows * 8], quarter[kRows * 4];
@@ -86,8 +87,8 @@ MRISR_VARIANTS(apply_rows, apply_rows_body,
 // constant of the loop: with a flag inside it does not vectorise.
 template <bool Active>
 MRISR_INLINE void slope_row(float* __restrict__ first, float* __restrict__ second, float* __restrict__ w,
-                            float* __restrict__ normed, const float* __restrict__ grad, const float* __restrict__ x, float r,
-                            const float* __restrict__ gain, const float* __restrict__ shift, Index width) {
+                            float* __restrict__ normed, const float* __restrict__ grad, const float* __restrict__ x,
+                            float r, const float* __restrict__ gain, const float* __restrict__ shift, Index width) {
   for (Index c = 0; c < width; ++c) {
     const float n = x[c] * r;
     const float dz = Active ? grad[c] * silu_slope(n * gain[c] + shift[c]) : grad[c];
@@ -99,8 +100,8 @@ MRISR_INLINE void slope_row(float* __restrict__ first, float* __restrict__ secon
 }
 
 MRISR_INLINE void backward_rows_body(float* dx, float* __restrict__ first, float* __restrict__ second,
-                                     float* __restrict__ w, float* __restrict__ normed, const float* grad, const float* x,
-                                     const float* __restrict__ r, const float* __restrict__ gain,
+                                     float* __restrict__ w, float* __restrict__ normed, const float* grad,
+                                     const float* x, const float* __restrict__ r, const float* __restrict__ gain,
                                      const float* __restrict__ shift, Index rows, Index width, bool active) {
   const float part = 1.0f / static_cast<float>(width);
   for (Index c = 0; c < width; ++c) first[c] = second[c] = 0.0f;
@@ -129,23 +130,26 @@ MRISR_VARIANTS(add_product, add_product_body, (float* __restrict__ to, const flo
 MRISR_INLINE void rms_run_body(float* __restrict__ r, Index count, float part, float eps) {
   for (Index v = 0; v < count; ++v) r[v] = 1.0f / std::sqrt(r[v] * part + eps);
 }
-MRISR_VARIANTS(rms_run, rms_run_body, (float* __restrict__ r, Index count, float part, float eps), (r, count, part, eps))
+MRISR_VARIANTS(rms_run, rms_run_body, (float* __restrict__ r, Index count, float part, float eps),
+               (r, count, part, eps))
 
-MRISR_INLINE void apply_run_body(float* y, const float* x, const float* __restrict__ r, float gain, float shift, Index count,
-                                 bool active) {
+MRISR_INLINE void apply_run_body(float* y, const float* x, const float* __restrict__ r, float gain, float shift,
+                                 Index count, bool active) {
   if (active)
     for (Index v = 0; v < count; ++v) y[v] = silu(x[v] * r[v] * gain + shift);
   else
     for (Index v = 0; v < count; ++v) y[v] = x[v] * r[v] * gain + shift;
 }
 MRISR_VARIANTS(apply_run, apply_run_body,
-               (float* y, const float* x, const float* __restrict__ r, float gain, float shift, Index count, bool active),
+               (float* y, const float* x, const float* __restrict__ r, float gain, float shift, Index count,
+                bool active),
                (y, x, r, gain, shift, count, active))
 
 // dz and n of one channel; lanes of their sums.
 MRISR_INLINE void slope_run_body(float* __restrict__ dz, float* __restrict__ normed, float* __restrict__ first,
-                                 float* __restrict__ second, const float* __restrict__ grad, const float* __restrict__ x,
-                                 const float* __restrict__ r, float gain, float shift, Index count, bool active) {
+                                 float* __restrict__ second, const float* __restrict__ grad,
+                                 const float* __restrict__ x, const float* __restrict__ r, float gain, float shift,
+                                 Index count, bool active) {
   for (Index v = 0; v < count; ++v) normed[v] = x[v] * r[v];
   if (active)
     for (Index v = 0; v < count; ++v) dz[v] = grad[v] * silu_slope(normed[v] * gain + shift);
@@ -168,9 +172,9 @@ MRISR_INLINE void slope_run_body(float* __restrict__ dz, float* __restrict__ nor
   }
 }
 MRISR_VARIANTS(slope_run, slope_run_body,
-               (float* __restrict__ dz, float* __restrict__ normed, float* __restrict__ first, float* __restrict__ second,
-                const float* __restrict__ grad, const float* __restrict__ x, const float* __restrict__ r, float gain,
-                float shift, Index count, bool active),
+               (float* __restrict__ dz, float* __restrict__ normed, float* __restrict__ first,
+                float* __restrict__ second, const float* __restrict__ grad, const float* __restrict__ x,
+                const float* __restrict__ r, float gain, float shift, Index count, bool active),
                (dz, normed, first, second, grad, x, r, gain, shift, count, active))
 
 MRISR_INLINE void dx_run_body(float* dx, const float* __restrict__ dz, const float* __restrict__ normed,
@@ -186,7 +190,8 @@ MRISR_VARIANTS(dx_run, dx_run_body,
 // Of one sample, so that loops need no null checks: gain = 1 + scale, shift.
 struct Film {
   Film(const float* scale, const float* shift, const ChannelShape& s)
-      : gain(static_cast<std::size_t>(s.n * s.channels), 1.0f), offset(static_cast<std::size_t>(s.n * s.channels), 0.0f) {
+      : gain(static_cast<std::size_t>(s.n * s.channels), 1.0f),
+        offset(static_cast<std::size_t>(s.n * s.channels), 0.0f) {
     for (std::size_t i = 0; i < gain.size(); ++i) {
       if (scale) gain[i] += scale[i];
       if (shift) offset[i] = shift[i];
@@ -201,8 +206,8 @@ std::vector<float> floats(Index count) { return std::vector<float>(static_cast<s
 Index step_last(const ChannelShape& s) { return std::max<Index>(1, kBlock / s.channels); }
 Index step_first(const ChannelShape& s) { return std::max<Index>(64, std::min<Index>(2048, 16 * kBlock / s.channels)); }
 
-void forward_last(const Sink& sink, const Source& source, const Film& film, float eps, bool active, const ChannelShape& s,
-                  int threads) {
+void forward_last(const Sink& sink, const Source& source, const Film& film, float eps, bool active,
+                  const ChannelShape& s, int threads) {
   const Index step = step_last(s), steps = (s.voxels + step - 1) / step;
   parallel_for(s.n * steps, grain(step * s.channels), threads, [&](Index begin, Index end) {
     auto in = floats(step * s.channels), out = floats(step * s.channels), r = floats(step);
@@ -319,7 +324,7 @@ void backward_first(const Sink& sink, double* sums, const Source& gradient, cons
 }  // namespace
 
 void rms_norm(void* y, const void* x, const float* scale, const float* shift, double eps, Act act,
-                  const ChannelShape& s, Dtype dtype, int threads) {
+              const ChannelShape& s, Dtype dtype, int threads) {
   check_rms_norm(s, eps);
   check_dtype(dtype, "rms_norm");
   if (s.total() == 0) return;
@@ -328,8 +333,8 @@ void rms_norm(void* y, const void* x, const float* scale, const float* shift, do
                                                    static_cast<float>(eps), act == Act::silu, s, threads);
 }
 
-void rms_norm_backward(void* dx, double* sums, const void* grad, const void* x, const float* scale,
-                           const float* shift, double eps, Act act, const ChannelShape& s, Dtype dtype, int threads) {
+void rms_norm_backward(void* dx, double* sums, const void* grad, const void* x, const float* scale, const float* shift,
+                       double eps, Act act, const ChannelShape& s, Dtype dtype, int threads) {
   check_rms_norm(s, eps);
   check_dtype(dtype, "rms_norm_backward");
   if (s.total() == 0) return;

@@ -164,14 +164,20 @@ struct Backward {
 template <class T>
 Map<T> map_of(void* out, const void* grad, const void* x, const float* scale, const float* shift, double eps, Act act,
               const ChannelShape& s) {
-  return {static_cast<T*>(out), static_cast<const T*>(grad), static_cast<const T*>(x), scale, shift, s,
-          static_cast<float>(eps), act == Act::silu};
+  return {static_cast<T*>(out),
+          static_cast<const T*>(grad),
+          static_cast<const T*>(x),
+          scale,
+          shift,
+          s,
+          static_cast<float>(eps),
+          act == Act::silu};
 }
 
 }  // namespace
 
 void rms_norm(void* y, const void* x, const float* scale, const float* shift, double eps, Act act,
-                  const ChannelShape& s, Dtype dtype, void* stream) {
+              const ChannelShape& s, Dtype dtype, void* stream) {
   check_rms_norm(s, eps);
   if (s.total() == 0) return;
   MRISR_CHECK(y && x, "rms_norm: null pointer");
@@ -182,8 +188,8 @@ void rms_norm(void* y, const void* x, const float* scale, const float* shift, do
   check_launch("rms_norm");
 }
 
-void rms_norm_backward(void* dx, double* sums, const void* grad, const void* x, const float* scale,
-                           const float* shift, double eps, Act act, const ChannelShape& s, Dtype dtype, void* stream) {
+void rms_norm_backward(void* dx, double* sums, const void* grad, const void* x, const float* scale, const float* shift,
+                       double eps, Act act, const ChannelShape& s, Dtype dtype, void* stream) {
   check_rms_norm(s, eps);
   if (s.total() == 0) return;
   MRISR_CHECK(dx && sums && grad && x, "rms_norm_backward: null pointer");

@@ -19,8 +19,9 @@ struct ChannelShape {
 };
 
 inline void check_rms_norm(const ChannelShape& s, double eps) {
-  MRISR_CHECK(s.n >= 0 && s.channels > 0 && s.voxels >= 0,
-              "rms_norm: sizes must not be negative; n=" << s.n << ", channels=" << s.channels << ", voxels=" << s.voxels);
+  MRISR_CHECK(
+      s.n >= 0 && s.channels > 0 && s.voxels >= 0,
+      "rms_norm: sizes must not be negative; n=" << s.n << ", channels=" << s.channels << ", voxels=" << s.voxels);
   MRISR_CHECK(eps > 0, "rms_norm: eps must be positive; it is " << eps);
 }
 
@@ -28,19 +29,19 @@ inline void check_rms_norm(const ChannelShape& s, double eps) {
 namespace cpu {
 // y may be x.
 void rms_norm(void* y, const void* x, const float* scale, const float* shift, double eps, Act act,
-                  const ChannelShape& shape, Dtype dtype, int threads);
+              const ChannelShape& shape, Dtype dtype, int threads);
 // sums: float64 [n, slabs, channels, 2]: sums over the slab of dz (the gradient of shift) and of dz x rsqrt(...) (that of
 // scale). dx may be grad.
-void rms_norm_backward(void* dx, double* sums, const void* grad, const void* x, const float* scale,
-                           const float* shift, double eps, Act act, const ChannelShape& shape, Dtype dtype, int threads);
+void rms_norm_backward(void* dx, double* sums, const void* grad, const void* x, const float* scale, const float* shift,
+                       double eps, Act act, const ChannelShape& shape, Dtype dtype, int threads);
 }  // namespace cpu
 
 #ifdef MRISR_WITH_CUDA
 namespace cuda {
 void rms_norm(void* y, const void* x, const float* scale, const float* shift, double eps, Act act,
-                  const ChannelShape& shape, Dtype dtype, void* stream);
-void rms_norm_backward(void* dx, double* sums, const void* grad, const void* x, const float* scale,
-                           const float* shift, double eps, Act act, const ChannelShape& shape, Dtype dtype, void* stream);
+              const ChannelShape& shape, Dtype dtype, void* stream);
+void rms_norm_backward(void* dx, double* sums, const void* grad, const void* x, const float* scale, const float* shift,
+                       double eps, Act act, const ChannelShape& shape, Dtype dtype, void* stream);
 }  // namespace cuda
 #endif
 

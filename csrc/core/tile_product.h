@@ -12,8 +12,8 @@ constexpr Index kTileRows = 4, kTileCols = 32;
 typedef float TileVec __attribute__((vector_size(64), aligned(4)));
 
 // c[r][j] (+)= sum_k a[r * a_row + k * a_step] * b[k * ldb + j] for r < 4, j < 32. Four rows of a must be readable.
-MRISR_INLINE void tile_product(float* c, Index ldc, const float* a, Index a_row, Index a_step, const float* b, Index ldb,
-                               Index count, bool add) {
+MRISR_INLINE void tile_product(float* c, Index ldc, const float* a, Index a_row, Index a_step, const float* b,
+                               Index ldb, Index count, bool add) {
   TileVec s00{}, s01{}, s10{}, s11{}, s20{}, s21{}, s30{}, s31{};
   for (Index k = 0; k < count; ++k) {
     const TileVec x0 = *reinterpret_cast<const TileVec*>(b + k * ldb);
@@ -35,8 +35,8 @@ MRISR_INLINE void tile_product(float* c, Index ldc, const float* a, Index a_row,
   }
 }
 #else
-MRISR_INLINE void tile_product(float* c, Index ldc, const float* a, Index a_row, Index a_step, const float* b, Index ldb,
-                               Index count, bool add) {
+MRISR_INLINE void tile_product(float* c, Index ldc, const float* a, Index a_row, Index a_step, const float* b,
+                               Index ldb, Index count, bool add) {
   float sums[kTileRows * kTileCols] = {};
   for (Index k = 0; k < count; ++k)
     for (Index r = 0; r < kTileRows; ++r)

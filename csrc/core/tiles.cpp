@@ -15,7 +15,8 @@ MRISR_INLINE void add_row_body(float* __restrict__ to, const float* __restrict__
   for (Index k = 0; k < n; ++k) to[k] += from[k] * (scale * w[k]);
 }
 MRISR_VARIANTS(add_row, add_row_body,
-               (float* __restrict__ to, const float* __restrict__ from, const float* __restrict__ w, float scale, Index n),
+               (float* __restrict__ to, const float* __restrict__ from, const float* __restrict__ w, float scale,
+                Index n),
                (to, from, w, scale, n))
 
 void check_pair(const View<const float, 3>& a, const View<const float, 3>& b, const char* op) {

@@ -34,8 +34,8 @@ struct Box {
 // Every voxel of the box has one thread, so that nothing is added twice and no order is open.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    blend_add_kernel(const Cells<float> volume, const Cells<const T> tile, const Box box,
-                     const float* __restrict__ w0, const float* __restrict__ w1, const float* __restrict__ w2) {
+    blend_add_kernel(const Cells<float> volume, const Cells<const T> tile, const Box box, const float* __restrict__ w0,
+                     const float* __restrict__ w1, const float* __restrict__ w2) {
   const Index stride = static_cast<Index>(gridDim.x) * kThreads;
   for (Index at = blockIdx.x * static_cast<Index>(kThreads) + threadIdx.x; at < box.count(); at += stride) {
     const Index k = at % box.n[2], row = at / box.n[2], j = row % box.n[1], i = row / box.n[1];
@@ -53,9 +53,9 @@ __global__ void __launch_bounds__(kThreads)
   const Index stride = static_cast<Index>(gridDim.x) * kThreads;
   for (Index at = blockIdx.x * static_cast<Index>(kThreads) + threadIdx.x; at < box.count(); at += stride) {
     const Index k = at % box.n[2], row = at / box.n[2], j = row % box.n[1], i = row / box.n[1];
-    tile.data[tile.offset(i, j, k)] = volume.data[volume.offset(inside(box.origin[0] + i, volume.size[0]),
-                                                                inside(box.origin[1] + j, volume.size[1]),
-                                                                inside(box.origin[2] + k, volume.size[2]))];
+    tile.data[tile.offset(i, j, k)] =
+        volume.data[volume.offset(inside(box.origin[0] + i, volume.size[0]), inside(box.origin[1] + j, volume.size[1]),
+                                  inside(box.origin[2] + k, volume.size[2]))];
   }
 }
 

@@ -59,8 +59,7 @@ void bind_both(py::module_& m, const std::string& prefix) {
       name("normal_noise").c_str(),
       [](Address out, Triple shape, Triple origin, Triple grid, std::uint64_t seed, std::uint32_t sample,
          std::uint32_t step, Last last) {
-        both::normal_noise(at<float>(out, "out"), box_of(shape, origin, grid, seed, sample, step),
-                           where(last));
+        both::normal_noise(at<float>(out, "out"), box_of(shape, origin, grid, seed, sample, step), where(last));
       },
       release());
   m.def(
@@ -70,8 +69,8 @@ void bind_both(py::module_& m, const std::string& prefix) {
         const float* const w[3] = {at<const float>(weights[0], "weights[0]"), at<const float>(weights[1], "weights[1]"),
                                    at<const float>(weights[2], "weights[2]")};
         both::blend_add(view<float>(volume, volume_size, volume_stride, "volume"),
-                        view<const char>(tile, tile_size, tile_stride, "tile"), static_cast<Dtype>(dtype), origin.data(),
-                        w, where(last));
+                        view<const char>(tile, tile_size, tile_stride, "tile"), static_cast<Dtype>(dtype),
+                        origin.data(), w, where(last));
       },
       release());
   m.def(
@@ -79,25 +78,24 @@ void bind_both(py::module_& m, const std::string& prefix) {
       [](Address tile, Triple tile_size, Triple tile_stride, Address volume, Triple volume_size, Triple volume_stride,
          Triple origin, Last last) {
         both::gather(view<float>(tile, tile_size, tile_stride, "tile"),
-                     view<const float>(volume, volume_size, volume_stride, "volume"), origin.data(),
-                     where(last));
+                     view<const float>(volume, volume_size, volume_stride, "volume"), origin.data(), where(last));
       },
       release());
   m.def(
       name("sampler_step").c_str(),
-      [](std::array<Address, 5> volumes, Address table, Index rows, Address clock, bool noise, float low,
-         float high, Index count, int dtype, Last last) {
-        both::sampler_step(step_of(volumes, table, rows, clock, noise, low, high, count),
-                           static_cast<Dtype>(dtype), where(last));
+      [](std::array<Address, 5> volumes, Address table, Index rows, Address clock, bool noise, float low, float high,
+         Index count, int dtype, Last last) {
+        both::sampler_step(step_of(volumes, table, rows, clock, noise, low, high, count), static_cast<Dtype>(dtype),
+                           where(last));
       },
       release());
   m.def(
       name("group_norm_stats").c_str(),
       [](Address partials, Address x, Address mask, Index n, Index channels, Index voxels, Index groups,
          bool channels_last, int dtype, Last last) {
-        both::group_norm_stats(at<double>(partials, "partials"), map_of<const void>(x, dtype, "x"),
-                              at<const std::uint8_t>(mask, "mask"), norm_shape(n, channels, voxels, groups, channels_last),
-                              static_cast<Dtype>(dtype), where(last));
+        both::group_norm_stats(
+            at<double>(partials, "partials"), map_of<const void>(x, dtype, "x"), at<const std::uint8_t>(mask, "mask"),
+            norm_shape(n, channels, voxels, groups, channels_last), static_cast<Dtype>(dtype), where(last));
       },
       release());
   m.def(
@@ -112,11 +110,11 @@ void bind_both(py::module_& m, const std::string& prefix) {
       release());
   m.def(
       name("group_norm_apply").c_str(),
-      [](Address y, Address x, Address a, Address b, Address shift_point, bool silu, Index n, Index channels, Index voxels,
-         bool channels_last, int dtype, Last last) {
-        both::group_norm_apply(map_of<void>(y, dtype, "y"), map_of<const void>(x, dtype, "x"), folded_of(a, b, shift_point),
-                              act_of(silu), norm_shape(n, channels, voxels, 1, channels_last), static_cast<Dtype>(dtype),
-                              where(last));
+      [](Address y, Address x, Address a, Address b, Address shift_point, bool silu, Index n, Index channels,
+         Index voxels, bool channels_last, int dtype, Last last) {
+        both::group_norm_apply(
+            map_of<void>(y, dtype, "y"), map_of<const void>(x, dtype, "x"), folded_of(a, b, shift_point), act_of(silu),
+            norm_shape(n, channels, voxels, 1, channels_last), static_cast<Dtype>(dtype), where(last));
       },
       release());
   m.def(
@@ -124,37 +122,39 @@ void bind_both(py::module_& m, const std::string& prefix) {
       [](Address sums, Address grad, Address x, Address a, Address b, Address shift_point, bool silu, Index n,
          Index channels, Index voxels, bool channels_last, int dtype, Last last) {
         both::group_norm_backward_sums(at<double>(sums, "sums"), map_of<const void>(grad, dtype, "grad"),
-                                      map_of<const void>(x, dtype, "x"), folded_of(a, b, shift_point), act_of(silu),
-                                      norm_shape(n, channels, voxels, 1, channels_last), static_cast<Dtype>(dtype), where(last));
+                                       map_of<const void>(x, dtype, "x"), folded_of(a, b, shift_point), act_of(silu),
+                                       norm_shape(n, channels, voxels, 1, channels_last), static_cast<Dtype>(dtype),
+                                       where(last));
       },
       release());
   m.def(
       name("group_norm_backward_apply").c_str(),
-      [](Address dx, Address grad, Address x, Address a, Address b, Address shift_point, Address p, Address u, Address v,
-         Address mask, bool silu, Index n, Index channels, Index voxels, bool channels_last, int dtype, Last last) {
-        both::group_norm_backward_apply(map_of<void>(dx, dtype, "dx"), map_of<const void>(grad, dtype, "grad"),
-                                       map_of<const void>(x, dtype, "x"), folded_of(a, b, shift_point),
-                                       through_of(p, u, v), at<const std::uint8_t>(mask, "mask"), act_of(silu),
-                                       norm_shape(n, channels, voxels, 1, channels_last), static_cast<Dtype>(dtype), where(last));
+      [](Address dx, Address grad, Address x, Address a, Address b, Address shift_point, Address p, Address u,
+         Address v, Address mask, bool silu, Index n, Index channels, Index voxels, bool channels_last, int dtype,
+         Last last) {
+        both::group_norm_backward_apply(
+            map_of<void>(dx, dtype, "dx"), map_of<const void>(grad, dtype, "grad"), map_of<const void>(x, dtype, "x"),
+            folded_of(a, b, shift_point), through_of(p, u, v), at<const std::uint8_t>(mask, "mask"), act_of(silu),
+            norm_shape(n, channels, voxels, 1, channels_last), static_cast<Dtype>(dtype), where(last));
       },
       release());
   m.def(
       name("rms_norm").c_str(),
-      [](Address y, Address x, Address scale, Address shift, double eps, bool silu, Index n, Index channels, Index voxels,
-         bool channels_last, int dtype, Last last) {
+      [](Address y, Address x, Address scale, Address shift, double eps, bool silu, Index n, Index channels,
+         Index voxels, bool channels_last, int dtype, Last last) {
         both::rms_norm(map_of<void>(y, dtype, "y"), map_of<const void>(x, dtype, "x"), at<const float>(scale, "scale"),
-                          at<const float>(shift, "shift"), eps, act_of(silu), {n, channels, voxels, channels_last},
-                          static_cast<Dtype>(dtype), where(last));
+                       at<const float>(shift, "shift"), eps, act_of(silu), {n, channels, voxels, channels_last},
+                       static_cast<Dtype>(dtype), where(last));
       },
       release());
   m.def(
       name("rms_norm_backward").c_str(),
-      [](Address dx, Address sums, Address grad, Address x, Address scale, Address shift, double eps, bool silu, Index n,
-         Index channels, Index voxels, bool channels_last, int dtype, Last last) {
+      [](Address dx, Address sums, Address grad, Address x, Address scale, Address shift, double eps, bool silu,
+         Index n, Index channels, Index voxels, bool channels_last, int dtype, Last last) {
         both::rms_norm_backward(map_of<void>(dx, dtype, "dx"), at<double>(sums, "sums"),
-                                   map_of<const void>(grad, dtype, "grad"), map_of<const void>(x, dtype, "x"),
-                                   at<const float>(scale, "scale"), at<const float>(shift, "shift"), eps, act_of(silu),
-                                   {n, channels, voxels, channels_last}, static_cast<Dtype>(dtype), where(last));
+                                map_of<const void>(grad, dtype, "grad"), map_of<const void>(x, dtype, "x"),
+                                at<const float>(scale, "scale"), at<const float>(shift, "shift"), eps, act_of(silu),
+                                {n, channels, voxels, channels_last}, static_cast<Dtype>(dtype), where(last));
       },
       release());
 }

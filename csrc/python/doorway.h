@@ -43,8 +43,8 @@ View<T, 3> view(Address address, const Triple& size, const Triple& stride, const
   return {at<T>(address, name), size, stride};
 }
 
-inline NoiseBox box_of(const Triple& shape, const Triple& origin, const Triple& grid, std::uint64_t seed, std::uint32_t sample,
-                std::uint32_t step) {
+inline NoiseBox box_of(const Triple& shape, const Triple& origin, const Triple& grid, std::uint64_t seed,
+                       std::uint32_t sample, std::uint32_t step) {
   NoiseBox box{};
   for (int d = 0; d < 3; ++d) {
     box.shape[d] = shape[d];
@@ -72,7 +72,8 @@ inline FilmParams film_of(Address weight, Address bias, Address scale, Address s
 template <class T>
 T* map_of(Address address, int dtype, const char* name) {
   return dtype == 0 ? static_cast<T*>(at<std::conditional_t<std::is_const_v<T>, const float, float>>(address, name))
-                    : static_cast<T*>(at<std::conditional_t<std::is_const_v<T>, const std::uint16_t, std::uint16_t>>(address, name));
+                    : static_cast<T*>(at<std::conditional_t<std::is_const_v<T>, const std::uint16_t, std::uint16_t>>(
+                          address, name));
 }
 
 inline Act act_of(bool silu) { return silu ? Act::silu : Act::none; }
@@ -81,7 +82,9 @@ inline Through through_of(Address p, Address u, Address v) {
   return {at<const float>(p, "p"), at<const float>(u, "u"), at<const float>(v, "v")};
 }
 
-inline Folded folded_of(Address a, Address b, Address m) { return {at<float>(a, "a"), at<float>(b, "b"), at<float>(m, "m")}; }
+inline Folded folded_of(Address a, Address b, Address m) {
+  return {at<float>(a, "a"), at<float>(b, "b"), at<float>(m, "m")};
+}
 
 // volumes: next, x0, x, f, before.
 inline SamplerStep step_of(const std::array<Address, 5>& volumes, Address table, Index rows, Address clock, bool noise,
@@ -100,13 +103,18 @@ inline SamplerStep step_of(const std::array<Address, 5>& volumes, Address table,
           count};
 }
 
-inline AttentionInputs attention_inputs(Address qkv, Address mask, Address q_gain, Address k_gain, double eps, double scale) {
-  return {at<const std::uint16_t>(qkv, "qkv"), at<const std::uint8_t>(mask, "mask"), at<const float>(q_gain, "q_gain"),
-          at<const float>(k_gain, "k_gain"), eps, scale};
+inline AttentionInputs attention_inputs(Address qkv, Address mask, Address q_gain, Address k_gain, double eps,
+                                        double scale) {
+  return {at<const std::uint16_t>(qkv, "qkv"),
+          at<const std::uint8_t>(mask, "mask"),
+          at<const float>(q_gain, "q_gain"),
+          at<const float>(k_gain, "k_gain"),
+          eps,
+          scale};
 }
 
 inline AttentionShape attention_shape(Index n, const Triple& size, const std::array<Index, 4>& stride, Index heads,
-                               Index head_dim, const Triple& window, const Triple& offset, int dtype) {
+                                      Index head_dim, const Triple& window, const Triple& offset, int dtype) {
   AttentionShape shape{};
   shape.n = n;
   std::copy(size.begin(), size.end(), shape.size);

@@ -34,15 +34,11 @@ mrisr_status guarded(Call&& call) noexcept {
   try {
     call();
     return MRISR_OK;
-  } catch (const Error& error) {
-    return fail(error.status(), error.what());
-  } catch (const mrisr::BadArgument& error) {
+  } catch (const Error& error) { return fail(error.status(), error.what()); } catch (const mrisr::BadArgument& error) {
     return fail(MRISR_ERROR_INTERNAL, error.what());
   } catch (const std::bad_alloc&) {
     return fail(MRISR_ERROR_MEMORY, "out of memory");
-  } catch (const std::exception& error) {
-    return fail(MRISR_ERROR_INTERNAL, error.what());
-  } catch (...) {
+  } catch (const std::exception& error) { return fail(MRISR_ERROR_INTERNAL, error.what()); } catch (...) {
     return fail(MRISR_ERROR_INTERNAL, "an unknown exception");
   }
 }
@@ -102,9 +98,7 @@ MRISR_API uint32_t mrisr_abi_version(void) { return MRISR_ABI_VERSION; }
 MRISR_API const char* mrisr_builtin_engine(void) {
   try {
     return mrisr::runtime::builtin_engine();
-  } catch (...) {
-    return nullptr;
-  }
+  } catch (...) { return nullptr; }
 }
 
 MRISR_API const char* mrisr_build_info(void) {
@@ -119,15 +113,24 @@ MRISR_API const char* mrisr_last_error(void) { return last_error; }
 
 MRISR_API const char* mrisr_status_name(mrisr_status status) {
   switch (status) {
-    case MRISR_OK: return "MRISR_OK";
-    case MRISR_ERROR_ARGUMENT: return "MRISR_ERROR_ARGUMENT";
-    case MRISR_ERROR_INPUT: return "MRISR_ERROR_INPUT";
-    case MRISR_ERROR_GEOMETRY: return "MRISR_ERROR_GEOMETRY";
-    case MRISR_ERROR_MODEL: return "MRISR_ERROR_MODEL";
-    case MRISR_ERROR_MEMORY: return "MRISR_ERROR_MEMORY";
-    case MRISR_ERROR_ENGINE: return "MRISR_ERROR_ENGINE";
-    case MRISR_ERROR_CANCELLED: return "MRISR_ERROR_CANCELLED";
-    case MRISR_ERROR_INTERNAL: return "MRISR_ERROR_INTERNAL";
+    case MRISR_OK:
+      return "MRISR_OK";
+    case MRISR_ERROR_ARGUMENT:
+      return "MRISR_ERROR_ARGUMENT";
+    case MRISR_ERROR_INPUT:
+      return "MRISR_ERROR_INPUT";
+    case MRISR_ERROR_GEOMETRY:
+      return "MRISR_ERROR_GEOMETRY";
+    case MRISR_ERROR_MODEL:
+      return "MRISR_ERROR_MODEL";
+    case MRISR_ERROR_MEMORY:
+      return "MRISR_ERROR_MEMORY";
+    case MRISR_ERROR_ENGINE:
+      return "MRISR_ERROR_ENGINE";
+    case MRISR_ERROR_CANCELLED:
+      return "MRISR_ERROR_CANCELLED";
+    case MRISR_ERROR_INTERNAL:
+      return "MRISR_ERROR_INTERNAL";
   }
   return "an unknown status";
 }

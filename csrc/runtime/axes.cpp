@@ -15,15 +15,19 @@ Axes::Axes(const Matrix (&matrices)[3]) {
     packed.axis = axis;
     packed.bands.resize(static_cast<std::size_t>(cpu::axis_bands(m.rows)));
     packed.coefficients.resize(static_cast<std::size_t>(cpu::axis_coefficients(m.rows, m.cols)));
-    packed.matrix = cpu::axis_pack(packed.bands.data(), packed.coefficients.data(), m.values.data(), m.rows, m.cols, shared::kDrop);
+    packed.matrix =
+        cpu::axis_pack(packed.bands.data(), packed.coefficients.data(), m.values.data(), m.rows, m.cols, shared::kDrop);
     const cpu::AxisBand& last = packed.bands.back();
     packed.coefficients.resize(static_cast<std::size_t>(last.at + 4 * last.count));
     packed.coefficients.shrink_to_fit();
     packed.matrix.coefficients = packed.coefficients.data();
     steps_.push_back(std::move(packed));
   }
-  const auto growth = [](const Packed& p) { return static_cast<double>(p.matrix.n_out) / static_cast<double>(p.matrix.n_in); };
-  std::stable_sort(steps_.begin(), steps_.end(), [&](const Packed& a, const Packed& b) { return growth(a) < growth(b); });
+  const auto growth = [](const Packed& p) {
+    return static_cast<double>(p.matrix.n_out) / static_cast<double>(p.matrix.n_in);
+  };
+  std::stable_sort(steps_.begin(), steps_.end(),
+                   [&](const Packed& a, const Packed& b) { return growth(a) < growth(b); });
   for (Packed& p : steps_) p.matrix.bands = p.bands.data(), p.matrix.coefficients = p.coefficients.data();
 }
 
@@ -49,7 +53,8 @@ std::int64_t Axes::scratch(int threads) const {
   return most;
 }
 
-void Axes::apply(float* out, const float* x, const Triple& shape, float* a, float* b, float* scratch, int threads) const {
+void Axes::apply(float* out, const float* x, const Triple& shape, float* a, float* b, float* scratch,
+                 int threads) const {
   if (steps_.empty()) {
     std::memcpy(out, x, sizeof(float) * static_cast<std::size_t>(product(shape)));
     return;
@@ -63,8 +68,8 @@ void Axes::apply(float* out, const float* x, const Triple& shape, float* a, floa
   }
 }
 
-void apply_axis(float* out, const float* x, const cpu::AxisMatrix& matrix, const Triple& shape, int axis, float* scratch,
-                int threads) {
+void apply_axis(float* out, const float* x, const cpu::AxisMatrix& matrix, const Triple& shape, int axis,
+                float* scratch, int threads) {
   std::int64_t outer = 1, inner = 1;
   for (int d = 0; d < axis; ++d) outer *= shape[d];
   for (int d = axis + 1; d < 3; ++d) inner *= shape[d];

@@ -32,7 +32,7 @@ class Axes {
 };
 
 // out = matrix x along one axis of x [shape].
-void apply_axis(float* out, const float* x, const cpu::AxisMatrix& matrix, const Triple& shape, int axis, float* scratch,
-                int threads);
+void apply_axis(float* out, const float* x, const cpu::AxisMatrix& matrix, const Triple& shape, int axis,
+                float* scratch, int threads);
 
 }  // namespace mrisr::runtime

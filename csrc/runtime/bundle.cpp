@@ -16,7 +16,8 @@ namespace {
 
 constexpr std::int64_t kVersion = 2;
 constexpr std::int64_t kLargestConfig = 1 << 20, kLargestFile = std::int64_t{1} << 33;
-constexpr const char *kConfig = "config.json", *kModel = "model.onnx", *kCard = "card.md", *kWeights = "weights.safetensors";
+constexpr const char *kConfig = "config.json", *kModel = "model.onnx", *kCard = "card.md",
+                     *kWeights = "weights.safetensors";
 
 [[noreturn]] void refuse(const std::string& where, const std::string& what) {
   MRISR_FAIL(MRISR_ERROR_MODEL, where << ": " << what);
@@ -69,7 +70,8 @@ void read_files(Config& config, const Field& root) {
   }
   for (const std::string& name : needed)
     if (config.file(name) == nullptr) refuse(root.where(), "files: lacks " + name);
-  if (config.file(kConfig) != nullptr) refuse(root.where(), std::string("files: ") + kConfig + " cannot hold its own hash");
+  if (config.file(kConfig) != nullptr)
+    refuse(root.where(), std::string("files: ") + kConfig + " cannot hold its own hash");
 }
 
 // A port's shape as one text, "1 1 D H W".
@@ -115,7 +117,8 @@ void read_network(Config& config, const Field& root) {
 
 void read_vector(Config& config, const Field& root) {
   const Field vector = root["vector"];
-  vector.exactly({"length", "layout", "log_sigma_unit", "noise_unit", "mode_mean", "mode_sample", "profiles", "width_decimals"});
+  vector.exactly(
+      {"length", "layout", "log_sigma_unit", "noise_unit", "mode_mean", "mode_sample", "profiles", "width_decimals"});
   auto& v = config.vector;
   v.length = static_cast<int>(vector["length"].whole(1, 64));
   v.log_sigma_unit = vector["log_sigma_unit"].number(0, 1e3, true);
@@ -125,23 +128,32 @@ void read_vector(Config& config, const Field& root) {
   v.width_decimals = static_cast<int>(vector["width_decimals"].whole(0, 9));
   for (const Field& profile : vector["profiles"].list(1, 16)) v.profiles.push_back(word(profile));
   const Field layout = vector["layout"];
-  layout.exactly({"log_sigma", "mode", "width", "width_known", "profile", "noise", "noise_known", "step_share", "spacing", "apodisation",
-                  "apodisation_known", "denoise"});
+  layout.exactly({"log_sigma", "mode", "width", "width_known", "profile", "noise", "noise_known", "step_share",
+                  "spacing", "apodisation", "apodisation_known", "denoise"});
   const struct {
     const char* name;
     Span* span;
     int count;
-  } entries[] = {{"log_sigma", &v.log_sigma, 1}, {"mode", &v.mode, 1}, {"width", &v.width, 3}, {"width_known", &v.width_known, 3},
-                 {"profile", &v.profile, 3 * static_cast<int>(v.profiles.size())}, {"noise", &v.noise, 1}, {"noise_known", &v.noise_known, 1},
-                 {"step_share", &v.step_share, 1}, {"spacing", &v.spacing, 3}, {"apodisation", &v.apodisation, 3},
-                 {"apodisation_known", &v.apodisation_known, 1}, {"denoise", &v.denoise, 1}};
+  } entries[] = {{"log_sigma", &v.log_sigma, 1},
+                 {"mode", &v.mode, 1},
+                 {"width", &v.width, 3},
+                 {"width_known", &v.width_known, 3},
+                 {"profile", &v.profile, 3 * static_cast<int>(v.profiles.size())},
+                 {"noise", &v.noise, 1},
+                 {"noise_known", &v.noise_known, 1},
+                 {"step_share", &v.step_share, 1},
+                 {"spacing", &v.spacing, 3},
+                 {"apodisation", &v.apodisation, 3},
+                 {"apodisation_known", &v.apodisation_known, 1},
+                 {"denoise", &v.denoise, 1}};
   std::uint64_t used = 0;
   for (const auto& entry : entries) {
     const Field place = layout[entry.name];
     const auto pair = place.list(2, 2);
     *entry.span = {static_cast<int>(pair[0].whole(0, 63)), static_cast<int>(pair[1].whole(0, 63))};
     if (entry.span->count != entry.count)
-      refuse(place.where(), "expected " + std::to_string(entry.count) + " places, found " + std::to_string(entry.span->count));
+      refuse(place.where(),
+             "expected " + std::to_string(entry.count) + " places, found " + std::to_string(entry.span->count));
     if (entry.span->first + entry.count > v.length) refuse(place.where(), "passes the end of the vector");
     for (int i = entry.span->first; i < entry.span->first + entry.count; ++i) {
       if (used >> i & 1) refuse(layout.where(), "entries overlap");
@@ -164,13 +176,19 @@ void read_guidance(Config& config, const Field& root) {
 
 void read_diffusion(Config& config, const Field& root) {
   const Field diffusion = root["diffusion"];
-  diffusion.exactly({"sigma_data", "sigma_min", "sigma_max", "sampler", "rho", "mode", "steps", "few_steps", "denoise"});
-  config.diffusion = {diffusion["sigma_data"].number(0, 10, true), diffusion["sigma_min"].number(0, 1e3, true),
-                      diffusion["sigma_max"].number(0, 1e3, true), diffusion["rho"].number(1, 100), {}, diffusion["denoise"].flag()};
+  diffusion.exactly(
+      {"sigma_data", "sigma_min", "sigma_max", "sampler", "rho", "mode", "steps", "few_steps", "denoise"});
+  config.diffusion = {diffusion["sigma_data"].number(0, 10, true),
+                      diffusion["sigma_min"].number(0, 1e3, true),
+                      diffusion["sigma_max"].number(0, 1e3, true),
+                      diffusion["rho"].number(1, 100),
+                      {},
+                      diffusion["denoise"].flag()};
   diffusion["sampler"].one_of({"dpmpp_2m"});
   diffusion["mode"].one_of({"mean", "sample"});
   diffusion["steps"].whole(1, 1000);
-  for (const Field& steps : diffusion["few_steps"].list(0, 16)) config.diffusion.few_steps.push_back(steps.whole(1, 1000));
+  for (const Field& steps : diffusion["few_steps"].list(0, 16))
+    config.diffusion.few_steps.push_back(steps.whole(1, 1000));
   if (config.diffusion.sigma_min >= config.diffusion.sigma_max)
     refuse(diffusion.where(), "sigma_min must be below sigma_max");
 }
@@ -184,18 +202,24 @@ Config::Range read_range(const Field& field) {
 }
 
 void read_preprocessing(Config& config, const Field& root) {
-  const Field range = root["trained_range"], intensity = root["intensity"], noise = root["noise"], start = root["start"];
+  const Field range = root["trained_range"], intensity = root["intensity"], noise = root["noise"],
+              start = root["start"];
   range.exactly({"isotropic", "slice"});
   config.trained_isotropic = read_range(range["isotropic"]);
   config.trained_slice = read_range(range["slice"]);
-  intensity.exactly({"foreground", "offset_percentile", "first_percentile", "scale_percentile", "rounds", "settled", "sample",
-                     "bulk_percentile", "outlier", "alike", "lag"});
-  config.intensity = {intensity["foreground"].number(0, 1, true), intensity["offset_percentile"].number(0, 100),
-                      intensity["first_percentile"].number(0, 100), intensity["scale_percentile"].number(0, 100),
-                      intensity["settled"].number(0, 1), intensity["rounds"].whole(1, 1000),
+  intensity.exactly({"foreground", "offset_percentile", "first_percentile", "scale_percentile", "rounds", "settled",
+                     "sample", "bulk_percentile", "outlier", "alike", "lag"});
+  config.intensity = {intensity["foreground"].number(0, 1, true),
+                      intensity["offset_percentile"].number(0, 100),
+                      intensity["first_percentile"].number(0, 100),
+                      intensity["scale_percentile"].number(0, 100),
+                      intensity["settled"].number(0, 1),
+                      intensity["rounds"].whole(1, 1000),
                       intensity["sample"].whole(1, 1000000000),
-                      intensity["bulk_percentile"].number(0, 100), intensity["outlier"].number(1, 1e3),
-                      intensity["alike"].number(0, 1, true), intensity["lag"].whole(1, 64)};
+                      intensity["bulk_percentile"].number(0, 100),
+                      intensity["outlier"].number(1, 1e3),
+                      intensity["alike"].number(0, 1, true),
+                      intensity["lag"].whole(1, 64)};
   noise.exactly({"fewest_cells", "sample"});
   config.noise = {noise["fewest_cells"].whole(1, 1000000000), noise["sample"].whole(1, 1000000000)};
   start.exactly({"spline_order", "thick_slice_ratio"});
@@ -203,7 +227,8 @@ void read_preprocessing(Config& config, const Field& root) {
   if (config.start.spline_order % 2 == 0) start["spline_order"].wrong("1 or 3 or 5");
   const Field consistency = root["consistency"];
   consistency.exactly({"noise_floor", "smallest_eigenvalue", "mean_widths"});
-  config.consistency = {consistency["noise_floor"].number(0, 1, true), consistency["smallest_eigenvalue"].number(0, 1, true),
+  config.consistency = {consistency["noise_floor"].number(0, 1, true),
+                        consistency["smallest_eigenvalue"].number(0, 1, true),
                         consistency["mean_widths"].number(1, 100)};
 }
 
@@ -211,26 +236,31 @@ void read_fade(Config& config, const Field& root) {
   const Field grid = root["grid"], fade = root["fade"];
   grid.exactly({"voxel_size", "same_spacing"});
   config.grid = {grid["voxel_size"].number(0, 100, true), grid["same_spacing"].number(0, 1, true)};
-  fade.exactly({"spline_order", "end_none", "end_all", "half", "darkest", "certain", "over_air", "background_share", "background_solid",
-                "least", "most"});
-  config.fade = {static_cast<int>(fade["spline_order"].whole(1, 5)), fade["end_none"].number(0, 100), fade["end_all"].number(0, 100, true),
-                 fade["half"].number(0, 1, true),
-                 {fade["darkest"].number(0, 1, true), fade["certain"].number(0, 1, true), fade["over_air"].number(1, 100)},
-                 {fade["background_share"].number(0, 1, true), fade["background_solid"].number(0, 1, true)},
-                 fade["least"].number(0, 1, true),
-                 fade["most"].number(0, 1, true)};
+  fade.exactly({"spline_order", "end_none", "end_all", "half", "darkest", "certain", "over_air", "background_share",
+                "background_solid", "least", "most"});
+  config.fade = {
+      static_cast<int>(fade["spline_order"].whole(1, 5)),
+      fade["end_none"].number(0, 100),
+      fade["end_all"].number(0, 100, true),
+      fade["half"].number(0, 1, true),
+      {fade["darkest"].number(0, 1, true), fade["certain"].number(0, 1, true), fade["over_air"].number(1, 100)},
+      {fade["background_share"].number(0, 1, true), fade["background_solid"].number(0, 1, true)},
+      fade["least"].number(0, 1, true),
+      fade["most"].number(0, 1, true)};
   if (config.fade.spline_order % 2 == 0) fade["spline_order"].wrong("1 or 3 or 5");
   if (config.fade.end_none >= config.fade.end_all) refuse(fade.where(), "end_none must be below end_all");
-  if (config.fade.tissue.darkest > config.fade.tissue.certain) refuse(fade.where(), "darkest must not be above certain");
+  if (config.fade.tissue.darkest > config.fade.tissue.certain)
+    refuse(fade.where(), "darkest must not be above certain");
 }
 
 void read_tiling(Config& config, const Field& root) {
   const Field tiling = root["tiling"];
-  tiling.exactly({"brick", "align", "overlap", "trim", "smallest", "margin", "fade", "air", "bright", "fewest_neighbours"});
+  tiling.exactly(
+      {"brick", "align", "overlap", "trim", "smallest", "margin", "fade", "air", "bright", "fewest_neighbours"});
   Config::Tiling& t = config.tiling;
-  t = {tiling["brick"].whole(1, 256), tiling["align"].whole(1, 1024), tiling["overlap"].whole(0, 1024),
-       tiling["trim"].whole(0, 512), tiling["smallest"].whole(1, 4096), tiling["margin"].whole(0, 1024),
-       tiling["fade"].whole(1, 1024), tiling["fewest_neighbours"].whole(0, 26), tiling["air"].number(0, 1, true),
+  t = {tiling["brick"].whole(1, 256),  tiling["align"].whole(1, 1024),           tiling["overlap"].whole(0, 1024),
+       tiling["trim"].whole(0, 512),   tiling["smallest"].whole(1, 4096),        tiling["margin"].whole(0, 1024),
+       tiling["fade"].whole(1, 1024),  tiling["fewest_neighbours"].whole(0, 26), tiling["air"].number(0, 1, true),
        tiling["bright"].number(1, 1e3)};
   if (t.align % config.network.multiple != 0) refuse(tiling.where(), "align: must be a multiple of network.multiple");
   if (t.brick != config.network.multiple) refuse(tiling.where(), "brick: must be network.multiple");
@@ -293,9 +323,10 @@ Config parse_config(std::string_view text, const std::string& where) {
   const Json document = parse_json(text, where);
   const Field root(document, where);
   read_version(root);
-  root.exactly({"format", "format_version", "library_version", "notice", "name", "model_version", "preset", "parameters",
-                "opset", "files", "graphs", "network", "vector", "guidance", "diffusion", "trained_range", "intensity",
-                "noise", "start", "tiling", "grid", "fade", "consistency"});
+  root.exactly({"format",     "format_version", "library_version", "notice", "name",    "model_version", "preset",
+                "parameters", "opset",          "files",           "graphs", "network", "vector",        "guidance",
+                "diffusion",  "trained_range",  "intensity",       "noise",  "start",   "tiling",        "grid",
+                "fade",       "consistency"});
   root["format_version"].whole(kVersion, kVersion);
   word(root["library_version"]);
   root["notice"].line();

@@ -38,7 +38,8 @@ struct Config {
 
   struct {
     int length;
-    Span log_sigma, mode, width, width_known, profile, noise, noise_known, step_share, spacing, apodisation, apodisation_known, denoise;
+    Span log_sigma, mode, width, width_known, profile, noise, noise_known, step_share, spacing, apodisation,
+        apodisation_known, denoise;
     double log_sigma_unit, noise_unit;
     int mode_mean, mode_sample;
     std::vector<std::string> profiles;

@@ -43,15 +43,18 @@ class CallerEngine final : public Engine {
     const char* text = table_.error_text != nullptr ? table_.error_text(table_.user) : nullptr;
     MRISR_FAIL(MRISR_ERROR_ENGINE, (table_.name != nullptr ? table_.name : "the caller's engine")
                                        << ": " << what << " returned " << code
-                                       << (text != nullptr && *text != '\0' ? ": " : "") << (text != nullptr ? text : ""));
+                                       << (text != nullptr && *text != '\0' ? ": " : "")
+                                       << (text != nullptr ? text : ""));
   }
 
   void allocate(const Triple& size) {
     give_back();
     const std::size_t plain = sizeof(float) * static_cast<std::size_t>(product(size));
     const auto coarse = static_cast<std::size_t>(config_.guidance.channels) * sizeof(float) *
-                        static_cast<std::size_t>(size[0] / 8) * static_cast<std::size_t>(size[1] / 8) * static_cast<std::size_t>(size[2] / 8);
-    const std::size_t bytes[] = {plain, plain, sizeof(float) * static_cast<std::size_t>(config_.vector.length), coarse, plain};
+                        static_cast<std::size_t>(size[0] / 8) * static_cast<std::size_t>(size[1] / 8) *
+                        static_cast<std::size_t>(size[2] / 8);
+    const std::size_t bytes[] = {plain, plain, sizeof(float) * static_cast<std::size_t>(config_.vector.length), coarse,
+                                 plain};
     for (int i = 0; i < 5; ++i) {
       bytes_[i] = bytes[i];
       device_[i] = static_cast<float*>(table_.allocate(table_.user, bytes[i]));

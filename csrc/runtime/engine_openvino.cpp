@@ -15,15 +15,14 @@ namespace {
 
 // Compiled sizes held per job, and by a model of jobs that are closed; each has its own packed copy of the weights.
 constexpr auto kKeepShapes = static_cast<std::size_t>(shared::kKeepShapes);
-const auto kPatience = std::chrono::milliseconds(shared::kWaitMs);  // how often a running request looks for a cancellation
+const auto kPatience =
+    std::chrono::milliseconds(shared::kWaitMs);  // how often a running request looks for a cancellation
 
 template <class Call>
 auto guarded(const char* what, Call&& call) {
   try {
     return call();
-  } catch (const std::bad_alloc&) {
-    throw;
-  } catch (const Error&) {
+  } catch (const std::bad_alloc&) { throw; } catch (const Error&) {
     throw;
   } catch (const std::exception& error) {
     std::string text = error.what();
@@ -36,7 +35,8 @@ auto guarded(const char* what, Call&& call) {
 }
 
 ov::Shape plain_shape(const Triple& size) {
-  return {1, 1, static_cast<std::size_t>(size[0]), static_cast<std::size_t>(size[1]), static_cast<std::size_t>(size[2])};
+  return {1, 1, static_cast<std::size_t>(size[0]), static_cast<std::size_t>(size[1]),
+          static_cast<std::size_t>(size[2])};
 }
 
 ov::Shape coarse_shape(const Triple& size, const Config& config) {
@@ -55,7 +55,9 @@ struct Ready {
   ov::CompiledModel compiled;
   ov::InferRequest request;
 
-  bool fits(const Triple& wanted, int n, mrisr_precision p) const { return size == wanted && threads == n && precision == p; }
+  bool fits(const Triple& wanted, int n, mrisr_precision p) const {
+    return size == wanted && threads == n && precision == p;
+  }
 };
 
 class OpenVinoNetwork final : public Network {
@@ -77,7 +79,9 @@ class OpenVinoNetwork final : public Network {
     return guarded("compile the network", [&] {
       const std::shared_ptr<ov::Model> model = model_->clone();
       const auto& in = config_.network.inputs;
-      model->reshape({{in[0], plain_shape(size)}, {in[1], plain_shape(size)}, {in[2], vector_shape(config_)},
+      model->reshape({{in[0], plain_shape(size)},
+                      {in[1], plain_shape(size)},
+                      {in[2], vector_shape(config_)},
                       {in[3], coarse_shape(size, config_)}});
       // Always stated, and never f16, which on a CPU is slower and wrong.
       const ov::element::Type type = precision == MRISR_PRECISION_BFLOAT16 ? ov::element::bf16 : ov::element::f32;
@@ -96,9 +100,7 @@ class OpenVinoNetwork final : public Network {
       try {
         r.compiled.release_memory();
         return false;
-      } catch (const std::exception&) {
-        return true;
-      }
+      } catch (const std::exception&) { return true; }
     });
     const std::lock_guard<std::mutex> hold(idle_lock_);
     idle_.splice(idle_.begin(), ready);
@@ -108,7 +110,8 @@ class OpenVinoNetwork final : public Network {
   // Into `to`, where one of that kind is there.
   bool take(std::list<Ready>& to, const Triple& size, int threads, mrisr_precision precision) const {
     const std::lock_guard<std::mutex> hold(idle_lock_);
-    const auto found = std::find_if(idle_.begin(), idle_.end(), [&](const Ready& r) { return r.fits(size, threads, precision); });
+    const auto found =
+        std::find_if(idle_.begin(), idle_.end(), [&](const Ready& r) { return r.fits(size, threads, precision); });
     if (found == idle_.end()) return false;
     to.splice(to.begin(), idle_, found);
     return true;
@@ -128,7 +131,8 @@ class OpenVinoNetwork final : public Network {
     const auto known = differences_.find(threads);
     if (known != differences_.end()) return known->second;
     const FixedTile tile(config_);
-    const double found = difference(on_tile(tile, threads, MRISR_PRECISION_BFLOAT16), on_tile(tile, threads, MRISR_PRECISION_FLOAT32));
+    const double found =
+        difference(on_tile(tile, threads, MRISR_PRECISION_BFLOAT16), on_tile(tile, threads, MRISR_PRECISION_FLOAT32));
     return differences_[threads] = found;
   }
 

@@ -23,9 +23,9 @@ class Error : public std::exception {
 }  // namespace mrisr::runtime
 
 // MRISR_FAIL(MRISR_ERROR_ARGUMENT, "steps: expected at least 1, found " << steps);
-#define MRISR_FAIL(status, message)                    \
-  do {                                                 \
-    std::ostringstream text_;                          \
-    text_ << message;                                  \
+#define MRISR_FAIL(status, message)                     \
+  do {                                                  \
+    std::ostringstream text_;                           \
+    text_ << message;                                   \
     throw ::mrisr::runtime::Error(status, text_.str()); \
   } while (false)

@@ -31,7 +31,8 @@ double supergaussian_transfer(double f) {
   // Fourier transform of exp(-ln 2 (2x)^4) over half its support; f in cycles per full width at half maximum.
   double sum = 0, total = 0;
   for (int i = 0; i <= 800; ++i) {
-    const double x = 1.6 * i / 800, two = 2 * x, p = std::exp(-std::log(2.0) * two * two * two * two) * (i == 0 ? 0.5 : 1.0);
+    const double x = 1.6 * i / 800, two = 2 * x,
+                 p = std::exp(-std::log(2.0) * two * two * two * two) * (i == 0 ? 0.5 : 1.0);
     sum += p * std::cos(2 * kPi * x * f);
     total += p;
   }
@@ -45,28 +46,33 @@ Grid source_grid(const std::int64_t shape[3], const double affine[16]) {
   for (int d = 0; d < 3; ++d) {
     grid.shape[d] = shape[d];
     if (shape[d] < shared::kFewestVoxels)
-      MRISR_FAIL(MRISR_ERROR_ARGUMENT, "shape: expected at least " << shared::kFewestVoxels << " voxels along every axis, found " << shape[0] << " x "
-                                           << shape[1] << " x " << shape[2]);
+      MRISR_FAIL(MRISR_ERROR_ARGUMENT, "shape: expected at least " << shared::kFewestVoxels
+                                                                   << " voxels along every axis, found " << shape[0]
+                                                                   << " x " << shape[1] << " x " << shape[2]);
   }
   check_shape(grid.shape, "shape");
   std::copy_n(affine, 16, grid.affine.begin());
   if (!std::all_of(affine, affine + 16, [](double v) { return std::isfinite(v); }))
     MRISR_FAIL(MRISR_ERROR_GEOMETRY, "affine: it has NaN or infinite entries");
   if (affine[12] != 0 || affine[13] != 0 || affine[14] != 0 || affine[15] != 1)
-    MRISR_FAIL(MRISR_ERROR_GEOMETRY, "affine: the last row must be 0 0 0 1, found " << affine[12] << ' ' << affine[13] << ' '
-                                         << affine[14] << ' ' << affine[15]);
+    MRISR_FAIL(MRISR_ERROR_GEOMETRY, "affine: the last row must be 0 0 0 1, found "
+                                         << affine[12] << ' ' << affine[13] << ' ' << affine[14] << ' ' << affine[15]);
   grid.voxel = voxel_of(grid.affine);
   if (*std::min_element(grid.voxel.begin(), grid.voxel.end()) < shared::kSmallestVoxel)
     MRISR_FAIL(MRISR_ERROR_GEOMETRY, "affine: voxel size " << grid.voxel[0] << " x " << grid.voxel[1] << " x "
-                                         << grid.voxel[2] << " mm has a zero; set the true voxel size");
+                                                           << grid.voxel[2]
+                                                           << " mm has a zero; set the true voxel size");
   for (int d = 0; d < 3; ++d)
-    if (grid.voxel[d] > shared::kLargestVoxel || grid.voxel[d] * static_cast<double>(grid.shape[d]) > shared::kLargestView)
-      MRISR_FAIL(MRISR_ERROR_GEOMETRY, "affine: " << grid.shape[d] << " voxels of " << grid.voxel[d] << " mm along axis " << d
-                                           << ", which no scan of a head has; set the true voxel size (or its unit)");
+    if (grid.voxel[d] > shared::kLargestVoxel ||
+        grid.voxel[d] * static_cast<double>(grid.shape[d]) > shared::kLargestView)
+      MRISR_FAIL(MRISR_ERROR_GEOMETRY,
+                 "affine: " << grid.shape[d] << " voxels of " << grid.voxel[d] << " mm along axis " << d
+                            << ", which no scan of a head has; set the true voxel size (or its unit)");
   double u[9];
   for (int r = 0; r < 3; ++r)
     for (int c = 0; c < 3; ++c) u[3 * r + c] = affine[4 * r + c] / grid.voxel[c];
-  const double determinant = u[0] * (u[4] * u[8] - u[5] * u[7]) - u[1] * (u[3] * u[8] - u[5] * u[6]) + u[2] * (u[3] * u[7] - u[4] * u[6]);
+  const double determinant =
+      u[0] * (u[4] * u[8] - u[5] * u[7]) - u[1] * (u[3] * u[8] - u[5] * u[6]) + u[2] * (u[3] * u[7] - u[4] * u[6]);
   if (std::fabs(determinant) < shared::kSmallestDeterminant)
     MRISR_FAIL(MRISR_ERROR_GEOMETRY, "affine: it is not invertible (its axes lie in one plane)");
   return grid;
@@ -77,20 +83,24 @@ Grid target_grid(const Grid& source, const double voxel_size[3], const double fa
   double given[3];
   for (int d = 0; d < 3; ++d) {
     const double own = source.voxel[d], most = config.grid.voxel_size;
-    given[d] = by_factor ? factor[d] : voxel_size[d] != 0 ? voxel_size[d] : own <= most * (1 + config.grid.same_spacing) ? own : most;
+    given[d] = by_factor                                      ? factor[d]
+               : voxel_size[d] != 0                           ? voxel_size[d]
+               : own <= most * (1 + config.grid.same_spacing) ? own
+                                                              : most;
   }
   Grid target{};
   double ratio[3], offset[3];
   for (int d = 0; d < 3; ++d) {
     if (!(std::isfinite(given[d]) && given[d] > 0))
-      MRISR_FAIL(MRISR_ERROR_ARGUMENT, (by_factor ? "factor" : "voxel_size") << ": expected three positive numbers, found "
-                                           << given[0] << ", " << given[1] << ", " << given[2]);
+      MRISR_FAIL(MRISR_ERROR_ARGUMENT, (by_factor ? "factor" : "voxel_size")
+                                           << ": expected three positive numbers, found " << given[0] << ", "
+                                           << given[1] << ", " << given[2]);
     ratio[d] = by_factor ? 1.0 / given[d] : given[d] / source.voxel[d];
     const double n_in = static_cast<double>(source.shape[d]);
     const double n_out = std::max(1.0, std::floor(n_in / ratio[d] + 0.5 + shared::kHeaderRounding));
     if (n_out > kLongestAxis)
       MRISR_FAIL(MRISR_ERROR_ARGUMENT, "voxel_size: the output would have " << n_out << " voxels along axis " << d
-                                           << "; expected at most " << kLongestAxis);
+                                                                            << "; expected at most " << kLongestAxis);
     target.shape[d] = static_cast<std::int64_t>(n_out);
     offset[d] = 0.5 * ((n_in - 1) - (n_out - 1) * ratio[d]);
   }
@@ -135,12 +145,14 @@ Psf stated_psf(const mrisr_axis_psf psf[3], const std::array<double, 3>& voxel) 
   Psf found{};
   for (int d = 0; d < 3; ++d) {
     if (psf[d].kind < MRISR_PSF_UNKNOWN || psf[d].kind > MRISR_PSF_SUPERGAUSSIAN)
-      MRISR_FAIL(MRISR_ERROR_ARGUMENT, "psf[" << d << "].kind: expected a mrisr_psf_kind (0 to 3), found " << psf[d].kind);
+      MRISR_FAIL(MRISR_ERROR_ARGUMENT,
+                 "psf[" << d << "].kind: expected a mrisr_psf_kind (0 to 3), found " << psf[d].kind);
     if (psf[d].window < MRISR_WINDOW_BOX || psf[d].window > MRISR_WINDOW_TUKEY)
-      MRISR_FAIL(MRISR_ERROR_ARGUMENT, "psf[" << d << "].window: expected a mrisr_psf_window (0 to 2), found " << psf[d].window);
+      MRISR_FAIL(MRISR_ERROR_ARGUMENT,
+                 "psf[" << d << "].window: expected a mrisr_psf_window (0 to 2), found " << psf[d].window);
     if (!(std::isfinite(psf[d].width) && psf[d].width >= 0))
-      MRISR_FAIL(MRISR_ERROR_ARGUMENT, "psf[" << d << "].width: expected mm above 0, or 0 for the stored voxel size, found "
-                                              << psf[d].width);
+      MRISR_FAIL(MRISR_ERROR_ARGUMENT,
+                 "psf[" << d << "].width: expected mm above 0, or 0 for the stored voxel size, found " << psf[d].width);
     found[d] = {static_cast<mrisr_psf_kind>(psf[d].kind), psf[d].width > 0 ? psf[d].width : voxel[d],
                 static_cast<mrisr_psf_window>(psf[d].window)};
   }
@@ -151,7 +163,8 @@ Psf assumed_psf(const std::array<double, 3>& voxel, double thick_slice_ratio) {
   const double shortest = *std::min_element(voxel.begin(), voxel.end());
   Psf found{};
   for (int d = 0; d < 3; ++d)
-    found[d] = {voxel[d] >= thick_slice_ratio * shortest ? MRISR_PSF_GAUSSIAN : MRISR_PSF_KSPACE, voxel[d], MRISR_WINDOW_BOX};
+    found[d] = {voxel[d] >= thick_slice_ratio * shortest ? MRISR_PSF_GAUSSIAN : MRISR_PSF_KSPACE, voxel[d],
+                MRISR_WINDOW_BOX};
   return found;
 }
 

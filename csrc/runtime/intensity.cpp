@@ -155,8 +155,10 @@ Scale robust_scale(const float* data, const Triple& shape, const Config& config,
   const double middle = percentile(positive, spare + count - positive, 50.0);
   const double bulk = fixed_point(spare, spare + count, middle, how.bulk_percentile, config), most = how.outlier * bulk;
   const float low = static_cast<float>(how.foreground * bulk), high = static_cast<float>(most);
-  if (scale <= most || !is_tissue(data, shape, static_cast<float>(offset), low, high, config)) return {offset, scale, 0.0};
-  const float *first = std::upper_bound(spare, spare + count, low), *last = std::upper_bound(first, static_cast<const float*>(spare + count), high);
+  if (scale <= most || !is_tissue(data, shape, static_cast<float>(offset), low, high, config))
+    return {offset, scale, 0.0};
+  const float *first = std::upper_bound(spare, spare + count, low),
+              *last = std::upper_bound(first, static_cast<const float*>(spare + count), high);
   const double inside = static_cast<double>(last - first), all = static_cast<double>(spare + count - first);
   return {offset, percentile(first, last - first, how.scale_percentile), 1.0 - inside / all};
 }

@@ -44,8 +44,8 @@ struct Job {
   Grid source{}, target{};
   Psf psf{};
   bool psf_certain = false, sample = false;
-  double denoise = 0;  // share of the measured band's noise that goes
-  bool distilled = false;  // the weights know this number of steps
+  double denoise = 0;          // share of the measured band's noise that goes
+  bool distilled = false;      // the weights know this number of steps
   std::array<int, 3> order{};  // of the axes, as the network sees them
   int steps = 1, samples = 1, threads = 1;
   mrisr_consistency consistency = MRISR_CONSISTENCY_AUTO;
@@ -53,12 +53,12 @@ struct Job {
   bool tile_fixed = false;
   std::uint64_t budget = 0;
   Demand need{};
-  std::int64_t most_voxels = 0;     // of a tile
-  std::int64_t largest_tile = 0;    // that can occur on this grid
-  Axes start, forward, adjoint;     // acquisition and its adjoint, where consistency looks at them
-  Axes to_modes, from_modes;        // eigenvectors of the acquisition
-  Axes plain, linear;               // what stands where the network does not count; the same for weights and masks
-  std::vector<float> ends[3];       // how much of the network's answer counts across slices; empty: all
+  std::int64_t most_voxels = 0;   // of a tile
+  std::int64_t largest_tile = 0;  // that can occur on this grid
+  Axes start, forward, adjoint;   // acquisition and its adjoint, where consistency looks at them
+  Axes to_modes, from_modes;      // eigenvectors of the acquisition
+  Axes plain, linear;             // what stands where the network does not count; the same for weights and masks
+  std::vector<float> ends[3];     // how much of the network's answer counts across slices; empty: all
   mrisr_ends ends_wanted = MRISR_ENDS_FADE;
   std::vector<double> spectrum[3];  // its eigenvalues per axis; empty: ones
   std::vector<float> solver;        // rows of the sampler's table

@@ -9,7 +9,7 @@
 namespace mrisr::runtime {
 namespace {
 
-constexpr std::size_t kDepth = 16;    // of nested objects and lists
+constexpr std::size_t kDepth = 16;  // of nested objects and lists
 constexpr std::size_t kValues = 100000;
 constexpr std::size_t kNames = 256;  // of an object: they are compared one by one
 
@@ -59,8 +59,8 @@ class Builder {
 
   bool parse_error(std::size_t at, const std::string&, const nlohmann::json::exception& error) {
     const bool large = error.id == 406;
-    MRISR_FAIL(MRISR_ERROR_MODEL,
-               where_ << ": not JSON (" << (large ? "a number beyond what a double holds, " : "") << "at byte " << at << ")");
+    MRISR_FAIL(MRISR_ERROR_MODEL, where_ << ": not JSON (" << (large ? "a number beyond what a double holds, " : "")
+                                         << "at byte " << at << ")");
   }
 
  private:
@@ -246,7 +246,8 @@ std::vector<std::pair<std::string, Field>> Field::table(std::size_t fewest, std:
   if (value_->kind != Json::Kind::object || value_->object.size() < fewest || value_->object.size() > most)
     wrong("an object of " + std::to_string(fewest) + " to " + std::to_string(most) + " entries");
   std::vector<std::pair<std::string, Field>> found;
-  for (const auto& entry : value_->object) found.emplace_back(entry.first, Field(entry.second, where_ + "." + entry.first));
+  for (const auto& entry : value_->object)
+    found.emplace_back(entry.first, Field(entry.second, where_ + "." + entry.first));
   return found;
 }
 

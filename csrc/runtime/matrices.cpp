@@ -93,7 +93,8 @@ void filter_matrix(double* to, double* work, std::int64_t n, const Gain& gain) {
   for (std::int64_t k = 1; k < n; ++k) {
     const double g = gain(static_cast<double>(k) / (2.0 * size));
     if (g < 1e-17) continue;
-    for (std::int64_t m = 0; m <= 2 * n; ++m) work[m] += g * std::cos(kPi * static_cast<double>(k * m % (2 * n)) / size);
+    for (std::int64_t m = 0; m <= 2 * n; ++m)
+      work[m] += g * std::cos(kPi * static_cast<double>(k * m % (2 * n)) / size);
   }
   const double constant = gain(0.0);
   for (std::int64_t i = 0; i < n; ++i)
@@ -115,7 +116,7 @@ Matrix fourier_matrix(std::int64_t n_in, const std::vector<double>& positions, c
   std::vector<double> gain(static_cast<std::size_t>(n_in)), synthesis(gain.size());
   for (std::int64_t k = 0; k < n_in; ++k)
     gain[k] = (k == 0 ? 1.0 : 2.0) / n * (transfer ? transfer(static_cast<double>(k) / (2.0 * n)) : 1.0);
-  Matrix analysis(n_in, n_in);  // [k, j]
+  Matrix analysis(n_in, n_in);                                    // [k, j]
   std::vector<double> table(static_cast<std::size_t>(4 * n_in));  // cos(pi m / (2 n)) repeats after 4 n
   for (std::int64_t m = 0; m < 4 * n_in; ++m) table[m] = std::cos(kPi * static_cast<double>(m) / (2.0 * n));
   for (std::int64_t k = 0; k < n_in; ++k)
@@ -147,7 +148,8 @@ Matrix bspline_matrix(std::int64_t n_in, const std::vector<double>& positions, i
   return transposed(b);
 }
 
-Matrix start_matrix(std::int64_t n_in, double v_in, std::int64_t n_out, double v_out, const AxisPsf& psf, int spline_order) {
+Matrix start_matrix(std::int64_t n_in, double v_in, std::int64_t n_out, double v_out, const AxisPsf& psf,
+                    int spline_order) {
   const double ratio = v_out / v_in;
   if (n_in == n_out && std::fabs(ratio - 1.0) < 1e-9) return {};
   const std::vector<double> positions = axis_positions(n_in, n_out, ratio);
@@ -157,7 +159,8 @@ Matrix start_matrix(std::int64_t n_in, double v_in, std::int64_t n_out, double v
   return fourier_matrix(n_in, positions, cut);
 }
 
-Matrix acquisition_matrix(std::int64_t n_fine, double v_fine, std::int64_t n_coarse, double v_coarse, const AxisPsf& psf) {
+Matrix acquisition_matrix(std::int64_t n_fine, double v_fine, std::int64_t n_coarse, double v_coarse,
+                          const AxisPsf& psf) {
   const std::vector<double> positions = axis_positions(n_fine, n_coarse, v_coarse / v_fine);
   bool same = !psf.slice() && psf.window == MRISR_WINDOW_BOX && psf.width <= v_fine * (1 + 1e-6) && n_fine == n_coarse;
   for (std::size_t i = 0; same && i < positions.size(); ++i) {
@@ -182,7 +185,8 @@ Matrix plain_matrix(std::int64_t n_in, double v_in, std::int64_t n_out, double v
   const double ratio = v_out / v_in;
   if (n_in == n_out && std::fabs(ratio - 1.0) < 1e-9) return {};
   std::vector<double> positions = axis_positions(n_in, n_out, ratio);
-  if (order > 1 && ratio > 1.0 + 1e-9) return fourier_matrix(n_in, positions, [ratio](double f) { return f < 0.5 / ratio ? 1.0 : 0.0; });
+  if (order > 1 && ratio > 1.0 + 1e-9)
+    return fourier_matrix(n_in, positions, [ratio](double f) { return f < 0.5 / ratio ? 1.0 : 0.0; });
   for (double& p : positions) p = std::clamp(p, 0.0, static_cast<double>(n_in - 1));
   return bspline_matrix(n_in, positions, order);
 }

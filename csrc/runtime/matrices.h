@@ -30,9 +30,11 @@ Matrix bspline_matrix(std::int64_t n_in, const std::vector<double>& positions, i
 Matrix transposed(const Matrix& m);
 
 // The start y from a coarse axis.
-Matrix start_matrix(std::int64_t n_in, double v_in, std::int64_t n_out, double v_out, const AxisPsf& psf, int spline_order);
+Matrix start_matrix(std::int64_t n_in, double v_in, std::int64_t n_out, double v_out, const AxisPsf& psf,
+                    int spline_order);
 // Acquisition of a coarse axis from a fine one.
-Matrix acquisition_matrix(std::int64_t n_fine, double v_fine, std::int64_t n_coarse, double v_coarse, const AxisPsf& psf);
+Matrix acquisition_matrix(std::int64_t n_fine, double v_fine, std::int64_t n_coarse, double v_coarse,
+                          const AxisPsf& psf);
 
 // The projection [n, n] on what a cut of k-space measured, into `to`. Allocates nothing: `work` holds 2 n + 1 doubles.
 void band_matrix(double* to, double* work, std::int64_t n, double voxel, const AxisPsf& psf);

@@ -27,7 +27,8 @@ double number_in(const char* path, const char* name) {
   double found = -1;
   while (found < 0 && std::fgets(line, sizeof line, file) != nullptr) {
     std::uint64_t value;
-    if (std::strncmp(line, name, std::strlen(name)) == 0 && std::sscanf(line + std::strlen(name), "%" SCNu64, &value) == 1)
+    if (std::strncmp(line, name, std::strlen(name)) == 0 &&
+        std::sscanf(line + std::strlen(name), "%" SCNu64, &value) == 1)
       found = static_cast<double>(value);
   }
   std::fclose(file);
@@ -100,12 +101,14 @@ double group_free_bytes(const std::string& root) {
     words >> skipped >> skipped >> skipped >> above >> mount;
     end >> type >> skipped >> options;
     for (const Kind& kind : kKinds) {
-      if (type != kind.name || (type == "cgroup" && ("," + options + ",").find(",memory,") == std::string::npos)) continue;
+      if (type != kind.name || (type == "cgroup" && ("," + options + ",").find(",memory,") == std::string::npos))
+        continue;
       const std::string path = own_path(root, kind), top = root + mount;
       if (path.empty() || mount.empty()) continue;
       if (above == "/") above.clear();
       // What is mounted may be a part of the tree, and the path be that of the host: then the mount itself is ours.
-      std::string folder = (path + "/").compare(0, above.size() + 1, above + "/") == 0 ? top + path.substr(above.size()) : top;
+      std::string folder =
+          (path + "/").compare(0, above.size() + 1, above + "/") == 0 ? top + path.substr(above.size()) : top;
       while (folder.size() > top.size() && folder.back() == '/') folder.pop_back();
       if (folder.find("/..") != std::string::npos || !is_folder(folder)) folder = top;
       for (;; folder.resize(folder.rfind('/'))) {
@@ -128,7 +131,8 @@ std::uint64_t resident_bytes() {
 }
 
 std::uint64_t default_budget() {
-  return static_cast<std::uint64_t>(static_cast<double>(resident_bytes()) + shared::kShareOfFree * available_bytes() / workers());
+  return static_cast<std::uint64_t>(static_cast<double>(resident_bytes()) +
+                                    shared::kShareOfFree * available_bytes() / workers());
 }
 
 std::int64_t Demand::tile_voxels(std::uint64_t budget) const {
@@ -153,12 +157,14 @@ std::string show_bytes(double bytes) {
 }
 
 void refuse(std::uint64_t budget, const Demand& need, std::int64_t tile_voxels, const char* what) {
-  MRISR_FAIL(MRISR_ERROR_MEMORY,
-             "memory: a budget of " << show_bytes(static_cast<double>(budget)) << " is too small for this job; the smallest that works is "
-                                    << show_bytes(need.peak(tile_voxels)) << " (process " << show_bytes(need.held) << ", engine "
-                                    << show_bytes(need.fixed) << ", volumes " << show_bytes(need.volumes) << ", " << what << ' '
-                                    << show_bytes(need.per_voxel * static_cast<double>(tile_voxels))
-                                    << "); raise memory, ask for a coarser voxel_size or crop the input");
+  MRISR_FAIL(MRISR_ERROR_MEMORY, "memory: a budget of "
+                                     << show_bytes(static_cast<double>(budget))
+                                     << " is too small for this job; the smallest that works is "
+                                     << show_bytes(need.peak(tile_voxels)) << " (process " << show_bytes(need.held)
+                                     << ", engine " << show_bytes(need.fixed) << ", volumes "
+                                     << show_bytes(need.volumes) << ", " << what << ' '
+                                     << show_bytes(need.per_voxel * static_cast<double>(tile_voxels))
+                                     << "); raise memory, ask for a coarser voxel_size or crop the input");
 }
 
 }  // namespace mrisr::runtime

@@ -18,7 +18,9 @@ double group_free_bytes(const std::string& root);
 struct Demand {
   double held, fixed, volumes, per_voxel;
 
-  double peak(std::int64_t tile_voxels) const { return held + fixed + volumes + per_voxel * static_cast<double>(tile_voxels); }
+  double peak(std::int64_t tile_voxels) const {
+    return held + fixed + volumes + per_voxel * static_cast<double>(tile_voxels);
+  }
   // Voxels of the largest tile inside the budget; below 1 where nothing fits.
   std::int64_t tile_voxels(std::uint64_t budget) const;
 };

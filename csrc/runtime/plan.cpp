@@ -26,7 +26,8 @@ std::int32_t within(const char* name, std::int32_t value, std::int32_t low, std:
 int usable_cores() {
   cpu_set_t set;
   CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0) return std::min(CPU_COUNT(&set), kMostThreads);
+  if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0)
+    return std::min(CPU_COUNT(&set), kMostThreads);
   return static_cast<int>(std::clamp(std::thread::hardware_concurrency(), 1u, static_cast<unsigned>(kMostThreads)));
 }
 
@@ -36,8 +37,9 @@ void plan_mode(Job& job, const mrisr_plan_options& options) {
   const int mode = within("mode", options.mode, MRISR_MODE_AUTO, MRISR_MODE_SAMPLE);
   const bool several = job.steps > 1 || job.samples > 1;
   if (mode == MRISR_MODE_MEAN && several)
-    MRISR_FAIL(MRISR_ERROR_ARGUMENT, "mode: mean is one noiseless step, found steps=" << job.steps << " and samples=" << job.samples
-                                         << "; leave both at 1, or ask for MRISR_MODE_SAMPLE");
+    MRISR_FAIL(MRISR_ERROR_ARGUMENT,
+               "mode: mean is one noiseless step, found steps=" << job.steps << " and samples=" << job.samples
+                                                                << "; leave both at 1, or ask for MRISR_MODE_SAMPLE");
   job.sample = mode == MRISR_MODE_SAMPLE || (mode == MRISR_MODE_AUTO && several);
   job.consistency = static_cast<mrisr_consistency>(
       within("consistency", options.consistency, MRISR_CONSISTENCY_AUTO, MRISR_CONSISTENCY_OFF));
@@ -45,8 +47,9 @@ void plan_mode(Job& job, const mrisr_plan_options& options) {
   if (!(options.denoise >= 0 && options.denoise <= 1))
     MRISR_FAIL(MRISR_ERROR_ARGUMENT, "denoise: expected a number from 0 to 1, found " << options.denoise);
   if (options.denoise > 0 && !job.model->config.diffusion.denoise)
-    MRISR_FAIL(MRISR_ERROR_ARGUMENT, "denoise: model '" << job.model->config.name
-                                         << "' has not learnt to remove noise from what was measured; leave denoise at 0");
+    MRISR_FAIL(MRISR_ERROR_ARGUMENT,
+               "denoise: model '" << job.model->config.name
+                                  << "' has not learnt to remove noise from what was measured; leave denoise at 0");
   job.denoise = options.denoise;
   job.threads = within("threads", options.threads, 0, kMostThreads);
   if (job.threads == 0) job.threads = usable_cores();
@@ -65,7 +68,8 @@ void plan_grids(Job& job, const mrisr_plan_options& options) {
                       return p.kind == MRISR_PSF_UNKNOWN;
                     });
   for (const AxisPsf& p : job.psf)
-    if (std::find(config.vector.profiles.begin(), config.vector.profiles.end(), kind_name(p.kind)) == config.vector.profiles.end())
+    if (std::find(config.vector.profiles.begin(), config.vector.profiles.end(), kind_name(p.kind)) ==
+        config.vector.profiles.end())
       MRISR_FAIL(MRISR_ERROR_MODEL, "the model does not know the profile '" << kind_name(p.kind) << "'");
   job.order = canonical_order(job.psf, job.target.voxel, config.vector.width_decimals);
 }
@@ -76,7 +80,8 @@ std::vector<float> end_weights(std::int64_t n_in, std::int64_t n_out, double rat
   const double none = config.fade.end_none, all = config.fade.end_all;
   std::vector<float> weights;
   for (const double p : at) {
-    const double inside = std::min(p, static_cast<double>(n_in - 1) - p), share = std::clamp((inside - none) / (all - none), 0.0, 1.0);
+    const double inside = std::min(p, static_cast<double>(n_in - 1) - p),
+                 share = std::clamp((inside - none) / (all - none), 0.0, 1.0);
     weights.push_back(static_cast<float>(share * share * (3 - 2 * share)));
   }
   return weights;
@@ -100,7 +105,8 @@ void plan_axes(Job& job) {
   const Grid &in = job.source, &out = job.target;
   Matrix start[3], forward[3], adjoint[3], to[3], from[3];
   for (int d = 0; d < 3; ++d) {
-    start[d] = start_matrix(in.shape[d], in.voxel[d], out.shape[d], out.voxel[d], job.psf[d], job.model->config.start.spline_order);
+    start[d] = start_matrix(in.shape[d], in.voxel[d], out.shape[d], out.voxel[d], job.psf[d],
+                            job.model->config.start.spline_order);
     if (!job.compares()) continue;
     forward[d] = acquisition_matrix(out.shape[d], out.voxel[d], in.shape[d], in.voxel[d], job.psf[d]);
     if (!job.corrects()) continue;
@@ -136,7 +142,8 @@ void plan_sampler(Job& job) {
       row[0] = following / sigma;
       row[1] = 1 - row[0];
     } else if (following > 0) {
-      const double step = std::log(sigma / following), gain = -std::expm1(-step), weight = i == 0 ? 0.0 : step / (2 * before);
+      const double step = std::log(sigma / following), gain = -std::expm1(-step),
+                   weight = i == 0 ? 0.0 : step / (2 * before);
       row[0] = following / sigma * std::exp(-0.0 * step);
       row[1] = gain * (1 + weight);
       row[2] = -gain * weight;
@@ -149,15 +156,18 @@ void plan_sampler(Job& job) {
 void plan_engine(Job& job, const mrisr_plan_options& options) {
   const Config& config = job.model->config;
   if (config.network.multiple % config.guidance.stride != 0)
-    MRISR_FAIL(MRISR_ERROR_MODEL, "network.multiple: expected a multiple of " << config.guidance.stride << ", found " << config.network.multiple);
-  const auto precision =
-      static_cast<mrisr_precision>(within("precision", options.precision, MRISR_PRECISION_AUTO, MRISR_PRECISION_BFLOAT16));
+    MRISR_FAIL(MRISR_ERROR_MODEL, "network.multiple: expected a multiple of " << config.guidance.stride << ", found "
+                                                                              << config.network.multiple);
+  const auto precision = static_cast<mrisr_precision>(
+      within("precision", options.precision, MRISR_PRECISION_AUTO, MRISR_PRECISION_BFLOAT16));
   const auto began = std::chrono::steady_clock::now();
-  job.engine_name = options.engine == nullptr ? builtin_engine() != nullptr ? builtin_engine() : "" : "the caller's engine";
+  job.engine_name =
+      options.engine == nullptr ? builtin_engine() != nullptr ? builtin_engine() : "" : "the caller's engine";
   if (options.engine != nullptr) {
     if (options.engine->name != nullptr) job.engine_name = options.engine->name;
     if (precision == MRISR_PRECISION_BFLOAT16)
-      MRISR_FAIL(MRISR_ERROR_ARGUMENT, "precision: is that of the built-in engine; the engine given computes in what it was made for");
+      MRISR_FAIL(MRISR_ERROR_ARGUMENT,
+                 "precision: is that of the built-in engine; the engine given computes in what it was made for");
     job.engine = caller_engine(*options.engine, config);
   } else if (const auto network = job.model->network()) {
     job.engine = network->engine(job.threads, precision);
@@ -173,15 +183,19 @@ void plan_tile(Job& job, const mrisr_plan_options& options) {
   const bool given = options.tile[0] != 0 || options.tile[1] != 0 || options.tile[2] != 0;
   for (int d = 0; d < 3; ++d) {
     if (given && (options.tile[d] < smallest || options.tile[d] > (std::int64_t{1} << 20)))
-      MRISR_FAIL(MRISR_ERROR_ARGUMENT, "tile: expected 0, or at least " << smallest << " voxels along every axis, found "
-                                           << options.tile[0] << ", " << options.tile[1] << ", " << options.tile[2]);
+      MRISR_FAIL(MRISR_ERROR_ARGUMENT, "tile: expected 0, or at least "
+                                           << smallest << " voxels along every axis, found " << options.tile[0] << ", "
+                                           << options.tile[1] << ", " << options.tile[2]);
     job.tile[d] = options.tile[d];
   }
   if (given && config.network.whole_only)
-    MRISR_FAIL(MRISR_ERROR_ARGUMENT, "tile: model '" << config.name << "' normalises over the whole head, which tiles would each do for "
-                                         "themselves; leave tile at 0");
+    MRISR_FAIL(MRISR_ERROR_ARGUMENT, "tile: model '"
+                                         << config.name
+                                         << "' normalises over the whole head, which tiles would each do for "
+                                            "themselves; leave tile at 0");
   job.tile_fixed = within("tile_fixed", options.tile_fixed, 0, 1) == 1;
-  if (job.tile_fixed && !given) MRISR_FAIL(MRISR_ERROR_ARGUMENT, "tile_fixed: needs a tile; state its size, for example 96, 96, 96");
+  if (job.tile_fixed && !given)
+    MRISR_FAIL(MRISR_ERROR_ARGUMENT, "tile_fixed: needs a tile; state its size, for example 96, 96, 96");
   for (std::int64_t& n : job.tile) n = round_up(n, config.tiling.brick);
 }
 
@@ -191,9 +205,11 @@ void plan_memory(Job& job, const mrisr_plan_options& options) {
   const auto width = static_cast<double>(config.network.widths[0]);
   const bool own = options.engine != nullptr;
   job.need.held = static_cast<double>(resident_bytes());
-  job.need.fixed = own ? static_cast<double>(options.engine->fixed_bytes)
-                       : shared::kOpenVinoFixed + shared::kWeightCopies * sizeof(float) * static_cast<double>(config.parameters);
-  job.need.per_voxel = shared::kPieceBytes + (own ? options.engine->bytes_per_voxel : shared::kOpenVinoMaps * width * sizeof(float) / 8);
+  job.need.fixed =
+      own ? static_cast<double>(options.engine->fixed_bytes)
+          : shared::kOpenVinoFixed + shared::kWeightCopies * sizeof(float) * static_cast<double>(config.parameters);
+  job.need.per_voxel =
+      shared::kPieceBytes + (own ? options.engine->bytes_per_voxel : shared::kOpenVinoMaps * width * sizeof(float) / 8);
   job.need.volumes = volume_bytes(product(job.source.shape), product(fine), {job.steps, job.samples, job.corrects()});
   job.budget = options.memory != 0 ? options.memory : default_budget();
   job.most_voxels = job.need.tile_voxels(job.budget);
@@ -207,7 +223,8 @@ void plan_memory(Job& job, const mrisr_plan_options& options) {
   }
   if (job.tile_fixed && tile > job.most_voxels) refuse(job.budget, job.need, tile, "fixed tile");
   if (config.network.whole_only) smallest = 1;  // how much of the grid is head is known when its voxels are there
-  if (job.most_voxels < smallest) refuse(job.budget, job.need, config.network.whole_only ? whole : smallest, "smallest tile");
+  if (job.most_voxels < smallest)
+    refuse(job.budget, job.need, config.network.whole_only ? whole : smallest, "smallest tile");
   job.largest_tile = std::min(tile, job.most_voxels);
 }
 
@@ -216,15 +233,16 @@ void tell(const Job& job) {
   const auto grid = [](const Grid& g) {
     std::ostringstream text;
     text.precision(4);
-    text << g.shape[0] << " x " << g.shape[1] << " x " << g.shape[2] << " voxels of " << g.voxel[0] << " x " << g.voxel[1] << " x "
-         << g.voxel[2] << " mm";
+    text << g.shape[0] << " x " << g.shape[1] << " x " << g.shape[2] << " voxels of " << g.voxel[0] << " x "
+         << g.voxel[1] << " x " << g.voxel[2] << " mm";
     return text.str();
   };
   std::ostringstream text;
   text.precision(3);
   text << "plan: " << grid(job.source) << " to " << grid(job.target) << "; engine " << job.engine_name;
   if (job.precision.value != MRISR_PRECISION_AUTO)
-    text << " in " << (job.precision.value == MRISR_PRECISION_BFLOAT16 ? "bfloat16" : "float32") << " (" << job.precision.why << ")";
+    text << " in " << (job.precision.value == MRISR_PRECISION_BFLOAT16 ? "bfloat16" : "float32") << " ("
+         << job.precision.why << ")";
   text << ", made in " << job.engine_seconds << " s; " << job.threads << (job.threads == 1 ? " thread" : " threads");
   job.model->say(MRISR_LOG_INFO, text.str());
 }
@@ -232,7 +250,9 @@ void tell(const Job& job) {
 void warn(const Job& job) {
   const Config& config = job.model->config;
   if (job.target.shape == job.source.shape && job.target.voxel == job.source.voxel)
-    job.model->say(MRISR_LOG_WARNING, "the target grid is the scan's own: hardly anything is gained; ask for a smaller voxel_size, or for factor");
+    job.model->say(
+        MRISR_LOG_WARNING,
+        "the target grid is the scan's own: hardly anything is gained; ask for a smaller voxel_size, or for factor");
   for (int d = 0; d < 3; ++d) {
     std::ostringstream text;
     const double in = job.source.voxel[d], out = job.target.voxel[d], step = job.psf[d].width / out;
@@ -244,8 +264,9 @@ void warn(const Job& job) {
     const Config::Range& range = job.psf[d].slice() ? config.trained_slice : config.trained_isotropic;
     if (range.known && step > range.high * (1 + config.grid.same_spacing)) {
       text.str("");
-      text << "axis " << d << ": " << job.psf[d].width << " mm acquired to " << out << " mm is " << step << "x finer, and "
-           << config.name << " was trained on " << range.low << "x to " << range.high << "x: do not rely on it";
+      text << "axis " << d << ": " << job.psf[d].width << " mm acquired to " << out << " mm is " << step
+           << "x finer, and " << config.name << " was trained on " << range.low << "x to " << range.high
+           << "x: do not rely on it";
       job.model->say(MRISR_LOG_WARNING, text.str());
     }
   }

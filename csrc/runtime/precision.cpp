@@ -43,7 +43,8 @@ FixedTile::FixedTile(const Config& config) : edge(shared::kTile) {
     vector[v.spacing.first + axis] = static_cast<float>(shared::kTileWidth);
     vector[v.width_known.first + axis] = 1;
     for (std::size_t p = 0; p < v.profiles.size(); ++p)
-      if (v.profiles[p] == "kspace") vector[v.profile.first + axis * static_cast<int>(v.profiles.size()) + static_cast<int>(p)] = 1;
+      if (v.profiles[p] == "kspace")
+        vector[v.profile.first + axis * static_cast<int>(v.profiles.size()) + static_cast<int>(p)] = 1;
   }
   const std::int64_t coarse = edge / config.guidance.stride;
   guidance.assign(static_cast<std::size_t>(config.guidance.channels * coarse * coarse * coarse), 0.0f);
@@ -78,16 +79,18 @@ Precision decide(mrisr_precision asked, const std::string& missing, const std::f
   if (asked == MRISR_PRECISION_FLOAT32) return {MRISR_PRECISION_FLOAT32, "asked for"};
   const bool must = asked == MRISR_PRECISION_BFLOAT16;
   if (!missing.empty()) {
-    if (must) MRISR_FAIL(MRISR_ERROR_ENGINE, "precision: bfloat16 was asked for, but " << missing << "; use float32, or auto");
+    if (must)
+      MRISR_FAIL(MRISR_ERROR_ENGINE, "precision: bfloat16 was asked for, but " << missing << "; use float32, or auto");
     return {MRISR_PRECISION_FLOAT32, "auto: " + missing};
   }
   const double found = measure();
   if (found <= shared::kTolerance)
-    return {MRISR_PRECISION_BFLOAT16, (must ? "asked for, which this processor has (" : "auto, which this processor has (") +
-                                          bfloat16_instructions() + "); differs from float32 by " + percent(found) +
-                                          " of a tile's residual (RMS)"};
-  const std::string wrong = "bfloat16 differs from float32 by " + percent(found) + " of a tile's residual (RMS), at most " +
-                            percent(shared::kTolerance) + " expected";
+    return {MRISR_PRECISION_BFLOAT16,
+            (must ? "asked for, which this processor has (" : "auto, which this processor has (") +
+                bfloat16_instructions() + "); differs from float32 by " + percent(found) +
+                " of a tile's residual (RMS)"};
+  const std::string wrong = "bfloat16 differs from float32 by " + percent(found) +
+                            " of a tile's residual (RMS), at most " + percent(shared::kTolerance) + " expected";
   if (must) MRISR_FAIL(MRISR_ERROR_ENGINE, "precision: " << wrong << "; use float32, or auto");
   return {MRISR_PRECISION_FLOAT32, "auto: " + wrong};
 }

@@ -27,8 +27,8 @@ void lay_out_fade(Workspace& w, Arena& arena, const Job& job) {
 
 void lay_out_consistency(Workspace& w, Arena& arena, const Job& job) {
   const Triple &fine = job.target.shape, &coarse = job.source.shape;
-  const std::int64_t between = std::max({job.forward.between(fine), job.adjoint.between(coarse), job.to_modes.between(coarse),
-                                         job.from_modes.between(coarse)});
+  const std::int64_t between = std::max({job.forward.between(fine), job.adjoint.between(coarse),
+                                         job.to_modes.between(coarse), job.from_modes.between(coarse)});
   w.consistency.residual = arena.take<float>(product(coarse));
   w.consistency.modes = arena.take<float>(product(coarse));
   w.consistency.a = arena.take<float>(between);
@@ -51,7 +51,8 @@ Workspace lay_out(const Job& job, void* base) {
   if (job.steps > 1) w.following = arena.take<float>(fine), w.before = arena.take<float>(fine);
   if (job.samples > 1) w.mean = arena.take<float>(fine), w.spread = arena.take<float>(fine);
   std::int64_t scratch = 1;
-  for (const Axes* axes : {&job.start, &job.forward, &job.adjoint, &job.to_modes, &job.from_modes, &job.plain, &job.linear})
+  for (const Axes* axes :
+       {&job.start, &job.forward, &job.adjoint, &job.to_modes, &job.from_modes, &job.plain, &job.linear})
     scratch = std::max(scratch, axes->scratch(job.threads));
   for (int d = 0; d < 3; ++d) {
     scratch = std::max<std::int64_t>(scratch, cpu::axis_scratch(target[d], job.threads));

@@ -8,13 +8,13 @@ namespace mrisr::runtime {
 
 struct Workspace {
   // All the way through.
-  float *lr, *y, *found;                   // the normalised scan; the start, later the result; the residual
-  float *state, *following, *before;       // of the sampler, beyond what it needs null
-  float *mean, *spread;                    // of several samples
-  float* scratch;                          // of axis_apply
+  float *lr, *y, *found;              // the normalised scan; the start, later the result; the residual
+  float *state, *following, *before;  // of the sampler, beyond what it needs null
+  float *mean, *spread;               // of several samples
+  float* scratch;                     // of axis_apply
   float* vector;
   std::uint8_t *bricks, *spare_bricks;
-  std::uint8_t* background;                // 1 where the scan has been masked
+  std::uint8_t* background;  // 1 where the scan has been masked
   std::int64_t* starts[3];
   float* weights[3];
 

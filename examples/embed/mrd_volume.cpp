@@ -112,10 +112,17 @@ Image read_image(Reader& reader) {
   const std::uint64_t count = std::uint64_t{h.matrix_size[0]} * h.matrix_size[1] * h.matrix_size[2];
   if (h.channels != 1 || count == 0) throw std::runtime_error("MESSAGES: expected images of one channel");
   switch (h.data_type) {
-    case 1: image.voxels = converted<std::uint16_t>(reader.skip(2 * count), count); break;
-    case 2: image.voxels = converted<std::int16_t>(reader.skip(2 * count), count); break;
-    case 5: image.voxels = converted<float>(reader.skip(4 * count), count); break;
-    default: throw std::runtime_error("MESSAGES: expected ushort, short or float voxels (magnitude images)");
+    case 1:
+      image.voxels = converted<std::uint16_t>(reader.skip(2 * count), count);
+      break;
+    case 2:
+      image.voxels = converted<std::int16_t>(reader.skip(2 * count), count);
+      break;
+    case 5:
+      image.voxels = converted<float>(reader.skip(4 * count), count);
+      break;
+    default:
+      throw std::runtime_error("MESSAGES: expected ushort, short or float voxels (magnitude images)");
   }
   return image;
 }
@@ -125,9 +132,11 @@ std::vector<Image> read_images(const char* path) {
   for (Reader reader(path); !reader.done();) {
     const auto kind = reader.take<std::uint16_t>();
     if (kind == kCloseMessage) break;
-    if (kind != kImageMessage) throw std::runtime_error("MESSAGES: expected image messages (1022), found " + std::to_string(kind));
+    if (kind != kImageMessage)
+      throw std::runtime_error("MESSAGES: expected image messages (1022), found " + std::to_string(kind));
     images.push_back(read_image(reader));
-    if (std::memcmp(images[0].header.matrix_size, images.back().header.matrix_size, sizeof(ImageHeader::matrix_size)) != 0)
+    if (std::memcmp(images[0].header.matrix_size, images.back().header.matrix_size, sizeof(ImageHeader::matrix_size)) !=
+        0)
       throw std::runtime_error("MESSAGES: images of different sizes are no volume");
   }
   if (images.empty()) throw std::runtime_error("MESSAGES: holds no image");
@@ -145,13 +154,15 @@ struct Volume {
 };
 
 Volume joined(std::vector<Image> images) {
-  std::sort(images.begin(), images.end(), [](const Image& a, const Image& b) { return along(a.header) < along(b.header); });
+  std::sort(images.begin(), images.end(),
+            [](const Image& a, const Image& b) { return along(a.header) < along(b.header); });
   const ImageHeader &first = images.front().header, &last = images.back().header;
   const auto* n = first.matrix_size;
   const auto slices = static_cast<std::int64_t>(images.size());
   if (slices > 1 && n[2] > 1) throw std::runtime_error("MESSAGES: several 3D images; send one volume at a time");
   Volume volume{{n[0], n[1], slices > 1 ? slices : n[2]}, {}, {}};
-  const double distance = slices > 1 ? (along(last) - along(first)) / static_cast<double>(slices - 1) : first.field_of_view[2] / n[2];
+  const double distance =
+      slices > 1 ? (along(last) - along(first)) / static_cast<double>(slices - 1) : first.field_of_view[2] / n[2];
   for (std::size_t k = 1; k < images.size(); ++k)
     if (std::fabs(along(images[k].header) - along(images[k - 1].header) - distance) > 0.02 * distance)
       throw std::runtime_error("MESSAGES: slices are missing, doubled or unevenly spaced");
@@ -170,13 +181,13 @@ Volume joined(std::vector<Image> images) {
 
 void print_dicom(const mrisr_geometry& g, const mrisr_run_info& info) {
   const double* a = g.affine;
-  const double *d = g.voxel_size;
+  const double* d = g.voxel_size;
   std::printf("Rows %lld\nColumns %lld\nPixelSpacing %.6g\\%.6g\n", static_cast<long long>(g.shape[1]),
               static_cast<long long>(g.shape[0]), d[1], d[0]);
   std::printf("SpacingBetweenSlices %.6g\nRescaleSlope %.9g\nClippedVoxels %lld\n", d[2], info.output_int16_scale,
               static_cast<long long>(info.output_int16_clipped));
-  std::printf("ImageOrientationPatient %.6f\\%.6f\\%.6f\\%.6f\\%.6f\\%.6f\n", a[0] / d[0], a[4] / d[0], a[8] / d[0], a[1] / d[1],
-              a[5] / d[1], a[9] / d[1]);
+  std::printf("ImageOrientationPatient %.6f\\%.6f\\%.6f\\%.6f\\%.6f\\%.6f\n", a[0] / d[0], a[4] / d[0], a[8] / d[0],
+              a[1] / d[1], a[5] / d[1], a[9] / d[1]);
   for (std::int64_t k = 0; k < g.shape[2]; ++k)
     std::printf("ImagePositionPatient %.6g\\%.6g\\%.6g\n", a[3] + k * a[2], a[7] + k * a[6], a[11] + k * a[10]);
 }
@@ -210,7 +221,9 @@ void upscale(char** argv, const char* voxel_size) {
   run.input = in.voxels.data();
   run.output_int16 = out.data();
   // MRD and DICOM have x fastest; stated, because the library's own default is the last axis.
-  const auto x_fastest = [](const std::int64_t n[3], std::int64_t to[3]) { to[0] = 1, to[1] = n[0], to[2] = n[0] * n[1]; };
+  const auto x_fastest = [](const std::int64_t n[3], std::int64_t to[3]) {
+    to[0] = 1, to[1] = n[0], to[2] = n[0] * n[1];
+  };
   x_fastest(in.shape, run.input_stride);
   x_fastest(grid.shape, run.output_stride);
   check(mrisr_run(job.get(), &run, &info), "run");

@@ -47,8 +47,10 @@ void bad_arguments() {
   const Index origin[3] = {0, 0, 0}, outside[3] = {2, 0, 0};
   const float* const weights[3] = {x, x, x};
   const float* const missing[3] = {x, nullptr, x};
-  const View<float, 3> one = contiguous3(x, 1, 1, 1), negative{x, {1, -1, 1}, {1, 1, 1}}, null{nullptr, {1, 1, 1}, {1, 1, 1}};
-  const View<const float, 3> tile{x, {1, 1, 1}, {1, 1, 1}}, gaps{x, {1, 1, 2}, {4, 4, 2}}, empty{x, {0, 1, 1}, {1, 1, 1}};
+  const View<float, 3> one = contiguous3(x, 1, 1, 1), negative{x, {1, -1, 1}, {1, 1, 1}},
+                       null{nullptr, {1, 1, 1}, {1, 1, 1}};
+  const View<const float, 3> tile{x, {1, 1, 1}, {1, 1, 1}}, gaps{x, {1, 1, 2}, {4, 4, 2}},
+      empty{x, {0, 1, 1}, {1, 1, 1}};
   refuses("threads must be at least 1; it is 0", [] { parallel_for(4, 1, 0, [](Index, Index) {}); });
   refuses("grain must be at least 1", [] { parallel_for(4, 0, 1, [](Index, Index) {}); });
   refuses("size[1] must not be negative; it is -1", [&] { cpu::blend_add(negative, tile, origin, weights, 1); });
@@ -91,7 +93,8 @@ void every_index_once() {
           for (Index i = b; i < e; ++i) ++seen[static_cast<std::size_t>(begin + i)];
         });
       });
-      for (const auto& count : seen) expect(count == 1, "parallel_for: an index ran " + std::to_string(count) + " times");
+      for (const auto& count : seen)
+        expect(count == 1, "parallel_for: an index ran " + std::to_string(count) + " times");
     }
 }
 
@@ -102,9 +105,7 @@ void exceptions_come_back() {
       parallel_for(100, 1, threads, [](Index begin, Index end) {
         if (begin <= 50 && 50 < end) throw std::runtime_error("fifty");
       });
-    } catch (const std::runtime_error& error) {
-      caught = error.what() == std::string("fifty");
-    }
+    } catch (const std::runtime_error& error) { caught = error.what() == std::string("fifty"); }
     expect(caught, "parallel_for: the exception was lost");
     every_index_once();  // and the pool still works
   }
@@ -149,7 +150,8 @@ void beyond_two_to_the_31() {
   cpu::gather(contiguous3(back.data(), 3, 3, 5), read, corner, 2);  // one voxel more: the edge is repeated
   for (Index i = 0; i < 45; ++i) {
     const Index x = std::min<Index>(i / 15, 1), y = std::min<Index>(i / 5 % 3, 1), z = std::min<Index>(i % 5, 3);
-    expect(back[static_cast<std::size_t>(i)] == tile[static_cast<std::size_t>(x * 8 + y * 4 + z)], "beyond 2^31: wrong voxel");
+    expect(back[static_cast<std::size_t>(i)] == tile[static_cast<std::size_t>(x * 8 + y * 4 + z)],
+           "beyond 2^31: wrong voxel");
   }
   munmap(memory, bytes);
 }
@@ -177,12 +179,14 @@ void guard_pages_guard() {
 
 int main() {
   using namespace mrisr::test;
-  const std::pair<const char*, void (*)()> tests[] = {
-      {"guard_pages_guard", guard_pages_guard},
-      {"bad_arguments", bad_arguments},       {"nothing_to_do", nothing_to_do},
-      {"every_index_once", every_index_once}, {"exceptions_come_back", exceptions_come_back},
-      {"many_callers", many_callers},         {"philox_known_answers", philox_known_answers},
-      {"beyond_two_to_the_31", beyond_two_to_the_31}};
+  const std::pair<const char*, void (*)()> tests[] = {{"guard_pages_guard", guard_pages_guard},
+                                                      {"bad_arguments", bad_arguments},
+                                                      {"nothing_to_do", nothing_to_do},
+                                                      {"every_index_once", every_index_once},
+                                                      {"exceptions_come_back", exceptions_come_back},
+                                                      {"many_callers", many_callers},
+                                                      {"philox_known_answers", philox_known_answers},
+                                                      {"beyond_two_to_the_31", beyond_two_to_the_31}};
   for (const auto& [name, test] : tests) {
     const int before = failures;
     test();

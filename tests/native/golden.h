@@ -22,9 +22,9 @@ struct Item {
 
   Index count() const;
   int rank() const { return static_cast<int>(size.size()); }
-  bool contiguous() const;    // axes of size 1 have no say
-  bool channels_last() const; // [N, C, D, H, W] lying in memory as [N, D, H, W, C]
-  Item in_rows() const;       // the same values, contiguous
+  bool contiguous() const;     // axes of size 1 have no say
+  bool channels_last() const;  // [N, C, D, H, W] lying in memory as [N, D, H, W, C]
+  Item in_rows() const;        // the same values, contiguous
   Index integer(Index at = 0) const;
   std::string text() const { return {bytes.begin(), bytes.end()}; }
 };

@@ -25,7 +25,8 @@ Found run(const Case& c, const Setting& s) {
   const auto from = s.given<float>(x);
   const auto coefficients = s.given<double>(matrix);
   auto out = s.fresh(expected.count());
-  cpu::axis_apply(out.data(), from.data(), coefficients.data(), sizes.outer, n_in, n_out, sizes.inner, kDrop, s.threads);
+  cpu::axis_apply(out.data(), from.data(), coefficients.data(), sizes.outer, n_in, n_out, sizes.inner, kDrop,
+                  s.threads);
   Found found{{"expected", logical(out)}};
 
   // The gradient is the adjoint: the transposed matrix.

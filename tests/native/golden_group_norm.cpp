@@ -25,7 +25,8 @@ Found run(const Case& c, const Setting& s) {
   cpu::group_norm_merge(mean.data(), rstd.data(), partials.freeze().data(), n, shape.slabs(), shape.groups, 1e-5);
   auto a = s.fresh(n * channels), b = s.fresh(n * channels), m = s.fresh(n * channels);
   const Folded folded{a.data(), b.data(), m.data()};
-  cpu::group_norm_fold(folded, mean.data(), rstd.data(), {weight.data(), bias.data(), scale.data(), shift.data()}, shape);
+  cpu::group_norm_fold(folded, mean.data(), rstd.data(), {weight.data(), bias.data(), scale.data(), shift.data()},
+                       shape);
   auto y = s.fresh(map.item.count());
   cpu::group_norm_apply(y.data(), x.data(), folded, act_of(c), shape, Dtype::f32, s.threads);
   Found found{{"expected", map.values(y)}};
@@ -41,7 +42,8 @@ Found run(const Case& c, const Setting& s) {
     for (Index k = 0; k < map.voxels && mask.count(); ++k) count += mask[i * map.voxels + k] != 0;
     for (Index g = 0; g < shape.groups; ++g) {
       const double r = rstd[i * shape.groups + g], mu = mean[i * shape.groups + g];
-      const double rest = mu - static_cast<float>(mu), values = std::max(1.0, count) * static_cast<double>(shape.per_group());
+      const double rest = mu - static_cast<float>(mu),
+                   values = std::max(1.0, count) * static_cast<double>(shape.per_group());
       double over_offset = 0, over_gain = 0;
       for (Index k = g * shape.per_group(); k < (g + 1) * shape.per_group(); ++k) {
         const auto at = static_cast<std::size_t>(i * channels + k);
@@ -81,7 +83,8 @@ Found run(const Case& c, const Setting& s) {
       if (!per_sample)
         line[static_cast<std::size_t>(channel)] += (of_gain ? d_gain[k] : d_offset[k]) * one;
       else
-        line[k] = of_gain ? d_gain[k] * number(weight, channel, 1.0) + d_offset[k] * number(bias, channel, 0.0) : d_offset[k];
+        line[k] =
+            of_gain ? d_gain[k] * number(weight, channel, 1.0) + d_offset[k] * number(bias, channel, 0.0) : d_offset[k];
     }
   }
   return found;

@@ -16,8 +16,8 @@ Found run(const Case& c, const Setting& s) {
   const auto [lead, size] = volumes(x);
   const Item* field = c.find("displacement");
   const bool each = field != nullptr && field->rank() == 5;
-  Sampling sampling{each ? field->size[0] : 1, each ? lead / field->size[0] : lead, {}, {}, {}, !each, spline.order,
-                    spline.boundary};
+  Sampling sampling{
+      each ? field->size[0] : 1, each ? lead / field->size[0] : lead, {}, {}, {}, !each, spline.order, spline.boundary};
   Index padded = lead;
   std::array<Index, 3> extended{};
   for (int d = 0; d < 3; ++d) {

@@ -19,7 +19,7 @@ Found run(const Case& c, const Setting& s) {
   auto dx = s.fresh(map.item.count());
   auto sums = s.fresh<double>(map.n * shape.slabs() * map.channels * 2);
   cpu::rms_norm_backward(dx.data(), sums.data(), grad.data(), x.data(), scale.data(), shift.data(), kEps, act_of(c),
-                             shape, Dtype::f32, s.threads);
+                         shape, Dtype::f32, s.threads);
   found["d.x"] = map.values(dx);
   const char* const names[2] = {"d.shift", "d.scale"};
   for (int k = 0; k < 2; ++k) {

@@ -41,7 +41,8 @@ Item Item::in_rows() const {
   Item rows = *this;
   const auto values = logical(reinterpret_cast<const float*>(bytes.data()), size, stride);
   if (kind != Kind::f32) throw std::runtime_error("goldens: only float32 items are copied into rows");
-  for (std::size_t i = 0; i < values.size(); ++i) reinterpret_cast<float*>(rows.bytes.data())[i] = static_cast<float>(values[i]);
+  for (std::size_t i = 0; i < values.size(); ++i)
+    reinterpret_cast<float*>(rows.bytes.data())[i] = static_cast<float>(values[i]);
   Index step = 1;
   for (std::size_t d = size.size(); d-- > 0; step *= size[d]) rows.stride[d] = step;
   return rows;

@@ -15,7 +15,9 @@ inline std::string read_text(const std::string& path) {
   return text.str();
 }
 
-inline void write_text(const std::string& path, const std::string& text) { std::ofstream(path, std::ios::binary) << text; }
+inline void write_text(const std::string& path, const std::string& text) {
+  std::ofstream(path, std::ios::binary) << text;
+}
 
 class BundleFiles {
  public:
@@ -30,7 +32,9 @@ class BundleFiles {
   ~BundleFiles() { std::filesystem::remove_all(folder); }
 
   // config.json with one text replaced.
-  void change(const std::string& from, const std::string& to) const { write_text(folder + "/config.json", changed(from, to)); }
+  void change(const std::string& from, const std::string& to) const {
+    write_text(folder + "/config.json", changed(from, to));
+  }
   std::string changed(const std::string& from, const std::string& to) const {
     std::string text = config;
     const std::size_t at = text.find(from);

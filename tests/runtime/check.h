@@ -20,14 +20,14 @@ inline int result(const char* name) {
 
 }  // namespace check
 
-#define EXPECT(condition) \
-  do {                    \
+#define EXPECT(condition)                                                      \
+  do {                                                                         \
     if (!(condition)) check::fail(__FILE__, __LINE__, "expected " #condition); \
   } while (false)
 
-#define EXPECT_TEXT(text, part)                                                                       \
-  do {                                                                                                \
-    const std::string found_ = (text);                                                                \
-    if (found_.find(part) == std::string::npos)                                                       \
-      check::fail(__FILE__, __LINE__, "expected '" + std::string(part) + "' in '" + found_ + "'");    \
+#define EXPECT_TEXT(text, part)                                                                    \
+  do {                                                                                             \
+    const std::string found_ = (text);                                                             \
+    if (found_.find(part) == std::string::npos)                                                    \
+      check::fail(__FILE__, __LINE__, "expected '" + std::string(part) + "' in '" + found_ + "'"); \
   } while (false)

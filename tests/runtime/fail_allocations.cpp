@@ -142,7 +142,8 @@ long fail_each(const char* name, Call&& call) {
       const mrisr_status status = call();
       const long left = live - held;
       fail_from = -1;
-      const std::string where = std::string(name) + ", allocation " + std::to_string(n) + (stays ? " and all later" : "");
+      const std::string where =
+          std::string(name) + ", allocation " + std::to_string(n) + (stays ? " and all later" : "");
       if (status != MRISR_OK && status != MRISR_ERROR_MEMORY)
         check::fail(__FILE__, __LINE__, where + ": " + mrisr_status_name(status) + ": " + mrisr_last_error());
       if (status == MRISR_ERROR_MEMORY && std::string(mrisr_last_error()).find("memory") == std::string::npos)
@@ -169,7 +170,8 @@ int main() {
   long running = 0;
   if (model != nullptr) running = fail_each("plan and run", [&] { return plan_and_run(model); });
   mrisr_close(model);
-  std::printf("%ld allocations in open, %ld in plan and run: each failed once, and with all later ones\n", opening, running);
+  std::printf("%ld allocations in open, %ld in plan and run: each failed once, and with all later ones\n", opening,
+              running);
   EXPECT(opening > 100 && running > 10);
   return check::result("fail_allocations");
 }

@@ -65,18 +65,44 @@ int judge_all(const std::string& cases) {
 }
 
 std::string changed(std::string text, std::mt19937_64& random) {
-  static const char* const pieces[] = {"{", "}", "[", "]", "\"", ",", ":", "\\u0000", "\\ud800", "\xff",
-                                       "\xf4\x90\x80\x80", "1e999", "-", "0", "NaN", "null", "true", "../",
-                                       "[[[[[[[[[[[[[[[[[[", "99999999999999999999"};
+  static const char* const pieces[] = {"{",
+                                       "}",
+                                       "[",
+                                       "]",
+                                       "\"",
+                                       ",",
+                                       ":",
+                                       "\\u0000",
+                                       "\\ud800",
+                                       "\xff",
+                                       "\xf4\x90\x80\x80",
+                                       "1e999",
+                                       "-",
+                                       "0",
+                                       "NaN",
+                                       "null",
+                                       "true",
+                                       "../",
+                                       "[[[[[[[[[[[[[[[[[[",
+                                       "99999999999999999999"};
   const auto below = [&](std::size_t n) { return n == 0 ? 0 : static_cast<std::size_t>(random() % n); };
   for (std::size_t n = 1 + below(4) * below(4); n > 0 && !text.empty(); --n) {
     const std::size_t i = below(text.size()), length = below(2) ? 1 : below(80);
     switch (below(5)) {
-      case 0: text[i] = static_cast<char>(random()); break;
-      case 1: text.erase(i, length); break;
-      case 2: text.insert(i, text, below(text.size()), length); break;
-      case 3: text.replace(i, length, pieces[below(std::size(pieces))]); break;
-      default: text.insert(i, pieces[below(std::size(pieces))]);
+      case 0:
+        text[i] = static_cast<char>(random());
+        break;
+      case 1:
+        text.erase(i, length);
+        break;
+      case 2:
+        text.insert(i, text, below(text.size()), length);
+        break;
+      case 3:
+        text.replace(i, length, pieces[below(std::size(pieces))]);
+        break;
+      default:
+        text.insert(i, pieces[below(std::size(pieces))]);
     }
   }
   return text;

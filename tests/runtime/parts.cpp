@@ -36,11 +36,39 @@ std::string refusal(Call&& call, mrisr_status status = MRISR_ERROR_MODEL) {
 
 void test_json() {
   const Json good = parse_json(R"( {"a": [1, -2.5e3, true, null], "b": "\u00e9\ud83e\udde0\n"} )", "x");
-  EXPECT(good.find("a")->list[1].number == -2500 && !good.find("a")->list[1].whole && good.find("a")->list[0].integer == 1);
+  EXPECT(good.find("a")->list[1].number == -2500 && !good.find("a")->list[1].whole &&
+         good.find("a")->list[0].integer == 1);
   EXPECT(good.find("b")->text == "\xc3\xa9\xf0\x9f\xa7\xa0\n");
-  const char* const bad[] = {"", "{", "[1,]", "{\"a\":1,}", "01", "1.", ".5", "1e", "+1", "nul", "NaN", "Infinity", "-",
-                             "1e999", "\"a", "\"\t\"", "\"\\x\"", "\"\\u12\"", "\"\\ud800\"", "\"\\udc00\"", "\"\\ud800\\u0041\"",
-                             "\"\xff\"", "\"\xc0\x80\"", "\"\xed\xa0\x80\"", "\"\xf5\x80\x80\x80\"", "\"\xc3\"", "{} {}", "{1:2}", "[1 2]", "'a'"};
+  const char* const bad[] = {"",
+                             "{",
+                             "[1,]",
+                             "{\"a\":1,}",
+                             "01",
+                             "1.",
+                             ".5",
+                             "1e",
+                             "+1",
+                             "nul",
+                             "NaN",
+                             "Infinity",
+                             "-",
+                             "1e999",
+                             "\"a",
+                             "\"\t\"",
+                             "\"\\x\"",
+                             "\"\\u12\"",
+                             "\"\\ud800\"",
+                             "\"\\udc00\"",
+                             "\"\\ud800\\u0041\"",
+                             "\"\xff\"",
+                             "\"\xc0\x80\"",
+                             "\"\xed\xa0\x80\"",
+                             "\"\xf5\x80\x80\x80\"",
+                             "\"\xc3\"",
+                             "{} {}",
+                             "{1:2}",
+                             "[1 2]",
+                             "'a'"};
   for (const char* text : bad) EXPECT_TEXT(refusal([&] { parse_json(text, "x"); }), "x: not JSON (");
   EXPECT_TEXT(refusal([] { parse_json("{\"a\":1,\"a\":2}", "x"); }), "'a' stands twice");
   EXPECT_TEXT(refusal([] { parse_json(std::string(100000, '['), "x"); }), "nests more than 16 levels");
@@ -55,7 +83,8 @@ void test_json() {
 void test_sha256() {
   const auto of = [](const std::string& text) {
     Sha256 sum;
-    for (std::size_t i = 0; i < text.size(); i += 7) sum.add(text.data() + i, std::min<std::size_t>(7, text.size() - i));
+    for (std::size_t i = 0; i < text.size(); i += 7)
+      sum.add(text.data() + i, std::min<std::size_t>(7, text.size() - i));
     return sum.hex();
   };
   EXPECT(of("") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
@@ -65,7 +94,8 @@ void test_sha256() {
 
 void test_config(const BundleFiles& files) {
   const Config config = parse_config(files.config, "c");
-  EXPECT(config.name == "base" && config.network.widths[0] == 32 && config.tiling.overlap == 24 && config.vector.profile.first == 8);
+  EXPECT(config.name == "base" && config.network.widths[0] == 32 && config.tiling.overlap == 24 &&
+         config.vector.profile.first == 8);
   const struct {
     const char *from, *to, *text;
   } changes[] = {

@@ -118,7 +118,8 @@ Volume scan() {
       for (int64_t k = 0; k < kShape[2]; ++k) {
         const double x = (i + 0.5) / kShape[0] - 0.5, y = (j + 0.5) / kShape[1] - 0.5, z = (k + 0.5) / kShape[2] - 0.5;
         const double r = std::sqrt(x * x + y * y + z * z), noise = ((i * 7919 + j * 104729 + k * 1299709) % 97) / 97.0;
-        v.push_back(static_cast<float>(std::floor((r < 0.33 ? 500 + 200 * std::sin(25 * x) * std::cos(21 * y) : 0) + 8 * noise)));
+        v.push_back(static_cast<float>(
+            std::floor((r < 0.33 ? 500 + 200 * std::sin(25 * x) * std::cos(21 * y) : 0) + 8 * noise)));
       }
   return v;
 }
@@ -222,23 +223,30 @@ void test_plan_errors(const Bench& bench) {
   };
   argument("options: struct_size is 0; call its _init function first", [](How& how, Engine&) { how.struct_size = 0; });
   argument("engine: struct_size is 0", [](How&, Engine& engine) { engine.struct_size = 0; });
-  argument("shape: expected at least 2 voxels along every axis, found 36 x 1 x 28", [](How& how, Engine&) { how.shape[1] = 1; });
+  argument("shape: expected at least 2 voxels along every axis, found 36 x 1 x 28",
+           [](How& how, Engine&) { how.shape[1] = 1; });
   argument("shape: expected at most 16384 voxels along axis 0", [](How& how, Engine&) { how.shape[0] = 20000; });
-  argument("shape: expected at most 2^31 voxels", [](How& how, Engine&) { how.shape[0] = how.shape[1] = how.shape[2] = 2000; });
-  argument("voxel_size: expected three positive numbers, found 0.7, -1, 0.7", [](How& how, Engine&) { how.voxel_size[0] = how.voxel_size[2] = 0.7, how.voxel_size[1] = -1; });
+  argument("shape: expected at most 2^31 voxels",
+           [](How& how, Engine&) { how.shape[0] = how.shape[1] = how.shape[2] = 2000; });
+  argument("voxel_size: expected three positive numbers, found 0.7, -1, 0.7",
+           [](How& how, Engine&) { how.voxel_size[0] = how.voxel_size[2] = 0.7, how.voxel_size[1] = -1; });
   argument("voxel_size: the output would have", [](How& how, Engine&) { how.voxel_size[1] = 1e-6; });
   argument("factor: expected three positive numbers, found 2, 0, 0", [](How& how, Engine&) { how.factor[0] = 2; });
   argument("psf_stated: expected 0 to 1, found 2", [](How& how, Engine&) { how.psf_stated = 2; });
-  argument("psf[2].kind: expected a mrisr_psf_kind", [](How& how, Engine&) { how.psf_stated = 1, how.psf[2].kind = 9; });
-  argument("psf[0].window: expected a mrisr_psf_window", [](How& how, Engine&) { how.psf_stated = 1, how.psf[0].window = -1; });
+  argument("psf[2].kind: expected a mrisr_psf_kind",
+           [](How& how, Engine&) { how.psf_stated = 1, how.psf[2].kind = 9; });
+  argument("psf[0].window: expected a mrisr_psf_window",
+           [](How& how, Engine&) { how.psf_stated = 1, how.psf[0].window = -1; });
   argument("psf[1].width: expected mm above 0", [&](How& how, Engine&) { how.psf_stated = 1, how.psf[1].width = nan; });
   argument("mode: expected 0 to 2, found 3", [](How& how, Engine&) { how.mode = 3; });
-  argument("mode: mean is one noiseless step, found steps=4", [](How& how, Engine&) { how.mode = MRISR_MODE_MEAN, how.steps = 4; });
+  argument("mode: mean is one noiseless step, found steps=4",
+           [](How& how, Engine&) { how.mode = MRISR_MODE_MEAN, how.steps = 4; });
   argument("steps: expected 1 to 1000, found 0", [](How& how, Engine&) { how.steps = 0; });
   argument("samples: expected 1 to 100000, found 0", [](How& how, Engine&) { how.samples = 0; });
   argument("consistency: expected 0 to 2, found 5", [](How& how, Engine&) { how.consistency = 5; });
   argument("threads: expected 0 to 1024, found -1", [](How& how, Engine&) { how.threads = -1; });
-  argument("tile: expected 0, or at least 48 voxels", [](How& how, Engine&) { how.tile[0] = how.tile[1] = how.tile[2] = 40; });
+  argument("tile: expected 0, or at least 48 voxels",
+           [](How& how, Engine&) { how.tile[0] = how.tile[1] = how.tile[2] = 40; });
   argument("tile: expected 0, or at least 48 voxels", [](How& how, Engine&) { how.tile[0] = 64; });
   argument("tile_fixed: expected 0 to 1, found 2", [](How& how, Engine&) { how.tile_fixed = 2; });
   argument("denoise: expected a number from 0 to 1, found 1.5", [](How& how, Engine&) { how.denoise = 1.5; });
@@ -254,7 +262,8 @@ void test_plan_errors(const Bench& bench) {
   geometry("affine: it has NaN or infinite entries", 3, nan);
   geometry("affine: the last row must be 0 0 0 1, found 0 0 0 2", 15, 2);
   geometry("mm has a zero; set the true voxel size", 5, 0);
-  bench.refuses(MRISR_ERROR_GEOMETRY, "affine: it is not invertible", [](How& how, Engine&) { how.affine[4] = how.affine[1] = 1.4; });
+  bench.refuses(MRISR_ERROR_GEOMETRY, "affine: it is not invertible",
+                [](How& how, Engine&) { how.affine[4] = how.affine[1] = 1.4; });
   bench.refuses(MRISR_ERROR_MEMORY, "a budget of 1MB is too small for this job; the smallest that works is",
                 [](How& how, Engine&) { how.memory = 1000000; });
   mrisr_job* job = nullptr;
@@ -265,7 +274,8 @@ void test_plan_errors(const Bench& bench) {
   EXPECT(mrisr_plan(bench.model, nullptr, nullptr) == MRISR_ERROR_ARGUMENT);
   EXPECT_TEXT(mrisr_last_error(), "job: is NULL");
   if (mrisr_builtin_engine() == nullptr)
-    bench.refuses(MRISR_ERROR_ENGINE, "built without OpenVINO; give mrisr_plan_options.engine", [](How& how, Engine&) { how.engine = nullptr; });
+    bench.refuses(MRISR_ERROR_ENGINE, "built without OpenVINO; give mrisr_plan_options.engine",
+                  [](How& how, Engine&) { how.engine = nullptr; });
 }
 
 void test_run_errors(const Bench& bench) {
@@ -285,23 +295,33 @@ void test_run_errors(const Bench& bench) {
   broken[5] = NAN, broken[6] = INFINITY;
   refused(MRISR_ERROR_ARGUMENT, "options: struct_size is 0", [](Options& o, auto&) { o.struct_size = 0; });
   refused(MRISR_ERROR_ARGUMENT, "input: is NULL", [](Options& o, auto&) { o.input = nullptr; });
-  refused(MRISR_ERROR_ARGUMENT, "output: is NULL, and so is output_int16", [](Options& o, auto&) { o.output = nullptr; });
-  refused(MRISR_ERROR_ARGUMENT, "output_int16_scale: expected 0 or more, found -2", [](Options& o, auto&) { o.output_int16_scale = -2; });
-  refused(MRISR_ERROR_ARGUMENT, "output_int16_scale: expected 0 or more, found nan", [](Options& o, auto&) { o.output_int16_scale = NAN; });
+  refused(MRISR_ERROR_ARGUMENT, "output: is NULL, and so is output_int16",
+          [](Options& o, auto&) { o.output = nullptr; });
+  refused(MRISR_ERROR_ARGUMENT, "output_int16_scale: expected 0 or more, found -2",
+          [](Options& o, auto&) { o.output_int16_scale = -2; });
+  refused(MRISR_ERROR_ARGUMENT, "output_int16_scale: expected 0 or more, found nan",
+          [](Options& o, auto&) { o.output_int16_scale = NAN; });
   refused(MRISR_ERROR_ARGUMENT, "output and output_int16: must not overlap",
           [](Options& o, Result& r) { o.output_int16 = reinterpret_cast<int16_t*>(r.out.data()) + 1; });
-  refused(MRISR_ERROR_ARGUMENT, "input and output: must not overlap", [](Options& o, Result& r) { o.input = r.out.data() + 7; });
-  refused(MRISR_ERROR_ARGUMENT, "input_element: expected a mrisr_element", [](Options& o, auto&) { o.input_element = 4; });
-  refused(MRISR_ERROR_ARGUMENT, "input_stride: expected three strides", [](Options& o, auto&) { o.input_stride[0] = 1; });
-  refused(MRISR_ERROR_ARGUMENT, "output_stride: expected three strides", [](Options& o, auto&) { o.output_stride[1] = 1; });
+  refused(MRISR_ERROR_ARGUMENT, "input and output: must not overlap",
+          [](Options& o, Result& r) { o.input = r.out.data() + 7; });
+  refused(MRISR_ERROR_ARGUMENT, "input_element: expected a mrisr_element",
+          [](Options& o, auto&) { o.input_element = 4; });
+  refused(MRISR_ERROR_ARGUMENT, "input_stride: expected three strides",
+          [](Options& o, auto&) { o.input_stride[0] = 1; });
+  refused(MRISR_ERROR_ARGUMENT, "output_stride: expected three strides",
+          [](Options& o, auto&) { o.output_stride[1] = 1; });
   refused(MRISR_ERROR_ARGUMENT, "spread: one sample has none", [](Options& o, Result& r) { o.spread = r.out.data(); });
-  refused(MRISR_ERROR_MEMORY, "workspace: 100 bytes, this job needs", [&](Options& o, auto&) { o.workspace = memory, o.workspace_size = 100; });
+  refused(MRISR_ERROR_MEMORY, "workspace: 100 bytes, this job needs",
+          [&](Options& o, auto&) { o.workspace = memory, o.workspace_size = 100; });
   refused(MRISR_ERROR_ARGUMENT, "workspace: must be aligned to 64 bytes", [&](Options& o, auto&) {
     const auto address = reinterpret_cast<std::uintptr_t>(memory);
     o.workspace = reinterpret_cast<void*>((address + 63) / 64 * 64 + 8), o.workspace_size = std::uint64_t{1} << 40;
   });
-  refused(MRISR_ERROR_INPUT, "input: 2 NaN or infinite voxels of 40320", [&](Options& o, auto&) { o.input = broken.data(); });
-  refused(MRISR_ERROR_INPUT, "input: the volume is constant (every voxel 3)", [&](Options& o, auto&) { o.input = flat.data(); });
+  refused(MRISR_ERROR_INPUT, "input: 2 NaN or infinite voxels of 40320",
+          [&](Options& o, auto&) { o.input = broken.data(); });
+  refused(MRISR_ERROR_INPUT, "input: the volume is constant (every voxel 3)",
+          [&](Options& o, auto&) { o.input = flat.data(); });
   fake.fail_at = fake.runs;
   refused(MRISR_ERROR_ENGINE, "fake: run returned 7: as it was told to", [](auto&, auto&) {});
   EXPECT(mrisr_run(nullptr, nullptr, nullptr) == MRISR_ERROR_ARGUMENT);
@@ -380,12 +400,14 @@ void test_elements_and_strides(const Bench& bench) {
   const Volume input = scan();
   const Result plain = run(job, input);
   std::vector<std::int16_t> whole(input.begin(), input.end());
-  const Result narrow = run(job, input, [&](mrisr_run_options& o, Result&) { o.input = whole.data(), o.input_element = MRISR_INT16; });
+  const Result narrow =
+      run(job, input, [&](mrisr_run_options& o, Result&) { o.input = whole.data(), o.input_element = MRISR_INT16; });
   EXPECT(plain.out == narrow.out);
   Volume turned(input.size());  // first axis fastest
   for (int64_t i = 0; i < kShape[0]; ++i)
     for (int64_t j = 0; j < kShape[1]; ++j)
-      for (int64_t k = 0; k < kShape[2]; ++k) turned[(k * kShape[1] + j) * kShape[0] + i] = input[(i * kShape[1] + j) * kShape[2] + k];
+      for (int64_t k = 0; k < kShape[2]; ++k)
+        turned[(k * kShape[1] + j) * kShape[0] + i] = input[(i * kShape[1] + j) * kShape[2] + k];
   const Result strided = run(job, input, [&](mrisr_run_options& o, Result& r) {
     const int64_t* n = r.geometry.shape;
     o.input = turned.data();
@@ -396,7 +418,8 @@ void test_elements_and_strides(const Bench& bench) {
   bool same = strided.status == MRISR_OK;
   for (int64_t i = 0; i < n[0]; ++i)
     for (int64_t j = 0; j < n[1]; ++j)
-      for (int64_t k = 0; k < n[2]; ++k) same = same && strided.out[(k * n[1] + j) * n[0] + i] == plain.out[(i * n[1] + j) * n[2] + k];
+      for (int64_t k = 0; k < n[2]; ++k)
+        same = same && strided.out[(k * n[1] + j) * n[0] + i] == plain.out[(i * n[1] + j) * n[2] + k];
   EXPECT(same);
   mrisr_job_close(job);
 }
@@ -613,7 +636,8 @@ void test_fixed_tile(const Bench& bench) {
     how.tile[0] = how.tile[1] = how.tile[2] = 48;
   };
   Fake fake;
-  const Result tiled = bench.once(fake, plain), again = bench.once(fake, [&](auto& how) { plain(how), how.tile_fixed = 1; });
+  const Result tiled = bench.once(fake, plain),
+               again = bench.once(fake, [&](auto& how) { plain(how), how.tile_fixed = 1; });
   EXPECT(tiled.info.tile[2] == 48 && tiled.out == again.out);
   bench.refuses(MRISR_ERROR_MEMORY, "fixed tile", [](mrisr_plan_options& how, mrisr_engine_vtable& engine) {
     how.tile[0] = how.tile[1] = how.tile[2] = 512, how.tile_fixed = 1;
@@ -660,7 +684,8 @@ void test_log(const Bench& bench) {
   mrisr_open_options_init(&options, sizeof options);
   options.log_user = &said;
   options.log = [](void* user, int32_t level, const char* text) {
-    *static_cast<std::string*>(user) += (level == MRISR_LOG_WARNING ? "warning: " : "info: ") + std::string(text) + "\n";
+    *static_cast<std::string*>(user) +=
+        (level == MRISR_LOG_WARNING ? "warning: " : "info: ") + std::string(text) + "\n";
   };
   mrisr_model* model = nullptr;
   EXPECT(mrisr_open(bench.files.folder.c_str(), &options, &model) == MRISR_OK);
@@ -670,7 +695,9 @@ void test_log(const Bench& bench) {
   how.voxel_size[0] = 3, how.voxel_size[2] = 0.2;
   mrisr_job* job = nullptr;
   EXPECT(mrisr_plan(model, &how, &job) == MRISR_OK);
-  EXPECT_TEXT(said, "info: plan: 36 x 40 x 28 voxels of 1.4 x 1.4 x 1.4 mm to 17 x 80 x 196 voxels of 3 x 0.7 x 0.2 mm; engine fake, made in");
+  EXPECT_TEXT(said,
+              "info: plan: 36 x 40 x 28 voxels of 1.4 x 1.4 x 1.4 mm to 17 x 80 x 196 voxels of 3 x 0.7 x 0.2 mm; "
+              "engine fake, made in");
   EXPECT_TEXT(said, "warning: axis 0: the input (1.4 mm) is already finer than the target (3 mm)");
   EXPECT_TEXT(said, "axis 2: 1.4 mm acquired to 0.2 mm is 7x finer, and base was trained on 1x to 4x");
   mrisr_close(model);  // the job keeps what it needs

@@ -23,7 +23,15 @@ pytestmark = pytest.mark.usefixtures("few_probes")
 
 @pytest.fixture
 def config(scans):
-    return replace(CONFIGS["tiny"], data=(str(scans),), hold_out=("bela",), steps=6, save_every=3, validate_every=3)
+    """Of real scans alone, one of them held out. Making heads and validating is most of the time of so few steps."""
+    few = dict(steps=6, save_every=3, validate_every=3, synthetic=0)
+    return replace(CONFIGS["tiny"], data=(str(scans),), hold_out=("bela",), **few)
+
+
+@pytest.fixture
+def unwatched(config):
+    """The same, where nobody is held out: nothing is validated."""
+    return replace(config, hold_out=())
 
 
 def tensors(folder):
@@ -37,6 +45,7 @@ def quiet(text):
 
 
 def test_a_resumed_run_is_bit_equal_to_one_in_one_piece(config, tmp_path, monkeypatch):
+    config = replace(config, synthetic=2)
     loop.train(config, tmp_path / "whole", quiet)
     # Interrupted in the fifth step, two after the checkpoint of step 3.
     original = run.Run.advance
@@ -56,7 +65,7 @@ def test_a_resumed_run_is_bit_equal_to_one_in_one_piece(config, tmp_path, monkey
     assert all(torch.equal(whole[k], parts[k]) for k in whole)
 
 
-def test_checkpoints_name_scanner_classes_as_they_always_did(config, tmp_path):
+def test_checkpoints_name_scanner_classes_as_they_always_did(unwatched, tmp_path):
     """Names that runs have written since the first format are read, and written again as they were."""
     names = ("iso1.0", "iso1.5n", "iso2.5t", "iso3", "iso3nh", "aniso", "anisonh", "samen", "blur1.5", "blur2.0n",
              "slice2", "slice4+", "slice8+n", "slice5nt")  # fmt: skip
@@ -64,17 +73,17 @@ def test_checkpoints_name_scanner_classes_as_they_always_did(config, tmp_path):
     assert ResidualPower.from_state(table).state() == table
     with pytest.raises(ValueError, match="scanner class: expected"):
         ResidualPower.from_state({**table, "spiral": 1.0})
-    loop.train(replace(config, steps=3), tmp_path, quiet)
+    loop.train(replace(unwatched, steps=3), tmp_path, quiet)
     path = tmp_path / LAST
     state = torch.load(path, weights_only=True)
     assert all(str(ScannerClass.parse(name)) == name for name in state["table"] if name)
     state["table"] = table
     torch.save(state, path)
-    loop.train(replace(config, steps=4), tmp_path, quiet)
+    loop.train(replace(unwatched, steps=4), tmp_path, quiet)
     assert torch.load(path, weights_only=True)["table"] == table
     torch.save({**state, "table": {**table, "spiral": 1.0}}, path)
     with pytest.raises(TrainingError, match=f"{LAST}: .*scanner class"):
-        loop.train(replace(config, steps=6), tmp_path, quiet)
+        loop.train(replace(unwatched, steps=6), tmp_path, quiet)
 
 
 def test_what_leaves_a_run_can_be_loaded_and_says_what_it_is(config, tmp_path):
@@ -89,11 +98,13 @@ def test_what_leaves_a_run_can_be_loaded_and_says_what_it_is(config, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir() if p.suffix == ".part") == []
 
 
-def test_training_lowers_the_loss(config, tmp_path):
+def test_training_lowers_the_loss(unwatched, tmp_path):
     """Of pairs that are not trained on, the same before and after: what a step draws differs more than it learns."""
     from accelerate import Accelerator
 
-    started = run.Run(replace(config, steps=60, lr=2e-3, hold_out=(), mean_fraction=1), tmp_path, Accelerator(cpu=True))
+    started = run.Run(
+        replace(unwatched, synthetic=2, steps=60, lr=2e-3, mean_fraction=1), tmp_path, Accelerator(cpu=True)
+    )
     batch = started.sampler.batch(10_000, 8, 24)
 
     def loss():
@@ -106,57 +117,57 @@ def test_training_lowers_the_loss(config, tmp_path):
     assert loss() < before
 
 
-def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(config, tmp_path, monkeypatch):
-    loop.train(replace(config, steps=3), tmp_path, quiet)
+def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(unwatched, tmp_path, monkeypatch):
+    loop.train(replace(unwatched, steps=3), tmp_path, quiet)
     before = (tmp_path / LAST).read_bytes()
     monkeypatch.setattr(run, "step_loss", lambda *a, **k: torch.tensor(float("nan"), requires_grad=True))
     with pytest.raises(TrainingError, match="the loss is nan; the last good checkpoint"):
-        loop.train(config, tmp_path, quiet)
+        loop.train(unwatched, tmp_path, quiet)
     assert (tmp_path / LAST).read_bytes() == before
 
 
-def test_another_configuration_does_not_resume(config, tmp_path):
-    loop.train(replace(config, steps=3), tmp_path, quiet)
+def test_another_configuration_does_not_resume(unwatched, tmp_path):
+    loop.train(replace(unwatched, steps=3), tmp_path, quiet)
     with pytest.raises(TrainingError, match="batch: 2 -> 3"):
-        loop.train(replace(config, batch=3), tmp_path, quiet)
+        loop.train(replace(unwatched, batch=3), tmp_path, quiet)
     (tmp_path / LAST).write_bytes(b"damaged")
     with pytest.raises(TrainingError, match="not a readable checkpoint"):
-        loop.train(config, tmp_path, quiet)
+        loop.train(unwatched, tmp_path, quiet)
 
 
-def test_a_run_does_not_go_back_nor_on_with_other_scans(config, tmp_path):
-    loop.train(replace(config, steps=2), tmp_path, quiet)
+def test_a_run_does_not_go_back_nor_on_with_other_scans(unwatched, tmp_path):
+    loop.train(replace(unwatched, steps=2), tmp_path, quiet)
     kept = {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()}
     with pytest.raises(TrainingError, match="is at step 2 already, and steps=1 are asked for"):
-        loop.train(replace(config, steps=1), tmp_path, quiet)
+        loop.train(replace(unwatched, steps=1), tmp_path, quiet)
     more = tmp_path / "more"
-    shutil.copytree(config.data[0], more)
+    shutil.copytree(unwatched.data[0], more)
     shutil.copy(next(more.glob("bela*")), more / "carla.nii.gz")
     with pytest.raises(TrainingError, match="was trained on other scans .*carla"):
-        loop.train(replace(config, steps=3, data=(str(more),)), tmp_path, quiet)
+        loop.train(replace(unwatched, steps=3, data=(str(more),)), tmp_path, quiet)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir() if p.is_file()} == kept
     said = []
-    loop.train(replace(config, steps=2), tmp_path, said.append)
+    loop.train(replace(unwatched, steps=2), tmp_path, said.append)
     assert "nothing left to do" in said[0]
 
 
-def test_a_checkpoint_of_another_preset_or_kind_does_not_resume(config, tmp_path):
-    loop.train(replace(config, steps=1, hold_out=()), tmp_path, quiet)
+def test_a_checkpoint_of_another_preset_or_kind_does_not_resume(unwatched, tmp_path):
+    loop.train(replace(unwatched, steps=1), tmp_path, quiet)
     before = (tmp_path / LAST).read_bytes()
     with pytest.raises(TrainingError, match="preset: 'tiny' -> 'student'"):
-        loop.train(replace(config, steps=1, hold_out=(), preset="student"), tmp_path, quiet)
+        loop.train(replace(unwatched, steps=1, preset="student"), tmp_path, quiet)
     with pytest.raises(TrainingError, match="init: base holds preset 'student'"):
-        loop.train(replace(config, init="base"), tmp_path / "other", quiet)
+        loop.train(replace(unwatched, init="base"), tmp_path / "other", quiet)
     state = torch.load(tmp_path / LAST, weights_only=True)
     torch.save({**state, "format": 1}, tmp_path / LAST)
     with pytest.raises(TrainingError, match="another version of mrisr"):
-        loop.train(replace(config, steps=1, hold_out=()), tmp_path, quiet)
+        loop.train(replace(unwatched, steps=1), tmp_path, quiet)
     (tmp_path / LAST).write_bytes(before)
-    loop.train(replace(config, steps=2, hold_out=()), tmp_path, quiet)
+    loop.train(replace(unwatched, steps=2), tmp_path, quiet)
 
 
 def test_dry_run_counts_without_training(config, tmp_path):
-    plan = loop.plan(config)
+    plan = loop.plan(replace(config, synthetic=2))
     assert plan["parameters"] > 1000 and plan["voxels_per_step"] == 2 * 24**3
     assert [t["name"].split("_")[0] for t in plan["train"]] == ["anna", "synthetic-1000", "synthetic-1001"]
 

@@ -64,7 +64,8 @@ inline unsigned lane() { return threadIdx.x % kWarp; }
 
 template <class T>
 T from_lane(unsigned mask, T value, unsigned source, const char* site) {
-  static_assert(sizeof(T) <= sizeof(std::uint64_t) && std::is_trivially_copyable<T>::value, "a shuffle moves up to 8 bytes");
+  static_assert(sizeof(T) <= sizeof(std::uint64_t) && std::is_trivially_copyable<T>::value,
+                "a shuffle moves up to 8 bytes");
   std::uint64_t bits = 0;
   std::memcpy(&bits, &value, sizeof value);
   bits = meet_warp(mask, bits, source, site);
@@ -82,7 +83,8 @@ T from_lane(unsigned mask, T value, unsigned source, const char* site) {
 #define __syncwarp() on_host::meet_warp(0xffffffffu, 0, 0, ON_HOST_SITE)
 #define __shfl_sync(mask, value, source) on_host::from_lane(mask, value, source, ON_HOST_SITE)
 #define __shfl_xor_sync(mask, value, lanes) on_host::from_lane(mask, value, on_host::lane() ^ (lanes), ON_HOST_SITE)
-#define __shfl_down_sync(mask, value, lanes) \
-  on_host::from_lane(mask, value, on_host::lane() + (lanes) < 32 ? on_host::lane() + (lanes) : on_host::lane(), ON_HOST_SITE)
+#define __shfl_down_sync(mask, value, lanes)                                                                    \
+  on_host::from_lane(mask, value, on_host::lane() + (lanes) < 32 ? on_host::lane() + (lanes) : on_host::lane(), \
+                     ON_HOST_SITE)
 
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }

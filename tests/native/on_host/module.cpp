@@ -12,7 +12,9 @@ PYBIND11_MODULE(mrisr_cuda_on_host, m) {
   using namespace on_host;
   mrisr::doorway::bind_cuda(m);
   m.def("run_in_order", [](const std::string& order, std::uint64_t seed, int most_blocks) {
-    settings = {order == "ascending" ? Order::ascending : order == "descending" ? Order::descending : Order::shuffled,
+    settings = {order == "ascending"    ? Order::ascending
+                : order == "descending" ? Order::descending
+                                        : Order::shuffled,
                 seed, most_blocks};
   });
   m.def("ran", [] {
