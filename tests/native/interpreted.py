@@ -22,8 +22,9 @@ from tests.ops.cases import SPECS
 
 # Elements of all arguments: what these cases leave to "large" enters no kernel, and no branch of one, that they do not.
 SMALL = {"values": 16_000, "gradients": 6_000}
-# Gradients of few elements that take long: "one_voxel" and "one_voxel_axes" are of the same order and boundaries.
-LONG = {("resample3d", case) for case in ("quintic", "quintic_mirror", "far_outside")}
+# Gradients of few elements that take long; "cubic", "displacement_each", "one_voxel" and "one_voxel_axes" are of the
+# same orders, boundaries and fields.
+LONG = {("resample3d", case) for case in ("quintic", "quintic_mirror", "far_outside", "one_displacement")}
 
 
 def chosen(which: str) -> Iterator[tuple[str, str, torch.dtype, str]]:
