@@ -16,7 +16,7 @@ RUN    := $(VENV)/bin/python
 # Files stay whole (their fixtures are built once) and in the order that tests/conftest.py gives them.
 PYTEST := $(RUN) -m pytest -q --durations=15 -p no:benchmark
 SHARED := $(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder
-EXTRAS := dev,train,demo,export,dicom,mrd,bench,docs,cluster,web
+EXTRAS := dev,train,demo,export,dicom,mrd,bench,docs,cluster,web,join
 STAMP  := $(VENV)/.mrisr-installed
 # What is in .clang-format-ignore is left alone by both.
 C_FILES := '*.h' '*.c' '*.cpp' '*.cu' '*.cuh'

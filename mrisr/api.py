@@ -16,8 +16,11 @@ from mrisr.infer.engines.precision import asked_for
 from mrisr.infer.engines.select import check_fork
 from mrisr.infer.facts import MIRRORINGS, Options
 from mrisr.infer.fade import ENDS
-from mrisr.infer.progress import reporting
+from mrisr.infer.join.align import Together
+from mrisr.infer.join.run import join_volumes
+from mrisr.infer.progress import Report, reporting
 from mrisr.infer.run import Scan, upscale_volume
+from mrisr.io import several as several_scans
 from mrisr.io.adapters import to_volume
 from mrisr.io.kinds import check_kind
 from mrisr.weights import registry
@@ -35,6 +38,9 @@ def upscale(
     input_voxel_size: float | Sequence[float] | None = None,
     series: int | str | None = None,
     group: int | str | None = None,
+    reference: int = 0,
+    register: bool = True,
+    force: bool = False,
     device: str = "auto",
     model: Any = "base",
     mode: str | None = None,
@@ -69,7 +75,8 @@ def upscale(
     Args:
         volume: a path (.nii, .nii.gz, .hdr/.img, .mgz; or DICOM: a file, folder, DICOMDIR or zip), a nibabel image, a
             NumPy array or torch tensor [X, Y, Z] or [X, Y, Z, T], or a `mrisr.Volume`. In 4D each frame is handled on
-            its own.
+            its own. Or a list of scans of one head in one contrast, such as stacks of slices in three orientations,
+            which know their place (no bare arrays): they are joined into one result. A list of one is that one.
         voxel_size: of the output, mm, one number or three (one per stored axis). None: per axis the smaller of 0.7 mm
             and the scan's own voxel, so that nothing is lost that the scan has.
         factor: how many times finer than the input, one number or three; in place of `voxel_size`.
@@ -79,6 +86,11 @@ def upscale(
             refusal lists them.
         group: of a DICOM series that holds several volumes (echoes, magnitude and field map, time points): its number
             in the list that the refusal prints, or words of its entry.
+        reference: of several scans, the number of that (from 0) whose orientation, field of view and intensity units
+            the result has, and whose grid `voxel_size`, `factor` and `mask` are of.
+        register: whether the head is looked for in each of several scans (rigid, by SimpleITK); False: the headers say
+            where it is.
+        force: join scans that do not fit, too (overlap, correlation, frame of reference), with a warning.
         device: "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:N".
         model: a shipped name, a path to .safetensors or of a bundle (`mrisr export`), or what `mrisr.load_model`
             returned.
@@ -139,7 +151,7 @@ def upscale(
 
     Raises:
         UsageError: a wrong argument.
-        InputError, GeometryError: a scan that cannot be used.
+        InputError, GeometryError: a scan that cannot be used, or that does not fit those it is to be joined with.
         MemoryBudgetError: the budget is too small (the message names the smallest that works).
         ModelError: no such model.
         BackendError: the device, engine or precision cannot be had, or the process was forked from one that has used
@@ -166,11 +178,20 @@ def upscale(
         memory=memory,
         tile=tile,
     )
+    several = several_scans.listed(volume if isinstance(volume, (list, tuple)) else [volume], reference)
+    together = Together(int(reference), _flag("register", register), _flag("force", force))
+    grid = dict(voxel_size=voxel_size, factor=factor)
+    if len(several) > 1:
+        _refuse_of_one(affine, input_voxel_size, gradnl, bias)
+        with reporting(progress) as report:
+            found = _join(several, (series, group), grid, mask, model, Options(**how), together, report)
+        return found if return_info else found[0]
+    volume = several[0]
     with reporting(progress) as report:
         with report.stage("read"), _kept_warnings() as said:
             source, restore = to_volume(volume, affine, input_voxel_size, series, group)
             check_kind(source)
-            target = grids.plan(source.grid, voxel_size=voxel_size, factor=factor)
+            target = grids.plan(source.grid, **grid)
             if voxel_size is None and factor is None and target == source.grid:
                 _warn_of_own_grid(source)
             known = dict(done=gradnl_done, slice_axis=slice_axis, bias_out=bias_out)
@@ -182,6 +203,30 @@ def upscale(
         info.warnings[:0] = said
         output = restore(result)
     return (output, info) if return_info else output
+
+
+def _join(several, chosen, grid, mask, model, options: Options, how: Together, report: Report) -> tuple[Any, Any]:
+    """(result, info) of several scans."""
+    with report.stage("read"), _kept_warnings() as said:
+        volumes, restore = several_scans.read(several, how.reference, *chosen, force=how.force)
+        reference = volumes[how.reference]
+        target = grids.plan(reference.grid, **grid)
+        head = None if mask is None else read_mask(mask, reference)
+    with report.stage("load model"):
+        loaded = model if hasattr(model, "denoiser") else registry.load(model)
+    result, info = join_volumes(volumes, target, loaded, options, how, report, head)
+    info.warnings[:0] = said
+    return restore(result), info
+
+
+def _refuse_of_one(affine: Any, input_voxel_size: Any, gradnl: Any, bias: Any) -> None:
+    """What holds for one scan only."""
+    for name, given in (("affine", affine), ("input_voxel_size", input_voxel_size)):
+        if given is not None:
+            raise UsageError(f"{name}: is of one scan, and several are joined; give each its own (mrisr.Volume)")
+    for name, given in (("gradnl", gradnl), ("bias", bias)):
+        if given is not None:
+            raise UsageError(f"{name}: is of one scan, and several are joined; correct each first (mrisr correct)")
 
 
 def choose_mode(mode: str | None, steps: int, samples: int) -> str:

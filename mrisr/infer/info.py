@@ -130,12 +130,39 @@ class BiasInfo:
     guidance: str = field(default="", metadata={"json": "told"})
 
 
+@dataclass(frozen=True)
+class StackInfo:
+    """One of several scans that were joined.
+
+    transform: 4 rows, mm to mm: where this stack shows what the reference shows at a point; registered: whether it was
+    looked for. correlation, overlap: with the reference, within the head. gain: what its intensities were multiplied
+    by, each stack scaled by its own head. noise_sigma: as a part of the reference's intensity scale; weight: 1 /
+    variance, of all stacks together 1. chi2_before, chi2_after: of the mean of all interpolations, and of the result,
+    as `ConsistencyInfo` has them.
+    """
+
+    name: str
+    grid: GridInfo
+    point_spread: str
+    transform: tuple[tuple[float, ...], ...]
+    registered: bool
+    correlation: float
+    overlap: float
+    gain: float
+    noise_sigma: float
+    weight: float
+    chi2_before: float
+    chi2_after: float
+
+
 @dataclass
 class Info:
     """Everything about one run.
 
     `tiles` is of the frame that took most voxels, with the largest seam error and the largest file of any frame;
     `frame_tiles` has one for every frame, where they are not all the same.
+
+    `stacks`: what became of each of several scans that were joined; empty of one.
 
     `denoise`: 0 (the measured band holds what was measured, noise included) to 1 (its noise is taken out).
 
@@ -174,6 +201,7 @@ class Info:
     notice: str = RESEARCH_USE
     std_scale: dict[float, float] | None = None
     frame_tiles: tuple[TileInfo, ...] = ()
+    stacks: tuple[StackInfo, ...] = ()
     std: Any = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:

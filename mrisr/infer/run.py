@@ -67,7 +67,7 @@ def upscale_volume(scan: Scan, target: Grid, model: Any, options: Options, repor
     """
     with report.stage("prepare"):
         stages, engine = _prepare(scan, target, model, options, report)
-        plan, volume, messages = stages.plan, scan.volume, _warn([], stages.plan.warnings)
+        plan, volume, messages = stages.plan, scan.volume, give([], stages.plan.warnings)
     if scan.corrections.estimates:
         with report.stage("bias"):
             field = estimate_field(volume.data, volume.grid, options.threads)
@@ -108,7 +108,7 @@ def _frame(stages: Stages, runner: Runner, data: np.ndarray, messages: list[str]
     plan, corrector, report = stages.plan, stages.corrector, stages.report
     with report.stage("start"):
         frame, y = start(data, stages.scan.mask, corrector)
-        _warn(messages, frame.warnings)
+        give(messages, frame.warnings)
         frame_plan = plan_frame(plan, foregrounds(y, plan.mirrorings), runner.route)
         engine = runner.follow(frame_plan.route)
         conds = conditions(plan, frame, corrector)
@@ -138,7 +138,7 @@ def _stored(result: FrameResult, out: np.ndarray, std: np.ndarray | None) -> Fra
     return replace(result, image=out, std=std)
 
 
-def _warn(messages: list[str], texts: Iterable[str]) -> list[str]:
+def give(messages: list[str], texts: Iterable[str]) -> list[str]:
     """Give every warning once, and note it."""
     for text in texts:
         if text not in messages:

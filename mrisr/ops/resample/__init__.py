@@ -28,7 +28,7 @@ from mrisr.ops.resample.matrices import (
     fourier_matrix,
     interpolation_matrix,
 )
-from mrisr.ops.resample.prefilter import prefilter
+from mrisr.ops.resample.prefilter import _prefilter_adjoint, prefilter
 from mrisr.ops.resample.prefilter import reference as prefilter_reference
 from mrisr.ops.resample.reference import Reference, Sampling
 
@@ -43,6 +43,7 @@ __all__ = [
     "prefilter",
     "reference",
     "resample3d",
+    "resample3d_adjoint",
     "transposed",
 ]
 
@@ -136,6 +137,41 @@ def resample3d(
     factor = None if modulate is False else _factor(x, displacement, modulate, s)
     out = _sampled(x, displacement, s, backend)
     return out if factor is None else (out * factor).to(x.dtype)
+
+
+def resample3d_adjoint(
+    grad: torch.Tensor,
+    source: Sequence[int],
+    matrix,
+    *,
+    order: int = 5,
+    boundary: str = "linear",
+    backend: str | None = None,
+) -> torch.Tensor:
+    """The transpose of `resample3d(., grad.shape, matrix)` without displacement: <resample3d(x), y> = <x, this(y)>.
+
+    What autograd gives, without running `resample3d` first, and where gradients are switched off.
+
+    Args:
+        grad: [..., X', Y', Z'] on the target grid, floating point.
+        source: (X, Y, Z) of the volume that `resample3d` would read.
+
+    Returns:
+        [..., X, Y, Z], dtype of `grad`; half precision is summed in float32.
+
+    Raises:
+        UsageError: sizes or dtypes do not fit. BackendError: `backend` was asked for and cannot run.
+    """
+    s = _sampling(grad.new_empty((1, 1, 1)).expand(tuple(source)), grad.shape[-3:], matrix, order, boundary)
+    axes = _parallel_axes(s) if _separable(backend) else None
+    if axes is not None:
+        for axis, axis_matrix in enumerate(axes):
+            grad = axis_apply(grad, axis_matrix.T, axis, backend=backend)
+        return grad
+    volumes = grad.to(work_dtype(grad.dtype)).reshape(1, _channels(grad, 1), *s.target)
+    out = _adjoint(None, volumes, *_plain(s), backend or "")
+    out = _prefilter_adjoint(out, s.order, s.boundary, "" if backend in (None, "triton") else backend)
+    return out.reshape(*grad.shape[:-3], *s.source).to(grad.dtype)
 
 
 def _sampled(x, displacement, s: Sampling, backend: str | None) -> torch.Tensor:

@@ -1,0 +1,203 @@
+"""Stacks of slices of one head, joined: what that gives over the best single stack, the mean of all, and the network.
+
+    python experiments/join.py --data SCANS [--people P ...] [--cases C ...] [--crop 96] [--picture DIR] [--record]
+
+Every held-out person is scanned in slices of four voxels along each axis in turn: from the whole head, of which a box
+in the middle is then looked at, so that no border is kinder than a scan's. Cases: `clean`; `noisy` (Rician, 2 % of the
+median head); `moved` (the same noise, and the head turned by 2 degrees about and shifted by 2 mm along every axis
+between stacks, of which nothing is told); `two` (the first two stacks of `noisy`). PSNR in the head, six voxels from
+the box's faces. Yardsticks are of stacks that have not moved: `cubic` and `base` on the best single one. `plain` is the
+joint solution without a network. Writes join.json; with --record into benchmarks/results, row by row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import sys
+import time
+import warnings
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+import checkout  # noqa: F401
+import numpy as np
+import record
+import torch
+
+import mrisr
+from mrisr import grid as grids
+from mrisr.errors import InputError
+from mrisr.evaluate import metrics
+from mrisr.evaluate.baselines import BASELINES
+from mrisr.evaluate.cases import Subject, subject_of
+from mrisr.grid import Grid
+from mrisr.infer.join.align import Together, align
+from mrisr.infer.join.run import ITERATIONS, NEIGHBOURS, interpolated, measured_on
+from mrisr.io import nifti
+from mrisr.physics.degrade import rician
+from mrisr.physics.psf import AxisPSF, parse_psf
+from mrisr.physics.stack import StackModel, solve
+from mrisr.volume import Volume
+
+PEOPLE = ("t1w_0p9mm_b", "flair_1mm_p26", "t1w_1mm_uih_a")
+CASES = {"clean": (0.0, False, 3), "noisy": (0.02, False, 3), "moved": (0.02, True, 3), "two": (0.02, False, 2)}
+THICK, BORDER = 4, 6  # fine voxels
+MOVES = (((0, 0, 0), (0, 0, 0)), ((2, -2, 2), (2, -2, 2)), ((-2, 2, 2), (-2, 2, 2)))  # degrees, mm
+NAMES = ("axial", "sagittal", "coronal")
+
+
+def rigid(degrees, shift, centre) -> np.ndarray:
+    """[4, 4] mm to mm: turned about the axes in turn, at `centre`, then shifted."""
+    turned = np.eye(3)
+    for (i, j), angle in zip(((1, 2), (0, 2), (0, 1)), np.deg2rad(degrees)):
+        one = np.eye(3)
+        one[i, i] = one[j, j] = np.cos(angle)
+        one[i, j], one[j, i] = -np.sin(angle), np.sin(angle)
+        turned = one @ turned
+    matrix = np.eye(4)
+    matrix[:3, :3], matrix[:3, 3] = turned, np.asarray(shift) + centre - turned @ centre
+    return matrix
+
+
+def scanned(head: Volume, subject: Subject, axis: int, noise: float, moved: np.ndarray, seed: int) -> Volume:
+    """The stack of slices along a stored axis, with the field of view of the subject's box."""
+    factor = np.where(np.arange(3) == axis, THICK, 1)
+    grid = grids.plan(subject.grid, voxel_size=tuple(np.array(subject.grid.voxel_size) * factor))
+    margin = [4 if a == axis else 16 for a in range(3)]  # samples more on every side, so that profiles see the head
+    shift = np.eye(4)
+    shift[:3, 3] = -np.array(margin)
+    wide = Grid(tuple(n + 2 * m for n, m in zip(grid.shape, margin)), grid.affine @ shift)
+    psf = tuple(AxisPSF("gaussian" if a == axis else "kspace", v) for a, v in enumerate(grid.voxel_size))
+    values = StackModel.of(head.grid, wide, psf, moved).forward(torch.from_numpy(head.data))
+    values = values[tuple(slice(m, -m) for m in margin)].contiguous()
+    if noise:
+        sigma = noise * float(np.median(subject.data[subject.mask]))
+        values = rician(values, sigma, torch.Generator().manual_seed(seed))
+    return Volume(values.numpy(), grid.affine, name=NAMES[(axis + 1) % 3])
+
+
+def plain(volumes: list[Volume], target: Grid) -> np.ndarray:
+    """The joint solution of the stacks, without a network."""
+    psfs = [parse_psf("auto", v.voxel_size)[0] for v in volumes]
+    stacks, scale, _ = align(volumes, psfs, Together(), threads=1)
+    found = solve(
+        [measured_on(s, target) for s in stacks],
+        interpolated(stacks, target),
+        smooth=NEIGHBOURS**-2,
+        iterations=ITERATIONS,
+    )
+    return found.numpy() * scale.scale + scale.offset
+
+
+def one(person: str, head: Volume, subject: Subject, case: str) -> tuple[dict, dict[str, np.ndarray]]:
+    """A row of the table, and the images."""
+    noise, moving, count = CASES[case]
+    target, inner = subject.grid, np.zeros(subject.mask.shape, bool)
+    inner[(slice(BORDER, -BORDER),) * 3] = True
+    span, mask = metrics.data_range(subject.data), subject.mask & inner
+    moves = [rigid(*m, target.center) if moving else np.eye(4) for m in MOVES]
+    axes = (2, 0, 1)[:count]
+    still = [scanned(head, subject, a, noise, np.eye(4), k) for k, a in enumerate(axes)]
+    stacks = [scanned(head, subject, a, noise, m, k) for k, (a, m) in enumerate(zip(axes, moves))] if moving else still
+    cubic = [BASELINES["cubic"](v.data, v.grid, target) for v in still]
+    scores = [metrics.psnr(subject.data, image, mask, span) for image in cubic]
+    best = int(np.argmax(scores))
+    how = dict(voxel_size=target.voxel_size, threads=1, engine="openvino")
+    images = {"cubic": cubic[best], "mean": np.mean(cubic, axis=0)}
+    if moving:
+        images["mean"] = np.mean([BASELINES["cubic"](v.data, v.grid, target) for v in stacks], axis=0)
+    images["base"] = mrisr.upscale(still[best], **how).data
+    images["plain"] = plain(stacks, target)
+    start = time.process_time()
+    joined, info = mrisr.upscale(stacks, return_info=True, **how)
+    seconds = time.process_time() - start
+    images["joined"] = joined.data
+    row = {"person": person, "case": case, "best": still[best].name}
+    row |= {name: round(metrics.psnr(subject.data, image, mask, span), 3) for name, image in images.items()}
+    row["cpu_seconds"], row["register_seconds"] = round(seconds, 1), round(info.seconds["register"], 1)
+    row["memory_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
+    points = np.c_[np.argwhere(subject.mask)[::499], np.ones(len(np.argwhere(subject.mask)[::499]))] @ target.affine.T
+    row["stacks"] = [
+        {
+            "off_mm": round(_distance(points, np.array(s.transform), m), 3),
+            "moved_mm": round(_distance(points, np.eye(4), m), 3),
+            **{k: round(getattr(s, k), 4) for k in ("correlation", "overlap", "noise_sigma", "weight")},
+            **{k: round(getattr(s, k), 3) for k in ("chi2_before", "chi2_after")},
+        }
+        for s, m in zip(info.stacks, moves)
+    ]
+    return row, {"reference": subject.data, **images}
+
+
+def _distance(points: np.ndarray, found: np.ndarray, true: np.ndarray) -> float:
+    return float(np.linalg.norm((points @ (found - true).T)[:, :3], axis=1).mean())
+
+
+def stranger(person: str, head: Volume, subject: Subject, other: str, folder: Path) -> dict:
+    """What the correlation is of a stack of somebody else, or of another contrast, laid over this head's centre."""
+    first = scanned(head, subject, 2, 0.0, np.eye(4), 0)
+    theirs = nifti.read(folder / f"{other}.nii.gz")
+    box = subject_of(other, theirs.data, theirs.grid, subject.data.shape[0])
+    second = scanned(theirs, box, 0, 0.0, np.eye(4), 0)
+    affine = second.affine.copy()
+    affine[:3, 3] += first.grid.center - second.grid.center
+    psfs = [parse_psf("auto", v.voxel_size)[0] for v in (first, second)]
+    pair = [first, Volume(second.data, affine, name=other)]
+    found = align(pair, psfs, Together(force=True), threads=1)[0][1]
+    try:
+        align(pair, psfs, Together(), threads=1)
+        refused = ""
+    except InputError as error:
+        refused = str(error)
+    return {"person": person, "case": f"with {other}", "correlation": round(found.correlation, 4), "refused": refused}
+
+
+def picture(images: dict[str, np.ndarray], path: Path) -> None:
+    """A coronal and a sagittal plane of every image, side by side."""
+    from PIL import Image
+
+    top = float(np.percentile(images["reference"], 99.7))
+    rows = []
+    for take in (lambda v: v[:, v.shape[1] // 2].T[::-1], lambda v: v[v.shape[0] // 2].T[::-1]):
+        tiles = [np.clip(take(v) / top, 0, 1) for v in images.values()]
+        rows.append(np.concatenate([np.pad(t, 1, constant_values=1) for t in tiles], axis=1))
+    sheet = (255 * np.concatenate(rows)).astype(np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(sheet).resize((2 * sheet.shape[1], 2 * sheet.shape[0]), Image.Resampling.NEAREST).save(path)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, metavar="SCANS", help="folder that holds the people")
+    parser.add_argument("--people", nargs="+", default=list(PEOPLE))
+    parser.add_argument("--cases", nargs="+", choices=(*CASES, "stranger"), default=[*CASES, "stranger"])
+    parser.add_argument("--crop", type=int, default=96)
+    parser.add_argument("--picture", type=Path, metavar="DIR", help="write join_PERSON_CASE.png there")
+    record.add_place(parser)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    for person in args.people:
+        head = nifti.read(args.data / f"{person}.nii.gz")
+        subject = subject_of(person, head.data, head.grid, args.crop)
+        for case in args.cases:
+            if case == "stranger":
+                others = [other for other in PEOPLE if other != person]
+                rows = [stranger(person, head, subject, other, args.data) for other in others]
+            else:
+                row, images = one(person, head, subject, case)
+                rows = [row]
+                if args.picture:
+                    picture(images, args.picture / f"join_{person}_{case}.png")
+            print(*rows, sep="\n", flush=True)
+            same = {"crop": args.crop, "thickness_voxels": THICK, "model": mrisr.load_model("base").sha256}
+            held = record.merged("join", rows, ("person", "case"), args.results, same=same)
+            command = "python experiments/join.py --data SCANS --record"
+            record.write("join", {"command": command, **same, "rows": held}, args.results)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,255 @@
+"""Stacks in, one volume out: align, join by their forward models, and let the network say what none has measured.
+
+A few times by turns. The joint solution, cut to what the finest of the stacks resolves along every axis (times a
+little, so that what is stated to the network is so), goes to the network as a scan of that resolution. Its answer is
+what the solution is expected to be where the stacks say nothing, and where they are noisy; then they have their say
+again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from mrisr.errors import MemoryBudgetError, UsageError
+from mrisr.grid import Grid
+from mrisr.infer import memory
+from mrisr.infer.facts import ModelFacts, Options
+from mrisr.infer.info import AxisResolution, ConsistencyInfo, GridInfo, Info, StackInfo
+from mrisr.infer.join.align import Aligned, Together, align
+from mrisr.infer.progress import Report
+from mrisr.infer.run import Scan, give, upscale_volume
+from mrisr.ops.resample import apply_axes, fourier_matrix, resample3d
+from mrisr.physics.acquired import estimate_acquired
+from mrisr.physics.foreground import certain, masked_background
+from mrisr.physics.intensity import Scale
+from mrisr.physics.psf import AxisPSF, parse_psf
+from mrisr.physics.stack import Measured, StackModel, nearest_axes, solve
+from mrisr.volume import Volume
+
+ALTERNATIONS = 2  # of the network and the stacks: a third gains under 0.1 dB
+CUT = 1.5  # what the network is shown resolves so many times what the finest stack does
+# Standard deviations, as parts of the intensity scale: of the truth around the network's answer, and of the difference
+# of neighbouring voxels.
+TRUST, NEIGHBOURS = 0.08, 0.22
+ITERATIONS, AGAIN = 12, 6  # of conjugate gradients, at first and after every answer
+VOLUMES = 12.0  # float32 target volumes alive at once
+
+
+def join_volumes(
+    volumes: Sequence[Volume],
+    target: Grid,
+    model: Any,
+    options: Options,
+    how: Together,
+    report: Report,
+    mask: np.ndarray | None = None,
+) -> tuple[Volume, Info]:
+    """Bring several scans of one head onto `target`, in the intensity units of the reference: (result, account).
+
+    Args:
+        target: from `mrisr.grid.plan` of the reference's grid.
+        mask: the head, bool, on the reference's grid: outside of it the result is 0.
+
+    Raises:
+        InputError: a stack does not fit. UsageError: an option that means nothing here. MemoryBudgetError.
+    """
+    _check_options(options)
+    _check_memory(volumes, target, options)
+    with report.stage("register"):
+        stated = [_psf(v, options.psf) for v in volumes]
+        stacks, scale, said = align(volumes, [psf for psf, *_ in stated], how, options.threads)
+        messages = give([], said)
+    with report.stage("join"), torch.inference_mode():
+        measured = [measured_on(s, target) for s in stacks]
+        begin = interpolated(stacks, target)
+        before = [_chi2(m, begin) for m in measured]
+        x = solve(measured, begin, smooth=NEIGHBOURS**-2, iterations=ITERATIONS, tick=report.tick)
+        del begin
+    width = finest(stacks, target)
+    once = replace(options, mode="mean", steps=1, samples=1)
+    for rest in reversed(range(ALTERNATIONS)):
+        asked = once if rest else options
+        prior, info = _network(x, target, width, scale, model, asked, report, stacks[how.reference].volume)
+        with report.stage("join"), torch.inference_mode():
+            x = solve(measured, prior, prior=prior, trust=TRUST**-2, iterations=AGAIN, tick=report.tick)
+    with report.stage("join"), torch.inference_mode():
+        after = [_chi2(m, x) for m in measured]
+    result = _finish(x, stacks, target, scale, mask, how.reference, options.nonnegative, info.std)
+    chi2 = list(zip(before, after))
+    return result, _account(info, stacks, stated, width, target, chi2, messages, how, scale)
+
+
+def _finish(x, stacks, target: Grid, scale: Scale, mask, reference: int, nonnegative: bool, std) -> Volume:
+    """The result in the units of the reference; what is known outside of the head is set, in the spread too."""
+    data = (x * scale.scale + scale.offset).numpy()
+    outside = _outside(stacks, target, mask, reference)
+    if outside is not None:
+        data[outside[0]] = outside[1]
+        if std is not None:
+            std.data[outside[0]] = 0
+    if nonnegative:
+        np.maximum(data, 0, out=data)
+    return stacks[reference].volume.replace(data, target.affine)
+
+
+def _check_options(options: Options) -> None:
+    if options.consistency == "off":
+        raise UsageError('join: stacks are joined by what they measured; leave consistency at "auto"')
+    if options.denoise:
+        raise UsageError("join: how much noise goes, the noise of the stacks decides; leave denoise at 0")
+    if options.ends != "fade":
+        raise UsageError(
+            f'join: what lies beyond the ends of one stack others measure; leave ends at "fade", found {options.ends!r}'
+        )
+
+
+def _check_memory(volumes: Sequence[Volume], target: Grid, options: Options) -> None:
+    """MemoryBudgetError before anything is made; the network's own need is planned when its turn comes."""
+    budget = memory.parse_budget(options.memory)
+    if budget is None:
+        budget = memory.default_budget(torch.device("cpu"))
+    voxels = VOLUMES * float(np.prod(target.shape)) + 4.0 * sum(v.data.size for v in volumes)
+    need = memory.resident() + int(4 * voxels)
+    if need > budget:
+        raise MemoryBudgetError(
+            f"memory: joining {len(volumes)} stacks takes {need / 1e9:.1f} GB, and {budget / 1e9:.1f} GB are there; "
+            "give a larger budget, or a coarser voxel_size"
+        )
+
+
+def _psf(volume: Volume, psf: Any):
+    size, spectrum = volume.grid.voxel_size, None
+    if isinstance(psf, str) and psf == "auto" and "AcquiredVoxelSize" not in volume.meta and volume.data.ndim == 3:
+        spectrum = [axis.width for axis in estimate_acquired(volume.data, size)]
+    return parse_psf(psf, size, volume.meta, spectrum)
+
+
+def measured_on(stack: Aligned, target: Grid) -> Measured:
+    """A stack as the solver sees it, weighted by its noise, where it sees nothing but the target."""
+    model = StackModel.of(target, stack.volume.grid, stack.psf, stack.moved)
+    return Measured(model, stack.values, model.covered().float().div_(stack.noise**2))
+
+
+def interpolated(stacks: Sequence[Aligned], target: Grid) -> torch.Tensor:
+    """The mean of the stacks' cubic interpolations, each within its own field of view: float32 [X, Y, Z]."""
+    total, count = torch.zeros(target.shape), torch.zeros(target.shape)
+    for s in stacks:
+        index = np.linalg.inv(s.volume.affine) @ s.moved @ target.affine
+        inside = _inside(index, s.volume.grid.shape, target.shape)
+        total += inside * resample3d(s.values, target.shape, index, order=3)
+        count += inside
+    return total.div_(count.clamp_(min=1))
+
+
+def _inside(index: np.ndarray, source: tuple[int, int, int], target: tuple[int, int, int]) -> torch.Tensor:
+    """Where a grid's voxels lie within another's field of view: float32, 0 or 1."""
+    found = torch.ones(target)
+    for axis, n in enumerate(source):
+        at = index[axis, 3]
+        for k, m in enumerate(target):
+            line = torch.arange(m, dtype=torch.float64) * index[axis, k]
+            at = at + line.reshape([-1 if k == j else 1 for j in range(3)])
+        found *= (at >= -0.5 - 1e-6) & (at <= n - 0.5 + 1e-6)
+    return found
+
+
+def finest(stacks: Sequence[Aligned], target: Grid) -> tuple[float, float, float]:
+    """What the finest stack resolves along each axis of the target, mm."""
+    width = [np.inf] * 3
+    for s in stacks:
+        order = nearest_axes(np.linalg.inv(target.affine) @ np.linalg.inv(s.moved) @ s.volume.affine)
+        for axis, a in enumerate(order):
+            width[a] = min(width[a], max(s.psf[axis].width, s.volume.voxel_size[axis]))
+    return tuple(max(float(w), v) for w, v in zip(width, target.voxel_size))
+
+
+def _network(
+    x: torch.Tensor, target: Grid, width, scale: Scale, model: Any, options: Options, report: Report, like: Volume
+) -> tuple[torch.Tensor, Info]:
+    """What the network makes of the joint solution, and the account of it."""
+    psf = tuple(AxisPSF("kspace", CUT * w) for w in width)
+    matrices = tuple(
+        fourier_matrix(n, np.arange(n), lambda f, p=p, v=v: p.transfer(f / v))
+        for n, p, v in zip(target.shape, psf, target.voxel_size)
+    )
+    shown = apply_axes(x, matrices).mul(scale.scale).add_(scale.offset).numpy()
+    denoise = 1.0 if ModelFacts.of(model).denoises else 0.0
+    plain = replace(options, psf=psf, denoise=denoise, consistency="off", ends="full", nonnegative=False)
+    scan = Scan(Volume(shown, target.affine, name=like.name, from_outside=False))
+    result, info = upscale_volume(scan, target, model, plain, report)
+    return torch.from_numpy(result.data).sub(scale.offset).div_(scale.scale), info
+
+
+def _chi2(stack: Measured, x: torch.Tensor) -> float:
+    """Mean squared residual over the noise's variance, where the stack shows tissue that the target holds."""
+    where = certain(stack.values) & (stack.weight > 0)
+    if not where.any():
+        return 0.0
+    residual = (stack.values - stack.model.forward(x)).square_().mul_(stack.weight)
+    return float(residual[where].double().mean())
+
+
+def _outside(stacks: Sequence[Aligned], target: Grid, mask: np.ndarray | None, reference: int):
+    """(voxels whose value is known, the value): outside of the mask, or where most stacks have been masked."""
+    found = [masked_background(s.volume.data) for s in stacks]
+    value = 0.0 if found[reference] is None else found[reference].value
+    if mask is not None:
+        index = np.linalg.inv(stacks[reference].volume.affine) @ target.affine
+        return resample3d(torch.from_numpy(~mask).float(), target.shape, index, order=1).numpy() > 0.5, value
+    if found[reference] is None:
+        return None
+    votes, count = torch.zeros(target.shape), torch.zeros(target.shape)
+    for s, background in zip(stacks, found):
+        if background is None:
+            continue
+        index = np.linalg.inv(s.volume.affine) @ s.moved @ target.affine
+        inside = _inside(index, s.volume.grid.shape, target.shape)
+        votes += inside * resample3d(torch.from_numpy(background.mask).float(), target.shape, index, order=1)
+        count += inside
+    return (votes > 0.5 * count).numpy() & (count > 0).numpy(), value
+
+
+def _account(info: Info, stacks, stated, width, target: Grid, chi2, messages, how: Together, scale: Scale) -> Info:
+    """The account of the last answer, as one of the whole."""
+    reference = stacks[how.reference]
+    total = sum(s.noise**-2 for s in stacks)
+    of_stacks = tuple(
+        StackInfo(
+            name=s.volume.name,
+            grid=GridInfo.of(s.volume.grid),
+            point_spread=told,
+            transform=tuple(tuple(map(float, row)) for row in s.moved),
+            registered=how.registered and s is not reference,
+            correlation=s.correlation,
+            overlap=s.overlap,
+            gain=s.gain,
+            noise_sigma=s.noise,
+            weight=s.noise**-2 / total,
+            chi2_before=before,
+            chi2_after=after,
+        )
+        for s, (_, told, _), (before, after) in zip(stacks, stated, chi2)
+    )
+    why = f"joined by the forward models of {len(stacks)} stacks"
+    resolution = tuple(
+        AxisResolution("kspace", w, stored, v, min(0.5 / w, 0.5 / v), 0.5 / v)
+        for w, stored, v in zip(width, reference.volume.voxel_size, target.voxel_size)
+    )
+    return replace(
+        info,
+        input=GridInfo.of(reference.volume.grid),
+        denoise=0.0,
+        resolution=resolution,
+        resolution_from=f"the finest of {len(stacks)} stacks along each axis; each {stated[how.reference][1]}",
+        consistency=(ConsistencyInfo(True, why, *chi2[how.reference], reference.noise),),
+        intensity=((scale.offset, scale.scale),),
+        warnings=[*messages, *info.warnings],
+        std=None if info.std is None else reference.volume.replace(info.std.data, target.affine),
+        std_scale=None,
+        stacks=of_stacks,
+    )

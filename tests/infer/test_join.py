@@ -1,0 +1,184 @@
+"""Several scans of one head, one answer: what it is worth on a phantom, what it tells, what it refuses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import mrisr
+from mrisr.errors import InputError, MemoryBudgetError, MrisrWarning, UsageError
+from mrisr.evaluate.baselines import cubic
+from mrisr.grid import Grid, plan
+from mrisr.infer.join import run as joining
+from mrisr.infer.join.align import Together, align
+from mrisr.physics.psf import AxisPSF, parse_psf
+from mrisr.physics.stack import StackModel, solve
+from mrisr.volume import Volume
+
+pytest.importorskip("SimpleITK", reason="SimpleITK is not installed (extra join)")
+SIZE, THICK = 40, 4
+FINE = Grid((SIZE,) * 3, np.eye(4))
+INNER = (slice(6, -6),) * 3
+HOW = dict(voxel_size=1.0, threads=1, engine="openvino", return_info=True)
+
+
+def phantom(seed: int = 0) -> np.ndarray:
+    """Folds of all scales and directions, none along the axes, in an ellipsoid with a bright rim."""
+    rng = np.random.default_rng(seed)
+    at = np.stack(np.meshgrid(*(np.linspace(-1, 1, SIZE),) * 3, indexing="ij"))
+    radius = np.sqrt((at**2 / np.array([0.9, 0.8, 0.85])[:, None, None, None] ** 2).sum(0))
+    folds = np.zeros_like(radius)
+    for _ in range(24):
+        wave, phase = rng.uniform(-22, 22, 3), rng.uniform(0, 2 * np.pi)
+        folds += np.sin(np.tensordot(wave, at, 1) + phase)
+    inside = 1 / (1 + np.exp(25 * (radius - 0.9)))
+    return (inside * (500 + 60 * folds) + 300 * np.exp(-(((radius - 0.9) / 0.06) ** 2))).astype(np.float32)
+
+
+def stack(truth: np.ndarray, axis: int, moved=None, noise: float = 0.0) -> Volume:
+    grid = plan(FINE, voxel_size=tuple(THICK if a == axis else 1 for a in range(3)))
+    psf = tuple(AxisPSF("gaussian" if a == axis else "kspace", v) for a, v in enumerate(grid.voxel_size))
+    values = StackModel.of(FINE, grid, psf, moved).forward(torch.from_numpy(truth)).numpy()
+    values += noise * np.random.default_rng(axis).standard_normal(values.shape)
+    return Volume(values.astype(np.float32), grid.affine, name=("sagittal", "coronal", "axial")[axis])
+
+
+def moves() -> list[np.ndarray]:
+    found = []
+    for angle, shift in ((0.0, (0, 0, 0)), (2.0, (2, -1, 1)), (-2.0, (-1, 2, -1.5))):
+        c, s = np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))
+        one = np.eye(4)
+        one[:3, :3] = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
+        one[:3, 3] = np.array(shift) + FINE.center - one[:3, :3] @ FINE.center
+        found.append(one)
+    return found
+
+
+def decibels(truth: np.ndarray, image: np.ndarray) -> float:
+    error = (truth - image)[INNER].astype(np.float64)
+    return float(20 * np.log10(np.percentile(truth, 99.9) / np.sqrt(np.mean(error**2))))
+
+
+def best_cubic(truth, stacks) -> float:
+    return max(decibels(truth, cubic(s.data, s.grid, FINE)) for s in stacks)
+
+
+@pytest.fixture(scope="module")
+def truth():
+    return phantom()
+
+
+@pytest.fixture(scope="module")
+def still(truth):
+    return [stack(truth, axis) for axis in (2, 0, 1)]
+
+
+@pytest.fixture(scope="module")
+def moved(truth):
+    return [stack(truth, axis, m, noise=8.0) for axis, m in zip((2, 0, 1), moves())]
+
+
+def plainly(stacks, registered: bool = True) -> np.ndarray:
+    psfs = [parse_psf("auto", s.voxel_size)[0] for s in stacks]
+    found, scale, _ = align(stacks, psfs, Together(registered=registered, force=not registered), 1)
+    measured = [joining.measured_on(s, FINE) for s in found]
+    x = solve(measured, joining.interpolated(found, FINE), smooth=joining.NEIGHBOURS**-2, iterations=12)
+    return x.numpy() * scale.scale + scale.offset
+
+
+def test_three_stacks_are_worth_more_than_the_best(truth, still):
+    best = best_cubic(truth, still)
+    assert decibels(truth, plainly(still)) > best + 6
+    assert decibels(truth, plainly(still[:2])) > best + 2
+
+
+def test_a_head_that_moved_is_found_and_nothing_is_won_where_it_is_not_looked_for(truth, moved):
+    best = best_cubic(truth, [stack(truth, axis, noise=8.0) for axis in (2, 0, 1)])
+    assert decibels(truth, plainly(moved)) > best + 3.5
+    assert decibels(truth, plainly(moved, registered=False)) < best + 1
+
+
+def test_the_answer_is_accounted_for(truth, moved, random_model):
+    result, info = mrisr.upscale(moved, model=random_model("local"), reference=1, **HOW)
+    assert result.data.shape == FINE.shape and np.allclose(result.affine, FINE.affine)
+    assert [s.name for s in info.stacks] == ["axial", "sagittal", "coronal"]
+    first = np.linalg.inv(moves()[1])
+    at = np.c_[np.argwhere(truth > 300)[::97], np.ones(len(np.argwhere(truth > 300)[::97]))]
+    for told, true in zip(info.stacks, moves()):
+        off = (at @ (np.array(told.transform) - true @ first).T)[:, :3]
+        assert np.linalg.norm(off, axis=1).mean() < 0.3  # mm; they were 1.5 to 4 apart
+        assert told.chi2_after < 0.5 * told.chi2_before and told.correlation > 0.97
+        assert told.registered == (told.name != "sagittal")
+    assert sum(s.weight for s in info.stacks) == pytest.approx(1) and info.consistency[0].applied
+    assert info.to_dict()["stacks"][2]["name"] == "coronal" and {"register", "join"} <= set(info.seconds)
+    assert [r.acquired_mm for r in info.resolution] == pytest.approx([1, 1, 1])
+
+
+def test_one_alone_is_as_ever(still, random_model):
+    how = HOW | {"model": random_model("local"), "return_info": False}
+    assert np.array_equal(mrisr.upscale(still[:1], **how).data, mrisr.upscale(still[0], **how).data)
+
+
+def test_tiles_exact_and_samples(still, random_model):
+    how = HOW | {"model": random_model("local"), "engine": "torch", "register": False}
+    how["voxel_size"] = 0.7  # the smallest tile is 48 voxels wide
+    whole, info = mrisr.upscale(still[:2], **how)
+    assert info.tiles.kind == "whole"
+    exact, info = mrisr.upscale(still[:2], tile="exact", **how)
+    assert info.tiles.kind == "exact" and np.abs(exact.data - whole.data).max() < 1e-4 * np.ptp(whole.data)
+    tiles, info = mrisr.upscale(still[:2], tile=48, **how)
+    assert info.tiles.kind == "tiles" and np.abs(tiles.data - whole.data).mean() < 0.01 * np.ptp(whole.data)
+    _, info = mrisr.upscale(still[:2], samples=2, **how)
+    assert info.std.data.shape == whole.data.shape and info.std.data.max() > 0 and info.samples == 2
+
+
+def test_what_does_not_fit_is_refused_by_name(truth, still, random_model):
+    how = HOW | {"model": random_model("local")}
+    shift = still[1].affine.copy()
+    shift[0, 3] += 30
+    away = Volume(still[1].data, shift, name="away")
+    with pytest.raises(InputError, match="^away: does not overlap axial by a third"):
+        mrisr.upscale([still[0], away], **how)
+    other = Volume(1000 - stack(phantom(7), 0).data, still[1].affine, name="other")
+    with pytest.raises(InputError, match="^other: is unlike axial, correlation .* or force the join"):
+        mrisr.upscale([still[0], other], **how)
+    with pytest.warns(MrisrWarning, match="other: is unlike axial.*joined all the same"):
+        _, info = mrisr.upscale([still[0], other], force=True, **how)
+    assert any("joined all the same" in text for text in info.warnings)
+    series = Volume(np.stack([still[1].data] * 2, axis=3), still[1].affine, name="series")
+    with pytest.raises(InputError, match="^series: 2 frames; stacks to join are 3D"):
+        mrisr.upscale([still[0], series], **how)
+
+
+@pytest.mark.parametrize(
+    "options, text",
+    [
+        ({"reference": 2}, "reference: expected a number from 0 to 1, found 2"),
+        ({"consistency": "off"}, "joined by what they measured"),
+        ({"denoise": 1.0}, "leave denoise at 0"),
+        ({"ends": "crop"}, "leave ends at"),
+        ({"bias": "auto"}, "bias: is of one scan.*mrisr correct"),
+        ({"gradnl": "x.grad"}, "gradnl: is of one scan"),
+        ({"affine": np.eye(4)}, "affine: is of one scan"),
+        ({"register": 1}, "register: expected True or False"),
+    ],
+)
+def test_what_means_nothing_for_several_is_refused(still, random_model, options, text):
+    with pytest.raises(UsageError, match=text):
+        mrisr.upscale(still[:2], model=random_model("local"), **HOW | options)
+
+
+def test_lists_that_are_none(still, random_model):
+    with pytest.raises(UsageError, match="the list is empty"):
+        mrisr.upscale([], model=random_model("local"))
+    with pytest.raises(UsageError, match="an array in a list has no place"):
+        mrisr.upscale([still[0].data, still[1].data], model=random_model("local"))
+    with pytest.raises(MemoryBudgetError, match="joining 2 stacks takes"):
+        mrisr.upscale(still[:2], model=random_model("local"), **HOW | {"memory": "1MB"})
+
+
+def test_without_simpleitk_it_says_what_to_install(still, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "SimpleITK", None)
+    with pytest.raises(InputError, match=r"needs SimpleITK.*pip install '\.\[join\]'.*register=False"):
+        plainly(still[:2])
