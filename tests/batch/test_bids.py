@@ -105,7 +105,7 @@ def validated(raw: Path, out: Path) -> None:
     if tool is None:
         pytest.skip("needs bids-validator-deno (extra dev); all else of this test has passed")
     for folder in (raw, out):
-        done = subprocess.run([tool, folder, "--json"], capture_output=True, text=True, timeout=120)
+        done = subprocess.run([tool, folder, "--json"], capture_output=True, text=True, timeout=600)
         issues = json.loads(done.stdout)["issues"]["issues"] if done.stdout else done.stderr
         assert done.returncode == 0, issues
 
