@@ -176,7 +176,7 @@ class _Round:
         failed, where = before
         if outcome.state == FAILED:
             return
-        self.listener.told(f"{outcome.name}: done by another worker; {where} is taken out ({failed.error})")
+        self.listener.note(f"{outcome.name}: done by another worker; {where} is taken out ({failed.error})")
         with suppress(OSError, KeyError, ValueError):  # it may be gone already
             self.client.retire_workers(workers=[where])
 

@@ -90,7 +90,7 @@ class Outcome:
 class Listener:
     """What a run tells; every method is called in the caller's thread."""
 
-    def told(self, text: str) -> None:
+    def note(self, text: str) -> None:
         """What is waited for, or was met, on the way."""
 
     def started(self, index: int, scan: Scan, volume: Any) -> None:

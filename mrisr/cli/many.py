@@ -108,8 +108,8 @@ def evaluations(args: argparse.Namespace, options: dict[str, Any], volume: Any) 
 def _total(outcomes: list[Outcome], seconds: float, failures: Path | None) -> str:
     count = {state: sum(o.state == state for o in outcomes) for state in ("done", "skipped", "failed")}
     parts = [f"{n} {state}" for state, n in count.items() if n]
-    doubts = sum(bool(o.warnings) for o in outcomes)
-    warned = f"; {doubts} with warnings" if doubts else ""
+    warnings = sum(bool(o.warnings) for o in outcomes)
+    warned = f"; {warnings} with warnings" if warnings else ""
     where = f"; {failures} says why" if failures is not None else ""
     return f"{len(outcomes)} scans in {seconds:.1f} s: {', '.join(parts) or 'none'}{warned}{where}"
 
@@ -122,7 +122,7 @@ class _Shown:
         self.forecast, self.voice, self.show = forecast, voice, show
         self.done = 0
 
-    def told(self, text: str) -> None:
+    def note(self, text: str) -> None:
         self.voice.line(text)
 
     def started(self, index: int, scan, volume) -> None:

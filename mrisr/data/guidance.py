@@ -159,15 +159,15 @@ class Guided:
 
     def channels(self) -> torch.Tensor:
         """The guidance [1, 8, patch/8, patch/8, patch/8]."""
-        told = {}
+        fields = {}
         if self.field is not None:
             inside = self.field[(self.core,) * 3].log()
-            told["log_bias"] = torch.nn.functional.avg_pool3d(inside[None], 8)[0]
+            fields["log_bias"] = torch.nn.functional.avg_pool3d(inside[None], 8)[0]
         if self.distortion is not None:
             bricks = smooth.voxelwise(self.distortion.forward, brick_grid(self._core_grid()))
-            told["displacement"] = bricks[:3] + self.distortion.bulk.to(bricks)[..., None, None]
-            told["log_det"] = bricks[3].log()
-        return guidance_channels(**told)
+            fields["displacement"] = bricks[:3] + self.distortion.bulk.to(bricks)[..., None, None]
+            fields["log_det"] = bricks[3].log()
+        return guidance_channels(**fields)
 
     def _core_grid(self) -> Grid:
         affine = np.eye(4)

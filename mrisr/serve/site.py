@@ -60,7 +60,7 @@ class Job:
     ended: float | None = None
     files: dict[str, Path] = field(default_factory=dict)
 
-    def told(self) -> dict[str, Any]:
+    def account(self) -> dict[str, Any]:
         """What its browser is told."""
         held = {"id": self.key, "name": self.name, "state": self.state, "error": self.error}
         if self.ticket is not None and self.state in ("waiting", "running"):

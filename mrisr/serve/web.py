@@ -114,7 +114,7 @@ def _upload(site: Site) -> Any:
         except BaseException:  # a client that went away too
             site.drop(job)
             raise
-        return JSONResponse(job.told(), 202)
+        return JSONResponse(job.account(), 202)
 
     return upload
 
@@ -143,7 +143,7 @@ def _state(site: Site) -> Any:
     from starlette.responses import JSONResponse
 
     async def state(request: Any) -> Any:
-        return JSONResponse(site.job(request.path_params["key"]).told())
+        return JSONResponse(site.job(request.path_params["key"]).account())
 
     return state
 

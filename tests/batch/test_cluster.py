@@ -38,7 +38,7 @@ class Told(run.Listener):
     def __init__(self):
         self.lines, self.order = [], []
 
-    def told(self, text):
+    def note(self, text):
         self.lines.append(text)
 
     def ended(self, index, outcome):
