@@ -219,7 +219,7 @@ const std::string& Field::word(std::size_t longest, std::string_view marks, cons
 
 const std::string& Field::line() const {
   const bool text = value_->kind == Json::Kind::text && value_->text.size() <= 1600;
-  const auto control = [](char c) { return (c >= 0 && c < 0x20) || c == 0x7f; };
+  const auto control = [](unsigned char c) { return c < 0x20 || c == 0x7f; };  // char has no sign on Arm
   if (!text || std::any_of(value_->text.begin(), value_->text.end(), control)) wrong("one line of text");
   return value_->text;
 }

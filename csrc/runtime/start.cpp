@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "error.h"
 #include "foreground.h"
@@ -32,6 +33,20 @@ void check_input(const float* v, std::int64_t n) {
     MRISR_FAIL(MRISR_ERROR_INPUT, "input: the volume is constant (every voxel " << low << "); expected an image");
 }
 
+// A background of -1024 or 1e6, that no voxel of the head comes near, becomes as dark as the head's darkest: else
+// interpolation would draw the head's rim towards it.
+void replace_foreign_value(const Workspace& w, std::int64_t n, float value) {
+  float low = std::numeric_limits<float>::max(), high = -low;
+  for (std::int64_t i = 0; i < n; ++i) {
+    if (w.background[i] != 0) continue;
+    low = std::min(low, w.lr[i]);
+    high = std::max(high, w.lr[i]);
+  }
+  if ((low <= value && value <= high) || (value == 0 && low >= 0)) return;
+  for (std::int64_t i = 0; i < n; ++i)
+    if (w.background[i] != 0) w.lr[i] = low;
+}
+
 // Into w.background, before w.lr is normalised: what is masked by `mask` (or, without, by the scan itself).
 void find_background(const Job& job, const Workspace& w, const std::uint8_t* mask, Frame& frame) {
   const std::int64_t n = product(job.source.shape);
@@ -40,6 +55,7 @@ void find_background(const Job& job, const Workspace& w, const std::uint8_t* mas
       cpu::masked_background(w.background, w.lr, job.source.shape.data(), job.model->config.fade.background, queue);
   frame.background = mask != nullptr || own.voxels > 0;
   frame.background_value = own.voxels > 0 ? w.lr[own.first] : 0.0;
+  if (own.voxels > 0) replace_foreign_value(w, n, static_cast<float>(frame.background_value));
   for (std::int64_t i = 0; i < n && mask != nullptr; ++i) w.background[i] = mask[i] == 0 ? 1 : 0;
 }
 

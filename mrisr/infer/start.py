@@ -10,7 +10,7 @@ import torch
 from mrisr.infer.corrections import Corrector, Displacement
 from mrisr.infer.plan import Plan
 from mrisr.nn.condition import MEAN, SAMPLE, Condition
-from mrisr.physics.foreground import Background, bricks, masked_background
+from mrisr.physics.foreground import Background, bricks, masked_background, without_foreign_value
 from mrisr.physics.intensity import OUTLIER, Scale, estimate_noise, robust_scale
 
 
@@ -42,6 +42,9 @@ def start(data: np.ndarray, mask: np.ndarray | None, corrector: Corrector) -> tu
         data: float32 [x, y, z].
         mask: bool, the head, or None.
     """
+    masked = masked_background(data)
+    if masked is not None:
+        data = without_foreign_value(data, masked)
     unbiased = corrector.remove_bias(data)
     scale = robust_scale(unbiased)
     lr = _normalise(np.ascontiguousarray(unbiased), scale)
@@ -50,7 +53,7 @@ def start(data: np.ndarray, mask: np.ndarray | None, corrector: Corrector) -> tu
     lr = lr.to(corrector.device)
     y, displacement = corrector.start(lr)
     warnings = (_outliers(scale),) if scale.outliers else ()
-    return Frame(lr, scale, noise, _background(data, mask), displacement, warnings + displacement.warnings), y
+    return Frame(lr, scale, noise, _background(masked, mask), displacement, warnings + displacement.warnings), y
 
 
 def _normalise(data: np.ndarray, scale: Scale) -> torch.Tensor:
@@ -81,9 +84,8 @@ def _outliers(scale: Scale) -> str:
     )
 
 
-def _background(data: np.ndarray, mask: np.ndarray | None) -> Background | None:
+def _background(masked: Background | None, mask: np.ndarray | None) -> Background | None:
     """What is to be one exact value in the result: outside of the stated mask, or else what the scan has masked."""
-    masked = masked_background(data)
     if mask is None:
         return masked
     return Background(~mask, 0.0 if masked is None else masked.value)

@@ -39,6 +39,7 @@ READ_ENDINGS = (".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz", ".mgh",
 WRITE_ENDINGS = (".nii", ".nii.gz", ".mgh", ".mgz")
 MGH_ENDINGS = (".mgh", ".mgz")
 DTYPES = ("float32", "int16")  # that results are stored as
+FILLED = 0.01  # of all voxels: so many with one and the same value were filled with it
 GZIP_MAGIC = b"\x1f\x8b"
 MGH_VERSION = b"\0\0\0\1"
 # TypeError: a header shorter than its format.
@@ -137,7 +138,8 @@ def write(
 
     Args:
         dtype: of DTYPES; "int16" (NIfTI alone) stores 65536 steps from the lowest to the highest value, by slope and
-            intercept: off by at most half a step, for half the bytes.
+            intercept: off by at most half a step, for half the bytes. A value that a background was filled with, 0
+            first of all, stays exactly that; the steps are then as many on its longer side, 32767.
         descrip: NIfTI's text of at most 79 bytes on what the image is; None keeps the source's.
 
     The file appears whole or not at all. Raises OutputError for another ending, a type that the format has not, an
@@ -149,14 +151,29 @@ def write(
         if descrip is not None:
             image.header["descrip"] = descrip.encode("ascii", "replace")[:79]
         if dtype != "float32":
-            image.set_data_dtype(dtype)
-            image.header.set_slope_inter(None, None)  # nibabel then takes those that use the whole range
+            image = _whole_numbers(image, volume.data, dtype)
     with replacing(path, force=force) as beside:
         if not beside.name.lower().endswith(gzipped.ENDINGS):
             image.to_filename(beside)
             return
         with beside.open("wb") as file, gzipped.writing(file) as packed:
             image.to_stream(packed)
+
+
+def _whole_numbers(image: SpatialImage, data: np.ndarray, dtype: str) -> SpatialImage:
+    """`image` with voxels of `dtype`, by slope and intercept."""
+    exact = next((v for v in (0.0, float(data.flat[0])) if (data == np.float32(v)).mean() >= FILLED), None)
+    if exact is None:
+        image.set_data_dtype(dtype)
+        image.header.set_slope_inter(None, None)  # nibabel then takes those that use the whole range
+        return image
+    most = np.iinfo(dtype).max
+    slope = np.float32(max(data.max() - exact, exact - data.min(), np.finfo(np.float32).tiny) / most * (1 + 1e-6))
+    stored = np.rint((data.astype(np.float64) - exact) / slope).astype(dtype)
+    image.header.set_data_dtype(dtype)
+    whole = type(image)(stored, image.affine, image.header)
+    whole.header.set_slope_inter(slope, exact)
+    return whole
 
 
 def _position_stated(image: MGHImage) -> bool:

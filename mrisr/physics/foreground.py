@@ -106,6 +106,17 @@ def masked_background(data: np.ndarray) -> Background | None:
     return Background(mask.view(bool), float(v.flat[first])) if voxels else None
 
 
+def without_foreign_value(data: np.ndarray, background: Background) -> np.ndarray:
+    """`data`, but a background of -1024 or 1e6, that no voxel of the head comes near, is as dark as the head's darkest.
+
+    Interpolation would draw the head's rim towards it.
+    """
+    low, high = (float(bound) for bound in (data[~background.mask].min(), data[~background.mask].max()))
+    if low <= background.value <= high or (background.value == 0 and low >= 0):
+        return data
+    return np.where(background.mask, np.float32(low), data)
+
+
 def _faces(shape, open_axes) -> np.ndarray:
     marked = np.zeros(shape, bool)
     for axis in np.flatnonzero(open_axes):

@@ -138,3 +138,13 @@ def test_a_shape_beyond_the_format(tmp_path):
     with pytest.raises(OutputError, match=r"shape \(1, 40000, 1\) does not fit NIfTI-1"):
         nifti.write(long, tmp_path / "a.nii")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("filled", [0.0, -7.0, 0.1, -1024.0])
+def test_what_a_background_was_filled_with_stays_that_in_whole_numbers(filled, tmp_path):
+    data = (np.random.default_rng(0).random((12, 13, 14)) * 900 - 30).astype(np.float32)
+    data[:4] = filled
+    nifti.write(Volume(data, np.diag([1, 1, 2, 1])), tmp_path / "a.nii.gz", dtype="int16")
+    stored, found = nib.load(tmp_path / "a.nii.gz"), nifti.read(tmp_path / "a.nii.gz").data
+    assert stored.get_data_dtype() == np.int16 and (np.asarray(stored.dataobj)[:4] == np.float32(filled)).all()
+    assert (found[:4] == np.float32(filled)).all() and np.abs(found - data).max() <= 0.501 * stored.dataobj.slope

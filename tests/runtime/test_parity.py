@@ -81,6 +81,16 @@ def test_negative_values_and_whole_numbers(library, model, loaded, scan, affine)
     compared(library, model, loaded, (scan - 300).astype(np.int16), affine, psf=CUT)
 
 
+def test_a_background_of_a_foreign_value(library, model, loaded, scan, affine):
+    """It stays what it was, and draws nothing towards it."""
+    masked = np.full_like(scan, -1024)
+    masked[5:-5, 5:-5, 5:-5] = scan[5:-5, 5:-5, 5:-5]
+    found = compared(library, model, loaded, masked, affine)
+    assert found.info.background_value == -1024 and (found.data == -1024).mean() > 0.1
+    rest = found.data[found.data != -1024]
+    assert rest.min() > -0.2 * scan.max()
+
+
 @pytest.mark.parametrize("scale", [0, 0.25, 0.01])
 def test_whole_numbers_out(library, model, loaded, scan, affine, scale):
     """int16 out is what numpy makes of the float result: rounded, ties to even, clipped and counted."""
