@@ -87,8 +87,7 @@ def test_a_background_of_a_foreign_value(library, model, loaded, scan, affine):
     masked[5:-5, 5:-5, 5:-5] = scan[5:-5, 5:-5, 5:-5]
     found = compared(library, model, loaded, masked, affine)
     assert found.info.background_value == -1024 and (found.data == -1024).mean() > 0.1
-    rest = found.data[found.data != -1024]
-    assert rest.min() > -0.2 * scan.max()
+    assert found.data[found.data != -1024].min() > -512  # half way to it
 
 
 @pytest.mark.parametrize("scale", [0, 0.25, 0.01])
