@@ -192,6 +192,8 @@ def measure(args: argparse.Namespace) -> dict:
             if args.compare:
                 commits["other"] = versus.commit_of(args.compare)[:12]
                 roots["other"] = kept.enter_context(versus.checkout_of(args.compare))
+            for root in roots.values():
+                versus.with_bytecode(root)
             for way in args.ways:
                 run = partial(one, way=way, scan=folder / "scan.nii.gz", folder=folder, voxel_size=args.voxel_size)
                 rows.extend(_rows(way, versus.in_turns(roots, run, args.rounds), commits))

@@ -5,6 +5,8 @@ A run of the other commit imports its mrisr, not ours: `own(root)` in the child 
 
 from __future__ import annotations
 
+import compileall
+import hashlib
 import json
 import os
 import shutil
@@ -17,6 +19,7 @@ from pathlib import Path
 
 from record import ROOT
 
+KEPT = "out/native"  # native cores of other commits
 NATIVE = ("csrc/core", "csrc/python", "CMakeLists.txt", "setup.py")  # what the native core is built from
 
 
@@ -31,22 +34,42 @@ def commit_of(revision: str, root: Path = ROOT) -> str:
 
 @contextmanager
 def checkout_of(revision: str, root: Path = ROOT) -> Iterator[Path]:
-    """A folder with the files of `revision`, and its native core: copied where ours was built from the same sources,
-    else built there (minutes). Gone afterwards."""
+    """A folder with the files of `revision` and its native core, gone afterwards. The core is built once (minutes) and
+    kept in out/native by what it was built from; where that is what ours was built from, it is ours."""
     commit = commit_of(revision, root)
     with tempfile.TemporaryDirectory(prefix="mrisr-") as folder:
         archive = subprocess.run(["git", "-C", str(root), "archive", commit], check=True, capture_output=True)
         subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
         there = Path(folder)
         same = subprocess.run(["git", "-C", str(root), "diff", "--quiet", commit, "--", *NATIVE], check=False)
-        if same.returncode == 0:
-            for path in (*(root / "mrisr").glob("_native*"), root / "mrisr" / "_build_info.py"):
-                if path.exists():
-                    shutil.copy2(path, there / "mrisr")
-        else:
-            words = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-            subprocess.run(words, cwd=there, env={**os.environ, "MRISR_NATIVE": "1", "MRISR_CUDA": "0"}, check=True)
+        kept = root / "mrisr" if same.returncode == 0 else root / KEPT / _sources(commit, root)
+        if not any(kept.glob("_native*")) and kept != root / "mrisr":
+            _build(there, kept)
+        for path in (*kept.glob("_native*"), kept / "_build_info.py"):
+            if path.exists():
+                shutil.copy2(path, there / "mrisr")
         yield there
+
+
+def _sources(commit: str, root: Path) -> str:
+    """Names what the native core of a commit is built from, and the Python that it is built for."""
+    words = ["git", "-C", str(root), "ls-tree", "-r", commit, "--", *NATIVE]
+    listed = subprocess.run(words, check=True, capture_output=True).stdout
+    return hashlib.sha256(listed + sys.implementation.cache_tag.encode()).hexdigest()[:16]
+
+
+def _build(there: Path, kept: Path) -> None:
+    words = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    subprocess.run(words, cwd=there, env={**os.environ, "MRISR_NATIVE": "1", "MRISR_CUDA": "0"}, check=True)
+    kept.mkdir(parents=True, exist_ok=True)
+    for path in (*(there / "mrisr").glob("_native*"), there / "mrisr" / "_build_info.py"):
+        shutil.copy2(path, kept)
+
+
+def with_bytecode(root: Path) -> None:
+    """Compile a checkout's Python files beforehand, as installing does: else every import is a compilation."""
+    for folder in ("mrisr", "kernels"):
+        compileall.compile_dir(root / folder, quiet=2)
 
 
 def own(root: str) -> None:

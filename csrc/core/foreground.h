@@ -21,6 +21,14 @@ struct BackgroundRule {
   double solid;  // of its voxels, at least so many lie inside of it
 };
 
+// Numbers of `cpu::bricks`, in units of the normalised intensity.
+struct BrickRule {
+  Index size;    // voxels along an edge
+  float air;     // a mean above it is tissue
+  float bright;  // a voxel above it is tissue
+  int fewest;    // bricks of the 27 at and around one; with no more it is a speck of noise
+};
+
 struct Background {
   Index voxels = 0;  // 0: none was found
   Index first = 0;   // one of them
@@ -37,6 +45,11 @@ void tissue(std::uint8_t* out, const float* v, const Index n[3], const bool open
 // entry per voxel, of which there are at most 2^32.
 Background masked_background(std::uint8_t* out, const float* v, const Index n[3], const BackgroundRule& rule,
                              std::uint32_t* queue);
+
+// 1 in every brick of rule.size^3 voxels that holds tissue, and around it: [ceil(n0 / size), ...], as spare. v: [n0, n1,
+// n2], normalised.
+void bricks(std::uint8_t* out, std::uint8_t* spare, const float* v, const Index n[3], const BrickRule& rule,
+            int threads);
 
 }  // namespace cpu
 }  // namespace mrisr

@@ -1,7 +1,10 @@
 #include "noise.h"
 
+#include <algorithm>
+
 #include "isa.h"
 #include "noise_math.h"
+#include "noise_words.h"
 #include "parallel.h"
 
 namespace mrisr {
@@ -20,18 +23,20 @@ void check_noise(const NoiseBox& box) {
 namespace cpu {
 namespace {
 
-MRISR_INLINE void normal_row_body(float* out, Index n, std::uint64_t first, const NoiseBox& box) {
-  const auto k0 = static_cast<std::uint32_t>(box.seed), k1 = static_cast<std::uint32_t>(box.seed >> 32);
-  const std::uint32_t sample = box.sample, step = box.step;
-  for (Index i = 0; i < n; ++i) {
-    const std::uint64_t voxel = first + static_cast<std::uint64_t>(i);
-    const noise::Words w =
-        noise::philox(static_cast<std::uint32_t>(voxel), static_cast<std::uint32_t>(voxel >> 32), sample, step, k0, k1);
-    out[i] = noise::box_muller(w.w0, w.w1);
+MRISR_INLINE void normals_body(float* out, Index n, const std::uint32_t* w0, const std::uint32_t* w1) {
+  for (Index i = 0; i < n; ++i) out[i] = noise::box_muller(w0[i], w1[i]);
+}
+MRISR_VARIANTS(normals, normals_body, (float* out, Index n, const std::uint32_t* w0, const std::uint32_t* w1),
+               (out, n, w0, w1))
+
+void normal_row(float* out, Index n, std::uint64_t first, const NoiseKey& key) {
+  std::uint32_t w0[kNoiseChunk], w1[kNoiseChunk];
+  for (Index i = 0; i < n; i += kNoiseChunk) {
+    const Index count = std::min(kNoiseChunk, n - i);
+    noise_words(w0, w1, count, first + static_cast<std::uint64_t>(i), key);
+    normals(out + i, count, w0, w1);
   }
 }
-MRISR_VARIANTS(normal_row, normal_row_body, (float* out, Index n, std::uint64_t first, const NoiseBox& box),
-               (out, n, first, box))
 
 std::uint64_t row_start(const NoiseBox& box, Index row) {
   const Index x = box.origin[0] + row / box.shape[1], y = box.origin[1] + row % box.shape[1];
@@ -46,9 +51,10 @@ void normal_noise(float* out, const NoiseBox& box, int threads) {
   check_noise(box);
   const Index rows = box.shape[0] * box.shape[1];
   MRISR_CHECK(rows * box.shape[2] == 0 || out != nullptr, "noise: out is a null pointer");
+  const NoiseKey key{static_cast<std::uint32_t>(box.seed), static_cast<std::uint32_t>(box.seed >> 32), box.sample, box.step};
   parallel_for(rows, grain(box), threads, [&](Index begin, Index end) {
     for (Index row = begin; row < end; ++row)
-      normal_row(out + row * box.shape[2], box.shape[2], row_start(box, row), box);
+      normal_row(out + row * box.shape[2], box.shape[2], row_start(box, row), key);
   });
 }
 

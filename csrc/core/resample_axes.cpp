@@ -7,19 +7,21 @@
 
 #include "isa.h"
 #include "parallel.h"
+#include "transpose.h"
 
 namespace mrisr {
 namespace cpu {
 namespace {
 
-constexpr Index kRows = 4;   // output samples computed together: each loaded input vector is used four times
-constexpr Index kCols = 32;  // lines of the volume computed together
+constexpr Index kRows = 4;     // output samples computed together: each loaded input vector is used four times
+constexpr Index kCols = 32;    // lines of the volume computed together
+constexpr Index kTurned = 16;  // output samples along the last axis turned back together: a cache line of each
 
 #if defined(__GNUC__) || defined(__clang__)
 typedef float Vec __attribute__((vector_size(64), aligned(64)));
 
-// to[r][c] = sum_k coefficients[k][r] * lines[k][c], lines [count, kCols] 64-byte aligned.
-MRISR_INLINE void dot_block_body(float* to, const float* coefficients, const float* lines, Index count) {
+// to[r * ld + c] = sum_k coefficients[k][r] * lines[k][c], lines [count, kCols] 64-byte aligned.
+MRISR_INLINE void dot_block_body(float* to, Index ld, const float* coefficients, const float* lines, Index count) {
   Vec a0{}, a1{}, b0{}, b1{}, c0{}, c1{}, d0{}, d1{};
   for (Index k = 0; k < count; ++k) {
     const Vec x0 = *reinterpret_cast<const Vec*>(lines + k * kCols);
@@ -34,32 +36,30 @@ MRISR_INLINE void dot_block_body(float* to, const float* coefficients, const flo
     d0 += m[3] * x0;
     d1 += m[3] * x1;
   }
-  Vec* out = reinterpret_cast<Vec*>(to);
-  out[0] = a0, out[1] = a1, out[2] = b0, out[3] = b1, out[4] = c0, out[5] = c1, out[6] = d0, out[7] = d1;
+  const Vec out[2 * kRows] = {a0, a1, b0, b1, c0, c1, d0, d1};
+#pragma GCC unroll 4
+  for (Index r = 0; r < kRows; ++r) std::memcpy(to + r * ld, &out[2 * r], 2 * sizeof(Vec));
 }
 #else
-MRISR_INLINE void dot_block_body(float* to, const float* coefficients, const float* lines, Index count) {
-  for (Index i = 0; i < kRows * kCols; ++i) to[i] = 0.0f;
+MRISR_INLINE void dot_block_body(float* to, Index ld, const float* coefficients, const float* lines, Index count) {
+  for (Index r = 0; r < kRows; ++r)
+    for (Index c = 0; c < kCols; ++c) to[r * ld + c] = 0.0f;
   for (Index k = 0; k < count; ++k)
     for (Index r = 0; r < kRows; ++r)
-      for (Index c = 0; c < kCols; ++c) to[r * kCols + c] += coefficients[k * kRows + r] * lines[k * kCols + c];
+      for (Index c = 0; c < kCols; ++c) to[r * ld + c] += coefficients[k * kRows + r] * lines[k * kCols + c];
 }
 #endif
-MRISR_VARIANTS(dot_block, dot_block_body, (float* to, const float* coefficients, const float* lines, Index count),
-               (to, coefficients, lines, count))
+MRISR_VARIANTS(dot_block, dot_block_body,
+               (float* to, Index ld, const float* coefficients, const float* lines, Index count),
+               (to, ld, coefficients, lines, count))
 
-// [rows, cols] with row stride ld -> [cols, kCols], the missing lines zero.
-void transpose_in(float* to, const float* from, Index rows, Index cols, Index ld) {
-  constexpr Index kStrip = 16;  // columns written while the source lines stay in cache
-  for (Index k0 = 0; k0 < cols; k0 += kStrip)
-    for (Index r = 0; r < rows; ++r)
-      for (Index k = k0; k < std::min(cols, k0 + kStrip); ++k) to[k * kCols + r] = from[r * ld + k];
-}
+MRISR_VARIANTS(turn, transpose_body, (float* to, Index ld_to, const float* from, Index ld_from, Index rows, Index cols),
+               (to, ld_to, from, ld_from, rows, cols))
 
 // Where one thread's lines and block lie in its part of the scratch memory, 64-byte aligned.
 constexpr Index kAlign = 64 / sizeof(float);
 
-Index scratch_of_one(Index n_in) { return (n_in + kRows) * kCols; }
+Index scratch_of_one(Index n_in) { return (n_in + kTurned) * kCols; }
 
 float* aligned(float* p) {
   const auto over = static_cast<Index>(reinterpret_cast<std::uintptr_t>(p) / sizeof(float)) % kAlign;
@@ -76,6 +76,47 @@ void widen(Index& first, Index& last, const double* row, Index n_in, double drop
     if (counts(k)) first = k;
   for (Index k = n_in - 1; k > last; --k)
     if (counts(k)) last = k;
+}
+
+// [count, width] of a volume whose lines lie beside each other, the rows of a piece.
+void gather(float* columns, const float* from, Index count, Index inner, Index width) {
+  if (width < kCols) {
+    for (Index k = 0; k < count; ++k) std::memcpy(columns + k * kCols, from + k * inner, sizeof(float) * width);
+    return;
+  }
+  for (Index k = 0; k < count; ++k) {
+    std::memcpy(columns + k * kCols, from + k * inner, sizeof(float) * kCols);
+#if defined(__GNUC__) || defined(__clang__)
+    // Every row is in another page, where no prefetcher of the processor's follows: of the piece that comes next.
+    __builtin_prefetch(from + k * inner + kCols, 0, 2);
+    __builtin_prefetch(from + k * inner + kCols + 16, 0, 2);
+#endif
+  }
+}
+
+// One piece of lines that lie beside each other: out[i * inner + c]. block: room for one band.
+void across_lines(float* out, const float* columns, float* block, const AxisMatrix& matrix, Index inner, Index width) {
+  for (Index i = 0; i < matrix.n_out; i += kRows) {
+    const AxisBand& band = matrix.bands[i / kRows];
+    const Index rows = std::min(kRows, matrix.n_out - i);
+    const bool whole = rows == kRows && width == kCols;
+    float *const to = out + i * inner, *const made = whole ? to : block;
+    dot_block(made, whole ? inner : kCols, matrix.coefficients + band.at, columns + band.first * kCols, band.count);
+    for (Index r = 0; !whole && r < rows; ++r) std::memcpy(to + r * inner, block + r * kCols, sizeof(float) * width);
+  }
+}
+
+// One piece of lines that lie behind each other: out[c * n_out + i]. block: room for kTurned rows.
+void along_lines(float* out, const float* columns, float* block, const AxisMatrix& matrix, Index width) {
+  const Index n_out = matrix.n_out;
+  for (Index i0 = 0; i0 < n_out; i0 += kTurned) {
+    const Index rows = std::min(kTurned, n_out - i0);
+    for (Index r = 0; r < rows; r += kRows) {
+      const AxisBand& band = matrix.bands[(i0 + r) / kRows];
+      dot_block(block + r * kCols, kCols, matrix.coefficients + band.at, columns + band.first * kCols, band.count);
+    }
+    turn(out + i0, n_out, block, kCols, rows, width);
+  }
 }
 
 }  // namespace
@@ -121,25 +162,16 @@ void axis_apply(float* out, const float* x, const AxisMatrix& matrix, Index oute
     for (Index piece = begin; piece < end; ++piece) {
       const Index plane = piece / blocks, c0 = piece % blocks * kCols, width = std::min(kCols, lines - c0);
       if (last_axis) {
-        transpose_in(columns, x + c0 * n_in, width, n_in, n_in);
+        turn(columns, kCols, x + c0 * n_in, n_in, width, n_in);
       } else {
-        const float* from = x + plane * n_in * inner + c0;
-        for (Index k = 0; k < n_in; ++k) std::memcpy(columns + k * kCols, from + k * inner, sizeof(float) * width);
+        gather(columns, x + plane * n_in * inner + c0, n_in, inner, width);
       }
       if (width < kCols)  // what no line fills is multiplied too: it must hold numbers
         for (Index k = 0; k < n_in; ++k) std::fill(columns + k * kCols + width, columns + (k + 1) * kCols, 0.0f);
-      for (Index b = 0; b < axis_bands(n_out); ++b) {
-        const AxisBand& band = matrix.bands[b];
-        const Index i0 = b * kRows, rows = std::min(kRows, n_out - i0);
-        dot_block(block, matrix.coefficients + band.at, columns + band.first * kCols, band.count);
-        if (last_axis) {
-          for (Index c = 0; c < width; ++c)
-            for (Index r = 0; r < rows; ++r) out[(c0 + c) * n_out + i0 + r] = block[r * kCols + c];
-        } else {
-          float* to = out + (plane * n_out + i0) * inner + c0;
-          for (Index r = 0; r < rows; ++r) std::memcpy(to + r * inner, block + r * kCols, sizeof(float) * width);
-        }
-      }
+      if (last_axis)
+        along_lines(out + c0 * n_out, columns, block, matrix, width);
+      else
+        across_lines(out + plane * n_out * inner + c0, columns, block, matrix, inner, width);
     }
   });
 }

@@ -7,6 +7,7 @@
 
 #include "isa.h"
 #include "parallel.h"
+#include "transpose.h"
 
 namespace mrisr {
 
@@ -60,6 +61,22 @@ Poles poles_of(int order, Index n, Boundary boundary) {
   return poles;
 }
 
+// A row of the scratch that is carried from one to the next in registers: through memory, each would wait for the last
+// to be stored.
+template <class T>
+struct Row {
+#if defined(__GNUC__) || defined(__clang__)
+  typedef T Lane __attribute__((vector_size(64)));
+#else
+  typedef T Lane;
+#endif
+  static constexpr int kLanes = static_cast<int>(kCols * sizeof(T) / sizeof(Lane));
+  Lane v[kLanes];
+
+  __attribute__((always_inline)) void load(const T* from) { std::memcpy(v, from, sizeof v); }
+  __attribute__((always_inline)) void store(T* to) const { std::memcpy(to, v, sizeof v); }
+};
+
 // One pole, in place, lines [n, kCols], n >= 2.
 template <class T>
 MRISR_INLINE void one_pole(T* lines, Index n, const Pole& pole, int sign) {
@@ -68,8 +85,13 @@ MRISR_INLINE void one_pole(T* lines, Index n, const Pole& pole, int sign) {
     for (Index c = 0; c < kCols; ++c) start[c] += pole.start[k] * lines[static_cast<Index>(k) * kCols + c];
   for (Index c = 0; c < kCols; ++c) lines[c] = static_cast<T>(start[c]);
   const T z = static_cast<T>(pole.root);
-  for (Index k = 1; k < n; ++k)
-    for (Index c = 0; c < kCols; ++c) lines[k * kCols + c] += z * lines[(k - 1) * kCols + c];
+  Row<T> carried, here;
+  carried.load(lines);
+  for (Index k = 1; k < n; ++k) {
+    here.load(lines + k * kCols);
+    for (int l = 0; l < Row<T>::kLanes; ++l) carried.v[l] = here.v[l] + z * carried.v[l];
+    carried.store(lines + k * kCols);
+  }
   T* end = lines + (n - 1) * kCols;
   if (sign > 0) {
     const T scale = static_cast<T>(pole.root / (pole.root * pole.root - 1.0));
@@ -77,8 +99,12 @@ MRISR_INLINE void one_pole(T* lines, Index n, const Pole& pole, int sign) {
   } else {
     std::fill(end, end + kCols, T(0));
   }
-  for (Index k = n - 2; k >= 0; --k)
-    for (Index c = 0; c < kCols; ++c) lines[k * kCols + c] = z * (lines[(k + 1) * kCols + c] - lines[k * kCols + c]);
+  carried.load(end);
+  for (Index k = n - 2; k >= 0; --k) {
+    here.load(lines + k * kCols);
+    for (int l = 0; l < Row<T>::kLanes; ++l) carried.v[l] = z * (carried.v[l] - here.v[l]);
+    carried.store(lines + k * kCols);
+  }
   if (sign < 0) std::fill(lines, lines + kCols, T(0));
 }
 
@@ -189,25 +215,33 @@ void extend_adjoint(T* inside, Index n, Index halo, bool odd) {
     }
 }
 
+MRISR_VARIANTS(turn_f32, transpose_body, (float* to, Index ld_to, const float* from, Index ld_from, Index rows, Index cols),
+               (to, ld_to, from, ld_from, rows, cols))
+void turn(float* to, Index ld_to, const float* from, Index ld_from, Index rows, Index cols) {
+  turn_f32(to, ld_to, from, ld_from, rows, cols);
+}
+void turn(double* to, Index ld_to, const double* from, Index ld_from, Index rows, Index cols) {
+  transpose_body(to, ld_to, from, ld_from, rows, cols);
+}
+
 // [count, width] lines of the volume into rows of kCols and back. `step` leads to the next sample of a line, `next` to
 // the next line. The missing lines are zero.
 template <class T>
 void load(T* lines, const T* from, Index count, Index width, Index step, Index next) {
-  for (Index k = 0; k < count; ++k) {
-    T* row = lines + k * kCols;
-    for (Index c = 0; c < width; ++c) row[c] = from[k * step + c * next];
-    std::fill(row + width, row + kCols, T(0));
-  }
+  if (next == 1)
+    for (Index k = 0; k < count; ++k) std::memcpy(lines + k * kCols, from + k * step, sizeof(T) * width);
+  else
+    turn(lines, kCols, from, next, width, count);
+  if (width < kCols)
+    for (Index k = 0; k < count; ++k) std::fill(lines + k * kCols + width, lines + (k + 1) * kCols, T(0));
 }
 
 template <class T>
 void store(T* to, const T* lines, Index count, Index width, Index step, Index next) {
-  if (next == 1) {
+  if (next == 1)
     for (Index k = 0; k < count; ++k) std::memcpy(to + k * step, lines + k * kCols, sizeof(T) * width);
-  } else {
-    for (Index c = 0; c < width; ++c)
-      for (Index k = 0; k < count; ++k) to[k * step + c * next] = lines[k * kCols + c];
-  }
+  else
+    turn(to, next, lines, kCols, count, width);
 }
 
 // work(lines, scratch) turns `n_in` rows at lines[in_row] into `n_out` rows at lines[out_row].

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "isa.h"
+#include "noise_words.h"
 #include "parallel.h"
 
 namespace mrisr {
@@ -22,6 +23,21 @@ namespace {
 
 constexpr Index kBlock = 1024;  // what a block reads and writes stays in the L1 cache between its loops
 
+MRISR_INLINE void add_normals_body(float* next, Index n, float d, const std::uint32_t* w0, const std::uint32_t* w1) {
+  for (Index i = 0; i < n; ++i) next[i] += d * noise::box_muller(w0[i], w1[i]);
+}
+MRISR_VARIANTS(add_normals, add_normals_body,
+               (float* next, Index n, float d, const std::uint32_t* w0, const std::uint32_t* w1), (next, n, d, w0, w1))
+
+void add_noise(float* next, Index n, const StepRow& r, Index first) {
+  std::uint32_t w0[kNoiseChunk], w1[kNoiseChunk];
+  for (Index i = 0; i < n; i += kNoiseChunk) {
+    const Index count = std::min(kNoiseChunk, n - i);
+    noise_words(w0, w1, count, static_cast<std::uint64_t>(first + i), {r.k0, r.k1, r.sample, r.step});
+    add_normals(next + i, count, r.d, w0, w1);
+  }
+}
+
 MRISR_INLINE void step_block_body(const SamplerStep& s, const StepRow& r, Index first, Index n) {
   const float* __restrict__ x = s.x + first;
   const float* v = static_cast<const float*>(s.f) + first;
@@ -37,8 +53,6 @@ MRISR_INLINE void step_block_body(const SamplerStep& s, const StepRow& r, Index 
     const float* __restrict__ before = s.before + first;
     for (Index i = 0; i < n; ++i) next[i] += r.c * before[i];
   }
-  if (s.noise)
-    for (Index i = 0; i < n; ++i) next[i] += r.d * step_normal(r, static_cast<std::uint64_t>(first + i));
 }
 MRISR_VARIANTS(step_block, step_block_body,
                (const SamplerStep& s, const StepRow& r, Index first, Index n), (s, r, first, n))
@@ -50,7 +64,11 @@ void sampler_step(const SamplerStep& s, int threads) {
   if (s.count == 0) return;
   const StepRow r = step_row(s);
   parallel_for(s.count, 32 * kBlock, threads, [&](Index begin, Index end) {
-    for (Index i = begin; i < end; i += kBlock) step_block(s, r, i, std::min(end - i, kBlock));
+    for (Index i = begin; i < end; i += kBlock) {
+      const Index n = std::min(end - i, kBlock);
+      step_block(s, r, i, n);
+      if (s.noise) add_noise(s.next + i, n, r, i);
+    }
   });
 }
 

@@ -113,6 +113,14 @@ void bind_cpu(py::module_& m) {
         return std::pair<Index, Index>(found.voxels, found.first);
       },
       release());
+  m.def(
+      "bricks",
+      [](Address out, Address spare, Address v, Triple shape, Index size, float air, float bright, int fewest,
+         int threads) {
+        cpu::bricks(at<std::uint8_t>(out, "out"), at<std::uint8_t>(spare, "spare"), at<const float>(v, "v"),
+                    shape.data(), {size, air, bright, fewest}, threads);
+      },
+      release());
   m.def("group_norm_slabs", [](Index voxels) { return NormShape{1, 1, voxels, 1, false}.slabs(); });
   m.def(
       "group_norm_merge",

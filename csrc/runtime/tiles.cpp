@@ -5,7 +5,7 @@
 #include <limits>
 
 #include "error.h"
-#include "parallel.h"
+#include "foreground.h"
 
 namespace mrisr::runtime {
 namespace {
@@ -157,34 +157,6 @@ void grow_box(TilePlan& plan, const Triple& size, const Config& config) {
   }
 }
 
-// Number of marked bricks among the 27 at and around one.
-int around(const std::uint8_t* bricks, const Triple& n, std::int64_t i, std::int64_t j, std::int64_t k) {
-  int found = 0;
-  for (std::int64_t a = std::max<std::int64_t>(0, i - 1); a <= std::min(n[0] - 1, i + 1); ++a)
-    for (std::int64_t b = std::max<std::int64_t>(0, j - 1); b <= std::min(n[1] - 1, j + 1); ++b)
-      for (std::int64_t c = std::max<std::int64_t>(0, k - 1); c <= std::min(n[2] - 1, k + 1); ++c)
-        found += bricks[(a * n[1] + b) * n[2] + c];
-  return found;
-}
-
-// Mean and largest voxel of a brick; beyond the volume its last voxel is repeated.
-bool holds_tissue(const float* v, const Triple& shape, const Triple& from, const Config::Tiling& t) {
-  double sum = 0;
-  float largest = -std::numeric_limits<float>::infinity();
-  for (std::int64_t i = 0; i < t.brick; ++i)
-    for (std::int64_t j = 0; j < t.brick; ++j) {
-      const std::int64_t x = std::min(from[0] + i, shape[0] - 1), y = std::min(from[1] + j, shape[1] - 1);
-      const float* row = v + (x * shape[1] + y) * shape[2];
-      for (std::int64_t k = 0; k < t.brick; ++k) {
-        const float value = row[std::min(from[2] + k, shape[2] - 1)];
-        sum += value;
-        largest = std::max(largest, value);
-      }
-    }
-  const double voxels = static_cast<double>(t.brick * t.brick * t.brick);
-  return static_cast<float>(sum / voxels) > static_cast<float>(t.air) || largest > static_cast<float>(t.bright * t.air);
-}
-
 }  // namespace
 
 std::int64_t most_starts(std::int64_t n, const Config& config) { return round_up(n, config.tiling.brick) / config.tiling.align + 2; }
@@ -206,19 +178,8 @@ std::int64_t smallest_tile(const Config& config) { return config.tiling.smallest
 void foreground_bricks(const float* normalised, const Triple& shape, const Config& config, std::uint8_t* bricks,
                        std::uint8_t* spare, int threads) {
   const auto& t = config.tiling;
-  const Triple n = brick_counts(shape, config);
-  parallel_for(n[0] * n[1], 1, threads, [&](Index begin, Index end) {
-    for (Index row = begin; row < end; ++row)
-      for (std::int64_t k = 0; k < n[2]; ++k)
-        bricks[row * n[2] + k] = holds_tissue(normalised, shape, {row / n[1] * t.brick, row % n[1] * t.brick, k * t.brick}, t);
-  });
-  const auto each = [&](auto&& value, std::uint8_t* to) {
-    for (std::int64_t i = 0; i < n[0]; ++i)
-      for (std::int64_t j = 0; j < n[1]; ++j)
-        for (std::int64_t k = 0; k < n[2]; ++k) to[(i * n[1] + j) * n[2] + k] = value(i, j, k) ? 1 : 0;
-  };
-  each([&](auto i, auto j, auto k) { return bricks[(i * n[1] + j) * n[2] + k] && around(bricks, n, i, j, k) > t.fewest_neighbours; }, spare);
-  each([&](auto i, auto j, auto k) { return around(spare, n, i, j, k) > 0; }, bricks);
+  const BrickRule rule{t.brick, static_cast<float>(t.air), static_cast<float>(t.bright * t.air), static_cast<int>(t.fewest_neighbours)};
+  cpu::bricks(bricks, spare, normalised, shape.data(), rule, threads);
 }
 
 void plan_tiles(TilePlan& plan, const Triple& shape, const std::uint8_t* bricks, const Triple& given, bool fixed,

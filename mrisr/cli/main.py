@@ -32,6 +32,7 @@ from mrisr.cli import (
     train,
     upscale,
 )
+from mrisr.cli.loading import own_process
 from mrisr.errors import NO_ROOM, InputError, MrisrError, OutputError, UsageError, because, to_do
 
 COMMANDS = (upscale, bids, correct, simulate, demo, evaluate, pack, train, distill, export, serve, bench, doctor)
@@ -205,6 +206,7 @@ def _one_line_warnings() -> Iterator[None]:
 
 def entry() -> NoReturn:
     """The ``mrisr`` program: `main`, then leave with its exit code."""
+    own_process()
     code = main()
     try:
         sys.stdout.flush()

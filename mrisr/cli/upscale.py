@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from mrisr.cli import many
 from mrisr.cli.cluster import add_cluster_options
 from mrisr.cli.compute import add_compute_options, add_writing_options, computing, running
 from mrisr.cli.forecast import Forecast
-from mrisr.cli.loading import load
+from mrisr.cli.loading import load, torch_ahead
 from mrisr.cli.options import add_series, use_threads, write_text
 from mrisr.cli.outputs import Outputs, check_place
 from mrisr.cli.voice import Voice, add_voice_options, speaking
@@ -74,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--all-series: takes every series; leave --series out")
     options = computing(args)
     with speaking(args) as voice:
+        torch_ahead(needed=not args.skip_existing and args.cluster is None and all(map(os.path.exists, args.input)))
         load("mrisr.batch.scans")
         from mrisr.batch import scans
 

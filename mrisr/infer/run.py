@@ -72,15 +72,18 @@ def upscale_volume(scan: Scan, target: Grid, model: Any, options: Options, repor
         with report.stage("bias"):
             field = estimate_field(volume.data, volume.grid, options.threads)
             stages = replace(stages, corrector=stages.corrector.with_field(field))
-    out = np.empty(target.shape + volume.data.shape[3:], np.float32)
-    std = np.empty_like(out) if options.samples > 1 else None
     results: list[FrameResult] = []
     with closing(Runner(plan.route, engine, model)) as runner, torch.inference_mode():
-        for t, data in enumerate(volume.frames()):
-            where = (..., t) if volume.data.ndim == 4 else ...
-            result = _frame(stages, runner, data, messages)
-            results.append(_stored(result, out[where], None if std is None else std[where]))
-            del result  # its voxels, which are in `out` now
+        if volume.data.ndim == 3:  # what the frame has is the result: no second copy of it is made
+            results.append(_frame(stages, runner, volume.data, messages))
+            out, std = results[0].image, results[0].std
+        else:
+            out = np.empty(target.shape + volume.data.shape[3:], np.float32)
+            std = np.empty_like(out) if options.samples > 1 else None
+            for t, data in enumerate(volume.frames()):
+                result = _frame(stages, runner, data, messages)
+                results.append(_stored(result, out[..., t], None if std is None else std[..., t]))
+                del result  # its voxels, which are in `out` now
         used = engine_info(runner.engine, plan, results, runner.graphs)
     info = account(plan, results, used, stages.corrector, messages, report.seconds)
     out, std = (None if v is None else np.ascontiguousarray(v[plan.kept]) for v in (out, std))
@@ -109,7 +112,7 @@ def _frame(stages: Stages, runner: Runner, data: np.ndarray, messages: list[str]
     with report.stage("start"):
         frame, y = start(data, stages.scan.mask, corrector)
         give(messages, frame.warnings)
-        frame_plan = plan_frame(plan, foregrounds(y, plan.mirrorings), runner.route)
+        frame_plan = plan_frame(plan, foregrounds(y, plan.mirrorings, runner.engine.threads), runner.route)
         engine = runner.follow(frame_plan.route)
         conds = conditions(plan, frame, corrector)
     with report.stage("network"):

@@ -60,10 +60,10 @@ def _normalise(data: np.ndarray, scale: Scale) -> torch.Tensor:
     return (torch.from_numpy(data) - scale.offset).div_(scale.scale)
 
 
-def foregrounds(y: torch.Tensor, mirrorings: tuple[tuple[int, ...], ...]) -> list[np.ndarray]:
+def foregrounds(y: torch.Tensor, mirrorings: tuple[tuple[int, ...], ...], threads: int) -> list[np.ndarray]:
     """The bricks that hold tissue, of the start mirrored in every way; bricks are counted from a corner, so that each
     has its own."""
-    return [bricks(y.flip(axes) if axes else y) for axes in mirrorings]
+    return [bricks(y.flip(axes) if axes else y, max(1, threads)) for axes in mirrorings]
 
 
 def conditions(plan: Plan, frame: Frame, corrector: Corrector) -> tuple[Condition, ...]:

@@ -9,8 +9,8 @@ brightest tissue 1).
 What group-norm sees (`mrisr.nn.active`) is a part of the network, and the mask of the protocol
 (`mrisr.evaluate.masks`) is none of these, so that no method is judged by a rule of its own.
 
-`tissue` and `masked_background` look at the scan's own grid, are the same in Python and libmrisr, and run in the native
-core (csrc/core/foreground.cpp); without it, in SciPy.
+`tissue` and `masked_background` look at the scan's own grid. These and `bricks` are the same in Python and libmrisr,
+and run in the native core (csrc/core/foreground.cpp); without it, in SciPy and PyTorch.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def certain(normalised: torch.Tensor) -> torch.Tensor:
     return normalised > CERTAIN
 
 
-def bricks(normalised: torch.Tensor) -> np.ndarray:
+def bricks(normalised: torch.Tensor, threads: int = 1) -> np.ndarray:
     """Bricks of 8^3 voxels that hold tissue: bool, ceil(shape / 8).
 
     normalised: [X, Y, Z], air at 0, tissue near 1.
@@ -62,13 +62,13 @@ def bricks(normalised: torch.Tensor) -> np.ndarray:
     neighbours of 26 are specks of noise. What is left is grown by one brick, so that dark tissue at a rim is
     kept.
     """
-    pad = [p for n in reversed(normalised.shape) for p in (0, -n % BRICK)]
-    v = F.pad(normalised[None], pad, mode="replicate")[0]
-    cells = v.reshape(*(k for n in v.shape for k in (n // BRICK, BRICK)))
-    hit = (cells.mean(dim=(1, 3, 5)) > AIR) | (cells.amax(dim=(1, 3, 5)) > BRIGHT * AIR)
-    neighbours = F.avg_pool3d(F.pad(hit[None, None].float(), (1,) * 6), 3, stride=1) * 27
-    kept = (hit[None, None] & (neighbours > FEWEST_NEIGHBOURS + 0.5)).float()
-    return F.max_pool3d(kept, 3, stride=1, padding=1)[0, 0].cpu().numpy() > 0
+    if normalised.device.type != "cpu" or normalised.dtype != torch.float32 or native.reason() is not None:
+        return _bricks(normalised)
+    v = normalised.contiguous()
+    out, spare = (np.empty([-(-n // BRICK) for n in v.shape], np.uint8) for _ in range(2))
+    rule = (BRICK, AIR, BRIGHT * AIR, FEWEST_NEIGHBOURS)
+    native.module().bricks(out.ctypes.data, spare.ctypes.data, v.data_ptr(), tuple(v.shape), *rule, threads)
+    return out.view(bool)
 
 
 def tissue(normalised: np.ndarray, open_axes=(True, True, True), threads: int = 1) -> np.ndarray:
@@ -122,6 +122,16 @@ def _faces(shape, open_axes) -> np.ndarray:
     for axis in np.flatnonzero(open_axes):
         np.moveaxis(marked, axis, 0)[[0, -1]] = True
     return marked
+
+
+def _bricks(normalised: torch.Tensor) -> np.ndarray:
+    pad = [p for n in reversed(normalised.shape) for p in (0, -n % BRICK)]
+    v = F.pad(normalised[None], pad, mode="replicate")[0]
+    cells = v.reshape(*(k for n in v.shape for k in (n // BRICK, BRICK)))
+    hit = (cells.mean(dim=(1, 3, 5)) > AIR) | (cells.amax(dim=(1, 3, 5)) > BRIGHT * AIR)
+    neighbours = F.avg_pool3d(F.pad(hit[None, None].float(), (1,) * 6), 3, stride=1) * 27
+    kept = (hit[None, None] & (neighbours > FEWEST_NEIGHBOURS + 0.5)).float()
+    return F.max_pool3d(kept, 3, stride=1, padding=1)[0, 0].cpu().numpy() > 0
 
 
 def _tissue(v: np.ndarray, open_axes) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from mrisr import native
 from mrisr.physics import foreground
@@ -27,6 +28,27 @@ def test_native_and_scipy_agree(scan, open_axes):
         ours, theirs = foreground.masked_background(v), foreground._masked_background(v)
         assert (ours is None) == (theirs is None)
         assert ours is None or (ours.value == theirs.value and np.array_equal(ours.mask, theirs.mask))
+
+
+@pytest.mark.skipif(native.reason() is not None, reason="the native core was not built: there is one rule only")
+def test_native_and_pytorch_find_the_same_bricks(head):
+    for shape in ((40, 44, 36), (41, 47, 39), (3, 70, 8), (17, 9, 300)):
+        v = torch.from_numpy(head(shape) / np.float32(900))
+        for x in (v, v * (torch.arange(shape[2]) < 20), torch.zeros_like(v), v.transpose(0, 1)):
+            found = foreground.bricks(x, threads=2)
+            assert found.dtype == bool and np.array_equal(found, foreground._bricks(x))
+
+
+def test_a_background_in_rows_and_specks_is_the_one_that_scipy_finds():
+    """Rows longer than what is looked at together, runs that meet again, and a corner that hangs on one voxel."""
+    rng = np.random.default_rng(0)
+    for shape in ((9, 14, 530), (30, 31, 33), (5, 5, 5), (1, 40, 41)):
+        v = (rng.random(shape) < 0.02).astype(np.float32)
+        v[tuple(slice(n // 3, -(-2 * n // 3)) for n in shape)] = 1
+        v[..., shape[2] // 2] = rng.random(shape[:2]) < 0.7
+        ours, theirs = foreground.masked_background(v), foreground._masked_background(v)
+        assert (ours is None) == (theirs is None)
+        assert ours is None or np.array_equal(ours.mask, theirs.mask)
 
 
 def test_air_is_outside_whatever_its_noise_and_dark_holes_are_head(head):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mrisr.physics.intensity import estimate_noise, intensity_scale
+from mrisr.physics.intensity import estimate_noise, intensity_scale, percentile
 
 
 def head(noise=0.0, seed=0):
@@ -17,6 +17,17 @@ def head(noise=0.0, seed=0):
 def test_air_does_not_count():
     assert intensity_scale(np.pad(head(), 40)) == pytest.approx(intensity_scale(head()), rel=1e-6)
     assert intensity_scale(head())[1] == pytest.approx(600, rel=0.02)
+
+
+def test_percentiles_are_numpys():
+    """To the bit, where numpy too computes those of float32 in float32 (before 2.4 it did not)."""
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        values = (rng.normal(size=rng.integers(1, 500)) * 10 ** rng.uniform(-3, 4)).astype(np.float32)
+        percent = float(rng.choice([0.0, 0.1, 50.0, 99.0, 99.9, 100.0, rng.uniform(0, 100)]))
+        expected = np.percentile(values, percent)
+        rounding = 0 if expected.dtype == np.float32 else 1e-6 * float(np.abs(values).max())
+        assert percentile(np.sort(values), percent) == pytest.approx(float(expected), rel=0, abs=rounding)
 
 
 def test_it_scales_with_the_scan():

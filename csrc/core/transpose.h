@@ -1,0 +1,69 @@
+// Lines along the last axis of a volume, turned so that one row holds a sample of each, and back.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+#include <type_traits>
+
+#include "isa.h"
+#include "tensor.h"
+
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define MRISR_SHUFFLES
+#endif
+#endif
+
+namespace mrisr {
+namespace cpu {
+
+#ifdef MRISR_SHUFFLES
+
+// 8 x 8 floats.
+MRISR_INLINE void transpose8(float* to, Index ld_to, const float* from, Index ld_from) {
+  typedef float Eight __attribute__((vector_size(32)));
+  Eight a[8], b[8];
+  for (int r = 0; r < 8; ++r) std::memcpy(&a[r], from + r * ld_from, sizeof(Eight));
+#pragma GCC unroll 4
+  for (int r = 0; r < 8; r += 2) {
+    b[r] = __builtin_shufflevector(a[r], a[r + 1], 0, 8, 1, 9, 4, 12, 5, 13);
+    b[r + 1] = __builtin_shufflevector(a[r], a[r + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+  }
+#pragma GCC unroll 2
+  for (int r = 0; r < 8; r += 4)
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h) {
+      a[r + 2 * h] = __builtin_shufflevector(b[r + h], b[r + h + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+      a[r + 2 * h + 1] = __builtin_shufflevector(b[r + h], b[r + h + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+    }
+#pragma GCC unroll 4
+  for (int r = 0; r < 4; ++r) {
+    b[r] = __builtin_shufflevector(a[r], a[r + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+    b[r + 4] = __builtin_shufflevector(a[r], a[r + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+  }
+  for (int r = 0; r < 8; ++r) std::memcpy(to + r * ld_to, &b[r], sizeof(Eight));
+}
+
+#endif
+
+// to[c * ld_to + r] = from[r * ld_from + c]. No overlap.
+template <class T>
+MRISR_INLINE void transpose_body(T* to, Index ld_to, const T* from, Index ld_from, Index rows, Index cols) {
+  Index r = 0;
+#ifdef MRISR_SHUFFLES
+  if constexpr (std::is_same_v<T, float>)
+    for (; r + 8 <= rows; r += 8) {
+      Index c = 0;
+      for (; c + 8 <= cols; c += 8) transpose8(to + c * ld_to + r, ld_to, from + r * ld_from + c, ld_from);
+      for (; c < cols; ++c)
+        for (Index k = r; k < r + 8; ++k) to[c * ld_to + k] = from[k * ld_from + c];
+    }
+#endif
+  constexpr Index kStrip = 16;  // columns written while the source lines stay in the cache
+  for (Index c0 = 0; c0 < cols; c0 += kStrip)
+    for (Index k = r; k < rows; ++k)
+      for (Index c = c0; c < std::min(cols, c0 + kStrip); ++c) to[c * ld_to + k] = from[k * ld_from + c];
+}
+
+}  // namespace cpu
+}  // namespace mrisr
