@@ -8,7 +8,7 @@ from pathlib import Path
 from mrisr.cli import many
 from mrisr.cli.cluster import add_cluster_options
 from mrisr.cli.compute import add_compute_options, add_writing_options, computing
-from mrisr.cli.loading import load, torch_ahead
+from mrisr.cli.loading import load
 from mrisr.cli.voice import add_voice_options, speaking
 from mrisr.errors import UsageError
 
@@ -46,7 +46,6 @@ def run(args: argparse.Namespace) -> int:
     args.skip_existing = not args.force
     root, output = Path(args.bids_dir), Path(args.output_dir)
     with speaking(args) as voice:
-        torch_ahead(needed=False)
         load("mrisr.batch.bids")
         from mrisr.batch import bids, pages
         from mrisr.batch.scans import Work

@@ -75,7 +75,9 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--all-series: takes every series; leave --series out")
     options = computing(args)
     with speaking(args) as voice:
-        torch_ahead(needed=not args.skip_existing and args.cluster is None and all(map(os.path.exists, args.input)))
+        # Where it is sure to be needed; --threads has to be known to the library when it is loaded.
+        if not (args.skip_existing or args.cluster or args.threads) and all(map(os.path.exists, args.input)):
+            torch_ahead()
         load("mrisr.batch.scans")
         from mrisr.batch import scans
 
