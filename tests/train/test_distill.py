@@ -98,7 +98,10 @@ def test_every_stage_happens_and_the_result_says_so(config, tmp_path, monkeypatc
     assert [(e["step"], e["rung"], e["learning_steps"]) for e in entries] == [(16, 9, 1)]
 
 
-@pytest.mark.parametrize("at", [6, 8])  # in a stage, and where one begins
+BEGINS = pytest.mark.slow("two distillations more; in the middle of a stage it is in `make test`")
+
+
+@pytest.mark.parametrize("at", [6, pytest.param(8, marks=BEGINS)])  # in a stage, and where one begins
 def test_a_resumed_run_is_bit_equal_to_one_in_one_piece(config, tmp_path, monkeypatch, at):
     config = replace(config, steps=12, hold_out=(), save_every=3 if at == 6 else 4, counts=(4, 2, 1))
     loop.train(config, tmp_path / "whole", quiet)
