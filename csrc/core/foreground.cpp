@@ -18,7 +18,9 @@ constexpr int kBins = 256;
 struct Box {
   Index n[3];
   Index count() const { return n[0] * n[1] * n[2]; }
-  Index row(Index i, Index j) const { return (std::clamp<Index>(i, 0, n[0] - 1) * n[1] + std::clamp<Index>(j, 0, n[1] - 1)) * n[2]; }
+  Index row(Index i, Index j) const {
+    return (std::clamp<Index>(i, 0, n[0] - 1) * n[1] + std::clamp<Index>(j, 0, n[1] - 1)) * n[2];
+  }
 };
 
 // call(offset) of every voxel on the two faces across an axis; a corner counts once per face.
@@ -160,8 +162,7 @@ MRISR_INLINE void seed_row_body(std::uint8_t* row, const std::uint8_t* const row
     for (Index c = 0; c < many; ++c) column[from + c] = 1;
     for (int r = 0; r < 9; ++r)
       for (Index c = 0; c < many; ++c) column[from + c] &= static_cast<std::uint8_t>(rows[r][first + c] != kClosed);
-    for (Index k = 0; k < count; ++k)
-      row[k0 + k] = column[k] & column[k + 1] & column[k + 2] ? kReached : row[k0 + k];
+    for (Index k = 0; k < count; ++k) row[k0 + k] = column[k] & column[k + 1] & column[k + 2] ? kReached : row[k0 + k];
   }
 }
 MRISR_VARIANTS(seed_row, seed_row_body, (std::uint8_t* row, const std::uint8_t* const rows[9], Index n), (row, rows, n))
@@ -185,7 +186,7 @@ MRISR_INLINE void count_row_body(Index& all, Index& within, const std::uint8_t* 
     within += deep;
   }
 }
-MRISR_VARIANTS(count_row, count_row_body, (Index& all, Index& within, const std::uint8_t* const rows[5], Index n),
+MRISR_VARIANTS(count_row, count_row_body, (Index & all, Index& within, const std::uint8_t* const rows[5], Index n),
                (all, within, rows, n))
 
 template <class Call>
@@ -216,8 +217,8 @@ Background mark(std::uint8_t* state, const float* v, const Box& b, float value, 
   bool around = false;
   each_row(b, [&](Index i, Index j) {
     const std::uint8_t* const row = state + b.row(i, j);
-    const std::uint8_t* const rows[5] = {row, state + b.row(i - 1, j), state + b.row(i + 1, j),
-                                         state + b.row(i, j - 1), state + b.row(i, j + 1)};
+    const std::uint8_t* const rows[5] = {row, state + b.row(i - 1, j), state + b.row(i + 1, j), state + b.row(i, j - 1),
+                                         state + b.row(i, j + 1)};
     Index here = 0;
     count_row(here, within, rows, b.n[2]);
     if (here == 0) return;
@@ -294,8 +295,8 @@ bool constant_faces(const float* v, const Box& b, float& value) {
 
 }  // namespace
 
-void tissue(std::uint8_t* out, const float* v, const Index n[3], const bool open[3], const TissueRule& rule, float* mean,
-            std::uint8_t* spare, int threads) {
+void tissue(std::uint8_t* out, const float* v, const Index n[3], const bool open[3], const TissueRule& rule,
+            float* mean, std::uint8_t* spare, int threads) {
   const Box b{{n[0], n[1], n[2]}};
   local_means(mean, v, b, threads);
   const float level = level_of(mean, b, open, rule), certain = static_cast<float>(rule.certain);
@@ -332,7 +333,8 @@ Background masked_background(std::uint8_t* out, const float* v, const Index n[3]
 
 void bricks(std::uint8_t* out, std::uint8_t* spare, const float* v, const Index n[3], const BrickRule& rule,
             int threads) {
-  MRISR_CHECK(rule.size > 0 && rule.size <= kColumns, "bricks: size must lie in [1, " << kColumns << "]; it is " << rule.size);
+  MRISR_CHECK(rule.size > 0 && rule.size <= kColumns,
+              "bricks: size must lie in [1, " << kColumns << "]; it is " << rule.size);
   const Box b{{n[0], n[1], n[2]}};
   Box coarse{};
   for (int d = 0; d < 3; ++d) coarse.n[d] = (n[d] + rule.size - 1) / rule.size;

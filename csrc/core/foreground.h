@@ -38,8 +38,8 @@ namespace cpu {
 
 // 1 in the head and one voxel around it, 0 in the air around that; holes in a head are head. All 1 where nothing is
 // certain. v: [n0, n1, n2], normalised; open: axes at whose two ends there may be air; mean: as many floats as v.
-void tissue(std::uint8_t* out, const float* v, const Index n[3], const bool open[3], const TissueRule& rule, float* mean,
-            std::uint8_t* spare, int threads);
+void tissue(std::uint8_t* out, const float* v, const Index n[3], const bool open[3], const TissueRule& rule,
+            float* mean, std::uint8_t* spare, int threads);
 
 // 1 where v holds the one exact value that has been written around a head (0, or what most of the faces have), else 0. queue: an
 // entry per voxel, of which there are at most 2^32.

@@ -15,8 +15,8 @@ void check_noise(const NoiseBox& box) {
     MRISR_CHECK(box.grid[d] > 0, "noise: grid_shape[" << d << "] must be positive; it is " << box.grid[d]);
     MRISR_CHECK(box.origin[d] >= 0 && box.shape[d] <= box.grid[d] && box.origin[d] <= box.grid[d] - box.shape[d],
                 "noise: the box must lie inside the grid; on axis " << d << " it starts at " << box.origin[d]
-                                                                   << " with " << box.shape[d] << " voxels, and the grid has "
-                                                                   << box.grid[d]);
+                                                                    << " with " << box.shape[d]
+                                                                    << " voxels, and the grid has " << box.grid[d]);
   }
 }
 
@@ -51,7 +51,8 @@ void normal_noise(float* out, const NoiseBox& box, int threads) {
   check_noise(box);
   const Index rows = box.shape[0] * box.shape[1];
   MRISR_CHECK(rows * box.shape[2] == 0 || out != nullptr, "noise: out is a null pointer");
-  const NoiseKey key{static_cast<std::uint32_t>(box.seed), static_cast<std::uint32_t>(box.seed >> 32), box.sample, box.step};
+  const NoiseKey key{static_cast<std::uint32_t>(box.seed), static_cast<std::uint32_t>(box.seed >> 32), box.sample,
+                     box.step};
   parallel_for(rows, grain(box), threads, [&](Index begin, Index end) {
     for (Index row = begin; row < end; ++row)
       normal_row(out + row * box.shape[2], box.shape[2], row_start(box, row), key);

@@ -25,9 +25,9 @@ struct AxisMatrix {
   const float* coefficients;
 };
 
-Index axis_bands(Index n_out);                             // AxisBands that axis_pack writes
-Index axis_coefficients(Index n_out, Index n_in);          // floats that it writes at most
-Index axis_scratch(Index n_in, int threads);               // floats that axis_apply works in
+Index axis_bands(Index n_out);                     // AxisBands that axis_pack writes
+Index axis_coefficients(Index n_out, Index n_in);  // floats that it writes at most
+Index axis_scratch(Index n_in, int threads);       // floats that axis_apply works in
 AxisMatrix axis_pack(AxisBand* bands, float* coefficients, const double* matrix, Index n_out, Index n_in, double drop);
 void axis_apply(float* out, const float* x, const AxisMatrix& matrix, Index outer, Index inner, float* scratch,
                 int threads);

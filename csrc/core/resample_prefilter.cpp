@@ -170,19 +170,15 @@ MRISR_INLINE void filter_adjoint_body(T* lines, Index n, const Poles& poles, T* 
 
 MRISR_VARIANTS(filter_f32, filter_body, (float* lines, Index n, const Poles& poles), (lines, n, poles))
 MRISR_VARIANTS(filter_f64, filter_body, (double* lines, Index n, const Poles& poles), (lines, n, poles))
-MRISR_VARIANTS(filter_adjoint_f32, filter_adjoint_body,
-               (float* lines, Index n, const Poles& poles, float* copy), (lines, n, poles, copy))
-MRISR_VARIANTS(filter_adjoint_f64, filter_adjoint_body,
-               (double* lines, Index n, const Poles& poles, double* copy), (lines, n, poles, copy))
+MRISR_VARIANTS(filter_adjoint_f32, filter_adjoint_body, (float* lines, Index n, const Poles& poles, float* copy),
+               (lines, n, poles, copy))
+MRISR_VARIANTS(filter_adjoint_f64, filter_adjoint_body, (double* lines, Index n, const Poles& poles, double* copy),
+               (lines, n, poles, copy))
 
 void filter(float* lines, Index n, const Poles& p) { filter_f32(lines, n, p); }
 void filter(double* lines, Index n, const Poles& p) { filter_f64(lines, n, p); }
-void filter_adjoint(float* lines, Index n, const Poles& p, float* copy) {
-  filter_adjoint_f32(lines, n, p, copy);
-}
-void filter_adjoint(double* lines, Index n, const Poles& p, double* copy) {
-  filter_adjoint_f64(lines, n, p, copy);
-}
+void filter_adjoint(float* lines, Index n, const Poles& p, float* copy) { filter_adjoint_f32(lines, n, p, copy); }
+void filter_adjoint(double* lines, Index n, const Poles& p, double* copy) { filter_adjoint_f64(lines, n, p, copy); }
 
 // Coefficients past both ends of `inside` [n, kCols]. Taken outwards by turns, each reads one that is already there.
 template <class T>
@@ -215,7 +211,8 @@ void extend_adjoint(T* inside, Index n, Index halo, bool odd) {
     }
 }
 
-MRISR_VARIANTS(turn_f32, transpose_body, (float* to, Index ld_to, const float* from, Index ld_from, Index rows, Index cols),
+MRISR_VARIANTS(turn_f32, transpose_body,
+               (float* to, Index ld_to, const float* from, Index ld_from, Index rows, Index cols),
                (to, ld_to, from, ld_from, rows, cols))
 void turn(float* to, Index ld_to, const float* from, Index ld_from, Index rows, Index cols) {
   turn_f32(to, ld_to, from, ld_from, rows, cols);

@@ -54,8 +54,8 @@ MRISR_INLINE void step_block_body(const SamplerStep& s, const StepRow& r, Index 
     for (Index i = 0; i < n; ++i) next[i] += r.c * before[i];
   }
 }
-MRISR_VARIANTS(step_block, step_block_body,
-               (const SamplerStep& s, const StepRow& r, Index first, Index n), (s, r, first, n))
+MRISR_VARIANTS(step_block, step_block_body, (const SamplerStep& s, const StepRow& r, Index first, Index n),
+               (s, r, first, n))
 
 }  // namespace
 

@@ -17,7 +17,7 @@ constexpr int kStepColumns = 4;  // a, b, c, d
 
 struct SamplerStep {
   float* next;
-  float* x0;            // null: nothing is clamped, so that it need not be written; may be f (float32)
+  float* x0;  // null: nothing is clamped, so that it need not be written; may be f (float32)
   const float* x;
   const void* f;
   const float* before;  // or null

@@ -36,44 +36,42 @@ void bind_splines(py::module_& m, const std::string& type) {
   using Matrix = std::array<double, 12>;
   const auto sampling = [](Index batch, Index channels, Triple source, Triple target, Matrix matrix, bool one,
                            int order, int boundary) {
-    Sampling s{batch, channels, {source[0], source[1], source[2]}, {target[0], target[1], target[2]}, {}, one, order,
-               static_cast<Boundary>(boundary)};
+    Sampling s{batch, channels, {source[0], source[1], source[2]}, {target[0], target[1], target[2]}, {},
+               one,   order,    static_cast<Boundary>(boundary)};
     std::copy(matrix.begin(), matrix.end(), s.matrix);
     return s;
   };
-  m.def(
-      ("prefilter_" + type).c_str(),
-      [](Address out, Address x, Index outer, Index n, Index inner, int order, int boundary, bool adjoint, int threads) {
-        const auto run = adjoint ? cpu::prefilter_adjoint<T> : cpu::prefilter<T>;
-        run(at<T>(out, "out"), at<const T>(x, "x"), outer, n, inner, order, static_cast<Boundary>(boundary), threads);
-      },
-      release());
-  m.def(
-      ("resample3d_" + type).c_str(),
-      [sampling](Address out, Address coefficients, Address displacement, Index batch, Index channels, Triple source,
-                 Triple target, Matrix matrix, bool one, int order, int boundary, int threads) {
-        cpu::resample3d(at<T>(out, "out"), at<const T>(coefficients, "coefficients"),
-                        at<const T>(displacement, "displacement"),
-                        sampling(batch, channels, source, target, matrix, one, order, boundary), threads);
-      },
-      release());
-  m.def(
-      ("resample3d_slope_" + type).c_str(),
-      [sampling](Address out, Address coefficients, Address displacement, Address grad, Index batch, Index channels,
-                 Triple source, Triple target, Matrix matrix, bool one, int order, int boundary, int threads) {
-        cpu::resample3d_slope(at<T>(out, "out"), at<const T>(coefficients, "coefficients"),
-                              at<const T>(displacement, "displacement"), at<const T>(grad, "grad"),
-                              sampling(batch, channels, source, target, matrix, one, order, boundary), threads);
-      },
-      release());
-  m.def(
-      ("resample3d_adjoint_" + type).c_str(),
-      [sampling](Address out, Address displacement, Address grad, Index batch, Index channels, Triple source,
-                 Triple target, Matrix matrix, bool one, int order, int boundary, int threads) {
-        cpu::resample3d_adjoint(at<T>(out, "out"), at<const T>(displacement, "displacement"), at<const T>(grad, "grad"),
+  m.def(("prefilter_" + type).c_str(),
+        [](Address out, Address x, Index outer, Index n, Index inner, int order, int boundary, bool adjoint,
+           int threads) {
+          const auto run = adjoint ? cpu::prefilter_adjoint<T> : cpu::prefilter<T>;
+          run(at<T>(out, "out"), at<const T>(x, "x"), outer, n, inner, order, static_cast<Boundary>(boundary), threads);
+        },
+        release());
+  m.def(("resample3d_" + type).c_str(),
+        [sampling](Address out, Address coefficients, Address displacement, Index batch, Index channels, Triple source,
+                   Triple target, Matrix matrix, bool one, int order, int boundary, int threads) {
+          cpu::resample3d(at<T>(out, "out"), at<const T>(coefficients, "coefficients"),
+                          at<const T>(displacement, "displacement"),
+                          sampling(batch, channels, source, target, matrix, one, order, boundary), threads);
+        },
+        release());
+  m.def(("resample3d_slope_" + type).c_str(),
+        [sampling](Address out, Address coefficients, Address displacement, Address grad, Index batch, Index channels,
+                   Triple source, Triple target, Matrix matrix, bool one, int order, int boundary, int threads) {
+          cpu::resample3d_slope(at<T>(out, "out"), at<const T>(coefficients, "coefficients"),
+                                at<const T>(displacement, "displacement"), at<const T>(grad, "grad"),
                                 sampling(batch, channels, source, target, matrix, one, order, boundary), threads);
-      },
-      release());
+        },
+        release());
+  m.def(("resample3d_adjoint_" + type).c_str(),
+        [sampling](Address out, Address displacement, Address grad, Index batch, Index channels, Triple source,
+                   Triple target, Matrix matrix, bool one, int order, int boundary, int threads) {
+          cpu::resample3d_adjoint(at<T>(out, "out"), at<const T>(displacement, "displacement"),
+                                  at<const T>(grad, "grad"),
+                                  sampling(batch, channels, source, target, matrix, one, order, boundary), threads);
+        },
+        release());
 }
 
 }  // namespace
@@ -98,8 +96,8 @@ void bind_cpu(py::module_& m) {
       release());
   m.def(
       "tissue",
-      [](Address out, Address v, Triple shape, std::array<bool, 3> open, double darkest, double certain, double over_air,
-         Address mean, Address spare, int threads) {
+      [](Address out, Address v, Triple shape, std::array<bool, 3> open, double darkest, double certain,
+         double over_air, Address mean, Address spare, int threads) {
         cpu::tissue(at<std::uint8_t>(out, "out"), at<const float>(v, "v"), shape.data(), open.data(),
                     {darkest, certain, over_air}, at<float>(mean, "mean"), at<std::uint8_t>(spare, "spare"), threads);
       },
@@ -125,8 +123,8 @@ void bind_cpu(py::module_& m) {
   m.def(
       "group_norm_merge",
       [](Address mean, Address rstd, Address partials, Index n, Index slabs, Index groups, double eps) {
-        cpu::group_norm_merge(at<double>(mean, "mean"), at<double>(rstd, "rstd"), at<const double>(partials, "partials"),
-                              n, slabs, groups, eps);
+        cpu::group_norm_merge(at<double>(mean, "mean"), at<double>(rstd, "rstd"),
+                              at<const double>(partials, "partials"), n, slabs, groups, eps);
       },
       release());
   bind_splines<float>(m, "f32");

@@ -35,7 +35,8 @@ std::int64_t tiles_along(std::int64_t length, std::int64_t size, const Config::T
 double raw_weight(const TileAxis& axis, std::int64_t k, std::int64_t i, const Config::Tiling& t) {
   const double width = static_cast<double>(t.overlap - 2 * t.trim), at = static_cast<double>(i) + 0.5;
   const double up = k > 0 ? rise(at - static_cast<double>(t.trim), width) : 1.0;
-  const double down = k < axis.count - 1 ? rise(static_cast<double>(axis.size) - at - static_cast<double>(t.trim), width) : 1.0;
+  const double down =
+      k < axis.count - 1 ? rise(static_cast<double>(axis.size) - at - static_cast<double>(t.trim), width) : 1.0;
   return up * down;
 }
 
@@ -159,7 +160,9 @@ void grow_box(TilePlan& plan, const Triple& size, const Config& config) {
 
 }  // namespace
 
-std::int64_t most_starts(std::int64_t n, const Config& config) { return round_up(n, config.tiling.brick) / config.tiling.align + 2; }
+std::int64_t most_starts(std::int64_t n, const Config& config) {
+  return round_up(n, config.tiling.brick) / config.tiling.align + 2;
+}
 
 std::int64_t most_weights(std::int64_t n, const Config& config) {
   // A tile has at least align + overlap voxels and moves on by at least half of what it has beyond the overlap.
@@ -178,7 +181,8 @@ std::int64_t smallest_tile(const Config& config) { return config.tiling.smallest
 void foreground_bricks(const float* normalised, const Triple& shape, const Config& config, std::uint8_t* bricks,
                        std::uint8_t* spare, int threads) {
   const auto& t = config.tiling;
-  const BrickRule rule{t.brick, static_cast<float>(t.air), static_cast<float>(t.bright * t.air), static_cast<int>(t.fewest_neighbours)};
+  const BrickRule rule{t.brick, static_cast<float>(t.air), static_cast<float>(t.bright * t.air),
+                       static_cast<int>(t.fewest_neighbours)};
   cpu::bricks(bricks, spare, normalised, shape.data(), rule, threads);
 }
 
