@@ -32,6 +32,8 @@ DATASET = "dataset_description.json"
 BIDS_VERSION = "1.10.0"
 IGNORED = ("*.html", "**/figures", "**/figures/**", "logs/", "**/.mrisr-*")
 NAME = "raw"  # of the source dataset in BIDS URIs
+ORIENTATIONS = ("ax", "sag", "cor")  # labels of acq, in which one head is scanned
+ORIENTED = re.compile(rf"_acq-({'|'.join(ORIENTATIONS)})(?=_)")
 LABEL = re.compile(r"[0-9a-zA-Z]+")
 EXACT = 0.02  # mm: voxel sizes nearer to each other than this are one size
 
@@ -43,12 +45,14 @@ def find(
     *,
     participants: Sequence[str] | None = None,
     sessions: Sequence[str] | None = None,
+    join: bool = False,
 ) -> tuple[Scan, ...]:
     """The scans of a raw dataset, each with its target in the derivative dataset `output`, in order.
 
     Args:
         options: of `mrisr.upscale`; `voxel_size` or `factor` decides the `res` label.
         participants, sessions: labels with or without "sub-" and "ses-"; None: all.
+        join: images that differ in `ORIENTATIONS` alone are one scan, the first in that order with the others.
 
     Raises:
         InputError: no dataset, no such participant or session, or no scan.
@@ -68,7 +72,8 @@ def find(
     _refuse_absent_sessions(root, sessions, found)
     if not found:
         raise InputError(f"{root}: no {', '.join(SUFFIXES)} in sub-*/[ses-*/]anat of the participants asked for")
-    return tuple(_scan(root, output, image, options) for image in found)
+    groups = _of_one_head(found) if join else [[image] for image in found]
+    return tuple(_scan(root, output, images, options) for images in groups)
 
 
 def prepare(root: Path, output: Path) -> None:
@@ -107,11 +112,10 @@ def title(root: Path) -> str:
 
 def describe(scan: Scan, root: Path, voxel_size: Sequence[float]) -> dict[str, Any]:
     """The sidecar's fields of one result, by what BIDS says of derivatives."""
-    inside = scan.source.relative_to(root).as_posix()
     sizes = " x ".join(f"{v:.4g}" for v in voxel_size)
     return {
         "Description": DESCRIPTION,
-        "Sources": [f"bids:{NAME}:{inside}"],
+        "Sources": [f"bids:{NAME}:{one.source.relative_to(root).as_posix()}" for one in (scan, *scan.others)],
         "SpatialReference": "orig",
         "SkullStripped": _stripped(scan),
         "Resolution": f"{sizes} mm; measured up to the frequencies in Mrisr.Bands, synthesised above them",
@@ -174,14 +178,33 @@ def _images(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("sub-*.nii*") if named.fullmatch(p.name))
 
 
-def _scan(root: Path, output: Path, image: Path, options: dict[str, Any]) -> Scan:
+def _of_one_head(images: Sequence[Path]) -> list[list[Path]]:
+    """Images that differ in their orientation alone, together and in the order of `ORIENTATIONS`; others alone."""
+    groups: dict[Path, list[tuple[int, Path]]] = {}
+    for image in images:
+        named = ORIENTED.search(image.name)
+        bare = image if named is None else image.with_name(ORIENTED.sub("", image.name))
+        groups.setdefault(bare if named else image, []).append((ORIENTATIONS.index(named[1]) if named else 0, image))
+    return [[image for _, image in sorted(group)] for group in groups.values()]
+
+
+def _scan(root: Path, output: Path, images: Sequence[Path], options: dict[str, Any]) -> Scan:
+    """The scan of an image, joined with the others."""
+    image = images[0]
     inside = image.relative_to(root)
     sizes = _target_sizes(image, options)
     stem = image.name[: -len(nifti.ending_of(image))]
     entities, suffix = stem.rsplit("_", 1)
-    name = f"{entities}_res-{_resolution(sizes)}_desc-sr_{suffix}.nii.gz"
-    scan = Scan(image, output / inside.with_name(name), inside.as_posix(), (image,))
-    scan = replace(scan, sidecars=_inherited(root, image))
+    what = "sr"
+    if len(images) > 1:
+        entities, what = ORIENTED.sub("", f"{entities}_"), "join"
+        entities = entities.rstrip("_")
+    name = f"{entities}_res-{_resolution(sizes)}_desc-{what}_{suffix}.nii.gz"
+    target = output / inside.with_name(name)
+    first, *others = (
+        Scan(one, target, one.relative_to(root).as_posix(), (one,), sidecars=_inherited(root, one)) for one in images
+    )
+    scan = replace(first, others=tuple(others))
     return replace(scan, about=describe(scan, root, sizes))
 
 

@@ -82,15 +82,17 @@ def write_image(volume: Volume, target: Path, sidecar: Any, *, dtype: str, descr
         raise OutputError(f"{target}: cannot be written ({error.strerror or error})") from error
 
 
-def write_series(result: Volume, series: Any, info: Any, target: Path, sidecar: Any, *, replace: bool) -> None:
+def write_series(result: Volume, series: list[Any], info: Any, target: Path, sidecar: Any, *, replace: bool) -> None:
     """Write a derived DICOM series into the folder `target`, and its sidecar, if any, beside the folder.
+
+    series: of the source, and of those that it was joined with.
 
     The sidecar comes last: without it nothing is taken for done. Raises OutputError.
     """
     beside = provenance.sidecar_path(target)
     if replace:
         beside.unlink(missing_ok=True)
-    dicom.write_series(result, series, info, target, force=replace)
+    dicom.write_series(result, series[0], info, target, force=replace, others=series[1:])
     if sidecar is not None:
         write_json(beside, sidecar(provenance.size_of(target)))
 

@@ -17,6 +17,7 @@ __all__ = ["FIELDS", "check", "distortion", "identifying", "options"]
 
 OWN = ("mask", "bias")  # options that name a file on the scan's grid
 PATTERNS = (*OWN, "gradnl")  # a displacement field is in scanner coordinates: one may serve all, or each have its own
+JOINING = ("register", "force")  # of several scans of one head
 FIELDS = ("{name}", "{stem}")
 
 
@@ -36,7 +37,9 @@ def check(shared: dict[str, Any], several: bool) -> None:
 
 def options(shared: dict[str, Any], scan: Scan) -> dict[str, Any]:
     """`shared` with the patterns filled in for `scan`. Raises InputError where it has no such file."""
-    own = {}
+    own: dict[str, Any] = {}
+    if not scan.others:
+        shared = {name: value for name, value in shared.items() if name not in JOINING}
     for option in PATTERNS:
         given = shared.get(option)
         if not isinstance(given, str) or not any(field in given for field in FIELDS):

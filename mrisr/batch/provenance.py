@@ -84,6 +84,9 @@ def identity(scan: Scan, weights: str, options: dict[str, Any], facts: dict[str,
     source = {"Name": scan.name, "SHA256": digest(scan.files)}
     if facts:
         source["Facts"] = facts
+    if scan.others:
+        joined = ({"Name": o.name, "SHA256": digest(o.files), "Facts": facts_of(o)} for o in scan.others)
+        source["JoinedWith"] = [{key: value for key, value in one.items() if value} for one in joined]
     return Identity(_as_json(source), weights, _as_json({k: _named_file(v) for k, v in options.items()}))
 
 
@@ -114,7 +117,7 @@ def sidecar(
     voxel = " x ".join(f"{v:.4g}" for v in info.target.voxel_size)
     top = {
         "Description": DESCRIPTION,
-        "Sources": [made.source["Name"]],
+        "Sources": [made.source["Name"], *(other["Name"] for other in made.source.get("JoinedWith", ()))],
         "SpatialReference": "orig",
         "Resolution": f"{voxel} mm; measured up to the frequencies in {KEY}.Bands, synthesised above them",
         "GeneratedBy": [{"Name": "mrisr", "Version": __version__}],
@@ -148,6 +151,7 @@ def sidecar(
             for c in info.consistency
         ],
         **_distortions(info),
+        **_stacks(info),
         "Seconds": {stage: round(seconds, 3) for stage, seconds in info.seconds.items()},
         "Warnings": list(info.warnings),
     }
@@ -167,6 +171,28 @@ def _distortions(info: Any) -> dict[str, Any]:
     if info.std_scale:
         held["SpreadFactors"] = {str(level): factor for level, factor in info.std_scale.items()}
     return held
+
+
+def _stacks(info: Any) -> dict[str, Any]:
+    """What became of each of several scans that were joined."""
+    if not info.stacks:
+        return {}
+    return {
+        "Stacks": [
+            {
+                "Name": _file_name(s.name),
+                "TransformMM": [[round(v, 6) for v in row] for row in s.transform],
+                "Registered": s.registered,
+                "Correlation": round(s.correlation, 4),
+                "Overlap": round(s.overlap, 4),
+                "Weight": round(s.weight, 4),
+                "NoiseSigma": round(s.noise_sigma, 6),
+                "Chi2Before": round(s.chi2_before, 4),
+                "Chi2": round(s.chi2_after, 4),
+            }
+            for s in info.stacks
+        ]
+    }
 
 
 def as_text(value: Any) -> str:
@@ -189,6 +215,8 @@ def sidecar_path(image: Path) -> Path:
 
 def scrubbed(text: str, scan: Scan) -> str:
     """`text` with the names of `scan` in place of paths of this machine."""
+    for other in scan.others:
+        text = scrubbed(text, other)
     if isinstance(scan.source, Path):
         text = text.replace(str(scan.source), scan.name)
         folders = [scan.source.parent]

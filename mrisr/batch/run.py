@@ -191,6 +191,7 @@ class _Ticket:
         self.options = settings.options
         self.skipped = self.made_before = False
         self.grids = ""
+        self.others, self.other_series = [], []
         self.volume = self.series = self.made = self.result = self.info = None
 
     def read(self) -> None:
@@ -203,7 +204,7 @@ class _Ticket:
         def work() -> None:
             listener.started(index, self.scan, self.volume)
             self.result, self.info = mrisr.upscale(
-                self.volume,
+                [self.volume, *self.others] if self.others else self.volume,
                 model=self.model,
                 **{**self.options, "gradnl": per_scan.distortion(self.options, self.settings.radius, self.volume)},
                 **self.settings.running,
@@ -225,6 +226,7 @@ class _Ticket:
         self.claim.close()
         if self.info is not None:
             self.grids = _grids(self.info)
+        self.others, self.other_series = [], []
         self.volume = self.series = self.result = self.info = None
 
     def outcome(self) -> Outcome:
@@ -277,6 +279,9 @@ class _Ticket:
         self._check_sidecar()
         with CATCHING:  # nibabel has one logger, which reading swaps
             self.volume, self.series = scan.read()
+            if scan.others:
+                force = bool(settings.options.get("force"))
+                self.others, self.other_series = scan.read_others(self.series, force=force)
 
     def _check_sidecar(self) -> None:
         """Before the work: a name that fits, and no file of somebody else's that would be lost."""
@@ -305,7 +310,8 @@ class _Ticket:
                 self._place(), self.volume, self.result, record, spread=info.std, force=self._may_replace_page()
             )
         if scan.to_dicom:
-            write_series(self.result, self.series, info, scan.target, describe, replace=self._may_replace())
+            series = [self.series, *self.other_series]
+            write_series(self.result, series, info, scan.target, describe, replace=self._may_replace())
             return
         write_image(
             self.result,

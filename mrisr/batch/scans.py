@@ -18,7 +18,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from mrisr.io import dicom, nifti
 from mrisr.io.dicom.choose import entries
 from mrisr.io.dicom.header import read as read_header
 from mrisr.io.dicom.parts import Part
+from mrisr.io.several import check_one_head
 from mrisr.volume import Volume
 
 __all__ = ["FORMS", "Scan", "Work", "find"]
@@ -53,6 +54,7 @@ class Scan:
     series, group  as `mrisr.io.dicom.find` takes them
     sidecars JSON files whose facts hold for the image, the nearest last (BIDS inheritance); None: the one beside it
     about    fields for the result's sidecar, which stand in place of the usual ones
+    others   further scans of the same head, to be joined with this one
     """
 
     source: Path | tuple[Path, ...]
@@ -63,6 +65,7 @@ class Scan:
     group: str | None = None
     sidecars: tuple[Path, ...] | None = None
     about: dict[str, Any] | None = None
+    others: tuple[Scan, ...] = ()
 
     @property
     def from_dicom(self) -> bool:
@@ -75,6 +78,16 @@ class Scan:
             return nifti.read(self.source, sidecars=self.sidecars), None
         series = dicom.find(self.source, series=self.series, group=self.group)
         return series.volume(), series
+
+    def read_others(self, own: dicom.Series | None, *, force: bool = False) -> tuple[list[Volume], list[dicom.Series]]:
+        """The scans that are to be joined with this one, and the series of those that are DICOM.
+
+        own: the series of this scan. Raises InputError where two are not of one head by their headers, unless `force`.
+        """
+        found = [other.read() for other in self.others]
+        series = [one for _, one in found if one is not None]
+        check_one_head([*([] if own is None else [own]), *series], force)
+        return [volume for volume, _ in found], series
 
     @property
     def to_dicom(self) -> bool:
@@ -110,6 +123,7 @@ def find(
     series: str | None = None,
     group: str | None = None,
     every_series: bool = False,
+    join: int | None = None,
 ) -> Work:
     """The scans of `inputs` and their targets, by the rule at the top of this module. Reads no voxel.
 
@@ -117,6 +131,8 @@ def find(
         form: "nifti" or "dicom": what is written into a folder; None: the kind that came in.
         series, group: of DICOM, as `mrisr.io.dicom.find` takes them; which one there is turns out in reading.
         every_series: take all series of a folder, but those that mrisr made.
+        join: the inputs are scans of one head, that become one; the number of that (from 0) which says where. Then
+            `series` may name several series of a folder, a comma between them.
 
     Raises:
         InputError: nothing there.
@@ -131,11 +147,14 @@ def find(
     output = Path(output)
     single = _is_image_file(output)
     items = [item for text in stated for item in _listed(text)]
-    found = [scan for item in items for scan in _scans_of(item, series, every_series)]
+    wanted = [series] if join is None or series is None else [one.strip() for one in series.split(",")]
+    found = [scan for item in items for one in wanted for scan in _scans_of(item, one, every_series)]
     _refuse_doubles(found)
     images = [one for one in found if _image_ending(one) is not None]
     if (series is not None or group is not None) and len(images) == len(found):
         raise UsageError(f"series, group: {_said(items)} is no DICOM; leave them out, or give a DICOM source")
+    if join is not None:
+        return _joined(found, items, output, form, group, join)
     if single:
         if len(found) != 1:
             names = ", ".join(str(f.place) for f in found[:3])
@@ -316,6 +335,31 @@ def _placed(one: _Found, base: Path, output: Path, form: str | None, alone: bool
     return Scan(one.source, output / folder, _named(name), *chosen)
 
 
+def _joined(
+    found: list[_Found], items: list[Path], output: Path, form: str | None, group: str | None, reference: int
+) -> Work:
+    """One scan, which the others are joined with."""
+    if len(found) < 2:
+        raise UsageError(f"join: {_said(items)} hold one scan; give several scans of one head")
+    if not 0 <= reference < len(found):
+        raise UsageError(f"reference: expected a number from 0 to {len(found) - 1}, found {reference}")
+    first = found[reference]
+    if _is_image_file(output):
+        if form == "dicom":
+            raise UsageError(f"{output}: is the name of an image, and the format dicom needs a folder; leave one out")
+        scan, folder = Scan(first.source, output, _named(first.place), first.files, first.series, group), None
+    else:
+        for item in items:
+            _refuse_inside(output, item)
+        scan, folder = _placed(replace(first, own_folder=""), first.base.resolve(), output, form, True, group), output
+    others = tuple(
+        Scan(one.source, scan.target, _named(one.place), one.files, one.series, group)
+        for one in found
+        if one is not first
+    )
+    return Work((replace(scan, others=others),), folder)
+
+
 def _image_ending(one: _Found) -> str | None:
     """The ending of an image, None for DICOM."""
     return nifti.ending_of(one.place, nifti.READ_ENDINGS) if isinstance(one.source, Path) else None
@@ -333,7 +377,8 @@ def _refuse_doubles(found: list[_Found]) -> None:
     """The same scan twice, by two inputs, is asked about rather than done twice."""
     seen: dict[Any, _Found] = {}
     for one in found:
-        key = os.path.realpath(one.source) if isinstance(one.source, Path) else tuple(map(os.path.realpath, one.source))
+        files = (one.source,) if isinstance(one.source, Path) else one.source
+        key = (*map(os.path.realpath, files), one.series)
         if key in seen:
             raise UsageError(f"input: {one.place} is given twice; leave one out")
         seen[key] = one

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mrisr.cli import many
 from mrisr.cli.cluster import add_cluster_options
-from mrisr.cli.compute import add_compute_options, add_writing_options, computing
+from mrisr.cli.compute import add_compute_options, add_join_options, add_writing_options, computing, joining
 from mrisr.cli.loading import load
 from mrisr.cli.voice import add_voice_options, speaking
 from mrisr.errors import UsageError
@@ -33,6 +33,10 @@ def add_parser(subparsers) -> None:
         )
     add_writing_options(parser)
     parser.add_argument("--force", action="store_true", help="make everything anew")
+    add_join_options(
+        parser,
+        "scans of one session that differ in acq-ax, acq-sag and acq-cor alone become one, desc-join (needs SimpleITK)",
+    )
     add_voice_options(parser)
     add_compute_options(parser)
     add_cluster_options(parser)
@@ -42,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command; raises MrisrError, returns 0, or 9 where some scans failed."""
     if args.no_sidecar:
         raise UsageError("--no-sidecar: BIDS derivatives have sidecars, and by them a rerun knows what is done")
-    options = computing(args)
+    options = {**computing(args), **joining(args)}
     args.skip_existing = not args.force
     root, output = Path(args.bids_dir), Path(args.output_dir)
     with speaking(args) as voice:
@@ -51,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         from mrisr.batch.scans import Work
 
         labels = dict(participants=args.participant_label, sessions=args.session_label)
-        found = bids.find(root, output, options, **labels)
+        found = bids.find(root, output, options, join=args.join, **labels)
         if args.level == "group":
             count = pages.group(found, Path(args.report or output), output, title=bids.title(root))
             voice.line(", ".join(f"{n} {state}" for state, n in count.items() if n))

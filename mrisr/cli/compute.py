@@ -90,6 +90,30 @@ def add_compute_options(parser: argparse.ArgumentParser) -> None:
     add_run_options(parser)
 
 
+def add_join_options(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add joining several scans of one head."""
+    group = parser.add_argument_group("several scans of one head, one answer")
+    group.add_argument("--join", action="store_true", help=what)
+    group.add_argument(
+        "--no-register", action="store_true", help="with --join: do not look for the head; the headers say where it is"
+    )
+    group.add_argument(
+        "--join-force",
+        action="store_true",
+        help="with --join: join what does not fit, too (overlap, correlation, patient, frame of reference)",
+    )
+
+
+def joining(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `mrisr.upscale` that say how scans are joined; none without --join. Raises UsageError."""
+    if not args.join:
+        for option in ("no_register", "join_force"):
+            if getattr(args, option):
+                raise UsageError(f"--{option.replace('_', '-')}: needs --join")
+        return {}
+    return {"register": not args.no_register, "force": args.join_force}
+
+
 def add_writing_options(parser: argparse.ArgumentParser) -> None:
     """Add what a result is stored as and what is written beside it."""
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="stored type; int16 halves it, by a slope")

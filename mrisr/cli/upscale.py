@@ -9,7 +9,14 @@ from pathlib import Path
 
 from mrisr.cli import many
 from mrisr.cli.cluster import add_cluster_options
-from mrisr.cli.compute import add_compute_options, add_writing_options, computing, running
+from mrisr.cli.compute import (
+    add_compute_options,
+    add_join_options,
+    add_writing_options,
+    computing,
+    joining,
+    running,
+)
 from mrisr.cli.forecast import Forecast
 from mrisr.cli.loading import load, torch_ahead
 from mrisr.cli.options import add_series, use_threads, write_text
@@ -60,6 +67,17 @@ def add_parser(subparsers) -> None:
         action="store_true",
         help="leave alone what the same source, weights and options have made; make anew what others have",
     )
+    add_join_options(
+        parser,
+        "the inputs are scans of one head in one contrast, such as stacks of slices in three orientations, that become "
+        "one; of a DICOM folder --series may name several: 3,5,7 (needs SimpleITK)",
+    )
+    parser.add_argument(
+        "--reference",
+        type=int,
+        metavar="N",
+        help="with --join: the input, counted from 0, whose orientation and field of view OUT has (default: 0)",
+    )
     add_voice_options(parser)
     add_compute_options(parser)
     add_cluster_options(parser)
@@ -73,7 +91,9 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--skip-existing: compares sidecars; leave --no-sidecar out")
     if args.series is not None and args.all_series:
         raise UsageError("--all-series: takes every series; leave --series out")
-    options = computing(args)
+    if args.reference is not None and not args.join:
+        raise UsageError("--reference: needs --join")
+    options = {**computing(args), **joining(args)}
     with speaking(args) as voice:
         # Where it is sure to be needed; --threads has to be known to the library when it is loaded.
         if not (args.skip_existing or args.cluster or args.threads) and all(map(os.path.exists, args.input)):
@@ -84,11 +104,15 @@ def run(args: argparse.Namespace) -> int:
         if scans.nifti.ending_of(Path(args.output)) is not None:
             _check_targets(args)
         found = dict(form=args.format, series=args.series, group=args.group, every_series=args.all_series)
+        found["join"] = (args.reference or 0) if args.join else None
         work = scans.find(args.input, args.output, **found)
         if work.folder is None and args.cluster is not None:
             raise UsageError(f"--cluster: is for several scans; give a folder in place of {args.output}")
         if work.folder is None or (
-            args.cluster is None and len(work.scans) == 1 and work.scans[0].to_dicom and not args.all_series
+            args.cluster is None
+            and len(work.scans) == 1
+            and work.scans[0].to_dicom
+            and (args.join or not args.all_series)
         ):
             return _one(args, work.scans[0], options, voice)
         return many.run(args, work, many.settings(args, work.folder, options), work.folder / many.FAILURES, voice)
@@ -105,7 +129,8 @@ def _one(args: argparse.Namespace, scan, options: dict, voice: Voice) -> int:
     targets |= {"--preview": args.preview, "--info": args.info, "--std": args.std}
     field = options["bias"] if options["bias"] != "auto" else None
     given = (options["gradnl"], field, options["mask"])
-    inputs = (*scan.files, *(path for path in given if path is not None))
+    files = (*scan.files, *(file for other in scan.others for file in other.files))
+    inputs = (*files, *(path for path in given if path is not None))
     made, place = None, _place(args, scan)
     if args.skip_existing:
         made = _identity(args, scan, options)
@@ -129,9 +154,10 @@ def _one(args: argparse.Namespace, scan, options: dict, voice: Voice) -> int:
         if args.std:
             nifti.check_output(args.std, force=replace)
         source, series = scan.read()
+        others, other_series = scan.read_others(series, force=args.join_force)
         use_threads(args.threads)
-        result, info = _upscale(args, source, options, voice)
-        info.warnings[:0] = series.notes if series else ()
+        result, info = _upscale(args, source, others, options, voice)
+        info.warnings[:0] = [note for one in (series, *other_series) if one for note in one.notes]
         info.warnings = [provenance.scrubbed(text, scan) for text in info.warnings]
         if not scan.to_dicom:
             words = provenance.description(info.model)
@@ -146,7 +172,7 @@ def _one(args: argparse.Namespace, scan, options: dict, voice: Voice) -> int:
         if args.info:
             write_text(outputs.stage("--info"), info.to_json() + "\n")
         if scan.to_dicom:
-            dicom.write_series(result, series, info, target, force=replace)
+            dicom.write_series(result, series, info, target, force=replace, others=other_series)
         if beside is not None or place is not None:
             size = provenance.size_of(target if scan.to_dicom else outputs.stage("--output"))
             made = made or _identity(args, scan, options, info.weights)
@@ -205,7 +231,7 @@ def _identity(args: argparse.Namespace, scan, options: dict, weights: str | None
     return provenance.identity(scan, weights, deciding, provenance.facts_of(scan))
 
 
-def _upscale(args: argparse.Namespace, source, options: dict, voice: Voice):
+def _upscale(args: argparse.Namespace, source, others: list, options: dict, voice: Voice):
     """(result, info), with the bar that belongs to it."""
     load("mrisr.api")
     import mrisr
@@ -223,7 +249,7 @@ def _upscale(args: argparse.Namespace, source, options: dict, voice: Voice):
 
         start = time.perf_counter()
         done = mrisr.upscale(
-            source,
+            [source, *others] if others else source,
             **{**options, "gradnl": gradnl},
             **running(args),
             model=args.model,
@@ -255,8 +281,9 @@ def _summary(source, result, info, path: str) -> str:
 
     averaged = f" of {info.ensemble} mirrorings" if info.ensemble > 1 else ""
     seconds = sum(info.seconds.values())
+    joined = f"joined with {len(info.stacks) - 1} more\n" if info.stacks else ""
     return (
-        f"{grid(source)}\n  -> {grid(result)}: {path}\n"
+        f"{grid(source)}\n{joined}  -> {grid(result)}: {path}\n"
         f"model {info.model}, mode {info.mode}{averaged}, {info.engine.name} on {info.engine.device}, {seconds:.1f} s\n"
         f"point spread {info.resolution_from}\n{_distortions(info)}{info.notice}"
     )

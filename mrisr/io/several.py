@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from warnings import warn
 
-from mrisr.errors import InputError, MrisrWarning, UsageError
+from mrisr.errors import InputError, MrisrWarning, UsageError, opening
 from mrisr.io.adapters import to_volume
 from mrisr.io.kinds import check_kind
 from mrisr.volume import Volume
@@ -38,20 +38,37 @@ def read(
     scans: Sequence[Any], reference: int, series: Any = None, group: Any = None, force: bool = False
 ) -> tuple[list[Volume], Callable[[Volume], Any]]:
     """(the volumes, what makes of a result the kind of scan that `reference` is)."""
-    from mrisr.io import dicom, nifti
-
     volumes, kinds, found = [], [], []
     for scan in scans:
-        if isinstance(scan, (str, os.PathLike)) and str(scan).strip() and dicom.is_dicom(scan):
-            found.append(dicom.find(scan, series=series, group=group))
-            volume, restore = found[-1].volume(), nifti.to_image
-        else:
+        of_dicom = _dicom(scan, series, group)
+        if of_dicom is None:
             volume, restore = to_volume(scan)
+        else:
+            found.append(of_dicom)
+            volume, restore = of_dicom.volume(), nifti_image
         check_kind(volume)
         volumes.append(volume)
         kinds.append(restore)
     check_one_head(found, force)
     return volumes, kinds[reference]
+
+
+def nifti_image(result: Volume) -> Any:
+    """What a result of a DICOM path becomes."""
+    from mrisr.io import nifti
+
+    return nifti.to_image(result)
+
+
+def _dicom(scan: Any, series: Any, group: Any) -> Any:
+    """The DICOM series of a path; None where it is something else."""
+    if not isinstance(scan, (str, os.PathLike)) or not os.fspath(scan).strip():
+        return None
+    from mrisr.io import dicom
+
+    with opening(scan):
+        is_dicom = dicom.is_dicom(scan)
+    return dicom.find(scan, series=series, group=group) if is_dicom else None
 
 
 def check_one_head(series: Sequence[Any], force: bool = False) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,13 @@ class Written:
 
 
 def write_series(
-    result: Volume, series: Series, info: Any, folder: str | os.PathLike, *, force: bool = False
+    result: Volume,
+    series: Series,
+    info: Any,
+    folder: str | os.PathLike,
+    *,
+    force: bool = False,
+    others: Sequence[Series] = (),
 ) -> Written:
     """Write `result` as a derived DICOM series into a new folder, which holds DICOM files only.
 
@@ -54,6 +60,8 @@ def write_series(
         info: the `Info` of the run (`return_info=True`), or its `to_dict()`: model, weights and options.
         folder: made; the one above it has to exist. The files are `synth_0001.dcm` and so on.
         force: replace a folder that holds nothing but an earlier such series.
+        others: of the same study, that `series` was joined with: every slice refers to all of their images, for it
+            cuts through them.
 
     The folder appears whole or not at all. A MrisrWarning where voxels were clipped.
 
@@ -69,13 +77,18 @@ def write_series(
     facts = info if isinstance(info, Mapping) else info.to_dict()
     check_folder(folder, force=force)
     stored = quantised(result.data, series.frames)
-    series_uid = uids.made("series", *_job(result, series, facts))
+    series_uid = uids.made("series", *_job(result, [series, *others], facts))
     with config.disable_value_validation():  # what the source states is kept as it states it
         base = template.base(series, facts, series_uid)
+    if others:
+        joined = f" Joined with {len(others)} more series of its study; see the source images."
+        base.DerivationDescription = base.DerivationDescription[: 1024 - len(joined)] + joined
     names = [f"synth_{k + 1:04d}.dcm" for k in range(result.data.shape[2])]
     with replacing_folder(folder, force=force, sign=FIRST_NAME) as beside:
         for k, name in enumerate(names):
-            _save(_slice(base, result, series, stored, k), beside / name)
+            dataset = _slice(base, result, series, stored, k)
+            dataset.SourceImageSequence.extend(template.source(f) for other in others for f in other.frames)
+            _save(dataset, beside / name)
     if stored.clipped:
         warn(f"{folder}: {stored.clipped} voxels below 0 are stored as 0", MrisrWarning, stacklevel=2)
     target = Path(folder)
@@ -122,11 +135,11 @@ def check_folder(folder: str | os.PathLike, *, force: bool = False) -> None:
         raise OutputError(f"{folder}: holds a derived series already; choose another name, or force (--force)")
 
 
-def _job(result: Volume, series: Series, facts: Mapping) -> list[str]:
+def _job(result: Volume, series: Sequence[Series], facts: Mapping) -> list[str]:
     """What makes this job: source images, weights, options and the target grid, as texts."""
     import json
 
-    sources = [f"{f.sop_instance}#{f.number}" for f in series.frames]
+    sources = [f"{f.sop_instance}#{f.number}" for one in series for f in one.frames]
     keys = ("model", "weights", "mode", "steps", "samples", "seed", "ensemble", "denoise")
     keys += ("resolution", "gradnl", "bias")
     options = {key: facts.get(key) for key in keys}

@@ -1,0 +1,154 @@
+"""``mrisr upscale --join`` and ``mrisr bids --join``: NIfTI, DICOM, a BIDS session."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from tests.stacks import FINE, phantom, stack
+
+pytest.importorskip("SimpleITK", reason="SimpleITK is not installed (extra join)")
+NAMES = {2: "ax", 0: "sag", 1: "cor"}
+HOW = ("--voxel-size", 1, "--threads", 1)
+
+
+@pytest.fixture(scope="module")
+def stacks():
+    truth = phantom()
+    return {name: stack(truth, axis) for axis, name in NAMES.items()}
+
+
+def written(volume, path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(volume.data, volume.affine), path)
+    return path
+
+
+def series(volume, folder, number: int, **facts):
+    """The stack as a DICOM series, its slices along the axis of the coarsest voxels."""
+    pydicom = pytest.importorskip("pydicom", reason="the dicom extra (pydicom) is not installed")
+    folder.mkdir(parents=True, exist_ok=True)
+    across = int(np.argmax(volume.voxel_size))
+    inside = [a for a in range(3) if a != across]
+    place = np.diag([-1.0, -1.0, 1.0, 1.0]) @ volume.affine
+    for k in range(volume.data.shape[across]):
+        ds = pydicom.Dataset()
+        ds.file_meta = pydicom.dataset.FileMetaDataset()
+        ds.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+        ds.SOPClassUID, ds.SOPInstanceUID = pydicom.uid.MRImageStorage, f"1.2.{number}.{k + 1}"
+        ds.Modality, ds.StudyInstanceUID, ds.SeriesInstanceUID = "MR", "1.2", f"1.2.{number}"
+        ds.SeriesNumber, ds.SeriesDescription, ds.FrameOfReferenceUID = number, f"T1w {number}", "1.2.9"
+        ds.PatientName, ds.PatientID, ds.InstanceNumber = "A^B", "1", k + 1
+        ds.EchoTime, ds.RepetitionTime = 10, 500
+        plane = np.take(volume.data, k, axis=across).clip(0).round().astype("<u2").T  # [row, column]
+        ds.Rows, ds.Columns, ds.SamplesPerPixel, ds.PhotometricInterpretation = *plane.shape, 1, "MONOCHROME2"
+        ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 0
+        ds.PixelSpacing = [volume.voxel_size[inside[1]], volume.voxel_size[inside[0]]]
+        ds.ImageOrientationPatient = [v for a in inside for v in place[:3, a] / volume.voxel_size[a]]
+        index = np.zeros(4)
+        index[[across, 3]] = k, 1
+        ds.ImagePositionPatient, ds.SliceThickness = [*(place @ index)[:3]], volume.voxel_size[across]
+        for keyword, value in facts.items():
+            setattr(ds, keyword, value)
+        ds.PixelData = np.ascontiguousarray(plane).tobytes()
+        ds.save_as(folder / f"{number}_{k:02d}.dcm", enforce_file_format=True)
+    return folder
+
+
+def test_three_images_become_one(stacks, weights, tmp_path, mrisr_command):
+    paths = [written(v, tmp_path / f"{name}.nii.gz") for name, v in stacks.items()]
+    out = tmp_path / "out.nii.gz"
+    common = ("upscale", "--join", "-i", *paths, "-o", out, "--model", weights, *HOW)
+    end = mrisr_command(*common, "--reference", 1, "--skip-existing")
+    assert (end.code, end.errors) == (0, []) and "joined with 2 more" in end.out + end.err
+    image, told = nib.load(out), json.loads((tmp_path / "out.json").read_text())
+    assert image.shape == FINE.shape and np.allclose(image.affine, FINE.affine)
+    assert told["Sources"] == ["sag.nii.gz", "ax.nii.gz", "cor.nii.gz"]
+    own = told["Mrisr"]
+    assert [s["Name"] for s in own["Stacks"]] == told["Sources"] and own["Stacks"][1]["Registered"]
+    assert [o["Name"] for o in own["Input"]["JoinedWith"]] == told["Sources"][1:]
+    middle = np.array([*FINE.center, 1])  # nothing has moved
+    assert np.allclose(own["Stacks"][2]["TransformMM"] @ middle, middle, atol=0.1) and str(tmp_path) not in str(told)
+    assert "skipped" in mrisr_command(*common, "--reference", 1, "--skip-existing").out
+    end = mrisr_command(*common)
+    assert end.code == 4 and len(end.errors) == 1  # it is there
+    end = mrisr_command("upscale", "--join", "-i", *paths, "-o", paths[0], "--force", "--model", weights, *HOW)
+    assert end.code == 4 and "is the input file" in end.errors[0]
+
+
+def test_what_is_refused_leaves_nothing(stacks, weights, tmp_path, mrisr_command):
+    first = written(stacks["ax"], tmp_path / "in" / "ax.nii.gz")
+    second = written(stacks["sag"].replace(1000 - stacks["sag"].data), tmp_path / "in" / "flair.nii.gz")
+    out = tmp_path / "out.nii.gz"
+    common = ("upscale", "-o", out, "--model", weights, *HOW)
+    for words, code, text in (
+        (("--join", "-i", first, second), 3, "flair.nii.gz: is unlike"),
+        (("--join", "-i", first), 2, "hold one scan; give several"),
+        (("--join", "--reference", 2, "-i", first, second), 2, "expected a number from 0 to 1"),
+        (("-i", first, "--no-register"), 2, "--no-register: needs --join"),
+        (("-i", first, "--reference", 0), 2, "--reference: needs --join"),
+        (("-i", first, second), 2, "give a folder"),
+    ):
+        end = mrisr_command(*common, *words)
+        assert end.code == code and len(end.errors) == 1 and text in end.errors[0]
+    assert [p.name for p in tmp_path.iterdir()] == ["in"]
+    end = mrisr_command(*common, "--join", "--join-force", "-i", first, second)
+    assert end.code == 0 and any("joined all the same" in line for line in end.warnings)
+
+
+def test_several_series_of_one_study(stacks, weights, tmp_path, mrisr_command):
+    pydicom = pytest.importorskip("pydicom", reason="the dicom extra (pydicom) is not installed")
+    study = tmp_path / "study"
+    for number, volume in enumerate(stacks.values(), start=3):
+        series(volume, study, number)
+    common = ("--model", weights, *HOW)
+    end = mrisr_command("upscale", "--join", "-i", study, "--series", "3,4,5", "-o", tmp_path / "derived", *common)
+    assert (end.code, end.errors) == (0, [])
+    slices = [pydicom.dcmread(p) for p in sorted((tmp_path / "derived").iterdir())]
+    assert len(slices) == FINE.shape[2] and slices[0].StudyInstanceUID == "1.2"
+    for ds in (slices[0], slices[-1]):
+        sources = {item.ReferencedSOPInstanceUID for item in ds.SourceImageSequence}
+        assert {f"1.2.{n}.{k}" for n in (4, 5) for k in range(1, 11)} <= sources and any(
+            uid.startswith("1.2.3.") for uid in sources
+        )
+        assert "Joined with 2 more series" in ds.DerivationDescription
+    told = json.loads((tmp_path / "derived.json").read_text())["Mrisr"]
+    assert len(told["Stacks"]) == 3 and min(s["Correlation"] for s in told["Stacks"]) > 0.97
+
+
+@pytest.mark.parametrize(
+    "facts, text",
+    [
+        ({"PatientID": "2"}, "is of another patient"),
+        ({"FrameOfReferenceUID": "1.2.10"}, "is of another frame of reference"),
+        ({"EchoTime": 90}, r"has another contrast than .*EchoTime 90 and 10 ms"),
+    ],
+)
+def test_series_of_two_heads_or_contrasts(stacks, weights, tmp_path, mrisr_command, facts, text):
+    one = series(stacks["ax"], tmp_path / "a", 3)
+    two = series(stacks["sag"], tmp_path / "b", 4, **facts)
+    end = mrisr_command("upscale", "--join", "-i", one, two, "-o", tmp_path / "out", "--model", weights, *HOW)
+    assert end.code == 3 and len(end.errors) == 1
+    assert re.search(text, end.errors[0]) and not (tmp_path / "out").exists()
+
+
+def test_a_session_of_a_bids_dataset(stacks, weights, tmp_path, mrisr_command):
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    for name, volume in stacks.items():
+        written(volume, raw / f"sub-01/anat/sub-01_acq-{name}_T1w.nii.gz")
+    written(stacks["ax"], raw / "sub-02/anat/sub-02_acq-ax_T1w.nii.gz")
+    (raw / "dataset_description.json").write_text(json.dumps({"Name": "Test", "BIDSVersion": "1.10.0"}))
+    end = mrisr_command("bids", raw, out, "participant", "--join", "--model", weights, *HOW)
+    assert (end.code, end.errors) == (0, [])
+    joined = out / "sub-01/anat/sub-01_res-1mm_desc-join_T1w.nii.gz"
+    assert nib.load(joined).shape == FINE.shape
+    told = json.loads(joined.with_name(joined.name.replace(".nii.gz", ".json")).read_text())
+    assert told["Sources"] == [f"bids:raw:sub-01/anat/sub-01_acq-{n}_T1w.nii.gz" for n in ("ax", "sag", "cor")]
+    assert len(told["Mrisr"]["Stacks"]) == 3
+    assert [p.name for p in (out / "sub-02/anat").glob("*.nii.gz")] == ["sub-02_acq-ax_res-1mm_desc-sr_T1w.nii.gz"]
+    end = mrisr_command("bids", raw, out, "participant", "--join", "--model", weights, *HOW)
+    assert end.code == 0 and "2 skipped" in end.out + end.err
