@@ -73,7 +73,7 @@ def test_three_images_become_one(stacks, weights, tmp_path, mrisr_command):
     assert [o["Name"] for o in own["Input"]["JoinedWith"]] == told["Sources"][1:]
     middle = np.array([*FINE.center, 1])  # nothing has moved
     assert np.allclose(own["Stacks"][2]["TransformMM"] @ middle, middle, atol=0.1) and str(tmp_path) not in str(told)
-    assert "skipped" in mrisr_command(*common, "--reference", 1, "--skip-existing").out
+    assert "skipped" in mrisr_command(*common, "--reference", 1, "--skip-existing").err
     end = mrisr_command(*common)
     assert end.code == 4 and len(end.errors) == 1  # it is there
     end = mrisr_command("upscale", "--join", "-i", *paths, "-o", paths[0], "--force", "--model", weights, *HOW)
