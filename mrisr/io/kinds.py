@@ -24,8 +24,11 @@ STATISTICS = range(2, 25)  # intent codes of statistical maps
 LABEL_SUFFIXES = ("dseg", "mask")
 FIELD_SUFFIXES = {"phase1": "phase", "phase2": "phase", "phase": "phase", "phasediff": "phase", "fieldmap": "field map",
                   "probseg": "map of probabilities"}  # fmt: skip
+QUANTITIES = ("T1map", "T2map", "T2starmap", "R1map", "R2map", "R2starmap", "PDmap", "MTRmap", "MTsat", "M0map",
+              "MWFmap", "Chimap", "TB1map", "RB1map", "ADC", "FA", "MD")  # fmt: skip
 ALIKE = 0.6  # of neighbours inside of a label map have one value; of a scan, even of 8 bits, far fewer
 NEGATIVE = 0.25  # of the range: magnitudes have less below 0 (filters and registration leave some)
+FEW = 512  # different values that labels may have which are no whole numbers: scaled ones
 SAMPLE = 4_000_000  # voxels that are looked at
 
 
@@ -67,6 +70,8 @@ def _stated_kind(volume: Volume, suffix: str, intent: int) -> str | None:
         return f"a statistical map (NIfTI intent code {intent})"
     if suffix in FIELD_SUFFIXES:
         return f"a {FIELD_SUFFIXES[suffix]} (its name ends in _{suffix})"
+    if suffix in QUANTITIES:
+        return f"a map of a quantity (its name ends in _{suffix})"
     if part := re.search(r"_part-(phase|real|imag)_", os.path.basename(volume.name)):
         return f"no magnitude image (its name has part-{part[1]})"
     words = volume.meta.get("ImageType")
@@ -89,14 +94,14 @@ def _apparent_kind(data: np.ndarray) -> str | None:
     values = np.unique(lines)
     if len(values) == 2:
         return f"it looks like a mask (nothing but {values[0]:g} and {values[1]:g})"
-    if not np.array_equal(lines, np.round(lines)):
+    if len(values) > FEW and not np.array_equal(lines, np.round(lines)):
         return None
     counts = np.unique(lines, return_counts=True)
     background = counts[0][counts[1].argmax()]  # the commonest value
     alike = max(_alike(np.moveaxis(lines, axis, 0), background) for axis in range(lines.ndim))
     if alike < ALIKE:
         return None
-    return f"it looks like a label map ({len(values)} whole numbers, {100 * alike:.0f} % of neighbours are equal)"
+    return f"it looks like a label map ({len(values)} different values, {100 * alike:.0f} % of neighbours are equal)"
 
 
 def _alike(lines: np.ndarray, background: float) -> float:

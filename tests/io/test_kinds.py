@@ -61,6 +61,7 @@ def test_a_torchio_label_map_is_refused():
     [
         ("labels", labels(), "looks like a label map"),
         ("labels in thick slices", slices_of_labels(), "looks like a label map"),
+        ("labels by a slope", labels() / 7, "looks like a label map"),
         ("mask", (labels() > 0) * 1.0, "looks like a mask"),
         ("phase from 0", np.linspace(0, 2 * np.pi, 24**3).reshape(24, 24, 24), "phase image, in radians"),
         ("phase", np.linspace(-np.pi, np.pi, 24**3).reshape(24, 24, 24), "phase image, in radians"),
@@ -78,8 +79,9 @@ def test_metadata_and_names_say_it(head):
         warnings.simplefilter("error")
         check_kind(scan)
     for said in ({"meta": {"ImageType": ["ORIGINAL", "PRIMARY", "P", "ND"]}}, {"name": "sub-01_phasediff.nii.gz"},
-                 {"name": "sub-01_part-phase_bold.nii.gz"}, {"name": "sub-01_label-GM_probseg.nii.gz"}):  # fmt: skip
-        with pytest.warns(MrisrWarning, match="magnitude|phase|probabilities"):
+                 {"name": "sub-01_part-phase_bold.nii.gz"}, {"name": "sub-01_label-GM_probseg.nii.gz"},
+                 {"name": "sub-01_T1map.nii.gz"}):  # fmt: skip
+        with pytest.warns(MrisrWarning, match="magnitude|phase|probabilities|quantity"):
             check_kind(replace(scan, **said))
 
 
