@@ -11,7 +11,7 @@ RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /
 ARG PIP_EXTRA_INDEX_URL
 COPY . /source
 RUN python -m venv /opt/mrisr \
-    && MRISR_NATIVE=1 MRISR_CUDA=0 /opt/mrisr/bin/pip install --no-cache-dir -c /source/constraints.txt '/source[dicom,report]'
+    && MRISR_NATIVE=1 MRISR_CUDA=0 /opt/mrisr/bin/pip install --no-cache-dir -c /source/constraints.txt '/source[dicom]'
 
 FROM python:3.12-slim-bookworm
 COPY --from=build /opt/mrisr /opt/mrisr

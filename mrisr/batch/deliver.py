@@ -1,7 +1,8 @@
 """One result into its place, with its sidecar: by one process at a time, whole or not at all.
 
-The sidecar comes into place before the image, so that an image that is there is whole and described by what lies beside
-it. A killed run leaves hidden files at most; the next run that takes the scan removes them.
+The sidecar comes into place before the image or the series, so that a result that is there is whole and described by
+what lies beside it. A killed run leaves hidden files and a sidecar without its result at most; the next run that takes
+the scan replaces them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mrisr.batch import provenance
-from mrisr.errors import OutputError
+from mrisr.errors import OutputError, to_do
 from mrisr.io import dicom, nifti
 from mrisr.io.atomic import check_target, replacing
 from mrisr.volume import Volume
@@ -64,37 +65,53 @@ def write_image(volume: Volume, target: Path, sidecar: Any, *, dtype: str, descr
     Both are complete on the disk before either gets its name. To be called in `claimed(target)`, which removes what is
     left in the hidden folder. Raises OutputError.
     """
-    part = _hidden(target, "part")
-    image, beside = part / target.name, provenance.sidecar_path(target)
-    try:
-        part.mkdir(exist_ok=True)
+    image = _hidden(target, "part") / target.name
+    with _written(target):
         nifti.write(volume, image, dtype=dtype, descrip=descrip, force=True)
-        if sidecar is not None:
-            staged = part / beside.name
-            staged.write_text(provenance.as_text(sidecar(image.stat().st_size)), encoding="utf-8", errors="replace")
-        check_target(target, force=replace)
-        if sidecar is not None:
-            if replace:
-                target.unlink(missing_ok=True)  # never an old image beside a new sidecar
-            os.replace(staged, beside)
-        os.replace(image, target)
-    except OSError as error:
-        raise OutputError(f"{target}: cannot be written ({error.strerror or error})") from error
+        said = None if sidecar is None else sidecar(image.stat().st_size)
+        _place(image, target, said, check_target, replace=replace)
 
 
 def write_series(result: Volume, series: list[Any], info: Any, target: Path, sidecar: Any, *, replace: bool) -> None:
-    """Write a derived DICOM series into the folder `target`, and its sidecar, if any, beside the folder.
+    """As `write_image`: a derived DICOM series into the folder `target`, and its sidecar, if any, beside the folder.
 
     series: of the source, and of those that it was joined with.
-
-    The sidecar comes last: without it nothing is taken for done. Raises OutputError.
     """
-    beside = provenance.sidecar_path(target)
-    if replace:
-        beside.unlink(missing_ok=True)
-    dicom.write_series(result, series[0], info, target, force=replace, others=series[1:])
-    if sidecar is not None:
-        write_json(beside, sidecar(provenance.size_of(target)))
+    folder = _hidden(target, "part") / target.name
+    with _written(target):
+        dicom.write_series(result, series[0], info, folder, force=True, others=series[1:])
+        said = None if sidecar is None else sidecar(provenance.size_of(folder))
+        _place(folder, target, said, dicom.check_folder, replace=replace)
+
+
+@contextmanager
+def _written(target: Path) -> Iterator[None]:
+    """Inside, the hidden folder of `target` is there; what goes wrong in it is told of `target`."""
+    part = _hidden(target, "part")
+    try:
+        part.mkdir(exist_ok=True)
+        yield
+    except OutputError as error:
+        raise OutputError(str(error).replace(f"{part}{os.sep}", f"{target.parent}{os.sep}")) from error
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written ({error.strerror or error}); {to_do(error)}") from error
+
+
+def _place(made: Path, target: Path, said: dict[str, Any] | None, check: Any, *, replace: bool) -> None:
+    """Give `made` its name, after the sidecar that has `said`. An old result, or a sidecar that no longer holds, goes
+    first: never is one beside the other."""
+    beside, hidden = provenance.sidecar_path(target), made.parent
+    staged, old = hidden / ".sidecar", hidden / ".old"
+    if said is not None:
+        staged.write_text(provenance.as_text(said), encoding="utf-8", errors="replace")
+    check(target, force=replace)
+    if replace and os.path.lexists(target):
+        os.replace(target, old)
+    if said is not None:
+        os.replace(staged, beside)
+    elif replace and provenance.stated(target) is not None:
+        beside.unlink()
+    os.replace(made, target)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -45,13 +45,21 @@ def table(scans: Sequence[Scan], outcomes: Sequence[Any], folder: Path, below: P
     report.write_index(folder)
 
 
-def group(scans: Sequence[Scan], folder: Path, below: Path, title: str = "") -> dict[str, int]:
-    """The table of a dataset: the pages that the runs of its participants have left, and which scans have none.
+def group(scans: Sequence[Scan], folder: Path, title: str = "") -> dict[str, int]:
+    """The table of a dataset: the pages that the runs of its participants have left, with whatever options, and which
+    scans have none.
 
     Returns how many there are of each state. InputError where there is none at all.
     """
-    known = {name for name, _ in report.records(folder)} if folder.is_dir() else set()
+    known = {_of(held) for _, held in report.records(folder)} if folder.is_dir() else set()
     if not known:
         raise InputError(f"{folder}: holds no page of a scan; run the participants with --report {folder} before")
-    missing = [scan.name for scan in scans if place_of(scan, folder, below).name not in known]
+    missing = [scan.name for scan in scans if scan.name not in known]
     return report.write_index(folder, missing=missing, title=title)
+
+
+def _of(record: dict[str, Any]) -> str:
+    """The name of the scan that a record of a report is of."""
+    if "Scan" in record:  # one that has failed
+        return record["Scan"]
+    return record["Sidecar"][provenance.KEY].get("Input", {}).get("Name", "")

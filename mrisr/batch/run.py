@@ -6,9 +6,10 @@ A scan that fails does not stop the rest. One model is loaded, and what an engin
 from __future__ import annotations
 
 import errno
+import os
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from mrisr.batch.deliver import claimed, make_folder, write_image, write_json, w
 from mrisr.batch.scans import Scan
 from mrisr.errors import CATCHING, NO_ROOM, BackendError, MrisrError, UsageError
 from mrisr.io import dicom, nifti
+from mrisr.io.atomic import check_target
 
 __all__ = ["FAILED_EXIT", "Listener", "Outcome", "Settings", "one", "run", "write_failures"]
 
@@ -277,6 +279,7 @@ class _Ticket:
         else:
             nifti.check_output(scan.target, force=self._may_replace(), dtype=settings.dtype)
         self._check_sidecar()
+        self._check_beside()
         with CATCHING:  # nibabel has one logger, which reading swaps
             self.volume, self.series = scan.read()
             if scan.others:
@@ -289,6 +292,14 @@ class _Ticket:
         if settings.sidecar:
             force = self._may_replace() or provenance.stated(target) is not None  # one that a killed run left
             provenance.check_sidecar(provenance.sidecar_path(target), force=force)
+
+    def _check_beside(self) -> None:
+        """Before the work: pictures, records and spreads of somebody else stay. They come before the result, so that a
+        run which may complete what a killed one left replaces them."""
+        again = self.settings.skip_existing or self.settings.run is not None
+        for path, _ in self._beside():
+            if os.path.lexists(path):
+                check_target(path, force=again or self._may_replace())
 
     def _may_replace(self) -> bool:
         """Whether the target may be replaced: all by `force`, mrisr's own by `skip_existing`."""
@@ -324,6 +335,12 @@ class _Ticket:
 
     def _write_beside(self) -> None:
         """The other outputs come first: a result that is there has all that belongs to it."""
+        for path, write in self._beside():
+            make_folder(path.parent)
+            write(path)
+
+    def _beside(self) -> Iterator[tuple[Path, Callable[[Path], None]]]:
+        """(path, what writes it) of every other output that was asked for."""
         settings = self.settings
         for folder, ending, write in (
             (settings.std, None, lambda path: nifti.write(self.info.std, path, force=True)),
@@ -335,16 +352,16 @@ class _Ticket:
             path = folder / self.scan.target.relative_to(settings.folder)
             if ending is not None:
                 path = provenance.sidecar_path(path).with_suffix(ending)
-            make_folder(path.parent)
-            write(path)
+            yield path, write
 
     def _place(self) -> report.Place:
         return pages.place_of(self.scan, self.settings.report, self.settings.folder)
 
     def _may_replace_page(self) -> bool:
-        """A page comes before its result: one without a result was left by a killed run."""
+        """A page comes before its result: one of this very job, or without a result, was left by a killed run."""
         again = self.settings.skip_existing or self.settings.run is not None
-        return self._may_replace() or (again and not self.scan.target.exists())
+        left = again and not self.scan.target.exists()
+        return self._may_replace() or left or report.is_current(self._place(), self.made.plain())
 
     def _picture(self, path: Path) -> None:
         from mrisr import preview

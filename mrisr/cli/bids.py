@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         labels = dict(participants=args.participant_label, sessions=args.session_label)
         found = bids.find(root, output, options, join=args.join, **labels)
         if args.level == "group":
-            count = pages.group(found, Path(args.report or output), output, title=bids.title(root))
+            count = pages.group(found, Path(args.report or output), title=bids.title(root))
             voice.line(", ".join(f"{n} {state}" for state, n in count.items() if n))
             return 0
         bids.prepare(root, output)

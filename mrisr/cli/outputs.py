@@ -10,6 +10,8 @@ from types import TracebackType
 
 from mrisr.errors import OutputError, to_do
 
+MAIN = "--output"  # the target that the others describe
+
 
 class Outputs:
     """A set of output files that appear all together or not at all.
@@ -17,7 +19,12 @@ class Outputs:
     Use it as a context manager. Entering checks every target (its directory exists and takes files, it is
     not a directory, it does not exist unless `force`, no two are the same, none is an input); :meth:`stage`
     gives the path to write to, in a hidden directory beside the target; :meth:`commit` moves everything into
-    place. Whatever was not committed is deleted on leaving.
+    place, the target called "--output" last: what is there has all that belongs to it, even of a killed process.
+    Whatever was not committed is deleted on leaving.
+
+    Args:
+        folder: a target that is a folder of files (a DICOM series); who gives it has checked it.
+        left: targets that a killed run may have left, which are replaced without `force`.
 
     Raises :class:`mrisr.errors.OutputError` from the checks and from :meth:`commit`.
     """
@@ -28,16 +35,22 @@ class Outputs:
         *,
         force: bool = False,
         inputs: tuple[str | os.PathLike, ...] = (),
+        folder: str | None = None,
+        left: tuple[str, ...] = (),
     ) -> None:
         self.targets = {name: Path(path) for name, path in targets.items() if path is not None}
         self.force = force
         self.inputs = [Path(path) for path in inputs]
+        self.folder, self.left = folder, left
         self._staging: dict[Path, Path] = {}
 
     def __enter__(self) -> Outputs:
         seen: dict[Path, str] = {}
         for name, path in self.targets.items():
-            check_place(path, force=self.force)
+            if name == self.folder:
+                _hidden_directory(path).rmdir()
+            else:
+                check_place(path, force=self.force or name in self.left)
             real = Path(os.path.realpath(path))
             if real in seen:
                 raise OutputError(f"{path}: is both {seen[real]} and {name}; give each its own file")
@@ -56,19 +69,23 @@ class Outputs:
 
     def commit(self) -> None:
         """Move every staged file to its place (a .hdr/.img pair brings both its files)."""
-        for parent, staging in self._staging.items():
-            for staged in sorted(staging.iterdir()):
-                target = parent / staged.name
-                if target.exists() and not self.force:
-                    raise OutputError(f"{target} appeared during the run; give --force to overwrite it")
-        for parent, staging in self._staging.items():
-            for staged in sorted(staging.iterdir()):
-                try:
-                    os.replace(staged, parent / staged.name)
-                except OSError as error:
-                    raise OutputError(
-                        f"{parent / staged.name}: cannot be written ({error.strerror}); {to_do(error)}"
-                    ) from error
+        beside = {path: name for name, path in self.targets.items() if name != MAIN}
+        moves = [
+            (staged, parent / staged.name)
+            for parent, staging in self._staging.items()
+            for staged in sorted(staging.iterdir())
+        ]
+        moves.sort(key=lambda move: move[1] not in beside)  # stable
+        for staged, target in moves:
+            if self.force or beside.get(target) in self.left or not target.exists():
+                continue
+            if not (staged.is_dir() and target.is_dir() and not any(target.iterdir())):
+                raise OutputError(f"{target} appeared during the run; give --force to overwrite it")
+        for staged, target in moves:  # never an old result beside a new sidecar
+            if target not in beside and os.path.lexists(target):
+                _move(target, staged.with_name(f".old-{staged.name}"))
+        for staged, target in moves:
+            _move(staged, target)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -79,6 +96,13 @@ class Outputs:
             shutil.rmtree(folder, ignore_errors=True)
         if isinstance(error, (OutputError, OSError)) and any(str(folder) in str(error) for folder in staged.values()):
             raise _of_target(error, staged) from error
+
+
+def _move(path: Path, target: Path) -> None:
+    try:
+        os.replace(path, target)
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written ({error.strerror}); {to_do(error)}") from error
 
 
 def check_place(path: str | os.PathLike, *, force: bool = False) -> None:

@@ -125,7 +125,7 @@ def _one(args: argparse.Namespace, scan, options: dict, voice: Voice) -> int:
     options = per_scan.options(options, scan)
     target = scan.target
     beside = _sidecar(args, target)
-    targets = {"--output": None if scan.to_dicom else target, SIDECAR: beside}
+    targets = {"--output": target, SIDECAR: beside}
     targets |= {"--preview": args.preview, "--info": args.info, "--std": args.std}
     field = options["bias"] if options["bias"] != "auto" else None
     given = (options["gradnl"], field, options["mask"])
@@ -139,18 +139,22 @@ def _one(args: argparse.Namespace, scan, options: dict, voice: Voice) -> int:
             voice.line(f"{target}: made from this source with these weights and options already; skipped")
             return 0
     replace = args.force or (args.skip_existing and provenance.stated(target) is not None)
-    with Outputs(targets, force=replace, inputs=inputs) as outputs:
-        from mrisr.io import dicom, nifti
+    from mrisr.io import dicom, nifti
 
+    if scan.to_dicom:
+        dicom.check_folder(target, force=replace)
+    else:
+        nifti.check_output(target, force=replace, dtype=args.dtype)
+    left = (SIDECAR,) if _left_by_a_killed_run(target) else ()
+    folder = "--output" if scan.to_dicom else None
+    with Outputs(targets, force=replace, inputs=inputs, folder=folder, left=left) as outputs:
         if place is not None:
             from mrisr import report
 
-            report.check(place, force=replace)
-
-        if scan.to_dicom:
-            dicom.check_folder(target, force=replace)
-        else:
-            nifti.check_output(target, force=replace, dtype=args.dtype)
+            if place.page.exists() and not replace:
+                made = made or _identity(args, scan, options)
+            again = replace or (made is not None and report.is_current(place, made.plain()))
+            report.check(place, force=again)
         if args.std:
             nifti.check_output(args.std, force=replace)
         source, series = scan.read()
@@ -172,15 +176,19 @@ def _one(args: argparse.Namespace, scan, options: dict, voice: Voice) -> int:
         if args.info:
             write_text(outputs.stage("--info"), info.to_json() + "\n")
         if scan.to_dicom:
-            dicom.write_series(result, series, info, target, force=replace, others=other_series)
+            dicom.write_series(result, series, info, outputs.stage("--output"), others=other_series)
         if beside is not None or place is not None:
-            size = provenance.size_of(target if scan.to_dicom else outputs.stage("--output"))
+            size = provenance.size_of(outputs.stage("--output"))
             made = made or _identity(args, scan, options, info.weights)
             record = provenance.sidecar(made, info, dtype=args.dtype, size=size)
         if beside is not None:
             write_text(outputs.stage(SIDECAR), provenance.as_text(record))
         if place is not None:
-            report.write(place, source, result, record, spread=info.std, force=replace)
+            report.write(place, source, result, record, spread=info.std, force=again)
+        if scan.to_dicom:
+            dicom.check_folder(target, force=replace)  # again: before a folder is replaced
+        if beside is None and provenance.stated(target) is not None:
+            provenance.sidecar_path(target).unlink()  # of the result that is replaced
         outputs.commit()
     if place is not None:
         report.write_index(place.folder)
@@ -271,7 +279,15 @@ def _check_targets(args: argparse.Namespace) -> None:
         check_place(path, force=args.force or args.skip_existing)
     beside = _sidecar(args, Path(args.output))
     if beside is not None:
-        provenance.check_sidecar(beside, force=args.force or args.skip_existing)
+        force = args.force or args.skip_existing or _left_by_a_killed_run(Path(args.output))
+        provenance.check_sidecar(beside, force=force)
+
+
+def _left_by_a_killed_run(target: Path) -> bool:
+    """Whether there is a sidecar of ours without its result: the sidecar comes first."""
+    from mrisr.batch import provenance
+
+    return not os.path.lexists(target) and provenance.stated(target) is not None
 
 
 def _summary(source, result, info, path: str) -> str:

@@ -13,10 +13,13 @@ from mrisr.infer.fade import Limits
 from mrisr.infer.info import ConsistencyInfo
 from mrisr.infer.plan import FramePlan, Plan
 from mrisr.infer.start import Frame
-from mrisr.physics.consistency import correct, residual_chi2
+from mrisr.physics.consistency import Consistency, correct, residual_chi2
 from mrisr.physics.degrade import ForwardModel
-from mrisr.physics.foreground import tissue
+from mrisr.physics.foreground import certain, tissue
 from mrisr.physics.intensity import robust_range
+
+MOST_MOVED = 0.1  # by a correction, root mean square in the head, of the intensity range: a multiple of any noise
+MOST_MISFIT = 2.0  # chi2 per degree of freedom that a correction may leave
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,21 +50,36 @@ class FrameResult:
 
 def make_consistent(
     image: torch.Tensor, frame: Frame, plan: Plan, forward: ForwardModel
-) -> tuple[torch.Tensor, ConsistencyInfo]:
-    """(the image, corrected by the scan where that was decided; what was done and why)."""
+) -> tuple[torch.Tensor, ConsistencyInfo, tuple[str, ...]]:
+    """(the image, corrected by the scan where that was decided; what was done and why; what to warn of)."""
     action, why = plan.consistency.action, plan.consistency.why
     if action == "none":
-        return image, ConsistencyInfo(False, why)
+        return image, ConsistencyInfo(False, why), ()
     if frame.noise is None:
-        return image, ConsistencyInfo(False, "too little foreground to know the noise, hence when to stop")
+        return image, ConsistencyInfo(False, "too little foreground to know the noise, hence when to stop"), ()
     if action == "measure":
         chi2 = residual_chi2(image, frame.lr, forward, frame.noise)
-        return image, ConsistencyInfo(False, why, chi2, chi2, frame.noise)
+        return image, ConsistencyInfo(False, why, chi2, chi2, frame.noise), ()
     corrected = correct(image, frame.lr, forward, frame.noise)
     if not corrected.applied:
         why += "; not needed, the result explains the input to within its noise"
     chi2 = corrected.chi2_before, corrected.chi2_after
-    return corrected.image, ConsistencyInfo(corrected.applied, why, *chi2, frame.noise)
+    doubts = _doubts(image, corrected, frame.lr) if corrected.applied else ()
+    return corrected.image, ConsistencyInfo(corrected.applied, why, *chi2, frame.noise), doubts
+
+
+def _doubts(image: torch.Tensor, corrected: Consistency, lr: torch.Tensor) -> tuple[str, ...]:
+    """Of a correction that no longer is one: with another point spread than the scan's it invents what explains it."""
+    inside = max(float(certain(lr).float().mean()), 1 / image.numel())
+    moved = float(torch.dist(corrected.image, image)) / (inside * image.numel()) ** 0.5  # of a range of about 1
+    before, after = corrected.chi2_before, corrected.chi2_after
+    if moved <= MOST_MOVED and after <= MOST_MISFIT:
+        return ()
+    return (
+        f"consistency changed the result by {100 * moved:.0f} % of its range to explain the scan (chi2 {before:.3g} "
+        f"before, {after:.3g} after): the point spread is hardly the scan's; state another (--psf), or leave the "
+        "correction out (--consistency off)",
+    )
 
 
 def fade(

@@ -21,6 +21,7 @@ VIEWER = HERE / "vendor" / "niivue.umd.js"
 VIEWER_VERSION = "0.69.0"
 PLOT = {"width": 340, "height": 210, "left": 40, "right": 10, "top": 10, "bottom": 34}
 FLOOR_DB = -110.0
+MISFIT = 2.0  # chi2 from which on it is red
 
 
 def page(template: str, context: dict[str, Any]) -> str:
@@ -94,6 +95,7 @@ def _templates():
         lstrip_blocks=True,
     )
     made.globals["asset"] = lambda name: Markup((HERE / "templates" / name).read_text(encoding="utf-8"))
+    made.globals["misfit"] = MISFIT
     made.filters["number"] = _number
     return made
 

@@ -125,7 +125,8 @@ def _shown(value: Any) -> str:
     if isinstance(value, dict):
         return str(value.get("Name", ", ".join(f"{k} {_shown(v)}" for k, v in value.items())))
     if isinstance(value, list):
-        return " × ".join(_shown(v) for v in value)
+        parts = [" ".join(map(_shown, v)) if isinstance(v, list) else _shown(v) for v in value]
+        return (" × " if all(isinstance(v, (int, float)) for v in value) else ", ").join(parts)
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -75,6 +75,16 @@ def test_the_derivative_dataset(raw, weights, tmp_path):
     validated(raw, out)
 
 
+def test_a_derivative_dataset_that_holds_its_report(raw, weights, tmp_path):
+    out = tmp_path / "out"
+    assert call(raw, out, weights, "--participant-label", "01", "--report", out, "--quiet") == 0
+    assert main(["bids", str(raw), str(out), "group", "--quiet"]) == 0
+    page = "sub-01/anat/sub-01_res-1p5mm_desc-sr_T1w"
+    assert {"index.html", f"{page}.html"} <= set(listing(out))
+    assert "3 without a page" in (out / "index.html").read_text(encoding="utf-8")
+    validated(raw, out)
+
+
 def check_derivative(raw: Path, out: Path) -> None:
     """What the validator does not notice: who made it, sources that are there, links that lead to the raw data."""
     described = json.loads((out / "dataset_description.json").read_text())

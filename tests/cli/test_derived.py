@@ -11,31 +11,6 @@ import pytest
 pydicom = pytest.importorskip("pydicom", reason="the dicom extra (pydicom) is not installed")
 
 
-@pytest.fixture
-def study(tmp_path, head):
-    """A folder with two series of one study: 5 (the head) and 6 (its mirror image)."""
-    folder = tmp_path / "study"
-    folder.mkdir()
-    voxels = head((24, 26, 12)).clip(0, 4000).round().astype("<u2")
-    for number in (5, 6):
-        for k in range(voxels.shape[2]):
-            ds = pydicom.Dataset()
-            ds.file_meta = pydicom.dataset.FileMetaDataset()
-            ds.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-            ds.SOPClassUID, ds.SOPInstanceUID = pydicom.uid.MRImageStorage, f"1.2.{number}.{k + 1}"
-            ds.Modality, ds.StudyInstanceUID, ds.SeriesInstanceUID = "MR", "1.2", f"1.2.{number}"
-            ds.SeriesNumber, ds.SeriesDescription, ds.FrameOfReferenceUID = number, f"T{number}w", "1.2.9"
-            ds.PatientName, ds.PatientID, ds.InstanceNumber = "A^B", "1", k + 1
-            ds.Rows, ds.Columns, ds.SamplesPerPixel, ds.PhotometricInterpretation = 26, 24, 1, "MONOCHROME2"
-            ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 0
-            ds.PixelSpacing, ds.ImageOrientationPatient = [2, 2], [1, 0, 0, 0, 1, 0]
-            ds.ImagePositionPatient, ds.SliceThickness = [0, 0, 4.0 * k], 4
-            plane = voxels[..., k].T
-            ds.PixelData = (plane if number == 5 else plane[:, ::-1]).tobytes()
-            ds.save_as(folder / f"{number}_{k:02d}.dcm", enforce_file_format=True)
-    return folder
-
-
 def test_a_derived_series_beside_the_same_run_as_nifti(study, weights, tmp_path, mrisr_command):
     before = {p: p.read_bytes() for p in study.iterdir()}
     common = ("--series", 5, "--voxel-size", 2, "--model", weights, "--threads", 1)

@@ -234,6 +234,13 @@ def test_consistency_needs_a_stated_point_spread(scan, model):
     assert "asked for; not needed" in on.consistency[0].why
 
 
+def test_a_correction_by_another_point_spread_is_warned_about(scan, model):
+    """Three voxels wide, which no scan with this detail can be: what explains it then is ringing."""
+    with pytest.warns(MrisrWarning, match=r"consistency changed the result by \d+ % .* state another \(--psf\)"):
+        _, info = run(scan, model, psf=[("gaussian", 3.0)] * 3)
+    assert any("consistency changed" in text for text in info.warnings)
+
+
 def test_a_finer_input_is_warned_about(head, model):
     with pytest.warns(MrisrWarning, match=r"input \(0.5 x 1 x 1 mm\) is already finer .* along axis 0"):
         _, info = run(head((40, 24, 24)), model, size=(0.5, 1, 1), factor=None, voxel_size=0.7)

@@ -1,11 +1,13 @@
 """Wheels for every CPython at hand, one without native code, a source distribution, and proof that they install.
 
-    python tests/packaging/wheels.py [--out dist] [--python 3.12 ...] [--record benchmarks/results/wheels.md]
+    python tests/packaging/wheels.py [--out dist] [--python 3.12 ...] [--torch 3.11]
+                                     [--record benchmarks/results/wheels.md]
 
-A native wheel holds the C++ core for CPUs, gets the oldest manylinux tag that auditwheel finds, and carries the
-licence of what is compiled into it with a list of that (CycloneDX). Each is then installed into a fresh environment
-without PyTorch, where `import mrisr` works and `mrisr.upscale` says in one line what is missing, and, for the
-interpreter that runs this, beside its PyTorch, where the core runs. Needs network or a local index for pip.
+All wheels are built from the unpacked source distribution. A native wheel holds the C++ core for CPUs, gets the oldest
+manylinux tag that auditwheel finds, and carries the licence of what is compiled into it with a CycloneDX list of that.
+It and the wheel without native code are then installed into fresh environments of its interpreter: without PyTorch,
+where `import mrisr` works and `mrisr.upscale` says in one line what is missing, and with all dependencies, where pip
+has them for that interpreter. Needs network or a local index for pip; minutes, and several GB below TMPDIR.
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-import venv
 from importlib import metadata
 from pathlib import Path
 
@@ -28,12 +29,16 @@ BUILD = ("setuptools", "cmake", "ninja", "pybind11", "wheel", "auditwheel", "pat
 MISSING = "which is not installed; install what mrisr depends on"
 
 
+class Failed(Exception):
+    """A command that failed, or a wheel that does not do what it should."""
+
+
 def call(*words: object, cwd: Path | None = None, **extra: str) -> str:
     dropped = ("MRISR_", "PYTHONPATH", "PYTHONHOME")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(dropped)}
     done = subprocess.run(list(map(str, words)), env=environment | extra, cwd=cwd, capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"{' '.join(map(str, words))}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}")
+        raise Failed(f"{' '.join(map(str, words))}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}")
     return done.stdout
 
 
@@ -60,6 +65,8 @@ def sources(folder: Path) -> Path:
 
 
 def environment(folder: Path, python: str) -> Path:
+    """The interpreter of a fresh environment."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
     call(python, "-m", "venv", folder)
     return folder / "bin" / "python"
 
@@ -135,69 +142,119 @@ def bare(wheel: Path, python: str, work: Path) -> str:
         fresh, "-c", "import mrisr; print(mrisr.__version__)\ntry: mrisr.upscale\nexcept ImportError as e: print(e)"
     )
     if MISSING not in said:
-        raise SystemExit(f"{wheel.name}: without PyTorch it says {said!r}")
+        raise Failed(f"without PyTorch it says {said!r}")
     command = subprocess.run(
         [fresh.with_name("mrisr"), "upscale", "-i", "a.nii", "-o", "b.nii"], capture_output=True, text=True
     )
     if command.returncode != 3 or MISSING not in command.stderr:
-        raise SystemExit(f"{wheel.name}: the command without PyTorch: {command.returncode} {command.stderr!r}")
-    return said.splitlines()[0]
+        raise Failed(f"the command without PyTorch: {command.returncode} {command.stderr!r}")
+    return "imports, says what is missing"
 
 
-def complete(wheel: Path, work: Path) -> str:
-    """Installed beside the dependencies of the interpreter that runs this: what `native.describe` says, and a scan."""
-    venv.create(work, with_pip=True, symlinks=True)
-    fresh = work / "bin" / "python"
-    folder = call(fresh, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])").strip()
-    (Path(folder) / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+def offered(wheel: Path, python: str, work: Path) -> tuple[Path, str | None]:
+    """An environment with `wheel` and all that it depends on, or why pip has none for this interpreter."""
+    fresh = environment(work, python)
+    words = (fresh, "-m", "pip", "install", "-q", "--no-cache-dir", "-c", ROOT / "constraints.txt", wheel)
+    try:
+        call(*words)
+    except Failed as error:
+        lines = [line for line in str(error).splitlines() if line.startswith("ERROR")]
+        return fresh, f"not tried: pip says {(lines or [str(error)])[0][:160]}"
+    return fresh, None
+
+
+SCAN = """
+import sys, numpy as np, nibabel as nib, torch, mrisr
+from mrisr import native
+assert "site-packages" in mrisr.__file__, mrisr.__file__
+scan = nib.Nifti1Image(np.random.default_rng(0).random((12, 12, 12), np.float32), np.diag([2.0, 2, 2, 1]))
+made = mrisr.upscale(scan, voxel_size=1.5, threads=1, engine="torch")
+assert made.shape == (16, 16, 16) and np.isfinite(made.get_fdata()).all()
+nib.save(scan, sys.argv[1])
+kind = "CPU" if torch.version.cuda is None else f"CUDA {torch.version.cuda}"
+core = "with the native core" if native.describe()["native"] else "without a native core"
+print(f"two scans {core}, torch {torch.__version__.partition('+')[0]} ({kind} build)")
+"""
+
+
+def complete(wheel: Path, fresh: Path, work: Path) -> str:
+    """In an environment with all dependencies: a scan from Python by PyTorch, one from the command line by OpenVINO."""
     call(fresh, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--force-reinstall", wheel)
-    code = (
-        "import numpy as np, mrisr; from mrisr import native; assert 'site-packages' in mrisr.__file__\n"
-        "v = mrisr.Volume(np.random.default_rng(0).random((12, 12, 12), np.float32), np.diag([2., 2, 2, 1]))\n"
-        "r = mrisr.upscale(v, voxel_size=1.5, threads=1, engine='torch')\n"
-        "print(native.describe()['native'], r.data.shape)"
-    )
-    return call(fresh, "-c", code, OMP_NUM_THREADS="1").strip().splitlines()[-1]
+    work.mkdir()
+    said = call(fresh, "-c", SCAN, work / "in.nii", OMP_NUM_THREADS="1").strip().splitlines()[-1]
+    command = (fresh.with_name("mrisr"), "upscale", "-i", work / "in.nii", "-o", work / "out.nii.gz")
+    call(*command, "--threads", 1, "--engine", "openvino", OMP_NUM_THREADS="1", MRISR_CACHE="off")
+    if not (work / "out.nii.gz").is_file() or not (work / "out.json").is_file():
+        raise Failed("the command leaves no image, or no sidecar")
+    return said
+
+
+def tried(test, *given) -> tuple[str, bool]:
+    """(what came out, in one line; whether it went well)."""
+    try:
+        return test(*given), True
+    except Failed as error:
+        print(error, file=sys.stderr)
+        return f"FAILED: {' '.join(str(error).split())[-200:]}", False
+
+
+def proofs(version: str, wheels: list[Path], work: Path, torch: bool) -> tuple[list[str], bool]:
+    """Rows of the table for the wheels that the interpreter of this version takes."""
+    python = interpreter(version)
+    rows, well = [], True
+    fresh, refusal = offered(wheels[0], python, work / "complete") if torch else (work, "not tried")
+    for k, wheel in enumerate(wheels):
+        without, one = tried(bare, wheel, python, work / f"bare-{k}")
+        beside, two = (refusal, True) if refusal else tried(complete, wheel, fresh, work / f"scan-{k}")
+        well = well and one and two
+        rows.append(f"| {wheel.name} | {wheel.stat().st_size / 1e6:.1f} MB | {version} | {without} | {beside} |")
+        print(rows[-1], flush=True)
+    return rows, well
+
+
+HEAD = """# Wheels
+
+`make wheels` on {machine}. Every wheel is built from the unpacked source distribution; a native one has the oldest
+manylinux tag that auditwheel finds. Each is tried in fresh environments of the interpreter named: alone, where
+importing works and the first computation says what is missing; and with all dependencies, where Python upscales a scan
+by PyTorch and the command line upscales one by OpenVINO.
+
+| file | size | Python | without PyTorch | with PyTorch |
+|---|---|---|---|---|
+"""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "dist")
     parser.add_argument("--python", nargs="+", default=VERSIONS, choices=VERSIONS)
+    parser.add_argument("--torch", nargs="*", default=VERSIONS, help="try with PyTorch on these only (default: all)")
     parser.add_argument("--record", type=Path)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    here = f"{sys.version_info[0]}.{sys.version_info[1]}"
-    rows = []
+    well = True
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        source = sources(work / "source")
         python = environment(work / "build-any", sys.executable)
         call(python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", *BUILD)
-        made = [("sdist", distribution(python, source, args.out), None), ("any", pure(python, source, args.out), here)]
+        archive = distribution(python, sources(work / "tracked"), args.out)
+        shutil.unpack_archive(archive, work / "source")
+        source = next((work / "source").iterdir())
+        anywhere = pure(python, source, args.out)
+        rows = [f"| {archive.name} | {archive.stat().st_size / 1e6:.1f} MB | | all below is built from it | |"]
         for version in args.python:
             if interpreter(version) is None:
-                rows.append(f"| CPython {version} | not built: no such interpreter here | | |")
+                rows.append(f"| CPython {version} | | {version} | not built: no such interpreter here | |")
                 continue
-            made.append((version, native(version, source, work, args.out), version))
-        for name, wheel, version in made:
-            without = beside = "-"
-            if version is not None:
-                without = f"imports, says what is missing ({bare(wheel, interpreter(version), work / f'bare-{name}')})"
-                if version == here:
-                    beside = f"a scan; native core {complete(wheel, work / f'complete-{name}')}"
-                else:
-                    beside = "not tried"
-            size = wheel.stat().st_size / 1e6
-            rows.append(f"| {wheel.name} | {size:.1f} MB | {without} | {beside} |")
-            print(rows[-1], flush=True)
+            made = native(version, source, work, args.out)
+            print(made.name, flush=True)
+            found, fine = proofs(version, [made, anywhere], work / version, version in args.torch)
+            rows, well = rows + found, well and fine
+            shutil.rmtree(work / version)  # with a CUDA build of PyTorch several GB
     if args.record:
-        libraries = f"{sysconfig.get_platform()}, {' '.join(os.confstr('CS_GNU_LIBC_VERSION').split())}"
-        args.record.write_text(
-            f"# Wheels\n\n`make wheels` on {libraries}; each has the oldest manylinux tag that auditwheel finds. "
-            "Without PyTorch: in a fresh environment that holds nothing else.\n\n"
-            "| file | size | without PyTorch | with PyTorch |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
-        )
+        machine = f"{sysconfig.get_platform()}, {' '.join(os.confstr('CS_GNU_LIBC_VERSION').split())}"
+        args.record.write_text(HEAD.format(machine=machine) + "\n".join(rows) + "\n")
+    sys.exit(not well)
 
 
 if __name__ == "__main__":

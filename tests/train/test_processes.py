@@ -2,9 +2,13 @@
 
 import json
 import os
+import re
+import shlex
+import socket
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -70,9 +74,24 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(scans, tmp_path):
     assert losses(tmp_path / "pieces") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
 
 
+def launchers(command):
+    """What docs/cluster.md starts on each of two machines, on this one, with `command` in place of the training."""
+    page = (Path(__file__).parents[2] / "docs" / "cluster.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^torchrun (?:.*\\\n)*.*$", page, flags=re.MULTILINE)
+    words = shlex.split(line.replace("\\\n", " "))[1:]
+    cut = words.index("-m")
+    assert words[cut : cut + 4] == ["-m", "mrisr.cli.main", "train", "--config"] and words[cut + 4] in CONFIGS
+    with socket.create_server(("localhost", 0)) as taken:
+        meeting = f"localhost:{taken.getsockname()[1]}"
+    options = [meeting if word == "node1:29500" else word for word in words[:cut]]
+    assert meeting in options and options[:4] == ["--nnodes", "2", "--nproc-per-node", "1"]
+    return [sys.executable, "-m", "torch.distributed.run", *options, *map(str, command)]
+
+
 @pytest.mark.slow("torchrun and two processes distil; shares, pieces and draws are in `make test`")
 def test_two_processes_lose_what_one_does(scans, tmp_path):
-    """Distillation, whose batches use now these parameters, now those; started as `torchrun` starts it."""
+    """Distillation, whose batches use now these parameters, now those; started as the page says, by two launchers that
+    meet."""
     teacher = tmp_path / "teacher"
     alike = dict(data=(str(scans),), synthetic=0, patch=16)
     loop.train(replace(CONFIGS["tiny"], steps=2, mean_fraction=0.5, **alike), teacher, quiet)
@@ -86,12 +105,11 @@ def test_two_processes_lose_what_one_does(scans, tmp_path):
         "import sys\nfrom mrisr.train import teacher\nteacher.PROBES = 12\nfrom mrisr.cli.main import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    done = subprocess.run(
-        [*start, "distill", "--config", str(file), "--out", str(tmp_path / "two"), "--threads", "1"],
-        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    line = launchers([script, "distill", "--config", file, "--out", tmp_path / "two", "--threads", "1"])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    started = [subprocess.Popen(line, stderr=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
+    said = [process.communicate()[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
 
 

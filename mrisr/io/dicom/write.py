@@ -90,7 +90,7 @@ def write_series(
             dataset.SourceImageSequence.extend(template.source(f) for other in others for f in other.frames)
             _save(dataset, beside / name)
     if stored.clipped:
-        warn(f"{folder}: {stored.clipped} voxels below 0 are stored as 0", MrisrWarning, stacklevel=2)
+        warn(f"{Path(folder).name}: {stored.clipped} voxels below 0 are stored as 0", MrisrWarning, stacklevel=2)
     target = Path(folder)
     return Written(target, tuple(target / name for name in names), series_uid, stored.slope, stored.clipped)
 
