@@ -140,7 +140,8 @@ class _Shown:
             self.voice.warning(text if outcome.name in text else f"{outcome.name}: {text}")
         place = f"[{index + 1}/{self.count}] {outcome.name}:"
         if outcome.state == "failed":
-            self.voice.error(f"{outcome.name}: {outcome.error}" if outcome.name not in outcome.error else outcome.error)
+            said = outcome.error.removeprefix(f"{outcome.name.rsplit('/', 1)[-1]}: ")
+            self.voice.error(said if outcome.name in said else f"{outcome.name}: {said}")
             if outcome.trace:
                 self.voice.error("this is a bug: please report it with the lines below")
                 self.voice.trace(outcome.trace)
