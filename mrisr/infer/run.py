@@ -122,7 +122,7 @@ def _frame(stages: Stages, runner: Runner, data: np.ndarray, messages: list[str]
         image, std, seam = y.add_(residual.mean), residual.std, residual.seam
         del residual, y
         image, chi2, doubts = make_consistent(image, frame, plan, stages.forward)
-        _warn(messages, doubts)
+        give(messages, doubts)
         image = fade(image, std, frame, corrector, engine.threads)
     with report.stage("finish"):
         image, std, seam = finish(image, std, seam, frame, corrector, plan.options.nonnegative)
