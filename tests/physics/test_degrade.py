@@ -150,7 +150,7 @@ def test_parse_psf():
     for wrong in (None, 4, [("gaussian",)] * 3, ["kspace", "kspace", 4.0], ["kspace", "kspace", ("gaussian", "x")]):
         with pytest.raises(UsageError, match="psf: expected"):
             parse_psf(wrong, (1, 1, 1))
-    with pytest.raises(UsageError, match="positive number of mm"):
+    with pytest.raises(UsageError, match="width must be from 0.01 to 100 mm, found -1"):
         parse_psf([("kspace", -1.0)] * 3, (1, 1, 1))
 
 
