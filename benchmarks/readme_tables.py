@@ -1,7 +1,8 @@
 """The measured figures of every page, from the committed result files and from nothing else.
 
 python benchmarks/readme_tables.py            writes them between the markers of README.md, docs/quality.md,
-                                              docs/performance.md, docs/your_data.md and of every model card there is
+                                              docs/performance.md, docs/your_data.md, docs/join.md and of every model
+                                              card there is
 python benchmarks/readme_tables.py --check    exits 1 where one of them says something else
 """
 
@@ -67,6 +68,51 @@ def readme_table(folder: Path = RESULTS) -> str:
         lines[-1] += (
             f" Of lesions put into them {found[0].replace(' of ', ' (of ')}) survive; {found[2]} "
             "([what that means](docs/quality.md#safety))."
+        )
+    return "\n".join(lines)
+
+
+JOINED = {
+    "clean": "three stacks, clean",
+    "noisy": "three, 2 % noise",
+    "moved": "three, noise, head moved between them",
+    "two": "two stacks, 2 % noise",
+}
+
+
+def joined(folder: Path = RESULTS) -> str:
+    """docs/join.md: a row for each person and case, then what strangers looked like."""
+    result = _read(folder, "join")
+    if not result:
+        return "Not measured in this version yet (`experiments/join.py`)."
+    columns = ("cubic", "base", "mean", "plain", "joined")
+    lines = [
+        "| stacks | person | best single, cubic | best single, `base` | mean of cubics | no network | joined | gain |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    rows = [row for case in JOINED for row in result["rows"] if row["case"] == case]
+    for row in rows:
+        values = " | ".join(f"{row[name]:.1f}" for name in columns)
+        lines.append(f"| {JOINED[row['case']]} | {row['person']} | {values} | {row['joined'] - row['cubic']:+.1f} |")
+    seconds, memory = (max(row[name] for row in rows) for name in ("cpu_seconds", "memory_gb"))
+    off = max(s["off_mm"] for row in rows for s in row["stacks"])
+    moved = max(s["moved_mm"] for row in rows for s in row["stacks"])
+    lines += [
+        "",
+        f"PSNR in dB, in the middle {result['crop']}^3 voxels of people nobody trained on, slices of "
+        f"{result['thickness_voxels']} voxels simulated from finer scans ([file](../benchmarks/results/join.json), "
+        f"sha256 {result['model'][:12]}, by `{result['command']}`). The single stacks have not moved. A head that "
+        f"moved by up to {moved:.1f} mm on the mean was found to {off:.2f} mm; {seconds:.0f} s of one core, "
+        f"{memory:.1f} GB.",
+    ]
+    strangers = [row for row in result["rows"] if "correlation" in row]
+    if strangers:
+        alike = min(s["correlation"] for row in rows for s in row["stacks"])
+        most = max(row["correlation"] for row in strangers)
+        refused = sum(bool(row["refused"]) for row in strangers)
+        lines[-1] += (
+            f" Stacks of one head correlate by {alike:.3f} or more; with another person's or contrast's by {most:.2f} "
+            f"at most ({refused} of {len(strangers)} such pairs are refused)."
         )
     return "\n".join(lines)
 
@@ -223,6 +269,7 @@ def pages() -> dict[Path, Callable[[], str]]:
     below = {
         DOCS / "quality.md": quality_page,
         DOCS / "your_data.md": your_data,
+        DOCS / "join.md": joined,
         DOCS / "performance.md": lambda: performance_tables.performance(RESULTS),
     }
     found = {README: readme_table}

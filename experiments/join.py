@@ -194,7 +194,7 @@ def main() -> int:
             print(*rows, sep="\n", flush=True)
             same = {"crop": args.crop, "thickness_voxels": THICK, "model": mrisr.load_model("base").sha256}
             held = record.merged("join", rows, ("person", "case"), args.results, same=same)
-            command = "python experiments/join.py --data SCANS --record"
+            command = f"python experiments/join.py --data SCANS --crop {args.crop} --record"
             record.write("join", {"command": command, **same, "rows": held}, args.results)
     return 0
 
