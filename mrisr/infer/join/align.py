@@ -20,8 +20,8 @@ from mrisr.physics.psf import PSF
 from mrisr.volume import Volume
 
 LEAST_OVERLAP = 1 / 3  # of the smaller head of two stacks: so much of it both show
-# Correlation of two stacks within the head, at one resolution. Stacks of one head and contrast have over 0.97, other
-# people's or contrasts' under 0.8 (benchmarks/results/join.json).
+# Correlation of two stacks within the head, at one resolution. Stacks of one head and contrast have 0.98 or more
+# (benchmarks/results/join.json); whole heads of two adults of one study 0.83, another contrast less.
 LEAST_CORRELATION = 0.9
 NOISE_UNKNOWN = 0.02  # of the intensity scale, where a stack has too little foreground to tell
 LEAST_NOISE = 2e-3  # a stack that shows none is believed no further than this
