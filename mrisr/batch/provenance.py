@@ -240,7 +240,7 @@ def check_sidecar(path: Path, *, force: bool = False) -> None:
 def stated(image: Path) -> dict[str, Any] | None:
     """What the sidecar of `image` says under KEY; None where there is none of mrisr's."""
     path = sidecar_path(image)
-    if not path.is_file():
+    if not os.path.isfile(path):  # nor is there one by a name that no file can have
         return None
     try:
         found = schema.read(path, largest=LARGEST)
