@@ -18,7 +18,7 @@ import torch
 from mrisr import grid as grids
 from mrisr.errors import UsageError
 from mrisr.ops.resample import apply_axes, fourier_matrix, interpolation_matrix, transposed
-from mrisr.physics.psf import PSF, AxisPSF
+from mrisr.physics.psf import PSF, gaussian_transfer
 
 SLICE_KINDS = ("gaussian", "supergaussian")
 MEAN_WIDTHS = 5.0  # full width at half maximum of what counts as the local mean, in acquired widths
@@ -122,10 +122,9 @@ def mean_matrices(shape, voxel, psf: PSF) -> tuple:
     (tests/infer/test_levels.py); wider, tissue beside an implant does.
     """
     widths = [MEAN_WIDTHS * max(p.width, v) for p, v in zip(psf, map(float, voxel))]
-    profiles = [AxisPSF("gaussian", w) for w in widths]
     return tuple(
-        fourier_matrix(int(n), np.arange(n), lambda f, p=p, v=v: p.transfer(f / v))
-        for n, v, p in zip(shape, map(float, voxel), profiles)
+        fourier_matrix(int(n), np.arange(n), lambda f, w=w, v=v: gaussian_transfer(f / v, w))
+        for n, v, w in zip(shape, map(float, voxel), widths)
     )
 
 

@@ -49,8 +49,7 @@ class AxisPSF:
         """Gain at `frequency` (cycles per mm, >= 0); 1 at zero."""
         f = np.asarray(frequency, np.float64)
         if self.kind == "gaussian":
-            sigma = self.width / FWHM_PER_SIGMA
-            return np.exp(-2.0 * (np.pi * sigma * f) ** 2)
+            return gaussian_transfer(f, self.width)
         if self.kind == "supergaussian":
             return _supergaussian_transfer(f * self.width)
         cut = 0.5 / self.width
@@ -65,6 +64,11 @@ class AxisPSF:
 
 
 PSF = tuple[AxisPSF, AxisPSF, AxisPSF]
+
+
+def gaussian_transfer(f: np.ndarray, width: float) -> np.ndarray:
+    """Of a Gaussian with that full width at half maximum, mm, at f cycles per mm; 1 at 0."""
+    return np.exp(-2.0 * (np.pi * (width / FWHM_PER_SIGMA) * f) ** 2)
 
 
 def _supergaussian_transfer(f: np.ndarray) -> np.ndarray:
