@@ -30,6 +30,7 @@ SLABS = 64  # planes whose lines are averaged: more make no edge clearer
 STEEP = 8.0  # dB, more than the trend, within 2 * REACH
 FEWEST_SLICES = 20  # fewer have too few frequencies
 SLOW, FAST = (0.10, 0.34), (0.70, 0.96)  # parts of the slices' band whose powers are compared
+CUT = 0.25  # of a scan's mean at the ends of an axis: the field of view cuts through the head there
 LESS, MORE = -0.8, 0.8  # dB of tilt beyond which slices are a Gaussian's, or a cut of k-space
 
 
@@ -129,7 +130,8 @@ def slice_profile(scan: torch.Tensor | np.ndarray, voxel_size, axis: int) -> str
         axis: the one across the slices.
 
     Returns:
-        None where nobody can tell: fewer than 20 slices, no axis that is 1.8 times finer, or no signal.
+        None where nobody can tell: fewer than 20 slices, no axis that is 1.8 times finer and holds the whole head, or
+        no signal. (Of the middle 96^3 voxels of a head most answers were wrong.)
     """
     tilts = [slice_tilt(scan, voxel_size, axis, beside) for beside in range(3) if beside != axis]
     known = [tilt for tilt in tilts if tilt is not None]
@@ -145,6 +147,9 @@ def slice_tilt(scan: torch.Tensor | np.ndarray, voxel_size, axis: int, beside: i
     k-space. None where it cannot be told."""
     x, (thick, fine) = _volume(scan, "slice_tilt"), (float(voxel_size[a]) for a in (axis, beside))
     if x.shape[axis] < FEWEST_SLICES or thick < THICK_SLICE_RATIO * fine:
+        return None
+    ends = x.abs().index_select(beside, torch.tensor([0, x.shape[beside] - 1], device=x.device))
+    if float(ends.mean()) >= CUT * float(x.abs().mean()):
         return None
     across = next(a for a in range(3) if a not in (axis, beside))
     planes = torch.arange(0, x.shape[across], -(-x.shape[across] // SLABS))
