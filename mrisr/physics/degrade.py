@@ -21,7 +21,7 @@ from mrisr.ops.resample import apply_axes, fourier_matrix, interpolation_matrix,
 from mrisr.physics.psf import PSF, gaussian_transfer
 
 SLICE_KINDS = ("gaussian", "supergaussian")
-MEAN_WIDTHS = 5.0  # full width at half maximum of what counts as the local mean, in acquired widths
+MEAN_WIDTHS = 5.75  # full width at half maximum of what counts as the local mean, in acquired widths
 
 
 def axis_matrix(n_hr: int, n_lr: int, hr_voxel: float, lr_voxel: float, psf) -> np.ndarray | None:
