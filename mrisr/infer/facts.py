@@ -71,18 +71,26 @@ class Geometry:
 
     @classmethod
     def of(cls, volume: Volume, target: Grid, psf: Any) -> Geometry:
-        """psf: the argument of `mrisr.upscale`; for "auto" the spectrum of the first frame is looked at, the one thing
-        that planning takes from voxels. UsageError where it is none."""
-        size, spectrum, profiles = volume.grid.voxel_size, None, [None, None, None]
-        if isinstance(psf, str) and psf == "auto":
-            first = next(volume.frames())
-            if "AcquiredVoxelSize" not in volume.meta:
-                spectrum = [axis.width for axis in estimate_acquired(first, size)]
-            for axis in np.flatnonzero(thick_slices(size, volume.meta)):
-                profiles[axis] = slice_profile(first, size, int(axis))
-        stated = parse_psf(psf, size, volume.meta, spectrum, profiles)
+        """psf: the argument of `mrisr.upscale`. UsageError where it is none."""
+        stated = psf_of(volume, psf)
         frames = volume.data.shape[3] if volume.data.ndim == 4 else 1
         return cls(volume.grid, target, frames, *stated, canonical_order(stated[0], target.voxel_size))
+
+
+def psf_of(volume: Volume, psf: Any) -> tuple[PSF, str, bool]:
+    """(point spread of the stored axes, the origin in words, certain) of a scan by the argument of `mrisr.upscale`.
+
+    For "auto" the spectrum of the first frame is looked at, the one thing that planning takes from voxels. UsageError
+    where `psf` is none.
+    """
+    size, spectrum, profiles = volume.grid.voxel_size, None, [None, None, None]
+    if isinstance(psf, str) and psf == "auto":
+        first = next(volume.frames())
+        if "AcquiredVoxelSize" not in volume.meta:
+            spectrum = [axis.width for axis in estimate_acquired(first, size)]
+        for axis in np.flatnonzero(thick_slices(size, volume.meta)):
+            profiles[axis] = slice_profile(first, size, int(axis))
+    return parse_psf(psf, size, volume.meta, spectrum, profiles)
 
 
 @dataclass(frozen=True)

@@ -124,6 +124,7 @@ def auto_psf(
         if kinds[axis] == "kspace" and meta.get("MRAcquisitionType") == "2D":
             kinds[axis] = "supergaussian"  # the sharpest that slices of their own have
         source += f", the spectrum (axis {axis}: {kinds[axis]})"
+    near_isotropic = source == "the voxel shape" and not slices.any()
     slices &= np.array([kind != "kspace" for kind in kinds])
     width, thickness, filled = size.copy(), meta.get("SliceThickness"), ""
     if slices.any() and isinstance(thickness, int | float) and WIDTHS[0] <= thickness <= WIDTHS[1]:
@@ -139,7 +140,7 @@ def auto_psf(
     if slices.any():
         axes = ", ".join(str(i) for i in np.flatnonzero(slices))
         return psf, f"assumed from {source}: slice profile along axis {axes}, k-space cut elsewhere"
-    if source.startswith("the voxel shape") and "kspace" not in source:
+    if near_isotropic:
         source += ", near-isotropic"
     return psf, f"assumed from {source}: a k-space cut along all axes"
 

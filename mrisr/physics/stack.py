@@ -177,8 +177,5 @@ def roughness(x: torch.Tensor) -> torch.Tensor:
 
 
 def _dot(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float((a.double() * b.double()).sum()) if a.numel() < 1 << 22 else _dot_rows(a, b)
-
-
-def _dot_rows(a: torch.Tensor, b: torch.Tensor) -> float:
+    """In double, a plane at a time: no volume of doubles is made."""
     return sum(float(torch.dot(x.flatten().double(), y.flatten().double())) for x, y in zip(a, b))

@@ -18,16 +18,16 @@ import torch
 from mrisr.errors import MemoryBudgetError, UsageError
 from mrisr.grid import Grid
 from mrisr.infer import memory
-from mrisr.infer.facts import ModelFacts, Options
+from mrisr.infer.facts import ModelFacts, Options, psf_of
 from mrisr.infer.info import AxisResolution, ConsistencyInfo, GridInfo, Info, StackInfo
 from mrisr.infer.join.align import Aligned, Together, align
 from mrisr.infer.progress import Report
 from mrisr.infer.run import Scan, give, upscale_volume
-from mrisr.ops.resample import apply_axes, fourier_matrix, resample3d
-from mrisr.physics.acquired import estimate_acquired
+from mrisr.ops.resample import resample3d
+from mrisr.physics.degrade import ForwardModel
 from mrisr.physics.foreground import certain, masked_background
 from mrisr.physics.intensity import Scale
-from mrisr.physics.psf import AxisPSF, parse_psf
+from mrisr.physics.psf import AxisPSF
 from mrisr.physics.stack import Measured, StackModel, nearest_axes, solve
 from mrisr.volume import Volume
 
@@ -61,7 +61,7 @@ def join_volumes(
     _check_options(options)
     _check_memory(volumes, target, options)
     with report.stage("register"):
-        stated = [_psf(v, options.psf) for v in volumes]
+        stated = [psf_of(v, options.psf) for v in volumes]
         stacks, scale, said = align(volumes, [psf for psf, *_ in stated], how, options.threads)
         messages = give([], said)
     with report.stage("join"), torch.inference_mode():
@@ -122,13 +122,6 @@ def _check_memory(volumes: Sequence[Volume], target: Grid, options: Options) -> 
         )
 
 
-def _psf(volume: Volume, psf: Any):
-    size, spectrum = volume.grid.voxel_size, None
-    if isinstance(psf, str) and psf == "auto" and "AcquiredVoxelSize" not in volume.meta and volume.data.ndim == 3:
-        spectrum = [axis.width for axis in estimate_acquired(volume.data, size)]
-    return parse_psf(psf, size, volume.meta, spectrum)
-
-
 def measured_on(stack: Aligned, target: Grid) -> Measured:
     """A stack as the solver sees it, weighted by its noise, where it sees nothing but the target."""
     model = StackModel.of(target, stack.volume.grid, stack.psf, stack.moved)
@@ -173,11 +166,8 @@ def _network(
 ) -> tuple[torch.Tensor, Info]:
     """What the network makes of the joint solution, and the account of it."""
     psf = tuple(AxisPSF("kspace", CUT * w) for w in width)
-    matrices = tuple(
-        fourier_matrix(n, np.arange(n), lambda f, p=p, v=v: p.transfer(f / v))
-        for n, p, v in zip(target.shape, psf, target.voxel_size)
-    )
-    shown = apply_axes(x, matrices).mul(scale.scale).add_(scale.offset).numpy()
+    cut = ForwardModel.between(target.shape, target.voxel_size, target.shape, target.voxel_size, psf)
+    shown = cut.forward(x).mul(scale.scale).add_(scale.offset).numpy()
     denoise = 1.0 if ModelFacts.of(model).denoises else 0.0
     plain = replace(options, psf=psf, denoise=denoise, consistency="off", ends="full", nonnegative=False)
     scan = Scan(Volume(shown, target.affine, name=like.name, from_outside=False))
