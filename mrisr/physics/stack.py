@@ -24,6 +24,7 @@ from mrisr.physics.degrade import ForwardModel
 from mrisr.physics.psf import PSF
 
 COVERED = 0.98  # of what a sample of a stack averages over, so much lies on the target's grid at least
+EDGE = 1e-6  # voxels: the rounding of a voxel's place on the edge of a field of view
 ORDER = 5  # of the spline that reads the volume askew
 
 
@@ -87,14 +88,25 @@ class StackModel:
 
     def covered(self, device: torch.device | str = "cpu") -> torch.Tensor:
         """Which samples of the stack see nothing but what lies on the target's grid: bool [x, y, z]."""
-        inside = torch.ones(self.between.shape, device=device)
-        lines = [torch.arange(n, dtype=torch.float64, device=device) for n in self.between.shape]
-        for axis, a in enumerate(self.turn[0]):
-            at = self.matrix[axis, 3]
-            for k, line in enumerate(lines):
-                at = at + self.matrix[axis, k] * line.reshape([-1 if k == j else 1 for j in range(3)])
-            inside *= (at >= -0.5) & (at <= self.target.shape[a] - 0.5)
-        return self.acquisition.forward(inside) > COVERED
+        turned = tuple(self.target.shape[a] for a in self.turn[0])
+        return self.acquisition.forward(within(self.matrix, self.between.shape, turned, device)) > COVERED
+
+
+def within(index: np.ndarray, shape, other, device: torch.device | str = "cpu") -> torch.Tensor:
+    """Which voxels of a grid lie within the field of view of another: float32 [*shape], 0 or 1.
+
+    Args:
+        index: [4, 4], index of the grid -> index of the other.
+        shape, other: voxels of the two along each axis.
+    """
+    found = torch.ones(tuple(shape), device=device)
+    for axis, n in enumerate(other):
+        at = index[axis, 3]
+        for k, m in enumerate(shape):
+            line = torch.arange(m, dtype=torch.float64, device=device) * index[axis, k]
+            at = at + line.reshape([-1 if k == j else 1 for j in range(3)])
+        found *= (at >= -0.5 - EDGE) & (at <= n - 0.5 + EDGE)
+    return found
 
 
 def nearest_axes(index: np.ndarray) -> tuple[int, int, int]:

@@ -91,6 +91,12 @@ def test_the_answer_is_accounted_for(truth, moved, random_model):
     assert [r.acquired_mm for r in info.resolution] == pytest.approx([1, 1, 1])
 
 
+def test_a_stack_s_point_spread_is_read_as_that_of_one_scan(still, random_model, monkeypatch):
+    monkeypatch.setattr("mrisr.infer.facts.slice_profile", lambda scan, size, axis: "supergaussian")
+    _, info = mrisr.upscale(still[:2], model=random_model("local"), register=False, **HOW)
+    assert all("supergaussian" in s.point_spread for s in info.stacks)
+
+
 def test_one_alone_is_as_ever(still, random_model):
     how = HOW | {"model": random_model("local"), "return_info": False}
     assert np.array_equal(mrisr.upscale(still[:1], **how).data, mrisr.upscale(still[0], **how).data)

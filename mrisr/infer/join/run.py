@@ -28,7 +28,7 @@ from mrisr.physics.degrade import ForwardModel
 from mrisr.physics.foreground import certain, masked_background
 from mrisr.physics.intensity import Scale
 from mrisr.physics.psf import AxisPSF
-from mrisr.physics.stack import Measured, StackModel, nearest_axes, solve
+from mrisr.physics.stack import Measured, StackModel, nearest_axes, solve, within
 from mrisr.volume import Volume
 
 ALTERNATIONS = 2  # of the network and the stacks: a third gains under 0.1 dB
@@ -133,22 +133,10 @@ def interpolated(stacks: Sequence[Aligned], target: Grid) -> torch.Tensor:
     total, count = torch.zeros(target.shape), torch.zeros(target.shape)
     for s in stacks:
         index = np.linalg.inv(s.volume.affine) @ s.moved @ target.affine
-        inside = _inside(index, s.volume.grid.shape, target.shape)
+        inside = within(index, target.shape, s.volume.grid.shape)
         total += inside * resample3d(s.values, target.shape, index, order=3)
         count += inside
     return total.div_(count.clamp_(min=1))
-
-
-def _inside(index: np.ndarray, source: tuple[int, int, int], target: tuple[int, int, int]) -> torch.Tensor:
-    """Where a grid's voxels lie within another's field of view: float32, 0 or 1."""
-    found = torch.ones(target)
-    for axis, n in enumerate(source):
-        at = index[axis, 3]
-        for k, m in enumerate(target):
-            line = torch.arange(m, dtype=torch.float64) * index[axis, k]
-            at = at + line.reshape([-1 if k == j else 1 for j in range(3)])
-        found *= (at >= -0.5 - 1e-6) & (at <= n - 0.5 + 1e-6)
-    return found
 
 
 def finest(stacks: Sequence[Aligned], target: Grid) -> tuple[float, float, float]:
@@ -198,7 +186,7 @@ def _outside(stacks: Sequence[Aligned], target: Grid, mask: np.ndarray | None, r
         if background is None:
             continue
         index = np.linalg.inv(s.volume.affine) @ s.moved @ target.affine
-        inside = _inside(index, s.volume.grid.shape, target.shape)
+        inside = within(index, target.shape, s.volume.grid.shape)
         votes += inside * resample3d(torch.from_numpy(background.mask).float(), target.shape, index, order=1)
         count += inside
     return (votes > 0.5 * count).numpy() & (count > 0).numpy(), value
