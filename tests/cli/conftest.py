@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from mrisr.cli.main import main
+from mrisr.volume import Volume
 from tests.alone import alone, no_network  # noqa: F401 - fixtures
+from tests.stacks import series
 
 
 @dataclass(frozen=True)
@@ -54,24 +56,8 @@ def scan(tmp_path_factory, head):
 @pytest.fixture
 def study(tmp_path, head):
     """A folder with two series of one study: 5 (the head) and 6 (its mirror image)."""
-    pydicom = pytest.importorskip("pydicom", reason="the dicom extra (pydicom) is not installed")
-    folder = tmp_path / "study"
-    folder.mkdir()
-    voxels = head((24, 26, 12)).clip(0, 4000).round().astype("<u2")
-    for number in (5, 6):
-        for k in range(voxels.shape[2]):
-            ds = pydicom.Dataset()
-            ds.file_meta = pydicom.dataset.FileMetaDataset()
-            ds.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-            ds.SOPClassUID, ds.SOPInstanceUID = pydicom.uid.MRImageStorage, f"1.2.{number}.{k + 1}"
-            ds.Modality, ds.StudyInstanceUID, ds.SeriesInstanceUID = "MR", "1.2", f"1.2.{number}"
-            ds.SeriesNumber, ds.SeriesDescription, ds.FrameOfReferenceUID = number, f"T{number}w", "1.2.9"
-            ds.PatientName, ds.PatientID, ds.InstanceNumber = "A^B", "1", k + 1
-            ds.Rows, ds.Columns, ds.SamplesPerPixel, ds.PhotometricInterpretation = 26, 24, 1, "MONOCHROME2"
-            ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 0
-            ds.PixelSpacing, ds.ImageOrientationPatient = [2, 2], [1, 0, 0, 0, 1, 0]
-            ds.ImagePositionPatient, ds.SliceThickness = [0, 0, 4.0 * k], 4
-            plane = voxels[..., k].T
-            ds.PixelData = (plane if number == 5 else plane[:, ::-1]).tobytes()
-            ds.save_as(folder / f"{number}_{k:02d}.dcm", enforce_file_format=True)
+    folder, voxels = tmp_path / "study", head((24, 26, 12)).clip(0, 4000)
+    affine = np.diag([-2.0, -2.0, 4.0, 1.0])
+    for number, data in ((5, voxels), (6, voxels[::-1])):
+        series(Volume(data, affine), folder, number, SeriesDescription=f"T{number}w")
     return folder

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from tests.stacks import FINE, phantom, stack
+from tests.stacks import FINE, phantom, series, stack
 
 pytest.importorskip("SimpleITK", reason="SimpleITK is not installed (extra join)")
 NAMES = {2: "ax", 0: "sag", 1: "cor"}
@@ -26,37 +26,6 @@ def written(volume, path):
     path.parent.mkdir(parents=True, exist_ok=True)
     nib.save(nib.Nifti1Image(volume.data, volume.affine), path)
     return path
-
-
-def series(volume, folder, number: int, **facts):
-    """The stack as a DICOM series, its slices along the axis of the coarsest voxels."""
-    pydicom = pytest.importorskip("pydicom", reason="the dicom extra (pydicom) is not installed")
-    folder.mkdir(parents=True, exist_ok=True)
-    across = int(np.argmax(volume.voxel_size))
-    inside = [a for a in range(3) if a != across]
-    place = np.diag([-1.0, -1.0, 1.0, 1.0]) @ volume.affine
-    for k in range(volume.data.shape[across]):
-        ds = pydicom.Dataset()
-        ds.file_meta = pydicom.dataset.FileMetaDataset()
-        ds.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-        ds.SOPClassUID, ds.SOPInstanceUID = pydicom.uid.MRImageStorage, f"1.2.{number}.{k + 1}"
-        ds.Modality, ds.StudyInstanceUID, ds.SeriesInstanceUID = "MR", "1.2", f"1.2.{number}"
-        ds.SeriesNumber, ds.SeriesDescription, ds.FrameOfReferenceUID = number, f"T1w {number}", "1.2.9"
-        ds.PatientName, ds.PatientID, ds.InstanceNumber = "A^B", "1", k + 1
-        ds.EchoTime, ds.RepetitionTime = 10, 500
-        plane = np.take(volume.data, k, axis=across).clip(0).round().astype("<u2").T  # [row, column]
-        ds.Rows, ds.Columns, ds.SamplesPerPixel, ds.PhotometricInterpretation = *plane.shape, 1, "MONOCHROME2"
-        ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 0
-        ds.PixelSpacing = [volume.voxel_size[inside[1]], volume.voxel_size[inside[0]]]
-        ds.ImageOrientationPatient = [v for a in inside for v in place[:3, a] / volume.voxel_size[a]]
-        index = np.zeros(4)
-        index[[across, 3]] = k, 1
-        ds.ImagePositionPatient, ds.SliceThickness = [*(place @ index)[:3]], volume.voxel_size[across]
-        for keyword, value in facts.items():
-            setattr(ds, keyword, value)
-        ds.PixelData = np.ascontiguousarray(plane).tobytes()
-        ds.save_as(folder / f"{number}_{k:02d}.dcm", enforce_file_format=True)
-    return folder
 
 
 def test_three_images_become_one(stacks, weights, tmp_path, mrisr_command):
