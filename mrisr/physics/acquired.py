@@ -8,7 +8,7 @@ band, by ten decibels and more. Nothing else does that: blur bends the curve slo
 A slice profile is told by the axes beside it: they are fine enough to be brought, by the profile that is supposed, to
 what the slices are. If the profile was that one, the power falls alike along both; heads are alike enough along their
 axes. Over 10 heads of three contrasts, three directions and slices of 2 to 5 voxels the difference has a standard
-deviation of 0.73 dB, and the three profiles stand 1.6 dB apart (experiments/slice_profiles.py).
+deviation of 0.77 dB, and the three profiles stand 1.6 dB apart (experiments/slice_profiles.py).
 It is asked only along axes that hold the head whole: where the field of view cuts it, the spectrum is that of the cut.
 """
 
