@@ -2,9 +2,9 @@
 
     python benchmarks/latency.py --library PATH/libmrisr.so [--threads 2] [--warm 3] [--record]
 
-Each job in a process of its own: opened, planned, run once (the network is compiled), then warm. Once as the library
-chooses its tiles, once with a fixed tile. The load of the machine stands in the result: on a busy one only the ratios
-mean something. Writes latency.json and latency.md.
+Each job in a process of its own: opened, planned, run once (the network is compiled), then warm. As the library chooses
+its tiles and with a fixed tile; in float32 and in the precision that the library chooses for the processor. The load of
+the machine stands in the result: on a busy one only the ratios mean something. Writes latency.json and latency.md.
 """
 
 from __future__ import annotations
@@ -34,12 +34,15 @@ JOBS = {
 }
 
 
-def one(library: Path, bundle: Path, name: str, fixed: bool, threads: int, warm: int) -> dict:
+WAYS = [(tiles, precision) for tiles in ("chosen", "fixed") for precision in ("float32", "auto")]
+
+
+def one(library: Path, bundle: Path, name: str, fixed: bool, precision: str, threads: int, warm: int) -> dict:
     """In a process of its own: seconds to open and plan, of the first run, of the warm ones; seconds of compilation."""
     import numpy as np
 
     sys.path.insert(0, str(checkout.ROOT / "tests" / "runtime"))
-    from libmrisr import LOG, Library
+    from libmrisr import LOG, PRECISION, Library
 
     said: list[str] = []
     log = LOG(lambda user, level, text: said.append(text.decode()))
@@ -48,7 +51,7 @@ def one(library: Path, bundle: Path, name: str, fixed: bool, threads: int, warm:
     start = time.perf_counter()
     held = Library(library)
     model = held.open(bundle, log=log)
-    more = {"tile": tile, "tile_fixed": 1} if fixed else {}
+    more = {"precision": PRECISION[precision]} | ({"tile": tile, "tile_fixed": 1} if fixed else {})
     job = held.plan(model, shape, np.diag([*voxel, 1.0]), voxel_size=size, threads=threads, **more)
     planned = time.perf_counter() - start
     runs = []
@@ -60,6 +63,8 @@ def one(library: Path, bundle: Path, name: str, fixed: bool, threads: int, warm:
     return {
         "job": name,
         "tiles": "fixed" if fixed else "chosen",
+        "asked": precision,
+        "precision": {number: word for word, number in PRECISION.items()}[held.geometry(job).precision],
         "out": list(found.data.shape),
         "tile": list(found.info.tile),
         "tiles_run": found.info.tiles_run,
@@ -84,19 +89,20 @@ def text(content: dict) -> str:
     lines = [
         "# Latency of libmrisr",
         "",
-        f"`python benchmarks/latency.py --record`: {content['threads']} threads, model {content['model']}, float32, "
-        "one process per line, medians of the warm runs; seconds of wall time, no file I/O. Load: runnable processes "
-        f"on {os.cpu_count()} cores during that line; above their number the seconds are those of a machine that was "
-        "shared, and an idle one is faster.",
+        f"`python benchmarks/latency.py --record`: {content['threads']} threads, model {content['model']}, "
+        f"{', '.join(content['machine']['features'])}, one process per line, medians of the warm runs; seconds of wall "
+        f"time, no file I/O. Load: runnable processes on {os.cpu_count()} cores during that line; above their number "
+        "the seconds are those of a machine that was shared, and an idle one is faster.",
         "",
-        "| job | voxels out | tiles | tile | open and plan | first run | of that, compiling | warm run | load |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| job | voxels out | tiles | tile | precision | open and plan | first run | of that, compiling | warm run "
+        "| load |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in content["rows"]:
         out, tile = (" x ".join(map(str, r[key])) for key in ("out", "tile"))
         lines.append(
-            f"| {r['job']} | {out} | {r['tiles_run']}, {r['tiles']} | {tile} | {r['planned']:.1f} | {r['first']:.1f} | "
-            f"{r['compiled']:.1f} | {r['warm']:.1f} | {r['load']} |"
+            f"| {r['job']} | {out} | {r['tiles_run']}, {r['tiles']} | {tile} | {r['precision']} | {r['planned']:.1f} | "
+            f"{r['first']:.1f} | {r['compiled']:.1f} | {r['warm']:.1f} | {r['load']} |"
         )
     return "\n".join([*lines, ""])
 
@@ -108,26 +114,27 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--warm", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=JOBS, default=list(JOBS))
-    parser.add_argument("--one", nargs=3, metavar=("BUNDLE", "JOB", "TILES"), help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=4, metavar=("BUNDLE", "JOB", "TILES", "PRECISION"), help=argparse.SUPPRESS)
     record.add_place(parser)
     options = parser.parse_args()
     if options.one:
-        bundle, name, tiles = options.one
-        print(json.dumps(one(options.library, Path(bundle), name, tiles == "fixed", options.threads, options.warm)))
+        bundle, name, tiles, precision = options.one
+        row = one(options.library, Path(bundle), name, tiles == "fixed", precision, options.threads, options.warm)
+        print(json.dumps(row))
         return 0
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         bundle = options.bundle or _exported(Path(scratch) / "bundle")
         for name in options.only:
-            for tiles in ("chosen", "fixed"):
+            for tiles, precision in WAYS:
                 words = [sys.executable, __file__, "--library", options.library, "--threads", options.threads]
-                words += ["--warm", options.warm, "--one", bundle, name, tiles]
+                words += ["--warm", options.warm, "--one", bundle, name, tiles, precision]
                 done = subprocess.run([str(w) for w in words], stdout=subprocess.PIPE, text=True, check=True)
                 rows.append(json.loads(done.stdout.splitlines()[-1]))
                 print(rows[-1], flush=True)
-                merged = record.merged("latency", rows, ("job", "tiles"), options.results)
-                place = {(n, t): i for i, (n, t) in enumerate((n, t) for n in JOBS for t in ("chosen", "fixed"))}
-                rows_now = sorted(merged, key=lambda r: place[r["job"], r["tiles"]])
+                merged = record.merged("latency", rows, ("job", "tiles", "asked"), options.results)
+                order = [(job, *way) for job in JOBS for way in WAYS]
+                rows_now = sorted(merged, key=lambda r: order.index((r["job"], r["tiles"], r["asked"])))
                 record.write(
                     "latency", {"model": "base", "threads": options.threads, "rows": rows_now}, options.results
                 )

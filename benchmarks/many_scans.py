@@ -3,8 +3,9 @@
     python benchmarks/many_scans.py [--scans 10] [--cluster] [--record]
 
 Heads of 48 x 56 x 44 voxels of 2 mm to 1.5 mm by the weights that ship: small, so that what a batch saves (starting
-Python, loading PyTorch and the model, compiling the graph) is most of it. `--cluster` adds `--cluster local` of 1 and 2
-workers. Other programs' load at the start and the end is part of the result.
+Python, loading PyTorch and the model, compiling the graph) is most of it. `--cluster` adds what workers are for: as
+many heads of 128 x 152 x 120 voxels of 1.4 mm to 1 mm, by one process and by `--cluster local` of 1 and 2 workers of
+one core. Other programs' load at the start and the end is part of the result.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import checkout  # noqa: F401 - before mrisr
@@ -22,25 +25,43 @@ import nibabel as nib
 import numpy as np
 import record
 
-SHAPE, VOXEL, TARGET = (48, 56, 44), 2.0, "1.5"
+# shape, voxel size of the scans and of the results, mm
+SMALL = (48, 56, 44), 2.0, 1.5
+WHOLE = (128, 152, 120), 1.4, 1.0
+UPSCALE = (sys.executable, "-m", "mrisr.cli.main", "upscale")
 
 
-def scan(path: Path, seed: int) -> None:
-    axes = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in SHAPE), indexing="ij"))
+def scan(path: Path, seed: int, shape: tuple[int, int, int], voxel: float) -> None:
+    axes = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij"))
     radius = np.sqrt((axes**2).sum(axis=0))
     folds = 500 + 250 * np.sin(19 * axes[0]) * np.sin(17 * axes[1]) * np.sin(15 * axes[2])
-    noise = np.random.default_rng(seed).normal(0, 5, (2, *SHAPE))
+    noise = np.random.default_rng(seed).normal(0, 5, (2, *shape))
     data = np.hypot(np.where(radius < 0.7, folds, 0) + noise[0], noise[1])
-    nib.save(nib.Nifti1Image(data.astype(np.int16), np.diag([-VOXEL, VOXEL, VOXEL, 1])), path)
+    nib.save(nib.Nifti1Image(data.astype(np.int16), np.diag([-voxel, voxel, voxel, 1])), path)
 
 
-def upscale(*words: object) -> float:
+def scans(folder: Path, count: int, shape: tuple[int, int, int], voxel: float) -> list[Path]:
+    folder.mkdir()
+    paths = [folder / f"{index}.nii.gz" for index in range(count)]
+    for seed, path in enumerate(paths):
+        scan(path, seed, shape, voxel)
+    return paths
+
+
+def upscale(target: float, *words: object) -> float:
     """Seconds of one command."""
-    command = [sys.executable, "-m", "mrisr.cli.main", "upscale", "--voxel-size", TARGET, "--quiet", *map(str, words)]
+    return side_by_side(target, words)
+
+
+def side_by_side(target: float, *jobs: Sequence[object]) -> float:
+    """Seconds until the last of several commands, started at once, has ended."""
     start = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
+    commands = [[*UPSCALE, "--voxel-size", str(target), "--quiet", *map(str, job)] for job in jobs]
+    running = [subprocess.Popen(c, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for c in commands]
+    for command, process in zip(commands, running, strict=True):
+        errors = process.communicate()[1]
+        if process.returncode:
+            raise SystemExit(f"{' '.join(command)}\n{errors}")
     return time.perf_counter() - start
 
 
@@ -48,28 +69,44 @@ def stamps(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
-def measure(count: int, cluster: bool) -> list[dict]:
+def measure(count: int) -> list[dict]:
+    """Small heads: what one process for all of them saves, and that its images are the same."""
     with tempfile.TemporaryDirectory() as work:
         source, alone, out = (Path(work, name) for name in ("in", "alone", "out"))
-        for folder in (source, alone):
-            folder.mkdir()
-        paths = [source / f"{index}.nii.gz" for index in range(count)]
-        for index, path in enumerate(paths):
-            scan(path, index)
-        upscale("-i", paths[0], "-o", Path(work, "first.nii.gz"))  # the graph that every command finds in the cache
-        rows = [{"how": "one by one", "seconds": sum(upscale("-i", p, "-o", alone / p.name) for p in paths)}]
-        rows.append({"how": "batch", "seconds": upscale("-i", source, "-o", out, "--skip-existing")})
+        alone.mkdir()
+        run = partial(upscale, SMALL[2])
+        paths = scans(source, count, *SMALL[:2])
+        run("-i", paths[0], "-o", Path(work, "first.nii.gz"))  # the graph that every command finds in the cache
+        rows = [{"how": "one by one", "seconds": sum(run("-i", p, "-o", alone / p.name) for p in paths)}]
+        rows.append({"how": "batch", "seconds": run("-i", source, "-o", out, "--skip-existing")})
         for path in paths:
             if not np.array_equal(nib.load(out / path.name).get_fdata(), nib.load(alone / path.name).get_fdata()):
                 raise SystemExit(f"{path.name}: the batch made another image than the single command")
         before = stamps(out)
-        rows.append({"how": "batch again", "seconds": upscale("-i", source, "-o", out, "--skip-existing")})
+        rows.append({"how": "batch again", "seconds": run("-i", source, "-o", out, "--skip-existing")})
         rows[-1]["files written"] = len(set(stamps(out).items()) - set(before.items()))
-        for workers in (1, 2) if cluster else ():
+    return rows
+
+
+def cluster(count: int) -> list[dict]:
+    """Whole heads: what a second worker of one core is worth, beside two commands of one thread that know nothing of
+    each other: what the processors themselves allow, whose cores share memory and clock."""
+    with tempfile.TemporaryDirectory() as work:
+        source, target = Path(work, "in"), WHOLE[2]
+        paths = scans(source, count, *WHOLE[:2])
+        one = ("--threads", 1, "-i")
+        upscale(target, *one, paths[0], "-o", Path(work, "first.nii.gz"))
+        rows = [
+            {"how": "whole heads, one command", "seconds": upscale(target, "-i", source, "-o", Path(work, "all"))},
+            {"how": "of one thread", "seconds": upscale(target, *one, source, "-o", Path(work, "alone"))},
+        ]
+        halves = [(*one, *paths[i::2], "-o", Path(work, f"half{i}")) for i in range(2)]
+        rows.append({"how": "two such, half of the scans each", "seconds": side_by_side(target, *halves)})
+        for workers in (1, 2):
             words = ("--cluster", "local", "--workers", workers, "--worker-cores", 1)
-            seconds = upscale("-i", source, "-o", Path(work, f"workers{workers}"), *words)
-            rows.append({"how": f"--cluster local --workers {workers} --worker-cores 1", "seconds": seconds})
-    return [{**row, "seconds": round(row["seconds"], 1)} for row in rows]
+            seconds = upscale(target, "-i", source, "-o", Path(work, f"workers{workers}"), *words)
+            rows.append({"how": " ".join(map(str, words)), "seconds": seconds})
+    return rows
 
 
 def main() -> None:
@@ -79,9 +116,10 @@ def main() -> None:
     record.add_place(parser)
     args = parser.parse_args()
     loads = [round(os.getloadavg()[0], 1)]
-    rows = measure(args.scans, args.cluster)
+    rows = measure(args.scans) + (cluster(args.scans) if args.cluster else [])
+    rows = [{**row, "seconds": round(row["seconds"], 1)} for row in rows]
     loads.append(round(os.getloadavg()[0], 1))
-    facts = {"scans": args.scans, "shape": SHAPE, "voxel_mm": VOXEL, "target_mm": float(TARGET), "load": loads}
+    facts = {"scans": args.scans, "small": SMALL, "whole": WHOLE, "load": loads}
     record.write("many_scans", {**facts, "rows": rows}, args.results)
     for row in rows:
         print(row)
