@@ -2,8 +2,10 @@
 
     python benchmarks/end_to_end.py [--input mni head] [--threads N] [--model M] [--repeats 2] [--no-rivals]
 
-Each input runs in a fresh process, so that the peak memory is its own. Outputs are compared before anything
-is timed against a rival; where they differ nothing is written.
+Each input runs in a fresh process, so that the peak memory is its own: in the precision that `mrisr.upscale` chooses
+for the processor, and in float32 where that is another. So do the rivals: eager PyTorch in float32, and under autocast
+where we compute in bfloat16. Outputs are compared before anything is timed against a rival; where they differ nothing
+is written.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ import cases
 import record
 import rivals as others
 
-TOLERANCE = 1e-4  # largest difference to eager PyTorch, as a share of the network's largest output
+TOLERANCE = 1e-4  # largest difference to eager PyTorch in float32, as a share of the network's largest output
+TOLERANCE_BFLOAT16 = 0.03  # 8 bits of mantissa, at the worst voxel; of autocast too
 
 
 def run(
@@ -41,26 +44,41 @@ def run(
     """
     content = {"job": f"{' x '.join(map(str, cases.REFERENCE_SHAPE))} at 1 mm to {cases.REFERENCE_TARGET} mm"}
     earlier, stamp = record.kept("end_to_end", folder)
-    content["inputs"] = {kind: _apart("ours", kind, threads, model, repeats) for kind in inputs}
+    content["inputs"] = {}
+    for kind in inputs:
+        rows = _both(lambda precision, kind=kind: _apart("ours", kind, threads, model, repeats, precision))
+        content["inputs"] |= {f"{kind}, {precision}": row for precision, row in rows.items()}
     if rivals:
-        found = content["rivals"] = _apart("rivals", inputs[0], threads, model, repeats)
-        slowest = max(r["stages_s"]["network"] for r in content["inputs"].values())
+        rows = _both(lambda precision: _apart("rivals", inputs[0], threads, model, repeats, precision))
+        found = content["rivals"] = rows["float32"]
+        if "bfloat16" in rows:
+            found["bfloat16"] = rows["bfloat16"]
+        slowest = max(r["stages_s"]["network"] for r in content["inputs"].values() if r["precision"] == "float32")
         found["job_times_faster_than"] = {n: round(s / slowest, 2) for n, s in found["whole_grid_s"].items()}
         found["paper_released_sampler"] = others.paper(_target())
     elif "rivals" in earlier:
         content["rivals"] = {"measured": stamp, **earlier["rivals"]}
-    left = {kind: {"measured": stamp, **row} for kind, row in earlier.get("inputs", {}).items() if kind not in inputs}
-    content["inputs"] |= left
+    for name, row in earlier.get("inputs", {}).items():
+        if name.split(",")[0] not in inputs:
+            content["inputs"][name] = {"measured": stamp, **row}
     record.write("end_to_end", content, folder)
     return content
 
 
-def _apart(part: str, kind: str, threads: int | None, model: str, repeats: int) -> dict:
+def _both(measure) -> dict[str, dict]:
+    """precision -> what `measure` says of it: float32 first, then what the processor has beside it."""
+    chosen = measure("auto")
+    if chosen["precision"] == "float32":
+        return {"float32": chosen}
+    return {"float32": measure("float32"), chosen["precision"]: chosen}
+
+
+def _apart(part: str, kind: str, threads: int | None, model: str, repeats: int, precision: str) -> dict:
     """One part in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
         words = [sys.executable, __file__, "--part", part, "--input", kind, "--model", model]
-        words += ["--repeats", str(repeats), "--answer", str(answer)]
+        words += ["--repeats", str(repeats), "--answer", str(answer), "--precision", precision]
         words += ["--threads", str(threads)] if threads else []
         ended = subprocess.run(words, check=False)
         if ended.returncode or not answer.exists():
@@ -84,7 +102,7 @@ def load(model: str):
     return registry.LoadedModel(Denoiser(net, 0.05), "random student", {}, "", None)
 
 
-def ours(kind: str, threads: int | None, model: str, repeats: int) -> dict:
+def ours(kind: str, threads: int | None, model: str, repeats: int, precision: str) -> dict:
     """Our seconds, first call and best of the later ones, without file I/O; and the peak memory."""
     import mrisr
     from mrisr.infer.memory import peak_resident
@@ -95,7 +113,7 @@ def ours(kind: str, threads: int | None, model: str, repeats: int) -> dict:
         begun = time.perf_counter()
         _, info = mrisr.upscale(
             scan, input_voxel_size=1.0, voxel_size=cases.REFERENCE_TARGET, model=loaded, threads=threads,
-            device="cpu", return_info=True,
+            device="cpu", precision=precision, return_info=True,
         )  # fmt: skip
         seconds.append(time.perf_counter() - begun)
         stages.append(info.seconds)
@@ -112,13 +130,15 @@ def ours(kind: str, threads: int | None, model: str, repeats: int) -> dict:
         "ns_per_network_voxel": round(network / voxels * 1e9, 1),
         "tiles": {"kind": info.tiles.kind, "size": info.tiles.size},
         "engine": info.engine.name,
+        "precision": info.engine.precision,
         "threads": info.engine.threads,
         "model": info.model,
     }
 
 
-def rivals(kind: str, threads: int | None, model: str, repeats: int) -> dict:
-    """The network alone, on one piece: both engines beside eager PyTorch on its own operators in both layouts."""
+def rivals(kind: str, threads: int | None, model: str, repeats: int, precision: str) -> dict:
+    """The network alone, on one piece: both engines beside eager PyTorch on its own operators in both layouts, each in
+    the precision that OpenVINO takes. In float32 also the whole job, in windows and in one piece."""
     import torch
 
     from mrisr.infer import engines
@@ -133,25 +153,32 @@ def rivals(kind: str, threads: int | None, model: str, repeats: int) -> dict:
     y, vector = torch.randn(1, 1, *shape, generator=generator), torch.randn(1, VECTOR_DIM, generator=generator)
     guidance = torch.zeros(1, 8, *(n // 8 for n in shape))
     given = (x, y, vector, guidance)
-    chosen = {name: engines.choose(name, "cpu", net, threads) for name in ("openvino", "torch")}
-    ours = {name: engines.make(choice, net).prepare(shape) for name, choice in chosen.items()}
+    chosen = {name: engines.choose(name, "cpu", net, threads, precision=precision) for name in ("openvino", "torch")}
+    made = {name: engines.make(choice, net) for name, choice in chosen.items()}
+    half = made["openvino"].precision != "float32"
+    ours = {name: engine.prepare(shape) for name, engine in made.items()}
     results = {name: _timed(network, given, repeats) for name, network in ours.items()}
+    windows, whole = {}, {}
     with others.plain_operators():
         for name, layout in _layouts().items():
-            results[name] = _timed(net.to(memory_format=layout), given, repeats)
-        windows = others.monai(net, vector, _target())
-        whole = _eager_on_the_whole_grid(net, vector)
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                results[name] = _timed(net.to(memory_format=layout), given, repeats)
+        with torch.inference_mode():
+            exact = net(*given)
+        if not half:
+            windows = others.monai(net, vector, _target())
+            whole = _eager_on_the_whole_grid(net, vector)
     if "seconds" in windows:
         whole["eager_in_monai_windows"] = windows["seconds"]
-    reference = results["eager_contiguous"][1]
     for name, (_, output) in results.items():
-        difference = float((output - reference).abs().max() / reference.abs().max())
-        if difference > TOLERANCE:
+        difference = float((output.float() - exact).abs().max() / exact.abs().max())
+        if difference > (TOLERANCE_BFLOAT16 if half else TOLERANCE):
             raise RuntimeError(
                 f"end_to_end: {name} differs from eager PyTorch by {difference:.1e} of the largest output"
             )
     seconds = {name: s for name, (s, _) in results.items()}
     return {
+        "precision": made["openvino"].precision,
         "shape": shape,
         "ns_per_voxel": {name: round(s / np.prod(shape) * 1e9, 1) for name, s in seconds.items()},
         "ours_times_faster_than": {n: round(seconds[n] / seconds["openvino"], 2) for n in seconds if n not in ours},
@@ -206,13 +233,15 @@ def table(content: dict) -> str:
     lines = [f"{content['job']}; {content['machine']['cpu']}, {content['machine']['cores']} cores"]
     for kind, r in content["inputs"].items():
         lines.append(
-            f"  {kind:<5} {r['seconds']:6.2f} s (first call {r['first_call_s']:.2f} s), "
+            f"  {kind:<14} {r['seconds']:6.2f} s (first call {r['first_call_s']:.2f} s), "
             f"{r['peak_gb']:.2f} GB peak, {r['ns_per_network_voxel']:.0f} ns per network voxel, "
-            f"active fraction {r['active_fraction']:.2f}, {r['engine']}"
+            f"active fraction {r['active_fraction']:.2f}, {r['engine']} in {r['precision']}"
         )
     if "rivals" in content:
         for name, ratio in content["rivals"]["ours_times_faster_than"].items():
             lines.append(f"  network: {ratio:.2f}x faster than {name.replace('_', ' ')} PyTorch")
+        for name, ratio in content["rivals"].get("bfloat16", {}).get("ours_times_faster_than", {}).items():
+            lines.append(f"  network, both in bfloat16: {ratio:.2f}x faster than {name.replace('_', ' ')} PyTorch")
         for name, ratio in content["rivals"]["torch_engine_times_faster_than"].items():
             lines.append(f"  network, torch engine: {ratio:.2f}x faster than {name.replace('_', ' ')} PyTorch")
         for name, ratio in content["rivals"]["job_times_faster_than"].items():
@@ -235,10 +264,11 @@ def main() -> int:
     record.add_place(parser)
     parser.add_argument("--part", choices=("ours", "rivals"), help=argparse.SUPPRESS)
     parser.add_argument("--answer", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--precision", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.part:
         part = {"ours": ours, "rivals": rivals}[args.part]
-        args.answer.write_text(json.dumps(part(args.input[0], args.threads, args.model, args.repeats)))
+        args.answer.write_text(json.dumps(part(args.input[0], args.threads, args.model, args.repeats, args.precision)))
         return 0
     run(args.input, args.threads, args.model, args.repeats, not args.no_rivals, args.results)
     print(table(json.loads((args.results / "end_to_end.json").read_text())))

@@ -3,9 +3,10 @@
     python benchmarks/exact_tiling.py [--part reference] [--part fine] [--threads N] [--repeats 2]
 
 `reference` is the reference job (1 mm head to 0.7 mm), `fine` the same head to 0.35 mm (168 million voxels; takes
-about 10 GB and some minutes). Every row is a process of its own, so that its peak memory is its own; the rows of a
-part are compared with the first one, which runs the module's own forward in one piece where that fits, else the
-program over slabs in memory. A row whose result differs by more than it may is an error and nothing is written.
+about 10 GB and some minutes), both in float32. Every row is a process of its own, so that its peak memory is its own;
+the rows of a part are compared with the first one, which runs the module's own forward in one piece where that fits,
+else the program over slabs in memory. A row whose result differs by more than it may is an error and nothing is
+written.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def measure(part: str, name: str, threads: int | None, repeats: int, scratch: Pa
         begun = time.perf_counter()
         out, info = mrisr.upscale(
             scan, input_voxel_size=1.0, voxel_size=TARGETS[part], threads=threads, device="cpu", return_info=True,
-            **options,
+            precision="float32", **options,
         )  # fmt: skip
         seconds.append(time.perf_counter() - begun)
         network.append(info.seconds["network"])

@@ -3,9 +3,10 @@
     python benchmarks/many_scans.py [--scans 10] [--cluster] [--record]
 
 Heads of 48 x 56 x 44 voxels of 2 mm to 1.5 mm by the weights that ship: small, so that what a batch saves (starting
-Python, loading PyTorch and the model, compiling the graph) is most of it. `--cluster` adds what workers are for: as
-many heads of 128 x 152 x 120 voxels of 1.4 mm to 1 mm, by one process and by `--cluster local` of 1 and 2 workers of
-one core. Other programs' load at the start and the end is part of the result.
+Python, loading PyTorch and the model, compiling the graph) is most of it. `--cluster` adds what workers are for:
+heads of 128 x 152 x 120 voxels of 1.4 mm to 1 mm, by one process and by `--cluster local` of 1 and 2 workers of one
+core, in float32 (twice as many) and in what the processor chooses. Other programs' load at the start and the end is
+part of the result.
 """
 
 from __future__ import annotations
@@ -88,25 +89,28 @@ def measure(count: int) -> list[dict]:
     return rows
 
 
-def cluster(count: int) -> list[dict]:
+def cluster(count: int, precision: str) -> list[dict]:
     """Whole heads: what a second worker of one core is worth, beside two commands of one thread that know nothing of
     each other: what the processors themselves allow, whose cores share memory and clock."""
     with tempfile.TemporaryDirectory() as work:
-        source, target = Path(work, "in"), WHOLE[2]
+        source = Path(work, "in")
         paths = scans(source, count, *WHOLE[:2])
-        one = ("--threads", 1, "-i")
-        upscale(target, *one, paths[0], "-o", Path(work, "first.nii.gz"))
-        rows = [
-            {"how": "whole heads, one command", "seconds": upscale(target, "-i", source, "-o", Path(work, "all"))},
-            {"how": "of one thread", "seconds": upscale(target, *one, source, "-o", Path(work, "alone"))},
-        ]
+        run = partial(side_by_side, WHOLE[2])
+        same = ("--precision", precision)
+        one = (*same, "--threads", 1, "-i")
+        run((*one, paths[0], "-o", Path(work, "first.nii.gz")))
         halves = [(*one, *paths[i::2], "-o", Path(work, f"half{i}")) for i in range(2)]
-        rows.append({"how": "two such, half of the scans each", "seconds": side_by_side(target, *halves)})
+        rows = {
+            "one command": run((*same, "-i", source, "-o", Path(work, "all"))),
+            "one of one thread": run((*one, source, "-o", Path(work, "alone"))),
+            "two of one thread, half of the scans each": run(*halves),
+        }
         for workers in (1, 2):
             words = ("--cluster", "local", "--workers", workers, "--worker-cores", 1)
-            seconds = upscale(target, "-i", source, "-o", Path(work, f"workers{workers}"), *words)
-            rows.append({"how": " ".join(map(str, words)), "seconds": seconds})
-    return rows
+            out = Path(work, f"workers{workers}")
+            rows[" ".join(map(str, words))] = run((*same, "-i", source, "-o", out, *words))
+    what = f"{count} whole heads, {precision}"
+    return [{"what": what, "how": how, "seconds": seconds} for how, seconds in rows.items()]
 
 
 def main() -> None:
@@ -116,7 +120,9 @@ def main() -> None:
     record.add_place(parser)
     args = parser.parse_args()
     loads = [round(os.getloadavg()[0], 1)]
-    rows = measure(args.scans) + (cluster(args.scans) if args.cluster else [])
+    rows = [{"what": f"{args.scans} small heads", **row} for row in measure(args.scans)]
+    for precision, count in {"float32": 2 * args.scans, "auto": args.scans}.items() if args.cluster else ():
+        rows += cluster(count, precision)
     rows = [{**row, "seconds": round(row["seconds"], 1)} for row in rows]
     loads.append(round(os.getloadavg()[0], 1))
     facts = {"scans": args.scans, "small": SMALL, "whole": WHOLE, "load": loads}

@@ -55,7 +55,8 @@ def readme_table(folder: Path = RESULTS) -> str:
             f"| {CASES.get(case, text)} | {before:.1f} dB | {after['psnr']:.1f} dB | {after['gain']:+.1f} dB |"
         )
     job, machine = list(speed["inputs"].values())[-1], speed["machine"]
-    where = f"{machine['cores']} cores, {machine['gpu'] or 'no GPU'}"
+    units = "amx_bf16" in machine.get("features", ()) and job.get("precision") == "bfloat16"
+    where = f"{machine['cores']} cores{' with AMX' if units else ''}, {machine['gpu'] or 'no GPU'}"
     lines += [
         f"| **a whole head, 1 mm to 0.7 mm** ({where}) | | **{job['seconds']:.0f} s, {job['peak_gb']:.1f} GB** | |",
         "",

@@ -2,10 +2,11 @@
 
     python benchmarks/throughput.py --library PATH/libmrisr.so [--input head] [--threads 2] [--volumes 10]
 
-Both take the same bundle, exported here, and the same threads; volumes alternate between the two, so that a machine
-that slows down slows both. Results are compared before anything is timed. Start-up is measured in processes of its own,
-up to a planned job: once with an empty cache of compiled networks, then with what that run left there. Writes
-throughput.json and throughput.md; `--shape X Y Z` stands for a smaller job, of which nothing is written.
+Both take the same bundle, exported here, and the same threads, in float32 and, where the processor has it, in bfloat16;
+volumes alternate between all of them, so that a machine that slows down slows all. Results are compared before anything
+is timed. Start-up is measured in processes of its own, up to a planned job: once with an empty cache of compiled
+networks, then with what that run left there. Writes throughput.json and throughput.md; `--shape X Y Z` stands for a
+smaller job, of which nothing is written.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ import cases
 import checkout
 import record
 
-TOLERANCE = 1e-5  # largest difference, as a share of p99.9 - p0.1
+# Largest difference of the two ways in one precision, as a share of p99.9 - p0.1.
+TOLERANCE = {"float32": 1e-5, "bfloat16": 5e-3}
 PERCENTILES = (50, 90, 99)
 BUDGET = 12 * 10**9  # bytes: both in one process, and neither may have to cut the head into tiles
 
@@ -41,10 +43,13 @@ def run(library: Path, kind="head", threads=2, volumes=10, shape=None, folder: P
     with tempfile.TemporaryDirectory() as scratch:
         bundle = Path(scratch) / "bundle"
         export_bundle(registry.load("base"), bundle)
-        ways = _ways(library, bundle, scan, threads)
-        difference = _difference(ways)
-        if not difference <= TOLERANCE:
-            raise RuntimeError(f"the results differ by {difference:.2g} of the range; nothing is timed")
+        pairs = _pairs(library, bundle, scan, threads)
+        differences = {}
+        for precision, pair in pairs.items():
+            differences[precision] = difference = _difference(pair)
+            if not difference <= TOLERANCE[precision]:
+                raise RuntimeError(f"in {precision} the results differ by {difference:.2g} of the range; not timed")
+        ways = {f"{name}, {precision}": once for precision, pair in pairs.items() for name, once in pair.items()}
         seconds = {name: [] for name in ways}
         for _ in range(volumes):
             for name, once in ways.items():
@@ -56,9 +61,15 @@ def run(library: Path, kind="head", threads=2, volumes=10, shape=None, folder: P
         "job": f"{kind}, {' x '.join(map(str, scan.shape))} at 1 mm to {cases.REFERENCE_TARGET} mm, no file I/O",
         "threads": threads,
         "volumes": volumes,
-        "difference": difference,
+        "difference": differences,
         "ways": {name: _summary(values) for name, values in seconds.items()},
-        "library_beside_python": round(float(np.median(seconds["libmrisr"]) / np.median(seconds["mrisr.upscale"])), 3),
+        "library_beside_python": {
+            precision: round(
+                float(np.median(seconds[f"libmrisr, {precision}"]) / np.median(seconds[f"mrisr.upscale, {precision}"])),
+                3,
+            )
+            for precision in pairs
+        },
         "start_s": {"cold": starts[0], "warm": starts[1:]},
     }
     if shape is None:
@@ -67,17 +78,27 @@ def run(library: Path, kind="head", threads=2, volumes=10, shape=None, folder: P
     return content
 
 
-def _ways(library: Path, bundle: Path, scan: np.ndarray, threads: int) -> dict:
+def _pairs(library: Path, bundle: Path, scan: np.ndarray, threads: int) -> dict[str, dict]:
+    """precision -> name -> what makes one volume; the processor's own precision beside float32, where it is another."""
     import mrisr
 
-    lib = bindings().Library(library)
+    words = bindings()
+    lib = words.Library(library)
+    model, loaded = lib.open(bundle), mrisr.load_model(bundle)
     same = dict(voxel_size=cases.REFERENCE_TARGET, threads=threads, memory=BUDGET)
-    job = lib.plan(lib.open(bundle), scan.shape, np.eye(4), **same)
-    how = dict(input_voxel_size=1.0, model=mrisr.load_model(bundle), **same)
-    return {
-        "mrisr.upscale": lambda: mrisr.upscale(scan, engine="openvino", **how),
-        "libmrisr": lambda: lib.run(job, scan).data,
-    }
+
+    def pair(precision: str, job) -> dict:
+        how = dict(input_voxel_size=1.0, model=loaded, engine="openvino", precision=precision, **same)
+        return {"mrisr.upscale": lambda: mrisr.upscale(scan, **how), "libmrisr": lambda: lib.run(job, scan).data}
+
+    names = {number: name for name, number in words.PRECISION.items()}
+    pairs = {}
+    for asked in ("float32", "auto"):
+        job = lib.plan(model, scan.shape, np.eye(4), precision=words.PRECISION[asked], **same)
+        precision = names[lib.geometry(job).precision]
+        if precision not in pairs:
+            pairs[precision] = pair(precision, job)
+    return pairs
 
 
 def bindings():
@@ -121,12 +142,17 @@ def _open_and_plan(library: Path, bundle: str, shape, threads: int, cache: str) 
 
 def _table(content: dict) -> str:
     machine = content["machine"]
+
+    def each(values: dict, form: str) -> str:
+        return ", ".join(f"{value:{form}} in {precision}" for precision, value in values.items())
+
     lines = [
         "# Throughput",
         "",
         f"`python benchmarks/throughput.py`: {content['job']}; {content['volumes']} volumes each way, alternating; "
         f"{machine['cpu']}, {content['threads']} threads, load {machine['load']}; {content['date']}, commit "
-        f"{content['commit'][:12]}. Largest difference of the two results: {content['difference']:.0e} of the range.",
+        f"{content['commit'][:12]}. Largest difference of the two results: {each(content['difference'], '.0e')} of the "
+        "range.",
         "",
         "| way | volumes per hour | median | p90 | p99 |",
         "|---|---|---|---|---|",
@@ -138,7 +164,7 @@ def _table(content: dict) -> str:
     warm = ", ".join(f"{s:.2f} s" for s in starts["warm"])
     lines += [
         "",
-        f"libmrisr takes {content['library_beside_python']:.3f} times as long as mrisr.upscale (medians). "
+        f"libmrisr's seconds beside those of mrisr.upscale: {each(content['library_beside_python'], '.3f')} (medians). "
         f"Opening and planning in a fresh process: {starts['cold']:.2f} s without a cache, {warm} with one.",
     ]
     return "\n".join(lines) + "\n"
