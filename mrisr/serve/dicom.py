@@ -19,7 +19,7 @@ from typing import Any
 
 from mrisr.errors import BackendError, InputError, ModelError, MrisrError, OutputError, UsageError, because
 from mrisr.serve.budget import Budget
-from mrisr.serve.dicom_send import NotSent, Peer, send
+from mrisr.serve.dicom_send import Away, Backoff, NotSent, Peer, send
 from mrisr.serve.queue import JobQueue, Progress, Ticket
 from mrisr.serve.spool import Series, Spool
 
@@ -29,6 +29,7 @@ SUCCESS, OUT_OF_RESOURCES, NOT_WHAT_IT_SAYS, NOT_UNDERSTOOD = 0x0000, 0xA700, 0x
 NEEDED = ["SOPInstanceUID", "SeriesInstanceUID", "SyntheticData", "Rows"]
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MOST_BEGINS = 3
+BUG = "a bug in mrisr: please report it with the lines below"
 PDU = 1 << 18  # bytes, the most that a peer is told to send at once
 
 # derive(folder of DICOM files, empty folder to fill, progress)
@@ -108,7 +109,10 @@ class Node:
         self.jobs.stop(grace)
         for thread in self._threads:
             thread.join(grace)
-        self._settle()
+        try:
+            self._settle()
+        except OSError as error:
+            LOG.error("the folder cannot be worked with (%s): its last series has to be sent again", error)
         self.spool.close()
 
     # Reception, in the threads of the associations
@@ -157,26 +161,42 @@ class Node:
         """Series of associations that have ended: whole where the end was in order."""
         with self._lock:
             for association in [a for a in self._touched if not a.is_alive()]:
-                for key, changed in self._touched.pop(association).items():
+                keys = self._touched[association]
+                for key, changed in list(keys.items()):
                     series = self.spool.series(key)
-                    if not changed and series.released or not series.path.exists():
-                        continue
-                    self._last[key] = time.monotonic()
-                    if association.is_released:
-                        series.set_released(True)
-                    else:
-                        LOG.warning("series %s: its sender broke off after %d files", key, len(series.stamp()))
+                    if series.path.exists() and (changed or not series.released):
+                        self._last[key] = time.monotonic()
+                        if association.is_released:
+                            series.set_released(True)
+                        else:
+                            LOG.warning("series %s: its sender broke off after %d files", key, len(series.stamp()))
+                    del keys[key]  # after an OSError the next round goes on here
+                del self._touched[association]
 
     # Jobs
 
     def _schedule(self) -> None:
+        trouble = Backoff(self.settings.retry)
         while not self._stopped.wait(self.settings.tick):
+            if not trouble.due():
+                continue
             try:
                 self._settle()
                 for series in self.spool.all():
-                    self._consider(series)
-            except OSError as error:  # a full disk, for one: the next round may do better
-                LOG.error("the folder cannot be worked with (%s)", error)
+                    try:
+                        self._consider(series)
+                    except OSError as error:
+                        self._put_off(series, f"cannot be worked with ({error})")
+                trouble.succeeded()
+            except OSError as error:  # a full disk, for one: another round may do better
+                LOG.error("the folder cannot be worked with (%s); tried again in %.0f s", error, trouble.failed())
+            except Exception:  # noqa: BLE001 - the outermost frame of a thread that has to live
+                trouble.failed()
+                LOG.exception(BUG)
+
+    def _put_off(self, series: Series, why: str) -> None:
+        self._not_before[series.key] = time.monotonic() + self.settings.retry[1]
+        LOG.error("series %s: %s; tried again in %.0f s", series.key, why, self.settings.retry[1])
 
     def _consider(self, series: Series) -> None:
         with self._lock:
@@ -197,11 +217,16 @@ class Node:
 
     def _open(self, key: str) -> bool:
         """Whether an association that has sent files of the series is open."""
-        return any(key in keys for keys in self._touched.values())
+        with self._lock:
+            return any(key in keys for keys in self._touched.values())
 
     def _fail(self, series: Series, why: str) -> None:
+        try:
+            self.spool.fail(series, why)
+        except OSError as error:
+            self._put_off(series, f"{why}; cannot be put aside ({error})")
+            return
         LOG.error("series %s: %s (kept in %s)", series.key, why, self.spool.failed / series.key)
-        self.spool.fail(series, why)
         self._last.pop(series.key, None)
 
     def _job(self, series: Series, progress: Progress) -> None:
@@ -227,13 +252,12 @@ class Node:
             LOG.info("series %s: handed back, the next start begins it again", key)
         except (OutputError, BackendError, ModelError, OSError) as error:  # not the fault of this series
             series.end()
-            self._not_before[key] = time.monotonic() + self.settings.retry[1]
-            LOG.error("series %s: %s; tried again in %.0f s", key, error, self.settings.retry[1])
+            self._put_off(series, str(error))
         except (MrisrError, MemoryError) as error:
             with self._lock:
                 self._fail(series, str(error) or type(error).__name__)
         except Exception as error:  # noqa: BLE001 - the outermost frame of a job: the node lives on
-            LOG.exception("series %s: a bug in mrisr: please report it with the lines below", key)
+            LOG.exception("series %s: %s", key, BUG)
             with self._lock:
                 self._fail(series, f"{type(error).__name__}: {because(error)}")
         finally:
@@ -243,22 +267,41 @@ class Node:
     # Delivery
 
     def _deliver(self) -> None:
-        wait, until = self.settings.retry[0], 0.0
+        """A peer that is away holds up all; a series that it refuses, or that cannot be read, holds up only itself."""
+        away, refused = Backoff(self.settings.retry), {}
         while not self._stopped.wait(self.settings.tick):
-            if time.monotonic() < until:
+            if not away.due():
                 continue
-            for series in self.spool.all():
-                if self._stopped.is_set() or not series.out.exists():
-                    continue
-                try:
-                    self._send(series)
-                    wait = self.settings.retry[0]
-                except NotSent as error:
-                    LOG.error("series %s: not sent, tried again in %.0f s: %s", series.key, wait, error)
-                    until, wait = time.monotonic() + wait, min(2 * wait, self.settings.retry[1])
-                    break
-                except OSError as error:
-                    LOG.warning("series %s: changed while it was sent (%s)", series.key, error)
+            try:
+                waiting = [s for s in self.spool.all() if s.out.exists() and not self._open(s.key)]
+                for series in waiting:
+                    own = refused.setdefault(series.key, Backoff(self.settings.retry))
+                    if own.due() and not self._stopped.is_set():
+                        self._try(series, own)
+                        away.succeeded()
+                refused = {series.key: refused[series.key] for series in waiting}
+            except Away as error:
+                LOG.error("nothing is sent, tried again in %.0f s: %s", away.failed(), error)
+            except OSError as error:
+                LOG.error("the folder cannot be worked with (%s); tried again in %.0f s", error, away.failed())
+            except Exception:  # noqa: BLE001 - the outermost frame of a thread that has to live
+                away.failed()
+                LOG.exception(BUG)
+
+    def _try(self, series: Series, own: Backoff) -> None:
+        """Send a series; what is wrong with it alone is logged. Raises Away."""
+        try:
+            self._send(series)
+        except Away:
+            raise
+        except NotSent as error:
+            LOG.error("series %s: not sent, tried again in %.0f s: %s", series.key, own.failed(), error)
+        except OSError as error:
+            LOG.warning("series %s: changed while it was sent (%s)", series.key, error)
+            own.failed()
+        except Exception as error:  # noqa: BLE001 - a damaged file raises anything
+            wait, why = own.failed(), because(error)
+            LOG.error("series %s: not sent, tried again in %.0f s: %s: %s", series.key, wait, type(error).__name__, why)
 
     def _send(self, series: Series) -> None:
         stamp = series.stamp()

@@ -219,9 +219,11 @@ class Session:
         LOG.info("%d images came", len(images))
         try:
             derived, notes = self._derive()
-        except MrisrError as error:
+        except Vanished:
+            raise
+        except Exception:  # whatever it is, `run` says it
             self._give_back()
-            raise error
+            raise
         self._give_back()
         for note in notes:
             self._warn(note)
@@ -288,7 +290,7 @@ class Session:
 def _millimetres(value: Any) -> float:
     try:
         size = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         size = -1.0
     if not 0.1 <= size <= 10:
         raise InputError(f"parameter voxelsize: expected 0.1 to 10 mm, found {str(value)[:32]!r}")

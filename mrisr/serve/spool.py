@@ -4,7 +4,8 @@
     FOLDER/series/KEY/released   the last sender ended in order: what came is a whole series
     FOLDER/series/KEY/begun      how often a job was begun and did not end
     FOLDER/series/KEY/out/*.dcm  the derived series, whole; stays until the peer has stored it
-    FOLDER/failed/KEY/           in/ of a series that cannot be used, and reason.txt; the operator's to delete
+    FOLDER/failed/KEY/           in/ of a series that cannot be used, and reason.txt; the operator's to delete. It goes
+                                 back to series/ when more of it comes
     FOLDER/work/                 unfinished things, emptied at every start
 
 KEY is a hash of the series' UID: nothing that a sender chose becomes a path.
@@ -99,6 +100,11 @@ class Spool:
         """Every series that is not done, failed ones left out."""
         return [Series(path) for path in sorted(self.series_folder.iterdir()) if (path / "in").is_dir()]
 
+    @staticmethod
+    def key(series_uid: str) -> str:
+        """What a series is called here."""
+        return _digest(series_uid)
+
     def series(self, key: str) -> Series:
         return Series(self.series_folder / key)
 
@@ -117,21 +123,32 @@ class Spool:
 
     def add(self, part: Path, series_uid: str, instance_uid: str) -> tuple[Series, bool]:
         """Move a written file to its series; whether that changed anything. What was derived before goes then."""
-        series = self.series(_digest(series_uid))
+        series = self.series(self.key(series_uid))
+        if not series.inputs.is_dir():
+            self._take_up(series)
         target = series.inputs / f"{_digest(instance_uid)}.dcm"
         if target.exists() and _equal(target, part):
             part.unlink()
             return series, False
-        if not series.inputs.is_dir():
-            series.inputs.mkdir(mode=0o700, parents=True)
-            _flush(self.series_folder)
-            _flush(series.path)
         if series.released:
             series.set_released(False)
         self.discard(series.out)
         os.replace(part, target)
         _flush(series.inputs)
         return series, True
+
+    def _take_up(self, series: Series) -> None:
+        """The folder of a series: what was put aside of it comes back, for with what comes now it may be whole."""
+        aside = self.failed / series.key
+        if (aside / "in").is_dir():
+            os.replace(aside, series.path)
+            for name in ("reason.txt", "begun", "released"):
+                (series.path / name).unlink(missing_ok=True)
+            _flush(self.failed)
+        else:
+            series.inputs.mkdir(mode=0o700, parents=True)
+        _flush(self.series_folder)
+        _flush(series.path)
 
     def new_folder(self) -> Path:
         """A new empty folder in work/."""

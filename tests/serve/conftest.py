@@ -46,13 +46,13 @@ def archive():
 
 @pytest.fixture
 def pacs(archive):
-    archive.stored, archive.status, archive.times = {}, 0x0000, 0
+    archive.stored, archive.status, archive.times, archive.refused = {}, 0x0000, 0, None
     return archive
 
 
 @pytest.fixture
 def start(tmp_path, pacs):
-    """start(derive=..., folder=..., **settings) -> a running `mrisr.serve.dicom.Node`; stopped after the test."""
+    """start(derive=..., folder=..., host=..., **settings) -> a running `mrisr.serve.dicom.Node`; stopped afterwards."""
     from dicom_peer import derive as plain_derive
 
     from mrisr.serve.dicom import Node, Settings
@@ -60,8 +60,8 @@ def start(tmp_path, pacs):
 
     running = []
 
-    def make(derive=plain_derive, folder=None, **settings) -> Node:
-        place, peer = folder or tmp_path / "spool", Peer("PACS", "127.0.0.1", pacs.port)
+    def make(derive=plain_derive, folder=None, host="127.0.0.1", **settings) -> Node:
+        place, peer = folder or tmp_path / "spool", Peer("PACS", host, pacs.port)
         node = Node(("127.0.0.1", 0), place, peer, derive, Settings(**{**SOON, **settings}))
         running.append(node)
         return node

@@ -98,11 +98,13 @@ def derive(source: Path, target: Path, progress) -> None:
 
 
 class Pacs:
-    """Takes what is sent to it. `status`: what it answers. `stored`: SOP instance UID -> dataset."""
+    """Takes what is sent to it. `status`: what it answers, to all or to what is in `refused`. `stored`: SOP instance
+    UID -> dataset."""
 
     def __init__(self) -> None:
         self.stored: dict[str, Dataset] = {}
         self.status, self.times = 0x0000, 0
+        self.refused: set[str] | None = None
         self._lock = threading.Lock()
         self.port = 0
 
@@ -126,9 +128,10 @@ class Pacs:
     def _store(self, event) -> int:
         with self._lock:
             self.times += 1
-            if self.status == 0:
-                ds = event.dataset
+            ds = event.dataset
+            if self.status == 0 or self.refused is not None and ds.SOPInstanceUID not in self.refused:
                 self.stored[str(ds.SOPInstanceUID)] = ds
+                return 0
             return self.status
 
 

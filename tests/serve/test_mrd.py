@@ -238,6 +238,18 @@ def test_a_failing_job_is_told_and_the_server_lives(mrd_server):
     assert "the network has a hole" in reply.errors[0] and len(reply.images) == 16 and reply.closed
 
 
+def test_a_bug_before_the_job_is_told_and_the_images_go_back(mrd_server, monkeypatch):
+    from mrisr.io import mrd
+
+    def fail(images, meta):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(mrd, "stacks", fail)
+    images, _ = client.stack()
+    reply = client.send(mrd_server().server_address, *messages(images))
+    assert "a bug in mrisr (ZeroDivisionError)" in reply.errors[0] and len(reply.images) == 16 and reply.closed
+
+
 def test_the_command(weights):
     """`mrisr serve mrd` as a process: a round trip, then SIGTERM ends it with code 0."""
     words = ["-m", "mrisr.cli.main", "serve", "mrd", "--port", "0", "--model", str(weights), "--voxel-size", "1"]

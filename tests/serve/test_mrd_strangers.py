@@ -68,8 +68,9 @@ def test_a_config_that_is_no_json_or_deep_is_survived(mrd_server):
     for text in ("[" * 200_000, "[1, 2]", '{"parameters": 5}', "\x00", "plain words", '{"parameters": {"a\\nb": 1}}'):
         reply = client.send(server.server_address, client.text_message(2, text), *messages(images))
         assert reply.closed and not reply.errors and len(reply.images) == 17
-    reply = client.send(server.server_address, client.text_message(2, '{"parameters": {"voxelsize": "-1"}}'))
-    assert "voxelsize: expected 0.1 to 10 mm" in reply.errors[0]
+    for size in ('"-1"', "NaN", "null", "[1]", "1" + "0" * 400):
+        reply = client.send(server.server_address, client.text_message(2, f'{{"parameters": {{"voxelsize": {size}}}}}'))
+        assert "voxelsize: expected 0.1 to 10 mm" in reply.errors[0], size
 
 
 def test_waveforms_are_skipped(mrd_server):

@@ -10,6 +10,6 @@ from __future__ import annotations
 
 from mrisr.io.dicom.parts import is_dicom
 from mrisr.io.dicom.series import Series, find, read
-from mrisr.io.dicom.write import Written, check_folder, write, write_series
+from mrisr.io.dicom.write import Written, check_folder, check_source, write, write_series
 
-__all__ = ["Series", "Written", "check_folder", "find", "is_dicom", "read", "write", "write_series"]
+__all__ = ["Series", "Written", "check_folder", "check_source", "find", "is_dicom", "read", "write", "write_series"]

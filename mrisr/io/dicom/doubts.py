@@ -46,6 +46,8 @@ def of(ordered: tuple[Frame, ...], records: list[Frame]) -> list[str]:
 def _pixels(first: Frame) -> list[str]:
     """What was done to the pixels before they came."""
     values, found = first.values, []
+    taken = (("PixelRepresentation", "no sign"), ("BitsStored", f"all {first.bits_allocated} bits"))
+    found += [f"no {label(key)}: voxels of {what} are taken" for key, what in taken if values.whole(key) is None]
     high = values.whole("HighBit")
     if high is not None and high != first.bits_stored - 1:
         found.append(

@@ -154,6 +154,9 @@ def _frame(header: Header, values: Values, number: int) -> Frame:
             f"{values.where}: its values come from a table ({label('ModalityLUTSequence')}), which is not read here; "
             "export the series with RescaleSlope and RescaleIntercept"
         )
+    sign = values.whole("PixelRepresentation")
+    if sign not in (None, 0, 1):
+        raise values.refusal("PixelRepresentation", "0 (no sign) or 1")
     slope = values.number("RescaleSlope")
     if slope == 0:
         raise values.refusal("RescaleSlope", "a factor other than 0")
@@ -170,7 +173,7 @@ def _frame(header: Header, values: Values, number: int) -> Frame:
         columns=columns,
         bits_allocated=bits,
         bits_stored=stored,
-        signed=values.whole("PixelRepresentation") == 1,
+        signed=sign == 1,
         inverted=values.word("PhotometricInterpretation") == "MONOCHROME1",
         slope=1.0 if slope is None else slope,
         intercept=values.number("RescaleIntercept") or 0.0,
@@ -268,6 +271,7 @@ def decode(frame: Frame, dataset: Any) -> np.ndarray:
     from pydicom.pixels import pixel_array
 
     _state(frame, dataset)
+    _check_length(frame, dataset)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -285,6 +289,19 @@ def decode(frame: Frame, dataset: Any) -> np.ndarray:
     if frame.inverted:  # of all values that the bits can hold: white is the lowest
         stored = (-1.0 if frame.signed else 2.0**frame.bits_stored - 1) - stored
     return stored * frame.slope + frame.intercept
+
+
+def _check_length(frame: Frame, dataset: Any) -> None:
+    """Pixels for a row or a column more than the header states: that many columns would shear the picture, unseen."""
+    if frame.syntax not in NATIVE:
+        return  # each decoder holds its own stream against the header
+    size, held = frame.bits_allocated // 8, len(dataset.PixelData)
+    due = frame.rows * frame.columns * size * frame.of
+    if held - due >= max(min(frame.rows, frame.columns) * size, 2):  # less than a row or a column is padding
+        raise InputError(
+            f"{frame.part}: {held} bytes of pixels, but {due} are due for {frame.rows} rows of {frame.columns} and "
+            f"{frame.of} frame{'s' * (frame.of > 1)}; correct the header, or export again"
+        )
 
 
 def _state(frame: Frame, dataset: Any) -> None:

@@ -42,7 +42,7 @@ class Header:
     series_number: int | None
     description: str
     has_pixels: bool
-    cut: str  # how the pixels are cut short, or ""
+    cut: str  # what is wrong with the pixels' number or kind, or ""
     notes: tuple[str, ...] = ()
 
     @property
@@ -94,7 +94,7 @@ def read(part: Part) -> Header:
 
 
 def parse(part: Part, *, pixels: bool) -> tuple[Any, str, bool, str, tuple[str, ...]]:
-    """(data set, transfer syntax, whether pixel data follow, how they are cut short, notes) of a file's bytes.
+    """(data set, transfer syntax, whether pixel data follow, what is wrong with them, notes) of a file's bytes.
 
     pixels  whether the data set is to hold them
     """
@@ -177,12 +177,16 @@ def _inflated(data: bytes, part: Part) -> bytes:
 
 
 def _pixels_left(dataset, syntax: str, stream: io.BytesIO, part: Part) -> tuple[bool, str]:
-    """(whether pixel data follow, how they are cut short). `stream` stands where parsing stopped."""
+    """(whether pixel data follow, what is wrong with their number or kind). `stream` stands where parsing stopped."""
     here = stream.tell()
     head = stream.read(12)
     if len(head) < 8:
         return False, "the file ends before its pixels" if Values([dataset], "").has("Rows") else ""
     values = Values([dataset], str(part))
+    order = "big" if syntax == BIG_ENDIAN else "little"
+    if int.from_bytes(head[2:4], order) != 0x0010:
+        kind = f"{label('FloatPixelData')} or the like"
+        return True, f"its pixels are floating-point numbers ({kind}), which no MR image has"
     if syntax not in NATIVE or not values.has("Rows"):
         return True, ""
     held = stream.seek(0, io.SEEK_END) - here - (8 if syntax == IMPLICIT else 12)

@@ -63,7 +63,8 @@ class Series:
         for part, held in by_part.items():
             dataset = parse(part, pixels=True)[0]
             for k in held:
-                data[..., k] = decode(self.frames[k], dataset).T
+                with np.errstate(over="ignore"):  # infinite voxels are refused by name
+                    data[..., k] = decode(self.frames[k], dataset).T
         if padded := doubts.padded(self.frames, data):
             warnings.warn(f"{self.name}: {padded}", MrisrWarning, stacklevel=2)
         volume = Volume(data, self.affine, name=self.name, meta=dict(self.meta))

@@ -20,6 +20,7 @@ from mrisr.io.dicom.values import Values, label
 # applies; these are no vendor's. The scanner's own is named in DerivationDescription, and in the source images.
 MANUFACTURER = "Open source"
 SERIES_STEP = 1000
+LARGEST_NUMBER = 2**31 - 1  # of DICOM's integer strings
 LONGEST_DESCRIPTION = 64
 
 PATIENT = (
@@ -72,7 +73,7 @@ def base(series: Series, facts: Mapping, series_uid: str) -> Any:
     dataset.SeriesInstanceUID, dataset.FrameOfReferenceUID = series_uid, series.frame_of_reference
     kinds = series.frames[0].image_type
     dataset.ImageType = ["DERIVED", "SECONDARY", kinds[2] if len(kinds) > 2 and kinds[2] else "OTHER", "RESAMPLED"]
-    dataset.SeriesNumber = (values.whole("SeriesNumber") or 0) + SERIES_STEP
+    dataset.SeriesNumber = _number(values, series.name)
     dataset.SeriesDescription = _description(values.text("SeriesDescription"))
     _declare(dataset, series, facts)
     return dataset
@@ -182,6 +183,16 @@ def _copy(dataset: Any, values: Values, key: str) -> None:
             value = DSfloat(value, auto_format=True) if dictionary_VR(tag) == "DS" else value
         dataset.add_new(tag, dictionary_VR(tag), value)
         return
+
+
+def _number(values: Values, name: str) -> int | None:
+    """Of the derived series; empty, as DICOM allows, where the source's leaves no room for it."""
+    number = (values.whole("SeriesNumber") or 0) + SERIES_STEP
+    if number <= LARGEST_NUMBER:
+        return number
+    text = f"{name}: {label('SeriesNumber')} + {SERIES_STEP} is {number}, more than DICOM can say; left empty"
+    warn(text, MrisrWarning, stacklevel=5)
+    return None
 
 
 def _description(text: str) -> str:

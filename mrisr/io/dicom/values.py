@@ -176,6 +176,8 @@ def _raw_text(element: Any) -> str:
 def _shown(element: Any) -> str:
     """A value for a message: short, on one line."""
     value = None if element is None else element.value
+    if value is None or value in (b"", ""):
+        return "nothing"
     if isinstance(value, bytes):
         text = value[:80].decode("latin-1")
         if element.VR in BINARY or not text.rstrip(" \0").isprintable():

@@ -24,6 +24,7 @@ from mrisr.io.dicom.frame import Frame
 from mrisr.io.dicom.header import EXPLICIT
 from mrisr.io.dicom.pixels import Stored, quantised
 from mrisr.io.dicom.series import Series, find
+from mrisr.io.dicom.values import label
 from mrisr.volume import Volume
 
 FIRST_NAME = "synth_0001.dcm"
@@ -66,6 +67,7 @@ def write_series(
     The folder appears whole or not at all. A MrisrWarning where voxels were clipped.
 
     Raises:
+        InputError: the source cannot be referred to (`check_source`).
         OutputError: the folder cannot be made, or holds something else.
         UsageError: `result` is not 3D.
         GeometryError: its axes are not at right angles within slices.
@@ -74,17 +76,19 @@ def write_series(
 
     if result.data.ndim != 3:
         raise UsageError(f"write_series: expected one volume [X, Y, Z], found shape {result.data.shape}")
+    for one in (series, *others):
+        check_source(one)
     facts = info if isinstance(info, Mapping) else info.to_dict()
     check_folder(folder, force=force)
     stored = quantised(result.data, series.frames)
     series_uid = uids.made("series", *_job(result, [series, *others], facts))
-    with config.disable_value_validation():  # what the source states is kept as it states it
-        base = template.base(series, facts, series_uid)
-    if others:
-        joined = f" Joined with {len(others)} more series of its study; see the source images."
-        base.DerivationDescription = base.DerivationDescription[: 1024 - len(joined)] + joined
     names = [f"synth_{k + 1:04d}.dcm" for k in range(result.data.shape[2])]
-    with replacing_folder(folder, force=force, sign=FIRST_NAME) as beside:
+    # What the source states is kept as it states it; to say what is odd about it could say a name or a UID.
+    with config.disable_value_validation(), replacing_folder(folder, force=force, sign=FIRST_NAME) as beside:
+        base = template.base(series, facts, series_uid)
+        if others:
+            joined = f" Joined with {len(others)} more series of its study; see the source images."
+            base.DerivationDescription = base.DerivationDescription[: 1024 - len(joined)] + joined
         for k, name in enumerate(names):
             dataset = _slice(base, result, series, stored, k)
             dataset.SourceImageSequence.extend(template.source(f) for other in others for f in other.frames)
@@ -110,6 +114,17 @@ def write(
 
     found = source if isinstance(source, Series) else find(source, series=series, group=group)
     return write_series(to_volume(result)[0], found, info, folder, force=force)
+
+
+def check_source(series: Series) -> None:
+    """Whether a derived series can say which images it was made of: by their UIDs, of which its own are made as well.
+    InputError otherwise."""
+    nameless = next((frame for frame in series.frames if not frame.sop_instance), None)
+    if nameless is not None:
+        raise InputError(
+            f"{nameless.name}: no {label('SOPInstanceUID')}, by which a derived series refers to its source; export "
+            "the series again with its UIDs, or write an image file"
+        )
 
 
 def check_folder(folder: str | os.PathLike, *, force: bool = False) -> None:
@@ -204,8 +219,7 @@ def _save(dataset: Any, path: Path) -> None:
     meta.ImplementationVersionName = f"MRISR_{template.mrisr_version()}"[:16]
     dataset.file_meta = meta
     try:
-        with pydicom.config.disable_value_validation():  # what the source states is kept as it states it
-            pydicom.dcmwrite(path, dataset, enforce_file_format=True)
+        pydicom.dcmwrite(path, dataset, enforce_file_format=True)
     except (ValueError, TypeError, AttributeError, UnicodeError) as error:
         found = " ".join(str(error).split())[:160]
         raise InputError(f"{path.name}: the source's header cannot be written again ({found}); anonymise it") from error

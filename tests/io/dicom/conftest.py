@@ -58,6 +58,7 @@ def made():
         pixel=pixel,
         slice_file=slice_file,
         series=series,
+        floats=floats,
     )
 
 
@@ -106,3 +107,12 @@ def series(folder: Path, **changes: object) -> Path:
     for k in range(SLICES):
         slice_file(folder, k, **changes)
     return folder
+
+
+def floats(folder: Path) -> None:
+    """Make the pixels of every slice floating-point numbers, as maps and doses have them."""
+    for path in folder.iterdir():
+        ds = pydicom.dcmread(path)
+        ds.BitsAllocated, ds.FloatPixelData = 32, ds.pixel_array.astype("<f4").tobytes()
+        del ds.PixelData
+        ds.save_as(path)

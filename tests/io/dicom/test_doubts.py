@@ -15,6 +15,14 @@ SAID = {
         dict(BitsStored=12, HighBit=15, PixelRepresentation=0),
         r"HighBit \(0028,0102\) is 15 where 12 bits are stored, and 11 is due",
     ),
+    "no sign said": (
+        dict(PixelRepresentation=None),
+        r"no PixelRepresentation \(0028,0103\): voxels of no sign are taken",
+    ),
+    "no bits said": (
+        dict(BitsStored=None, HighBit=None),
+        r"no BitsStored \(0028,0101\): voxels of all 16 bits are taken",
+    ),
     "losses": (dict(LossyImageCompression="01"), r"LossyImageCompression \(0028,2110\): compressed with losses"),
     "text": (dict(BurnedInAnnotation="YES"), r"BurnedInAnnotation \(0028,0301\): text stands in the picture"),
     "projection": (dict(ImageType=["DERIVED", "SECONDARY", "PROJECTION IMAGE"]), "says PROJECTION IMAGE: no slices"),

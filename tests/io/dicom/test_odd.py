@@ -48,6 +48,22 @@ def test_private_elements_of_odd_vendors_are_not_written_on(tmp_path, made):
         assert "99ODD" not in str(dataset)
 
 
+def test_what_is_odd_about_names_and_uids_is_not_said_aloud(tmp_path, made, capsys):
+    """pydicom's own warnings print what they are about: a patient's name, a UID."""
+    odd = dict(PatientName="DOE^" + "x" * 100, StudyInstanceUID="not.a.uid", PatientBirthDate="next year")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made.series(tmp_path / "source", **odd)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        series = dicom.find(tmp_path / "source")
+        found = dicom.write_series(series.volume(), series, INFO, tmp_path / "out")
+    assert [w for w in said if not issubclass(w.category, MrisrWarning)] == []
+    assert not any("DOE" in str(w.message) or "not.a.uid" in str(w.message) for w in said)
+    with pydicom.config.disable_value_validation():
+        assert pydicom.dcmread(found.files[0]).StudyInstanceUID == "not.a.uid"
+
+
 @pytest.mark.parametrize(
     "charset, name",
     [

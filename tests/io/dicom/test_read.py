@@ -166,6 +166,16 @@ BAD_SERIES = {
         InputError,
         "its pixels are cut short: 70 of 140 bytes",
     ),
+    "long pixels": (
+        lambda d, m: m.series(d, Columns=6),
+        InputError,
+        "IM0004: 70 bytes of pixels, but 60 are due for 5 rows of 6 and 1 frame;",
+    ),
+    "pixels of floats": (
+        lambda d, m: m.floats(d),
+        InputError,
+        r"its pixels are floating-point numbers \(FloatPixelData \(7fe0,0008\)",
+    ),
     "no pictures": (
         lambda d, m: [m.slice_file(d, k, Rows=None) for k in range(m.slices)],
         InputError,

@@ -33,6 +33,8 @@ REFUSED = {
         {0x00200037: ("DS", b"1\\0\\0\\1\\0\\0 ")},
         "expected two unit vectors at right angles",
     ),
+    "odd sign": ({0x00280103: ("US", b"\2\0")}, r"PixelRepresentation \(0028,0103\): expected 0 .no sign. or 1"),
+    "no size": ({0x00280010: ("US", b"")}, r"Rows \(0028,0010\): expected 1 to 4096, found nothing"),
     "odd bits": ({0x00280100: ("US", b"\7\0")}, r"BitsAllocated \(0028,0100\): expected 8, 16 or 32 bits"),
 }
 

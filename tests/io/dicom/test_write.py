@@ -17,7 +17,7 @@ import pytest
 from scipy import ndimage
 
 from mrisr import grid as grids
-from mrisr.errors import MrisrWarning, OutputError, UsageError
+from mrisr.errors import InputError, MrisrWarning, OutputError, UsageError
 from mrisr.io import dicom
 from mrisr.volume import Volume
 
@@ -264,3 +264,20 @@ def test_decimal_strings_fit_sixteen_characters(tmp_path, made):
     for element in held:
         many = element.value if element.VM > 1 else [element.value]
         assert all(len(str(v)) <= 16 for v in many if v is not None)
+
+
+def test_a_source_without_uids_is_read_and_not_written_on(tmp_path, made):
+    """References could not resolve, and two such scans would get the same UIDs."""
+    series = quiet_find(made.series(tmp_path / "source", SOPInstanceUID=""))
+    result, info = run(series, 0.8)
+    with pytest.raises(InputError, match=r"IM000\d: no SOPInstanceUID \(0008,0018\), by which .*export"):
+        dicom.write_series(result, series, info, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("number, written", [(None, 1000), (-5, 995), (2**31 - 1001, 2**31 - 1), (2**31 - 1, None)])
+def test_the_number_of_the_series(number, written, tmp_path, made):
+    series = quiet_find(made.series(tmp_path / "source", SeriesNumber=number))
+    result, info = run(series, 0.8)
+    ds = pydicom.dcmread(dicom.write_series(result, series, info, tmp_path / "out").files[0])
+    assert ds.SeriesNumber == written
