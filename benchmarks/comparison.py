@@ -1,6 +1,7 @@
 """Has diffusion earned its keep? Interpolation, a regression, an L1 network, student and teacher in one table.
 
-python benchmarks/comparison.py --data SCANS --l1 runs/l1/weights.safetensors --teacher teacher-small
+python benchmarks/comparison.py --data SCANS --l1 runs/l1/weights.safetensors --teacher teacher-small \
+    --earlier base-v1=base-v1.safetensors
 
 Writes comparison.json, comparison.md and pictures (scan, cubic, student, teacher, reference, error) of the held-out
 people into benchmarks/results. By default the middle 112^3 voxels of each head, so that a teacher's many steps take
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import checkout  # noqa: F401
@@ -23,14 +25,15 @@ from mrisr.evaluate.methods import build_methods, describe_models, pick_cases
 from mrisr.evaluate.pictures import save_comparison
 from mrisr.evaluate.protocol import find_volumes, load_subjects, run_protocol
 
-HELD_OUT = ("t1w_0p9mm_b", "flair_1mm_p26")
+HELD_OUT = ("t1w_0p9mm_b", "flair_1mm_p26", "t1w_1mm_uih_a")
+EARLIER = "base-"  # how the names of earlier versions begin
 TRAINING = ("t1w_0p7mm_a", "t1w_1mm_c", "flair_1mm_p19")
 PICTURED = ("iso2", "thick4")
 
 
-def method_names(l1: str | None, teacher: str | None, teacher_steps: int) -> list[str]:
-    """What `mrisr evaluate --methods` would be given."""
-    names = ["cubic", "zerofill", "linear"]
+def method_names(l1: str | None, teacher: str | None, teacher_steps: int, earlier: Sequence[str] = ()) -> list[str]:
+    """What `mrisr evaluate --methods` would be given; `earlier`: NAME=PATH of earlier versions."""
+    names = ["cubic", "zerofill", "linear", *earlier]
     names += [f"L1={l1}"] if l1 else []
     names += ["mean=mrisr", *(f"mean-ensemble{n}=mrisr@ensemble{n}" for n in (2, 4, 8))]
     names += [f"sample-{n}=mrisr@sample{n}" for n in (1, 2, 4)]
@@ -64,6 +67,12 @@ def verdicts(summary: list[dict]) -> list[dict]:
         ("mean", "L1"),
         lambda m, l1: (m["psnr"] >= l1["psnr"] - 0.05, f"{m['psnr'] - l1['psnr']:+.2f} dB"),
     )
+    for name in (name for name in rows if name.startswith(EARLIER)):
+        ask(
+            f"mean: better than {name}",
+            ("mean", name),
+            lambda m, e: (m["psnr"] > e["psnr"], f"{m['psnr'] - e['psnr']:+.2f} dB"),
+        )
     for n in (1, 2, 4):
         ask(
             f"sample, {n} steps: better FSC and HFEN than the L1 network",
@@ -147,6 +156,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder with the scans")
     parser.add_argument("--model", default="base", help="the student (default: base)")
     parser.add_argument("--l1", metavar="PATH", help="weights of the deterministic network trained with L1")
+    parser.add_argument("--earlier", nargs="+", default=[], metavar="NAME=PATH", help=f"versions, {EARLIER}...")
     parser.add_argument("--teacher", metavar="M", help="the teacher, a name or a path")
     parser.add_argument("--teacher-steps", type=int, default=16, metavar="N", help="of its sample (default: 16)")
     parser.add_argument("--held-out", nargs="+", default=HELD_OUT, metavar="NAME")
@@ -155,12 +165,14 @@ def main() -> int:
     parser.add_argument("--crop", type=int, default=112, metavar="N", help="middle N^3 voxels; 0: all (default: 112)")
     record.add_place(parser, "--out")
     args = parser.parse_args()
+    if any(not item.startswith(EARLIER) or "=" not in item for item in args.earlier):
+        parser.error(f"--earlier: expected NAME=PATH whose NAME begins with {EARLIER!r}, found {args.earlier}")
 
     def scans(names):
         return find_volumes([args.data / f"{name}.nii.gz" for name in names])
 
     crop = args.crop or None
-    names = method_names(args.l1, args.teacher, args.teacher_steps)
+    names = method_names(args.l1, args.teacher, args.teacher_steps, args.earlier)
     if not args.train_on:
         names.remove("linear")
     training = [s for path in scans(args.train_on) for s in load_subjects(path, crop)]
@@ -190,8 +202,11 @@ def command(args: argparse.Namespace) -> str:
     """What to type to repeat it; folders are left out, for they are another's."""
     said = ["python benchmarks/comparison.py --data SCANS", f"--model {Path(args.model).name}"]
     said += [f"--l1 {Path(args.l1).name}"] if args.l1 else []
+    earlier = [f"{name}={Path(path).name}" for name, _, path in (item.partition("=") for item in args.earlier)]
+    said += [f"--earlier {' '.join(earlier)}"] if earlier else []
     said += [f"--teacher {Path(args.teacher).name} --teacher-steps {args.teacher_steps}"] if args.teacher else []
     said += [] if args.cases == list(PROTOCOL) else [f"--cases {' '.join(args.cases)}"]
+    said += [] if tuple(args.held_out) == HELD_OUT else [f"--held-out {' '.join(args.held_out)}"]
     return " ".join([*said, f"--crop {args.crop}"])
 
 

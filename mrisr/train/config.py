@@ -21,7 +21,8 @@ class TrainConfig:
         hold_out: file name prefixes of the people kept for validation (split by person, never by patch).
         thin_weight: relative frequency of a 2D scan (thick slices), of which only the in-plane detail is learnt.
         synthetic: volumes of random shapes to mix in where `data` hold no label maps.
-        synthetic_share: of the pairs, those that are made from label maps or random shapes.
+        synthetic_share: of the pairs, those that are made from label maps or random shapes; 1: all, and scans serve
+            for validation only.
         init: weights to start from, by name or path, of the same preset; "": random ones.
         steps, batch, patch: optimiser steps, patches a step (of all processes together), fine voxels along a patch (a
             multiple of 8).
@@ -83,7 +84,7 @@ class TrainConfig:
             if isinstance(getattr(self, name), str):
                 raise TrainingError(f"config: {name} must be a list of names, found {getattr(self, name)!r}")
         checks = {
-            "synthetic_share": 0 <= self.synthetic_share < 1,
+            "synthetic_share": 0 <= self.synthetic_share <= 1,
             "seed": isinstance(self.seed, int) and 0 <= self.seed < 2**31,
             "steps": isinstance(self.steps, int) and self.steps >= 1,
             "batch": 1 <= self.batch <= 2**20,

@@ -34,8 +34,9 @@ def gather_volumes(config: TrainConfig) -> tuple[list, list[float], list[Trainin
     scans = sum(w for w, made in zip(weights, maps) if not made)
     made = sum(w for w, m in zip(weights, maps) if m)
     if scans and made:  # the rest is made up, whatever there is of each
-        share = config.synthetic_share / (1 - config.synthetic_share) * scans / made
-        weights = [w * share if m else w for w, m in zip(weights, maps)]
+        share = config.synthetic_share
+        each = share / (1 - share) * scans / made if share < 1 else 1.0
+        weights = [w * each if m else w * (share < 1) for w, m in zip(weights, maps)]
     if not train:
         raise TrainingError("nothing to train on: give data (a folder of scans) or synthetic > 0")
     kept = [(v, w) for v, w in zip(train, weights) if w > 0]

@@ -51,6 +51,14 @@ def test_a_student_that_does_not(comparison):
 def test_rows_without_weights_are_neither_run_nor_asked_about(comparison):
     names = comparison.method_names(None, None, 16)
     assert "mean=mrisr" in names and not any("teacher" in name or "L1" in name for name in names)
-    full = comparison.method_names("l1.safetensors", "teacher-small", 16)
+    full = comparison.method_names("l1.safetensors", "teacher-small", 16, ["base-v1=old.safetensors"])
+    assert "base-v1=old.safetensors" in full and not any(name.startswith("base-") for name in names)
     assert {"L1=l1.safetensors", "teacher-mean=teacher-small", "teacher-16=teacher-small@sample16"} <= set(full)
     assert [v["question"][:4] for v in comparison.verdicts([entry("mean", 26, 1, 1)])] == ["mean"]
+
+
+def test_every_earlier_version_is_asked_about(comparison):
+    rows = [entry("mean", 26.0, 1.8, 0.4), entry("base-v1", 25.9, 1.7, 0.3), entry("base-v2", 26.03, 1.83, 0.3)]
+    found = {v["question"]: (v["met"], v["figures"]) for v in comparison.verdicts(rows)}
+    assert found["mean: better than base-v1"] == (True, "+0.10 dB")
+    assert found["mean: better than base-v2"] == (False, "-0.03 dB")

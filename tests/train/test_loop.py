@@ -16,6 +16,7 @@ from mrisr.train.checkpoint import LAST
 from mrisr.train.config import CONFIGS, TrainConfig, load_config
 from mrisr.train.optim import Muon, orthogonalise
 from mrisr.train.teacher import ResidualPower
+from mrisr.train.volumes import gather_volumes
 from mrisr.weights import registry
 
 pytestmark = pytest.mark.usefixtures("few_probes")
@@ -170,6 +171,14 @@ def test_dry_run_counts_without_training(config, tmp_path):
     plan = loop.plan(replace(config, synthetic=2))
     assert plan["parameters"] > 1000 and plan["voxels_per_step"] == 2 * 24**3
     assert [t["name"].split("_")[0] for t in plan["train"]] == ["anna", "synthetic-1000", "synthetic-1001"]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_the_share_of_synthetic_pairs_is_what_is_asked_for(config, share):
+    train, weights, held = gather_volumes(replace(config, synthetic=3, synthetic_share=share))
+    made = sum(weight for volume, weight in zip(train, weights) if volume.name.startswith("synthetic"))
+    assert made / sum(weights) == pytest.approx(share) and min(weights) > 0
+    assert len(train) == {0.0: 1, 0.25: 4, 1.0: 3}[share] and [v.name.split("_")[0] for v in held] == ["bela"]
 
 
 def test_nobody_is_held_out_by_a_misspelt_name(config):
