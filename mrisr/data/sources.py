@@ -14,8 +14,10 @@ from mrisr.data.volumes import TrainingVolume
 from mrisr.errors import InputError, MrisrWarning, TrainingError, opening
 
 SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh")
-LABEL_COUNT = 200  # a file of more levels is a scan
+LABEL_COUNT = 200  # of more levels the commonest is left out of what follows: it may be a scan's background
 AGREE = 0.4  # of neighbours three voxels apart, within the head: labels do, grey levels do not
+MOSTLY_WHOLE = 0.4  # of an interpolated label map, which has fractions at its edges
+COMMON = 0.01  # of what is labelled
 
 
 def find_scans(source: str | Path | list) -> list[Path]:
@@ -61,17 +63,34 @@ def _read(path: Path) -> list:
 
     volume = nifti.read(path)
     frames = [(frame, f"{path.name}[{i}]") for i, frame in enumerate(volume.frames())]
-    if _holds_labels(volume.data):
+    if _holds_labels(volume.data, path.name):
         return [LabelVolume.from_array(frame, volume.voxel_size, name) for frame, name in frames]
     true = true_resolution(path, frames[0][0], volume.voxel_size)
     return [TrainingVolume.from_array(frame, volume.voxel_size, name, true) for frame, name in frames]
 
 
-def _holds_labels(data: np.ndarray) -> bool:
-    """Whether a file holds labels: few whole numbers, in patches whose neighbours agree; a scan's hardly ever do."""
+def _holds_labels(data: np.ndarray, name: str) -> bool:
+    """Whether a file holds labels: whole numbers in patches whose neighbours agree; a scan's hardly ever do.
+
+    InputError: labels whose edges are fractions, as an interpolation leaves them: they are no scan to learn from.
+    """
     sample = data[::3, ::3, ::3]
-    if not np.array_equal(sample, np.rint(sample)) or len(np.unique(sample)) > LABEL_COUNT:
+    whole, head = sample == np.rint(sample), sample != 0
+    labelled = whole & head
+    if not labelled.any() or labelled.sum() < MOSTLY_WHOLE * head.sum():
         return False
-    head = sample != 0
-    pairs = head[1:] & head[:-1]
-    return bool(pairs.any()) and float((sample[1:] == sample[:-1])[pairs].mean()) > AGREE
+    levels, counts = np.unique(sample[labelled], return_counts=True)
+    kept = labelled
+    if len(levels) > LABEL_COUNT:  # as parcellations have, and scans: those may have a background of one value
+        kept = kept & (sample != levels[counts.argmax()])
+    pairs = kept[1:] & kept[:-1]
+    if not pairs.any() or float((sample[1:] == sample[:-1])[pairs].mean()) <= AGREE:
+        return False
+    if whole.all():
+        return True
+    if (counts > COMMON * counts.sum()).sum() < 2:  # a scan in fractions on a background of one value
+        return False
+    raise InputError(
+        f"{name}: expected whole numbers in a label map, found {1 - labelled.sum() / head.sum():.0%} fractions: was it "
+        "interpolated? Resample labels by their nearest neighbour"
+    )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+
 from mrisr.data.labels import LabelVolume
 from mrisr.data.sources import find_scans, load_volumes
 from mrisr.data.synth import synthetic_volume
 from mrisr.data.volumes import TrainingVolume
-from mrisr.errors import TrainingError
+from mrisr.errors import MrisrWarning, TrainingError
 from mrisr.train.config import TrainConfig
 
 
@@ -40,7 +42,12 @@ def gather_volumes(config: TrainConfig) -> tuple[list, list[float], list[Trainin
     if not train:
         raise TrainingError("nothing to train on: give data (a folder of scans) or synthetic > 0")
     kept = [(v, w) for v, w in zip(train, weights) if w > 0]
-    return [v for v, _ in kept], [w for _, w in kept], [v for v in held if _shows_truth(v)]
+    shown = [v for v in held if _shows_truth(v)]
+    if len(shown) < len(held):
+        names = ", ".join(v.name for v in held if not _shows_truth(v))
+        said = f"hold_out: kept out of training, but no truth to validate on (label maps, thick slices): {names}"
+        warnings.warn(said, MrisrWarning, stacklevel=2)
+    return [v for v, _ in kept], [w for _, w in kept], shown
 
 
 def _shows_truth(volume) -> bool:

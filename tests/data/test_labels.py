@@ -47,6 +47,52 @@ def test_a_label_map_is_told_from_a_scan(tmp_path):
     assert found[0].data.dtype == torch.uint8 and sorted(found[0].data.unique().tolist()) == [0, 1, 2, 3, 4]
 
 
+def blocks(edge, count):
+    """A parcellation into cubes of `edge` voxels, `count` of them in all, each with its own label."""
+    places = np.meshgrid(*[np.arange(n) // edge for n in SHAPE], indexing="ij")
+    numbers = np.ravel_multi_index(places, [n // edge + 1 for n in SHAPE]).astype(np.int32)
+    return np.where(numbers < count, numbers, 0)
+
+
+def interpolated(labels):
+    """As a linear interpolation by half a voxel along each axis leaves a label map."""
+    found = labels.astype(np.float32)
+    for axis in range(3):
+        found = 0.5 * (found + np.roll(found, 1, axis))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (interpolated(nested_labels()), "expected whole numbers in a label map, found .* fractions.*nearest neighbour"),
+        (blocks(7, 400), "expected 1 to 200 labels beside 0, found"),
+        (nested_labels() - 3, "expected labels from 0 to 1000000 in a label map, found -3"),
+    ],
+)
+def test_a_label_map_that_is_none_is_left_out_of_a_mixed_folder_and_the_rest_is_learnt_from(data, reason, tmp_path):
+    noisy = (100 * np.random.default_rng(0).random(SHAPE)).astype(np.int16)
+    named = {"a_scan": noisy, "b_labels": nested_labels(), "c_wrong": data}
+    paths = [save(tmp_path / f"{name}.nii.gz", values) for name, values in named.items()]
+    with (
+        pytest.warns(MrisrWarning, match=f"left out of training: .*c_wrong.nii.gz.*{reason}"),
+        pytest.warns(MrisrWarning, match="1 of 3 scans were left out: c_wrong.nii.gz"),
+    ):
+        found = load_volumes(paths)
+    assert [(type(v), v.name) for v in found] == [
+        (TrainingVolume, "a_scan.nii.gz[0]"),
+        (LabelVolume, "b_labels.nii.gz[0]"),
+    ]
+
+
+def test_a_scan_in_fractions_or_of_many_levels_on_a_background_of_one_value_stays_a_scan(tmp_path):
+    inside = nested_labels() > 0
+    values = 5 + 400 * np.random.default_rng(0).random(SHAPE, np.float32)
+    for name, data in (("a", np.where(inside, values, -1)), ("b", np.where(inside, values, 3).astype(np.int16))):
+        (volume,) = load_volumes([save(tmp_path / f"{name}.nii.gz", data)])
+        assert isinstance(volume, TrainingVolume)
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [

@@ -4,11 +4,13 @@ import json
 import shutil
 from dataclasses import replace
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 
 from mrisr.data.scanners import ScannerClass
-from mrisr.errors import TrainingError
+from mrisr.errors import MrisrWarning, TrainingError
 from mrisr.nn.condition import MEAN
 from mrisr.train import loop, run
 from mrisr.train.batches import Draws
@@ -181,9 +183,15 @@ def test_the_share_of_synthetic_pairs_is_what_is_asked_for(config, share):
     assert len(train) == {0.0: 1, 0.25: 4, 1.0: 3}[share] and [v.name.split("_")[0] for v in held] == ["bela"]
 
 
-def test_nobody_is_held_out_by_a_misspelt_name(config):
+def test_nobody_is_held_out_by_a_misspelt_name_or_without_a_word(config, tmp_path):
+    labels = tmp_path / "lotte.nii.gz"
+    nib.save(nib.Nifti1Image(np.repeat(np.arange(4, dtype=np.int16), 9)[:, None, None] * np.ones((1, 30, 30), np.int16),
+                             np.eye(4)), labels)  # fmt: skip
     with pytest.raises(TrainingError, match="no scan is named"):
         loop.plan(replace(config, hold_out=("berta",)))
+    with pytest.warns(MrisrWarning, match="hold_out: kept out of training, but no truth.*: lotte.nii.gz"):
+        train, _, held = gather_volumes(replace(config, hold_out=("bela", "lotte"), data=(*config.data, str(labels))))
+    assert [v.name.split("_")[0] for v in (*train, *held)] == ["anna", "bela"]
     with pytest.raises(TrainingError, match="nothing to train on"):
         loop.plan(replace(config, data=(), hold_out=(), synthetic=0))
 
