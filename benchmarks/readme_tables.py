@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+import bars
 import performance_tables
 
 from mrisr.io.atomic import replacing
@@ -145,7 +146,7 @@ def your_data(folder: Path = RESULTS) -> str:
 def quality_page(folder: Path = RESULTS) -> str:
     """docs/quality.md: the protocol's table, then a line for each further page."""
     demo = _read(folder, "demo")
-    parts = [quality(folder), *optional(folder)]
+    parts = [quality(folder), *aimed(folder), *optional(folder)]
     return "\n\n".join([*parts, _demo(demo)] if demo else parts)
 
 
@@ -153,6 +154,12 @@ def quality(folder: Path = RESULTS) -> str:
     """The table of the protocol's cases."""
     report = _read(folder, "evaluation")
     return _quality(report) if report else "Not measured in this version yet (`mrisr evaluate`)."
+
+
+def aimed(folder: Path = RESULTS) -> list[str]:
+    """What was aimed at and what was found: one part, or none."""
+    found = bars.table(folder)
+    return [f"**What was aimed at, and what was found**\n\n{found}"] if found else []
 
 
 def _read(folder: Path, name: str) -> dict | None:
@@ -241,7 +248,7 @@ def take_demo(folder: Path, results: Path = RESULTS) -> None:
 
 def card(name: str, folder: Path = RESULTS) -> str:
     """Everything measured in the card of the weights `name`: whole tables, of the pages that there are."""
-    parts = [quality(folder)] if name == "base" else []
+    parts = [quality(folder), *aimed(folder)] if name == "base" else []
     for page in CARDS[name]:
         path = folder / f"{page}.md"
         if path.is_file():

@@ -36,7 +36,7 @@ from mrisr.train.config import DistillConfig, TrainConfig
 from mrisr.train.validate import SAMPLED, reconstructed, sample, validation_cases
 from mrisr.weights import registry
 
-HELD_OUT = ("t1w_0p9mm_b", "flair_1mm_p26")
+HELD_OUT = ("t1w_0p9mm_b", "flair_1mm_p26", "t1w_1mm_uih_a")
 SIZES = {
     "ablation-teacher": UNetConfig(
         widths=(24, 48, 96), encoder=(1, 1), middle=2, decoder=(1, 1), norm="group", attention=1, head_dim=32, embed=64

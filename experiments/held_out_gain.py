@@ -48,7 +48,7 @@ def main() -> None:
         model = registry.load(name)
         with half:
             gains = validate(model.denoiser, cases)
-        rows[name] = {"sha256": model.sha256, "gain_db": {k: round(v, 4) for k, v in gains.items()}}
+        rows[Path(name).name] = {"sha256": model.sha256, "gain_db": {k: round(v, 4) for k, v in gains.items()}}
         print(f"{name}: mean {gains['mean']:+.3f} dB, worst {gains['worst']:+.3f} dB over cubic")
     record = {
         "what": "PSNR gain over cubic, dB, mode mean, central 96^3 of people who were not trained on",

@@ -24,7 +24,7 @@ from mrisr.train import checkpoint
 from mrisr.train.validate import validate, validate_samples, validation_cases
 from mrisr.weights import registry
 
-HELD_OUT = ("t1w_0p9mm_b", "flair_1mm_p26")
+HELD_OUT = ("t1w_0p9mm_b", "flair_1mm_p26", "t1w_1mm_uih_a")
 
 
 def averaged(first, second, share: float):
@@ -59,7 +59,8 @@ def main() -> int:
         denoiser = averaged(first.denoiser, second.denoiser, share)
         rows.append({"share": share, **validate(denoiser, cases), **validate_samples(denoiser, cases, few)})
         print(share, {name: round(value, 3) for name, value in rows[-1].items() if "/" not in name}, flush=True)
-    command = "python experiments/weight_average.py --data SCANS VERSION-0 DISTILLED"
+    shares = " ".join(f"{share:g}" for share in options.shares)
+    command = f"python experiments/weight_average.py --data SCANS EARLIER LATER --shares {shares}"
     record.write(
         "weight_average", {"command": command, "sha256": [first.sha256, second.sha256], "rows": rows}, options.results
     )

@@ -1,0 +1,52 @@
+"""The bars are judged by the result files, and what is missed is said as plainly as what is met."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def bars():
+    spec = importlib.util.spec_from_file_location("bars", BENCHMARKS / "bars.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def row(method, tissue, **lesions):
+    counted = {"recovered": 9, "ghosts": 0, "phantoms": 0, "invented": 0}
+    return {"method": method, "tissue_change": tissue, "chi2": 1.0, "lesions": {**counted, **lesions}}
+
+
+def test_without_files_there_is_no_table(bars, tmp_path):
+    assert bars.table(tmp_path) == ""
+
+
+def test_what_is_met_and_what_is_missed(bars, tmp_path):
+    safety = {"bars": [], "rows": [row("mrisr", 0.004), row("mrisr", 0.03, ghosts=1), row("denoise", 0, recovered=17)]}
+    (tmp_path / "safety.json").write_text(json.dumps(safety))
+    evaluation = {"volumes": ["a", "b"], "summary": [
+        {"method": "mrisr", "mean": {"gain": 1.9}, "worst": {"gain": 0.9, "case": "mix"}}]}  # fmt: skip
+    (tmp_path / "evaluation.json").write_text(json.dumps(evaluation))
+    text = bars.table(tmp_path)
+    assert "| mean gain of the cases >= +1.8 dB | +1.90 dB on the 2 held-out people | yes |" in text
+    assert "| no case below +1.0 dB | +0.90 dB (mix) | **no** |" in text
+    assert "| tissue volume changes by < 1 % in the mean | 1.70 % | **no** |" in text
+    assert "| no lesion where none was | 1 ghosts, 0 phantoms, 0 invented | **no** |" in text
+    assert "as many lesions keep their contrast | 17 of 18 | **no** |" in text
+
+
+def test_a_deterministic_network_that_was_trained_to_the_end_takes_the_place_of_the_unfinished(bars, tmp_path):
+    (tmp_path / "training_L1-unfinished.jsonl").write_text('{"step": 800, "mean": 0.9}\n')
+    assert "not trained to the end: +0.90 dB after 800 steps | **no**" in bars.table(tmp_path)
+    methods = [{"method": name, "mean": {"hfen": 0.2, "fsc_beyond": 0.3}} for name in ("mean", "sample-4")]
+    verdict = {"question": "mean: within 0.05 dB of the L1 network, or better", "met": True, "figures": "+0.01 dB"}
+    (tmp_path / "comparison.json").write_text(json.dumps({"summary": methods, "verdicts": [verdict]}))
+    text = bars.table(tmp_path)
+    assert "equal size and budget | +0.01 dB | yes |" in text and "not trained" not in text
