@@ -142,7 +142,8 @@ def upscale(
         precision: what the network computes in: "float32", "bfloat16", or "auto": bfloat16 on a processor that has it
             (AMX-BF16 or AVX512-BF16, as it states itself) where a fixed tile agrees with float32, else float32. Sums,
             statistics and the result are float32. MRISR_PRECISION says what "auto" stands for. `info.engine` tells.
-        progress: a callback(stage, fraction), or True for a bar when stderr is a terminal.
+        progress: a callback(stage, fraction), or True for a bar when stderr is a terminal. A callback with an attribute
+            `frame` is also told every finished frame of a 4D scan: frame(index, voxels, affine).
         return_info: also return a `mrisr.infer.info.Info`.
 
     Returns:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 from mrisr.cli import many
@@ -160,10 +163,13 @@ def _one(args: argparse.Namespace, scan, options: dict, voice: Voice) -> int:
         source, series = scan.read()
         others, other_series = scan.read_others(series, force=args.join_force)
         use_threads(args.threads)
-        result, info = _upscale(args, source, others, options, voice)
+        with _frames(args, scan, source, outputs) as frames:
+            result, info = _upscale(args, source, others, options, voice, frames)
+            if frames is not None:
+                frames.finish()
         info.warnings[:0] = [note for one in (series, *other_series) if one for note in one.notes]
         info.warnings = [provenance.scrubbed(text, scan) for text in info.warnings]
-        if not scan.to_dicom:
+        if not scan.to_dicom and frames is None:
             words = provenance.description(info.model)
             nifti.write(result, outputs.stage("--output"), dtype=args.dtype, descrip=words)
         if args.std:
@@ -239,8 +245,32 @@ def _identity(args: argparse.Namespace, scan, options: dict, weights: str | None
     return provenance.identity(scan, weights, deciding, provenance.facts_of(scan))
 
 
-def _upscale(args: argparse.Namespace, source, others: list, options: dict, voice: Voice):
-    """(result, info), with the bar that belongs to it."""
+@dataclass
+class _Told:
+    """What a run tells: how far it is, and each frame of a 4D result."""
+
+    progress: Callable[[str, float], None]
+    frame: Callable | None
+
+    def __call__(self, stage: str, fraction: float) -> None:
+        self.progress(stage, fraction)
+
+
+def _frames(args: argparse.Namespace, scan, source, outputs: Outputs):
+    """What writes the frames of a 4D result while the next are computed, or a context of None: where they need each
+    other (int16 has one slope for all) or another format, or where a budget is stated: it holds one frame more."""
+    from mrisr.batch import provenance
+    from mrisr.io import nifti
+    from mrisr.io.frames import FrameWriter
+
+    apart = source.data.ndim == 4 and not scan.to_dicom and args.dtype == "float32" and args.memory is None
+    if not apart or nifti.ending_of(scan.target) in nifti.MGH_ENDINGS:
+        return nullcontext()
+    return FrameWriter(outputs.stage("--output"), source, provenance.description(args.model))
+
+
+def _upscale(args: argparse.Namespace, source, others: list, options: dict, voice: Voice, frames=None):
+    """(result, info), with the bar that belongs to it; `frames` gets each frame of a 4D result when it is done."""
     load("mrisr.api")
     import mrisr
     from mrisr.batch import per_scan
@@ -261,7 +291,7 @@ def _upscale(args: argparse.Namespace, source, others: list, options: dict, voic
             **{**options, "gradnl": gradnl},
             **running(args),
             model=args.model,
-            progress=progress,
+            progress=_Told(progress, None if frames is None else frames.add),
             return_info=True,
         )
         voice.detail(f"  all: {time.perf_counter() - start:.2f} s")

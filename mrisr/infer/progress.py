@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
+
 from mrisr.errors import UsageError
 
 Callback = Callable[[str, float], None]
@@ -15,7 +17,9 @@ Callback = Callable[[str, float], None]
 class Report:
     """Tells `callback(stage, fraction)` how far a run is, and adds up `seconds` per stage.
 
-    The callback runs in the caller's thread; an exception that it raises ends the run.
+    The callback runs in the caller's thread; an exception that it raises ends the run. Where it has an attribute
+    `frame`, that is called as frame(index, voxels [X, Y, Z], affine) for every frame of a 4D scan that is done, in
+    order: the result's own voxels, not to be written to.
     """
 
     def __init__(self, callback: Callback | None = None) -> None:
@@ -37,6 +41,11 @@ class Report:
     def tick(self, fraction: float) -> None:
         if self.callback is not None:
             self.callback(self._stage, min(1.0, max(0.0, float(fraction))))
+
+    def frame(self, index: int, image: np.ndarray, affine: np.ndarray) -> None:
+        deliver = getattr(self.callback, "frame", None)
+        if deliver is not None:
+            deliver(index, image, affine)
 
 
 @contextmanager

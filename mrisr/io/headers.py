@@ -40,13 +40,14 @@ def qform(header: Nifti1Header) -> np.ndarray | None:
         return None
 
 
-def nifti_header(volume: Volume) -> Nifti1Header:
-    """A single-file NIfTI header (NIfTI-2 where the source was) for float32 `volume`.
+def nifti_header(volume: Volume, shape: tuple[int, ...] | None = None) -> Nifti1Header:
+    """A single-file NIfTI header (NIfTI-2 where the source was) for float32 `volume`, or for voxels of `shape` there.
 
     From a NIfTI source: copied, both codes kept. From MGZ: sform and qform with code 1 (scanner). From
     anything else: code 2 (aligned). A qform that cannot hold a shear gets code 0, with a MrisrWarning.
     Raises OutputError when the shape does not fit the format.
     """
+    shape = volume.data.shape if shape is None else shape
     if isinstance(volume.header, Nifti1Header):
         header = _as_single_file(volume.header)
         _move(header, volume)
@@ -61,13 +62,11 @@ def nifti_header(volume: Volume) -> Nifti1Header:
         _set_qform(header, volume.affine, code, volume.name)
     try:
         pixdim = header["pixdim"].copy()
-        header.set_data_shape(volume.data.shape)  # would reset the spacing of axes not in use
+        header.set_data_shape(shape)  # would reset the spacing of axes not in use
         header["pixdim"] = pixdim
     except HeaderDataError as error:
-        raise OutputError(
-            f"{volume.name}: shape {volume.data.shape} does not fit NIfTI-1 ({because(error)})"
-        ) from error
-    if isinstance(volume.header, MGHHeader) and volume.data.ndim == 4:
+        raise OutputError(f"{volume.name}: shape {shape} does not fit NIfTI-1 ({because(error)})") from error
+    if isinstance(volume.header, MGHHeader) and len(shape) == 4:
         header["pixdim"][4] = volume.header["tr"]
     header.set_data_dtype(np.float32)
     header["scl_slope"], header["scl_inter"] = 1, 0

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import product
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, BinaryIO
 
 import nibabel as nib
 import numpy as np
@@ -33,7 +33,7 @@ from mrisr.io.atomic import check_target, replacing
 from mrisr.io.headers import affine_in_mm, mgh_header, nifti_header, qform
 from mrisr.volume import ACQUISITION_FACTS, Volume, check_dtype, check_shape
 
-__all__ = ["check_output", "ending_of", "from_image", "read", "sidecar_facts", "to_image", "write"]
+__all__ = ["check_output", "ending_of", "from_image", "read", "sidecar_facts", "to_image", "write", "write_start"]
 
 READ_ENDINGS = (".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz", ".mgh", ".mgz")
 WRITE_ENDINGS = (".nii", ".nii.gz", ".mgh", ".mgz")
@@ -115,9 +115,12 @@ def to_image(volume: Volume, kind: str | None = None) -> SpatialImage:
         kind = "mgh" if isinstance(volume.header, MGHHeader) else "nifti"
     if kind == "mgh":
         return MGHImage(volume.data, volume.affine, mgh_header(volume))
-    header = nifti_header(volume)
+    return _image(volume.data, nifti_header(volume))
+
+
+def _image(data: np.ndarray, header: Nifti1Header) -> Nifti1Image:
     cls = Nifti2Image if isinstance(header, Nifti2Header) else Nifti1Image
-    return cls(volume.data, header.get_best_affine(), header)
+    return cls(data, header.get_best_affine(), header)
 
 
 def check_output(path: str | os.PathLike, *, force: bool = False, dtype: str = "float32") -> str:
@@ -148,8 +151,7 @@ def write(
     ending = check_output(path, force=force, dtype=dtype)
     image = to_image(volume, "mgh" if ending in MGH_ENDINGS else "nifti")
     if ending not in MGH_ENDINGS:
-        if descrip is not None:
-            image.header["descrip"] = descrip.encode("ascii", "replace")[:79]
+        _describe(image.header, descrip)
         if dtype != "float32":
             image = _whole_numbers(image, volume.data, dtype)
     with replacing(path, force=force) as beside:
@@ -158,6 +160,22 @@ def write(
             return
         with beside.open("wb") as file, gzipped.writing(file) as packed:
             image.to_stream(packed)
+
+
+def write_start(stream: BinaryIO, frame: Volume, frames: int, descrip: str | None = None) -> None:
+    """What `write` writes before the voxels of a 4D NIfTI file of so many frames like this one, float32."""
+    shape = (*frame.data.shape, frames)
+    image = _image(np.broadcast_to(np.float32(0), shape), nifti_header(frame, shape))
+    _describe(image.header, descrip)
+    image.update_header()
+    image.header.set_slope_inter(1, 0)
+    image.header.write_to(stream)
+    stream.write(bytes(image.header.get_data_offset() - stream.tell()))
+
+
+def _describe(header: Nifti1Header, descrip: str | None) -> None:
+    if descrip is not None:
+        header["descrip"] = descrip.encode("ascii", "replace")[:79]
 
 
 def _whole_numbers(image: SpatialImage, data: np.ndarray, dtype: str) -> SpatialImage:
