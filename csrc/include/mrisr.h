@@ -118,6 +118,8 @@ typedef struct mrisr_open_options {
   void* log_user;
   int32_t skip_checksums; /* 1: do not compare the files with the sha256 in config.json */
   const char* cache;      /* folder in which the built-in engine keeps compiled networks, or NULL: nothing is written */
+  const char* onnxruntime; /* ONNX Runtime's shared library, for MRISR_RUNTIME_ONNX_*: a path, or NULL: libonnxruntime.so.1
+                              where the system's loader finds it. Loaded by the first mrisr_plan that asks for it */
 } mrisr_open_options;
 
 MRISR_API void mrisr_open_options_init(mrisr_open_options* options, size_t struct_size);
@@ -177,6 +179,14 @@ typedef enum mrisr_precision {
   MRISR_PRECISION_BFLOAT16 = 2 /* or an error */
 } mrisr_precision;
 
+/* Which of the library's own engines runs the network. None takes another's place. */
+typedef enum mrisr_runtime {
+  MRISR_RUNTIME_OPENVINO = 0, /* the built-in engine, on the CPU */
+  MRISR_RUNTIME_ONNX_CPU = 1, /* ONNX Runtime (1.18 or newer, mrisr_open_options.onnxruntime) and its providers */
+  MRISR_RUNTIME_ONNX_CUDA = 2,
+  MRISR_RUNTIME_ONNX_TENSORRT = 3 /* and CUDA for what TensorRT does not take */
+} mrisr_runtime;
+
 /* What stands beyond the centres of the first and the last slice, where nothing was measured. */
 typedef enum mrisr_ends {
   MRISR_ENDS_FADE = 0, /* plain interpolation, into which the network's answer fades */
@@ -199,13 +209,14 @@ typedef struct mrisr_plan_options {
   int32_t threads;     /* the calling one among them; 0: every core this process may use */
   int64_t tile[3];     /* voxels; 0: the whole head in one piece where the budget allows, else overlapping tiles */
   uint64_t memory;     /* budget in bytes, of the whole process; 0: 60 % of what is free, divided by MRISR_WORKERS */
-  const mrisr_engine_vtable* engine; /* NULL: the built-in one */
+  const mrisr_engine_vtable* engine; /* NULL: the one that `runtime` names */
   int32_t precision;    /* mrisr_precision, of the built-in engine */
   int32_t ends;        /* mrisr_ends */
   int32_t tile_fixed;  /* 1: every tile has exactly the size `tile` (which has to be stated), edges repeated beyond the
                           volume, so that whatever scan comes nothing is compiled that an earlier run has compiled */
   double denoise;      /* 0: what was measured stays, its noise included; 1: its noise is taken out; needs a model that has
                           learnt it, else MRISR_ERROR_ARGUMENT */
+  int32_t runtime;     /* mrisr_runtime, where `engine` is NULL */
 } mrisr_plan_options;
 
 MRISR_API void mrisr_plan_options_init(mrisr_plan_options* options, size_t struct_size);

@@ -172,6 +172,7 @@ MRISR_API mrisr_status mrisr_open(const char* bundle, const mrisr_open_options* 
     found->log_user = how.log_user;
     found->folder = bundle;
     found->cache = how.cache != nullptr ? how.cache : "";
+    found->onnxruntime = how.onnxruntime != nullptr ? how.onnxruntime : "";
     *model = new mrisr_model{std::move(found)};
   });
 }

@@ -90,7 +90,7 @@ class Denoiser {
     const std::chrono::duration<double> took = std::chrono::steady_clock::now() - began;
     char text[256];
     std::snprintf(text, sizeof text, "engine: %.100s compiled for tiles of %lld x %lld x %lld voxels in %.3f s",
-                  job_.engine_name.c_str(), static_cast<long long>(shown_[0]), static_cast<long long>(shown_[1]),
+                  job_.engine->name().c_str(), static_cast<long long>(shown_[0]), static_cast<long long>(shown_[1]),
                   static_cast<long long>(shown_[2]), took.count());
     job_.model->say(MRISR_LOG_INFO, text);
   }

@@ -13,6 +13,9 @@ class CallerEngine final : public Engine {
 
   ~CallerEngine() override { give_back(); }
 
+  std::string name() const override { return table_.name != nullptr ? table_.name : "the caller's engine"; }
+  Cost cost() const override { return {static_cast<double>(table_.fixed_bytes), table_.bytes_per_voxel}; }
+
   bool prepare(const Triple& size) override {
     if (size == size_) return false;
     size_ = {};
@@ -41,10 +44,9 @@ class CallerEngine final : public Engine {
   void check(int code, const char* what) const {
     if (code == 0) return;
     const char* text = table_.error_text != nullptr ? table_.error_text(table_.user) : nullptr;
-    MRISR_FAIL(MRISR_ERROR_ENGINE, (table_.name != nullptr ? table_.name : "the caller's engine")
-                                       << ": " << what << " returned " << code
-                                       << (text != nullptr && *text != '\0' ? ": " : "")
-                                       << (text != nullptr ? text : ""));
+    MRISR_FAIL(MRISR_ERROR_ENGINE, name() << ": " << what << " returned " << code
+                                          << (text != nullptr && *text != '\0' ? ": " : "")
+                                          << (text != nullptr ? text : ""));
   }
 
   void allocate(const Triple& size) {

@@ -25,12 +25,7 @@ auto guarded(const char* what, Call&& call) {
   } catch (const std::bad_alloc&) { throw; } catch (const Error&) {
     throw;
   } catch (const std::exception& error) {
-    std::string text = error.what();
-    if (text.size() > 600) text.resize(600);
-    // It may quote a damaged graph, and the caller expects text.
-    for (char& c : text)
-      if (static_cast<unsigned char>(c) - 0x20u > 0x5eu) c = c == '\n' ? ' ' : '?';
-    MRISR_FAIL(MRISR_ERROR_ENGINE, "openvino: cannot " << what << ": " << text);
+    MRISR_FAIL(MRISR_ERROR_ENGINE, "openvino: cannot " << what << ": " << plain_text(error.what()));
   }
 }
 
@@ -157,7 +152,14 @@ class OpenVinoEngine final : public Engine {
     if (leaves_) network_.leave(std::move(ready_));
   }
 
+  std::string name() const override { return builtin_engine(); }
   Precision precision() const override { return precision_; }
+
+  Cost cost() const override {
+    const Config& config = network_.config();
+    return {shared::kOpenVinoFixed + shared::kWeightCopies * sizeof(float) * static_cast<double>(config.parameters),
+            shared::kOpenVinoMaps * static_cast<double>(config.network.widths[0]) * sizeof(float) / 8};
+  }
 
   bool prepare(const Triple& size) override {
     for (auto it = ready_.begin(); it != ready_.end(); ++it)

@@ -20,6 +20,14 @@ class Error : public std::exception {
   std::string text_;
 };
 
+// Another library's text for one of ours: it may be long, and quote a damaged file.
+inline std::string plain_text(std::string text) {
+  if (text.size() > 600) text.resize(600);
+  for (char& c : text)
+    if (static_cast<unsigned char>(c) - 0x20u > 0x5eu) c = c == '\n' ? ' ' : '?';
+  return text;
+}
+
 }  // namespace mrisr::runtime
 
 // MRISR_FAIL(MRISR_ERROR_ARGUMENT, "steps: expected at least 1, found " << steps);

@@ -1,6 +1,7 @@
 // A model, and a job on it: everything that mrisr_plan decides, and what mrisr_run works in.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <memory>
 #include <mutex>
@@ -18,7 +19,7 @@ namespace mrisr::runtime {
 
 struct Model {
   Config config;
-  std::string folder, cache;
+  std::string folder, cache, onnxruntime;
   mrisr_log_callback log = nullptr;
   void* log_user = nullptr;
 
@@ -27,16 +28,20 @@ struct Model {
     if (log != nullptr) log(log_user, level, text);
   }
 
-  // The built-in engine's graph, read when a job first wants it: who brings an engine never loads it. Null without one.
-  std::shared_ptr<const Network> network() const {
+  // The graph in one of the library's own engines, read when a job first wants it: who brings an engine never loads it.
+  // Null where it is not built in.
+  std::shared_ptr<const Network> network(mrisr_runtime runtime) const {
     const std::lock_guard<std::mutex> hold(lock_);
-    if (network_ == nullptr) network_ = load_network(folder, config, cache);
-    return network_;
+    std::shared_ptr<const Network>& known = networks_[runtime];
+    if (known == nullptr)
+      known = runtime == MRISR_RUNTIME_OPENVINO ? load_network(folder, config, cache)
+                                                : load_onnxruntime(folder, config, {runtime, onnxruntime, cache});
+    return known;
   }
 
  private:
   mutable std::mutex lock_;
-  mutable std::shared_ptr<const Network> network_;
+  mutable std::array<std::shared_ptr<const Network>, MRISR_RUNTIME_ONNX_TENSORRT + 1> networks_;
 };
 
 struct Job {
@@ -66,7 +71,6 @@ struct Job {
   std::size_t workspace = 0;
   std::unique_ptr<Workers> workers;
   std::unique_ptr<Engine> engine;
-  std::string engine_name;
   double engine_seconds = 0;  // that it took to make
   Precision precision;
   std::atomic<bool> busy{false};

@@ -160,19 +160,22 @@ void plan_engine(Job& job, const mrisr_plan_options& options) {
                                                                               << config.network.multiple);
   const auto precision = static_cast<mrisr_precision>(
       within("precision", options.precision, MRISR_PRECISION_AUTO, MRISR_PRECISION_BFLOAT16));
+  const auto runtime = static_cast<mrisr_runtime>(
+      within("runtime", options.runtime, MRISR_RUNTIME_OPENVINO, MRISR_RUNTIME_ONNX_TENSORRT));
   const auto began = std::chrono::steady_clock::now();
-  job.engine_name =
-      options.engine == nullptr ? builtin_engine() != nullptr ? builtin_engine() : "" : "the caller's engine";
   if (options.engine != nullptr) {
-    if (options.engine->name != nullptr) job.engine_name = options.engine->name;
+    if (runtime != MRISR_RUNTIME_OPENVINO)
+      MRISR_FAIL(MRISR_ERROR_ARGUMENT, "runtime: is of the library's own engines; leave it at 0, or give no engine");
     if (precision == MRISR_PRECISION_BFLOAT16)
       MRISR_FAIL(MRISR_ERROR_ARGUMENT,
                  "precision: is that of the built-in engine; the engine given computes in what it was made for");
     job.engine = caller_engine(*options.engine, config);
-  } else if (const auto network = job.model->network()) {
+  } else if (const auto network = job.model->network(runtime)) {
     job.engine = network->engine(job.threads, precision);
   } else {
-    MRISR_FAIL(MRISR_ERROR_ENGINE, "engine: this library was built without OpenVINO; give mrisr_plan_options.engine");
+    MRISR_FAIL(MRISR_ERROR_ENGINE, "engine: this library was built without "
+                                       << (runtime == MRISR_RUNTIME_OPENVINO ? "OpenVINO" : "ONNX Runtime")
+                                       << "; give mrisr_plan_options.engine, or another runtime");
   }
   job.engine_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
 }
@@ -202,14 +205,10 @@ void plan_tile(Job& job, const mrisr_plan_options& options) {
 void plan_memory(Job& job, const mrisr_plan_options& options) {
   const Config& config = job.model->config;
   const Triple& fine = job.target.shape;
-  const auto width = static_cast<double>(config.network.widths[0]);
-  const bool own = options.engine != nullptr;
+  const Cost engine = job.engine->cost();
   job.need.held = static_cast<double>(resident_bytes());
-  job.need.fixed =
-      own ? static_cast<double>(options.engine->fixed_bytes)
-          : shared::kOpenVinoFixed + shared::kWeightCopies * sizeof(float) * static_cast<double>(config.parameters);
-  job.need.per_voxel =
-      shared::kPieceBytes + (own ? options.engine->bytes_per_voxel : shared::kOpenVinoMaps * width * sizeof(float) / 8);
+  job.need.fixed = engine.fixed;
+  job.need.per_voxel = shared::kPieceBytes + engine.per_voxel;
   job.need.volumes = volume_bytes(product(job.source.shape), product(fine), {job.steps, job.samples, job.corrects()});
   job.budget = options.memory != 0 ? options.memory : default_budget();
   job.most_voxels = job.need.tile_voxels(job.budget);
@@ -239,7 +238,7 @@ void tell(const Job& job) {
   };
   std::ostringstream text;
   text.precision(3);
-  text << "plan: " << grid(job.source) << " to " << grid(job.target) << "; engine " << job.engine_name;
+  text << "plan: " << grid(job.source) << " to " << grid(job.target) << "; engine " << job.engine->name();
   if (job.precision.value != MRISR_PRECISION_AUTO)
     text << " in " << (job.precision.value == MRISR_PRECISION_BFLOAT16 ? "bfloat16" : "float32") << " ("
          << job.precision.why << ")";

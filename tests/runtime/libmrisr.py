@@ -66,6 +66,7 @@ class OpenOptions(c.Structure):
         ("log_user", c.c_void_p),
         ("skip_checksums", c.c_int32),
         ("cache", c.c_char_p),
+        ("onnxruntime", c.c_char_p),
     ]
 
 
@@ -101,6 +102,7 @@ class PlanOptions(c.Structure):
         ("ends", c.c_int32),
         ("tile_fixed", c.c_int32),
         ("denoise", c.c_double),
+        ("runtime", c.c_int32),
     ]
 
 

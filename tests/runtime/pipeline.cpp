@@ -252,6 +252,8 @@ void test_plan_errors(const Bench& bench) {
   argument("denoise: expected a number from 0 to 1, found 1.5", [](How& how, Engine&) { how.denoise = 1.5; });
   argument("denoise: expected a number from 0 to 1", [&](How& how, Engine&) { how.denoise = nan; });
   argument("tile_fixed: needs a tile", [](How& how, Engine&) { how.tile_fixed = 1; });
+  argument("runtime: expected 0 to 3, found 4", [](How& how, Engine&) { how.runtime = 4; });
+  argument("runtime: is of the library's own engines", [](How& how, Engine&) { how.runtime = MRISR_RUNTIME_ONNX_CPU; });
   argument("engine.run: is NULL", [](How&, Engine& engine) { engine.run = nullptr; });
   argument("engine.memory: expected a mrisr_memory_kind", [](How&, Engine& engine) { engine.memory = 2; });
   argument("engine.bytes_per_voxel: expected 0 to 1e9", [&](How&, Engine& engine) { engine.bytes_per_voxel = nan; });
