@@ -32,16 +32,16 @@ def switch(name: str) -> str:
 
 
 def find_compiler() -> str | None:
-    named = os.environ.get("CXX")
-    candidates = [named.split()[0]] if named else ["c++", "g++", "clang++"]
-    return next((found for name in candidates if (found := shutil.which(name))), None)
+    choice = os.environ.get("CXX")
+    candidates = [choice.split()[0]] if choice else ["c++", "g++", "clang++"]
+    return next((path for name in candidates if (path := shutil.which(name))), None)
 
 
 def find_nvcc() -> str | None:
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     candidates = [str(Path(home) / "bin" / "nvcc")] if home else []
     candidates += ["nvcc", "/usr/local/cuda/bin/nvcc"]
-    return next((found for name in candidates if (found := shutil.which(name))), None)
+    return next((path for name in candidates if (path := shutil.which(name))), None)
 
 
 def native_refusal() -> str | None:
@@ -66,9 +66,9 @@ def cuda_refusal() -> str | None:
 
 def cuda_archs(nvcc: str) -> list[str]:
     """The wanted architectures that this nvcc knows; an older one lacks the newest."""
-    wanted = os.environ.get("MRISR_CUDA_ARCHS", " ".join(CUDA_ARCHS)).replace(",", " ").split()
+    archs = os.environ.get("MRISR_CUDA_ARCHS", " ".join(CUDA_ARCHS)).replace(",", " ").split()
     listed = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout.split()
-    return [arch for arch in wanted if f"sm_{arch.rstrip('abcdef')}" in listed]
+    return [arch for arch in archs if f"sm_{arch.rstrip('abcdef')}" in listed]
 
 
 def write_build_info(directory: Path, info: dict[str, object]) -> None:
@@ -80,7 +80,7 @@ def write_build_info(directory: Path, info: dict[str, object]) -> None:
     os.replace(beside, directory / "_build_info.py")
 
 
-def refused(reason: str) -> dict[str, object]:
+def refusal(reason: str) -> dict[str, object]:
     return {"NATIVE": False, "NATIVE_REASON": reason, "CUDA": False, "CUDA_REASON": reason, "COMPILER": None}
 
 
@@ -92,7 +92,7 @@ class BuildPython(build_py):
         reason = native_refusal()
         if reason is not None:
             target = ROOT / "mrisr" if self.editable_mode else Path(self.build_lib) / "mrisr"
-            write_build_info(target, refused(reason))
+            write_build_info(target, refusal(reason))
             if self.editable_mode:
                 # An extension of an earlier build must not stay in use behind a record that denies it.
                 for stale in target.glob("_native*.so"):
@@ -131,7 +131,7 @@ class BuildNative(build_ext):
             if switch("MRISR_NATIVE") == "1" or switch("MRISR_CUDA") == "1":
                 raise
             print(f"mrisr: the native build failed ({error}); installing pure Python", file=sys.stderr)
-            info = refused(f"the native build failed: {error}")
+            info = refusal(f"the native build failed: {error}")
         for directory in {output.parent, ROOT / "mrisr"} if self.inplace_wanted else {output.parent}:
             write_build_info(directory, info)
 
@@ -166,12 +166,12 @@ class BuildNative(build_ext):
         defines = [f"-D{key}={value}" for key, value in options.items()]
         subprocess.run([cmake, "-S", str(ROOT), "-B", str(tree), "-G", "Ninja", *defines], check=True)
         subprocess.run([cmake, "--build", str(tree), "--target", "_native"], check=True)
-        built = next(iter(tree.glob("_native*.so")), None)
-        if built is None:
+        library = next(iter(tree.glob("_native*.so")), None)
+        if library is None:
             raise RuntimeError(f"CMake finished but left no _native*.so in {tree}")
         output.parent.mkdir(parents=True, exist_ok=True)
         beside = output.with_name(f"{output.name}.{os.getpid()}")
-        shutil.copy2(built, beside)
+        shutil.copy2(library, beside)
         os.replace(beside, output)  # a process that has the old module mapped keeps it
         return archs
 
@@ -179,10 +179,10 @@ class BuildNative(build_ext):
 def build_tool(name: str) -> str:
     """The tool of the build environment first: its version is the one that pyproject.toml asks for."""
     beside = Path(sys.executable).with_name(name)
-    found = str(beside) if beside.exists() else shutil.which(name)
-    if not found:
+    path = str(beside) if beside.exists() else shutil.which(name)
+    if not path:
         raise RuntimeError(f"{name} not found; install it with pip, or build with isolation")
-    return found
+    return path
 
 
 def extensions() -> list[Extension]:

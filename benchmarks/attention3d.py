@@ -63,8 +63,8 @@ def _row(device, dtype, head_dim, window, grid, limit, mine: str, failures: list
             with torch.no_grad():
                 return family.attention3d(qkv, heads, window=window, backend=name)
 
-        got = call()[..., :head_dim].double().cpu()
-        error = float((got - expected).abs().max() / expected.abs().max())
+        answer = call()[..., :head_dim].double().cpu()
+        error = float((answer - expected).abs().max() / expected.abs().max())
         if not error <= limit:
             failures.append(f"attention3d {name} {dtype} d={head_dim} window={window} {grid}: off by {error:.1e}")
             return None
@@ -86,8 +86,8 @@ def tabulated(source: str, rows: list[dict]) -> str:
     old, tail = rest.split(END)
     table = ast.literal_eval(old.split("=", 1)[1].strip())
     devices = {row["device"] for row in rows}
-    kept = [row for row in table if row[0] not in devices]
-    lines = [f"    {row!r},\n" for row in (*kept, *(tuple(row[name] for name in COLUMNS) for row in rows))]
+    others = [row for row in table if row[0] not in devices]
+    lines = [f"    {row!r},\n" for row in (*others, *(tuple(row[name] for name in COLUMNS) for row in rows))]
     body = "(\n" + "".join(lines).replace("'", '"') + ")" if lines else "()"
     return f"{head}{BEGIN}\nROWS: tuple[Row, ...] = {body}\n{END}{tail}"
 
@@ -99,9 +99,9 @@ def main() -> int:
     parser.add_argument("--take", type=Path, metavar="FILE", help="a gpu_day.json")
     args = parser.parse_args()
     if args.take:
-        found = json.loads(args.take.read_text())["attention"]
-        (args.results / "attention3d.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-        TABLE.write_text(tabulated(TABLE.read_text(encoding="utf-8"), found["rows"]), encoding="utf-8")
+        of_file = json.loads(args.take.read_text())["attention"]
+        (args.results / "attention3d.json").write_text(json.dumps(of_file, indent=2) + "\n", encoding="utf-8")
+        TABLE.write_text(tabulated(TABLE.read_text(encoding="utf-8"), of_file["rows"]), encoding="utf-8")
         return 0
     content = measure("cpu" if args.quick else "cuda", args.quick)
     print("\n".join([*content["table"], *content["failures"]]))

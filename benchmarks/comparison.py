@@ -47,12 +47,12 @@ def verdicts(summary: list[dict]) -> list[dict]:
     rows = {entry["method"]: entry["mean"] for entry in summary}
     worst = {entry["method"]: entry["worst"] for entry in summary}
     teacher = next((name for name in rows if name.startswith("teacher-") and name != "teacher-mean"), None)
-    asked = []
+    questions = []
 
     def ask(question: str, needed: tuple[str | None, ...], answer) -> None:
         if all(name in rows for name in needed):
-            met, figures = answer(*(rows[name] for name in needed))
-            asked.append({"question": question, "met": bool(met), "figures": figures})
+            holds, figures = answer(*(rows[name] for name in needed))
+            questions.append({"question": question, "met": bool(holds), "figures": figures})
 
     ask(
         "mean: at least 1.0 dB over cubic, and every case gains",
@@ -101,7 +101,7 @@ def verdicts(summary: list[dict]) -> list[dict]:
             f"FSC beyond {e['fsc_beyond'] - m['fsc_beyond']:+.3f}, {e['seconds'] / m['seconds']:.1f}x the time",
         ),
     )
-    return asked
+    return questions
 
 
 def render(report: dict) -> str:
@@ -136,13 +136,13 @@ def picture_writer(folder: Path):
         if trial.case.name not in PICTURED:
             return
         psnr = {row.method: row.psnr for row in rows}
-        shown = {label: name for label, name in (("cubic", "cubic"), ("student", "mean"), ("teacher", "teacher-mean"))}
-        shown = {label: name for label, name in shown.items() if name in images}
+        labels = {label: name for label, name in (("cubic", "cubic"), ("student", "mean"), ("teacher", "teacher-mean"))}
+        labels = {label: name for label, name in labels.items() if name in images}
         save_comparison(
             folder / f"{trial.subject}_{trial.case.name}.png",
             trial,
-            {label: images[name] for label, name in shown.items()},
-            {label: psnr[name] for label, name in shown.items()},
+            {label: images[name] for label, name in labels.items()},
+            {label: psnr[name] for label, name in labels.items()},
             errors=["student"],
             levels=32,
             force=True,
@@ -200,14 +200,14 @@ def main() -> int:
 
 def command(args: argparse.Namespace) -> str:
     """What to type to repeat it; folders are left out, for they are another's."""
-    said = ["python benchmarks/comparison.py --data SCANS", f"--model {Path(args.model).name}"]
-    said += [f"--l1 {Path(args.l1).name}"] if args.l1 else []
+    words = ["python benchmarks/comparison.py --data SCANS", f"--model {Path(args.model).name}"]
+    words += [f"--l1 {Path(args.l1).name}"] if args.l1 else []
     earlier = [f"{name}={Path(path).name}" for name, _, path in (item.partition("=") for item in args.earlier)]
-    said += [f"--earlier {' '.join(earlier)}"] if earlier else []
-    said += [f"--teacher {Path(args.teacher).name} --teacher-steps {args.teacher_steps}"] if args.teacher else []
-    said += [] if args.cases == list(PROTOCOL) else [f"--cases {' '.join(args.cases)}"]
-    said += [] if tuple(args.held_out) == HELD_OUT else [f"--held-out {' '.join(args.held_out)}"]
-    return " ".join([*said, f"--crop {args.crop}"])
+    words += [f"--earlier {' '.join(earlier)}"] if earlier else []
+    words += [f"--teacher {Path(args.teacher).name} --teacher-steps {args.teacher_steps}"] if args.teacher else []
+    words += [] if args.cases == list(PROTOCOL) else [f"--cases {' '.join(args.cases)}"]
+    words += [] if tuple(args.held_out) == HELD_OUT else [f"--held-out {' '.join(args.held_out)}"]
+    return " ".join([*words, f"--crop {args.crop}"])
 
 
 if __name__ == "__main__":

@@ -85,16 +85,16 @@ class Ceilings:
 
 def error_of(contest: Contest, out: torch.Tensor) -> float:
     """Largest |out - expected| / max |expected|; infinite where shapes, or the places of NaN or infinities, differ."""
-    got, expected = contest.inside(out.detach()).double().cpu(), contest.inside(contest.expected)
-    if got.shape != expected.shape:
+    answer, expected = contest.inside(out.detach()).double().cpu(), contest.inside(contest.expected)
+    if answer.shape != expected.shape:
         return float("inf")
     finite = expected.isfinite()
-    same = (got == expected) | (got.isnan() & expected.isnan())
-    if not torch.equal(got.isfinite(), finite) or not bool(same[~finite].all()):
+    same = (answer == expected) | (answer.isnan() & expected.isnan())
+    if not torch.equal(answer.isfinite(), finite) or not bool(same[~finite].all()):
         return float("inf")
     if not bool(finite.any()):
         return 0.0
-    return float((got - expected)[finite].abs().max() / expected[finite].abs().max().clamp(min=1e-30))
+    return float((answer - expected)[finite].abs().max() / expected[finite].abs().max().clamp(min=1e-30))
 
 
 def hold(contest: Contest, device: str, ceilings: Ceilings, budget: float = 0.5) -> dict:

@@ -69,11 +69,11 @@ def run(case: Case, data: Path, scratch: Path) -> dict:
         start = time.perf_counter()
         result, info = mrisr.upscale(series.volume(), voxel_size=case.size, return_info=True)
         seconds = time.perf_counter() - start
-        written = dicom.write_series(result, series, info, scratch / "derived")
-        again = dicom.find(written.folder)
+        output = dicom.write_series(result, series, info, scratch / "derived")
+        again = dicom.find(output.folder)
     nib.save(nib.Nifti1Image(result.data, result.affine), scratch / "ours.nii")
-    converted = _dcm2niix(written.folder, scratch / "converted")
-    found = {
+    converted = _dcm2niix(output.folder, scratch / "converted")
+    result_row = {
         "series": case.name,
         "archive": case.archive,
         "source": list(series.shape),
@@ -81,18 +81,18 @@ def run(case: Case, data: Path, scratch: Path) -> dict:
         "voxel_size": list(case.size),
         "model": info.model,
         "seconds": round(seconds, 1),
-        "files": len(written.files),
-        "clipped": written.clipped,
-        "slope": written.slope,
+        "files": len(output.files),
+        "clipped": output.clipped,
+        "slope": output.slope,
         "originals_unchanged": before == _hashes(source),
-        **_validated(written.files),
+        **_validated(output.files),
         **_geometry(series, result, converted),
-        **_voxels(nib.load(scratch / "ours.nii"), converted, written.slope, written.clipped),
-        **_reread(result, again, written),
-        **_references(series, written),
+        **_voxels(nib.load(scratch / "ours.nii"), converted, output.slope, output.clipped),
+        **_reread(result, again, output),
+        **_references(series, output),
     }
-    found["passed"] = all(passes(found).values())
-    return found
+    result_row["passed"] = all(passes(result_row).values())
+    return result_row
 
 
 def passes(row: dict) -> dict[str, bool]:
@@ -118,10 +118,10 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 def _program(name: str) -> str:
     beside = Path(sys.executable).with_name(name)
-    found = str(beside) if beside.exists() else shutil.which(name)
-    if found is None:
+    path = str(beside) if beside.exists() else shutil.which(name)
+    if path is None:
         raise SystemExit(f"benchmarks/dicom.py: {name} is not installed (pip install -e '.[dev]')")
-    return found
+    return path
 
 
 def _validated(files) -> dict:
@@ -134,9 +134,9 @@ def _validated(files) -> dict:
 def _dcm2niix(folder: Path, out: Path) -> nib.Nifti1Image:
     out.mkdir()
     words = [_program("dcm2niix"), "-f", "out", "-b", "n", "-z", "n", "-o", str(out), str(folder)]
-    done = subprocess.run(words, capture_output=True, text=True)
+    process = subprocess.run(words, capture_output=True, text=True)
     if not (out / "out.nii").is_file():
-        raise SystemExit(f"dcm2niix: {done.stdout}")
+        raise SystemExit(f"dcm2niix: {process.stdout}")
     return nib.load(out / "out.nii")
 
 
@@ -179,27 +179,27 @@ def _voxels(ours, converted, slope: float, clipped: int) -> dict:
     return {"voxels_off": float(np.abs(converted.get_fdata() - there).max() / slope)}
 
 
-def _reread(result, again, written) -> dict:
-    expected = np.rint(result.data.astype(np.float64) / written.slope)
-    expected = expected.clip(0, None) if written.clipped else expected
-    values = np.abs(again.volume().data - expected * written.slope).max() <= 1e-6 * np.abs(result.data).max()
+def _reread(result, again, output) -> dict:
+    expected = np.rint(result.data.astype(np.float64) / output.slope)
+    expected = expected.clip(0, None) if output.clipped else expected
+    values = np.abs(again.volume().data - expected * output.slope).max() <= 1e-6 * np.abs(result.data).max()
     same = again.shape == result.data.shape and np.allclose(again.affine, result.affine, atol=1e-6)
     return {"reread_equal": bool(values and same)}
 
 
-def _references(series, written) -> dict:
+def _references(series, output) -> dict:
     import pydicom
 
-    held = {(f.sop_instance, f.number if f.multi_frame else None) for f in series.frames}
-    lost, private, uids = 0, 0, set()
-    for path in written.files:
+    sources = {(f.sop_instance, f.number if f.multi_frame else None) for f in series.frames}
+    strays, private, uids = 0, 0, set()
+    for path in output.files:
         dataset = pydicom.dcmread(path, stop_before_pixels=True)
         uids.add(dataset.SOPInstanceUID)
         private += sum(e.tag.is_private for e in dataset.iterall())
         for item in dataset.SourceImageSequence:
             number = int(item.ReferencedFrameNumber) if "ReferencedFrameNumber" in item else None
-            lost += (item.ReferencedSOPInstanceUID, number) not in held
-    return {"references_lost": lost, "private": private, "uids": len(uids)}
+            strays += (item.ReferencedSOPInstanceUID, number) not in sources
+    return {"references_lost": strays, "private": private, "uids": len(uids)}
 
 
 def text(content: dict) -> str:

@@ -43,19 +43,19 @@ def run(
     Raises RuntimeError where a part fails, or where our output and the rival's differ.
     """
     content = {"job": f"{' x '.join(map(str, cases.REFERENCE_SHAPE))} at 1 mm to {cases.REFERENCE_TARGET} mm"}
-    earlier, stamp = record.kept("end_to_end", folder)
+    earlier, stamp = record.previous("end_to_end", folder)
     content["inputs"] = {}
     for kind in inputs:
         rows = _both(lambda precision, kind=kind: _apart("ours", kind, threads, model, repeats, precision))
         content["inputs"] |= {f"{kind}, {precision}": row for precision, row in rows.items()}
     if rivals:
         rows = _both(lambda precision: _apart("rivals", inputs[0], threads, model, repeats, precision))
-        found = content["rivals"] = rows["float32"]
+        of_rivals = content["rivals"] = rows["float32"]
         if "bfloat16" in rows:
-            found["bfloat16"] = rows["bfloat16"]
+            of_rivals["bfloat16"] = rows["bfloat16"]
         slowest = max(r["stages_s"]["network"] for r in content["inputs"].values() if r["precision"] == "float32")
-        found["job_times_faster_than"] = {n: round(s / slowest, 2) for n, s in found["whole_grid_s"].items()}
-        found["paper_released_sampler"] = others.paper(_target())
+        of_rivals["job_times_faster_than"] = {n: round(s / slowest, 2) for n, s in of_rivals["whole_grid_s"].items()}
+        of_rivals["paper_released_sampler"] = others.paper(_target())
     elif "rivals" in earlier:
         content["rivals"] = {"measured": stamp, **earlier["rivals"]}
     for name, row in earlier.get("inputs", {}).items():
@@ -80,9 +80,9 @@ def _apart(part: str, kind: str, threads: int | None, model: str, repeats: int, 
         words = [sys.executable, __file__, "--part", part, "--input", kind, "--model", model]
         words += ["--repeats", str(repeats), "--answer", str(answer), "--precision", precision]
         words += ["--threads", str(threads)] if threads else []
-        ended = subprocess.run(words, check=False)
-        if ended.returncode or not answer.exists():
-            raise RuntimeError(f"end_to_end: part {part} on {kind} ended with {ended.returncode}")
+        process = subprocess.run(words, check=False)
+        if process.returncode or not answer.exists():
+            raise RuntimeError(f"end_to_end: part {part} on {kind} ended with {process.returncode}")
         return json.loads(answer.read_text())
 
 
@@ -107,15 +107,15 @@ def ours(kind: str, threads: int | None, model: str, repeats: int, precision: st
     import mrisr
     from mrisr.infer.memory import peak_resident
 
-    scan, loaded = cases.reference_scan(kind), load(model)
+    scan, student = cases.reference_scan(kind), load(model)
     seconds, stages = [], []
     for _ in range(1 + repeats):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         _, info = mrisr.upscale(
-            scan, input_voxel_size=1.0, voxel_size=cases.REFERENCE_TARGET, model=loaded, threads=threads,
+            scan, input_voxel_size=1.0, voxel_size=cases.REFERENCE_TARGET, model=student, threads=threads,
             device="cpu", precision=precision, return_info=True,
         )  # fmt: skip
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(time.perf_counter() - start)
         stages.append(info.seconds)
     voxels = info.tiles.computed * int(np.prod(info.tiles.size))
     network = min(s["network"] for s in stages[1:] or stages)
@@ -152,19 +152,19 @@ def rivals(kind: str, threads: int | None, model: str, repeats: int, precision: 
     x = torch.zeros(1, 1, *shape)
     y, vector = torch.randn(1, 1, *shape, generator=generator), torch.randn(1, VECTOR_DIM, generator=generator)
     guidance = torch.zeros(1, 8, *(n // 8 for n in shape))
-    given = (x, y, vector, guidance)
-    chosen = {name: engines.choose(name, "cpu", net, threads, precision=precision) for name in ("openvino", "torch")}
-    made = {name: engines.make(choice, net) for name, choice in chosen.items()}
-    half = made["openvino"].precision != "float32"
-    ours = {name: engine.prepare(shape) for name, engine in made.items()}
-    results = {name: _timed(network, given, repeats) for name, network in ours.items()}
+    inputs = (x, y, vector, guidance)
+    choices = {name: engines.choose(name, "cpu", net, threads, precision=precision) for name in ("openvino", "torch")}
+    engines_made = {name: engines.make(choice, net) for name, choice in choices.items()}
+    half = engines_made["openvino"].precision != "float32"
+    ours = {name: engine.prepare(shape) for name, engine in engines_made.items()}
+    results = {name: _timed(network, inputs, repeats) for name, network in ours.items()}
     windows, whole = {}, {}
     with others.plain_operators():
         for name, layout in _layouts().items():
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
-                results[name] = _timed(net.to(memory_format=layout), given, repeats)
+                results[name] = _timed(net.to(memory_format=layout), inputs, repeats)
         with torch.inference_mode():
-            exact = net(*given)
+            exact = net(*inputs)
         if not half:
             windows = others.monai(net, vector, _target())
             whole = _eager_on_the_whole_grid(net, vector)
@@ -178,7 +178,7 @@ def rivals(kind: str, threads: int | None, model: str, repeats: int, precision: 
             )
     seconds = {name: s for name, (s, _) in results.items()}
     return {
-        "precision": made["openvino"].precision,
+        "precision": engines_made["openvino"].precision,
         "shape": shape,
         "ns_per_voxel": {name: round(s / np.prod(shape) * 1e9, 1) for name, s in seconds.items()},
         "ours_times_faster_than": {n: round(seconds[n] / seconds["openvino"], 2) for n in seconds if n not in ours},
@@ -210,21 +210,21 @@ def _eager_on_the_whole_grid(net, vector) -> dict[str, float]:
     seconds = {}
     with torch.inference_mode():
         for name, layout in _layouts().items():
-            given = (torch.zeros_like(y), y, vector, guidance)
-            seconds[name] = round(_timed(net.to(memory_format=layout), given, 1)[0], 2)
+            inputs = (torch.zeros_like(y), y, vector, guidance)
+            seconds[name] = round(_timed(net.to(memory_format=layout), inputs, 1)[0], 2)
     return seconds
 
 
-def _timed(network, given, repeats: int):
+def _timed(network, inputs, repeats: int):
     """(best seconds after one call to warm up, the output)."""
     import torch
 
     with torch.inference_mode():
-        output, best = network(*given).clone(), np.inf
+        output, best = network(*inputs).clone(), np.inf
         for _ in range(repeats):
-            begun = time.perf_counter()
-            network(*given)
-            best = min(best, time.perf_counter() - begun)
+            start = time.perf_counter()
+            network(*inputs)
+            best = min(best, time.perf_counter() - start)
     return best, output
 
 

@@ -51,7 +51,7 @@ TARGETS = {"reference": cases.REFERENCE_TARGET, "fine": 0.35}
 
 def run(parts=("reference",), threads: int | None = None, repeats: int = 1, folder: Path = record.UNRECORDED) -> dict:
     """Measure the parts, write `exact_tiling.json` into `folder` (parts that it holds already are kept)."""
-    earlier, stamp = record.kept("exact_tiling", folder)
+    earlier, stamp = record.previous("exact_tiling", folder)
     content = {"parts": {p: [{"measured": stamp, **row} for row in r] for p, r in earlier.get("parts", {}).items()}}
     for part in parts:
         with tempfile.TemporaryDirectory() as scratch:
@@ -66,9 +66,9 @@ def run(parts=("reference",), threads: int | None = None, repeats: int = 1, fold
 def _row(part: str, name: str, threads: int | None, repeats: int, scratch: Path) -> dict:
     words = [sys.executable, __file__, "--part", part, "--row", name, "--scratch", str(scratch)]
     words += ["--repeats", str(repeats)] + (["--threads", str(threads)] if threads else [])
-    ended = subprocess.run(words, check=False)
-    if ended.returncode:
-        raise RuntimeError(f"exact_tiling: {part}, {name} ended with {ended.returncode}")
+    process = subprocess.run(words, check=False)
+    if process.returncode:
+        raise RuntimeError(f"exact_tiling: {part}, {name} ended with {process.returncode}")
     row = json.loads((scratch / "row.json").read_text())
     print(json.dumps(row), flush=True)
     return row
@@ -86,12 +86,12 @@ def measure(part: str, name: str, threads: int | None, repeats: int, scratch: Pa
         engine.TorchEngine.prepare = _module_forward
     scan, seconds, network = cases.reference_scan("mni"), [], []
     for _ in range(repeats):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         out, info = mrisr.upscale(
             scan, input_voxel_size=1.0, voxel_size=TARGETS[part], threads=threads, device="cpu", return_info=True,
             precision="float32", **options,
         )  # fmt: skip
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(time.perf_counter() - start)
         network.append(info.seconds["network"])
     peak = peak_resident()
     first = scratch / "first.npy"

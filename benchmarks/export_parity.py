@@ -40,14 +40,14 @@ def run(model: str = "base", threads: int = 1, library: Path | None = None, fold
     from mrisr.weights import registry
 
     torch.set_num_threads(threads)
-    loaded = registry.load(model)
+    student = registry.load(model)
     with tempfile.TemporaryDirectory() as scratch:
-        made = export_bundle(loaded, Path(scratch) / "bundle", form="openvino", precisions=PRECISIONS)
-        network = _network(loaded.denoiser.net, made)
-        scans = _scans(made.folder, model, threads, library)
+        exported = export_bundle(student, Path(scratch) / "bundle", form="openvino", precisions=PRECISIONS)
+        network = _network(student.denoiser.net, exported)
+        scans = _scans(exported.folder, model, threads, library)
         content = {
-            "model": {"name": model, "sha256": loaded.sha256, "opset": made.config["opset"]},
-            "bytes": {name: entry["bytes"] for name, entry in made.config["files"].items()},
+            "model": {"name": model, "sha256": student.sha256, "opset": exported.config["opset"]},
+            "bytes": {name: entry["bytes"] for name, entry in exported.config["files"].items()},
             "limits": {**TOLERANCE, "scan": SCAN_LIMIT},
             "network": network,
             "scans": scans,
@@ -61,32 +61,32 @@ def run(model: str = "base", threads: int = 1, library: Path | None = None, fold
     return content
 
 
-def _network(net, made) -> list[dict]:
+def _network(net, exported) -> list[dict]:
     import torch
 
     from mrisr.export import onnx as graphs
     from mrisr.export.build import runtimes
 
     rows = []
-    for entry in made.config["graphs"]:
-        found = runtimes(made.file(entry["file"]), entry["precision"])
+    for entry in exported.config["graphs"]:
+        programs = runtimes(exported.file(entry["file"]), entry["precision"])
         if entry["format"] == "onnx" and entry["precision"] != "float32":
-            found["rounded"] = _rounded(made.file(entry["file"]))
+            programs["rounded"] = _rounded(exported.file(entry["file"]))
         for shape in SHAPES:
-            given = graphs.example(shape, seed=5)
+            inputs = graphs.example(shape, seed=5)
             with torch.inference_mode():
-                expected = net(*given).numpy()
-            feed = dict(zip(graphs.INPUTS, (t.numpy() for t in given)))
-            for name, compute in found.items():
-                got = compute(feed)
-                error = got.astype(np.float64) - expected
+                expected = net(*inputs).numpy()
+            feed = dict(zip(graphs.INPUTS, (t.numpy() for t in inputs)))
+            for name, compute in programs.items():
+                answer = compute(feed)
+                error = answer.astype(np.float64) - expected
                 rows.append(
                     {
                         "graph": entry["file"],
                         "precision": entry["precision"],
                         "runtime": name,
                         "shape": list(shape),
-                        "difference": graphs.deviation(got, expected),
+                        "difference": graphs.deviation(answer, expected),
                         "rms": float(np.sqrt((error**2).mean() / (expected.astype(np.float64) ** 2).mean())),
                     }
                 )
@@ -118,18 +118,18 @@ def _scans(folder: Path, model: str, threads: int, library: Path | None) -> list
             how = dict(input_voxel_size=size, threads=threads, mode=mode, steps=steps, seed=3)
             expected = mrisr.upscale(scan, model=model, engine="torch", **how)
             low, high = np.percentile(expected, (0.1, 99.9))
-            found = {
+            ways = {
                 f"bundle, {engine}": mrisr.upscale(scan, model=folder, engine=engine, **how)
                 for engine in ("torch", "openvino")
             }
             if library is not None:
                 lib = throughput.bindings().Library(library)
                 plan = dict(mode=mode, steps=steps, seed=3, threads=threads)
-                found["libmrisr"] = lib.upscale(lib.open(folder), scan, np.diag([*size, 1.0]), **plan).data
-            for way, result in found.items():
+                ways["libmrisr"] = lib.upscale(lib.open(folder), scan, np.diag([*size, 1.0]), **plan).data
+            for way, result in ways.items():
                 difference = float(np.abs(result - expected).max() / (high - low))
-                shown = {"scan": f"{name}, {mode}, {steps} steps", "way": way, "output": list(expected.shape)}
-                rows.append({**shown, "difference": difference})
+                facts = {"scan": f"{name}, {mode}, {steps} steps", "way": way, "output": list(expected.shape)}
+                rows.append({**facts, "difference": difference})
     return rows
 
 

@@ -74,14 +74,14 @@ def function_of(part: str):
 
 def entry(part: str, setting) -> dict:
     """Do a part here and now, and describe how it ended."""
-    begun = time.perf_counter()
+    start = time.perf_counter()
     try:
         content = function_of(part)(setting)
         status = FAILED if content.get("failures") else DONE
     except Exception as error:  # noqa: BLE001 - every part is tried; what went wrong is the result
         traceback.print_exc()
         content, status = {"failures": [f"{type(error).__name__}: {error}"]}, FAILED
-    return {"status": status, "seconds": round(time.perf_counter() - begun, 1), **content, **record.circumstances()}
+    return {"status": status, "seconds": round(time.perf_counter() - start, 1), **content, **record.circumstances()}
 
 
 def apart(part: str, setting, limit: float, log: Path) -> dict:
@@ -107,9 +107,9 @@ def apart(part: str, setting, limit: float, log: Path) -> dict:
             return {"status": LATE, "limit_s": limit}
     if not answer.exists():
         return {"status": FAILED, "failures": [f"ended with {process.returncode}; see {log.name}"]}
-    found = json.loads(answer.read_text())
+    content = json.loads(answer.read_text())
     answer.unlink()
-    return found
+    return content
 
 
 class Store:
@@ -121,8 +121,8 @@ class Store:
         earlier = self.path if self.path.exists() else record.RESULTS / "gpu_day.json"
         self.parts = json.loads(earlier.read_text()) if earlier.exists() else {}
 
-    def keep(self, part: str, found: dict) -> None:
-        self.parts[part] = found
+    def keep(self, part: str, content: dict) -> None:
+        self.parts[part] = content
         with replacing(self.path, force=True) as beside:
             beside.write_text(json.dumps(self.parts, indent=2) + "\n", encoding="utf-8")
 
@@ -135,23 +135,23 @@ def setting_of(options: argparse.Namespace) -> Setting:
 
 def run(options: argparse.Namespace) -> int:
     """Do the parts that are asked for and not done yet; 1 where one failed or none had the time."""
-    store, ended = Store(options.out), time.monotonic() + options.budget
+    store, end = Store(options.out), time.monotonic() + options.budget
     setting = setting_of(options)
     for part in options.only or LIMITS:
         if not options.redo and store.parts.get(part, {}).get("status") == DONE and part != "build":
             print(f"{part}: done before ({store.parts[part]['date']}, commit {store.parts[part]['commit']})")
             continue
-        left, limit = ended - time.monotonic(), options.limit or LIMITS[part]
-        if left < (60 if part in TRAIN else LEAST * limit):
+        rest, limit = end - time.monotonic(), options.limit or LIMITS[part]
+        if rest < (60 if part in TRAIN else LEAST * limit):
             print(f"{part}: no time left")
             continue
-        limit = min(limit, left)
+        limit = min(limit, rest)
         in_process = options.dry_run and not options.limit
-        found = entry(part, setting) if in_process else apart(part, setting, limit, options.out / "gpu_day.log")
-        store.keep(part, found)
-        print(summary(part, found), flush=True)
-    wanted = [store.parts.get(part, {}).get("status") for part in options.only or LIMITS]
-    return 0 if all(status == DONE for status in wanted) else 1
+        content = entry(part, setting) if in_process else apart(part, setting, limit, options.out / "gpu_day.log")
+        store.keep(part, content)
+        print(summary(part, content), flush=True)
+    states = [store.parts.get(part, {}).get("status") for part in options.only or LIMITS]
+    return 0 if all(status == DONE for status in states) else 1
 
 
 def main() -> int:
@@ -177,8 +177,8 @@ def main() -> int:
     if options.budget is None:
         options.budget = float("inf") if options.dry_run else BUDGET
     if options.part:
-        found = entry(options.part, setting_of(options))
-        options.answer.write_text(json.dumps(found))
+        content = entry(options.part, setting_of(options))
+        options.answer.write_text(json.dumps(content))
         return 0
     return run(options)
 

@@ -40,9 +40,9 @@ def conv3d(setting: Setting) -> dict:
         for level, channels in enumerate(widths):
             for layout in FORMATS:
                 shape = (1, channels, *(max(4, n >> level) for n in grid))
-                found = {p: _convolution(setting, shape, layout, p, failures) for p in PRECISIONS}
-                rows.append({"net": name, "shape": shape, "layout": layout, **found})
-                rates = "".join(f"{found[p] or 0:8.1f}" for p in PRECISIONS)
+                by_precision = {p: _convolution(setting, shape, layout, p, failures) for p in PRECISIONS}
+                rows.append({"net": name, "shape": shape, "layout": layout, **by_precision})
+                rates = "".join(f"{by_precision[p] or 0:8.1f}" for p in PRECISIONS)
                 table.append(f"{name} C={channels:<4} {layout:<5} {rates}")
     return {"rows": rows, "table": table, "failures": failures}
 
@@ -63,8 +63,8 @@ def _convolution(setting: Setting, shape, layout: str, precision: str, failures:
             expected = torch.nn.functional.conv3d(part, weight.double().cpu().contiguous(), padding=1)
             size = tuple(min(8, n) for n in shape[2:])
             inside = tuple(slice(0, n if n < 9 else 8) for n in size)
-            got, expected = (t[(..., *inside)].double().cpu() for t in (out, expected))
-            error = float((got - expected).norm() / expected.norm())
+            answer, expected = (t[(..., *inside)].double().cpu() for t in (out, expected))
+            error = float((answer - expected).norm() / expected.norm())
             if not error <= limit:
                 failures.append(f"conv3d {shape} {layout} {precision}: off by {error:.1e} > {limit:.0e}")
                 return None
@@ -93,55 +93,55 @@ KEYS = ("ours_s", "graph_s", "plain_s", "compiled_s")
 
 
 def _network_row(setting: Setting, shape, dtype, failures: list) -> dict:
-    net, given = _student(setting, shape, dtype)
+    net, inputs = _student(setting, shape, dtype)
     row = {"shape": shape, "dtype": str(dtype).removeprefix("torch.")}
     compiled = torch.compile(net, fullgraph=True, backend="eager" if setting.tiny else "inductor")
     with torch.inference_mode(), tf32(dtype is not torch.float32):
         with rivals.plain_operators():
-            expected = net(*given).float()
-            row["plain_s"] = timing.seconds(lambda: net(*given), setting.device)
+            expected = net(*inputs).float()
+            row["plain_s"] = timing.seconds(lambda: net(*inputs), setting.device)
             try:
-                _same(compiled(*given), expected, dtype, f"compiled {shape}", failures)
-                row["compiled_s"] = timing.seconds(lambda: compiled(*given), setting.device)
+                _same(compiled(*inputs), expected, dtype, f"compiled {shape}", failures)
+                row["compiled_s"] = timing.seconds(lambda: compiled(*inputs), setting.device)
             except Exception as error:  # noqa: BLE001 - a compiler that fails is a finding, not the end
                 row["compiled"] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-        _same(net(*given), expected, dtype, f"ours {shape}", failures)
-        row["ours_s"] = timing.seconds(lambda: net(*given), setting.device)
+        _same(net(*inputs), expected, dtype, f"ours {shape}", failures)
+        row["ours_s"] = timing.seconds(lambda: net(*inputs), setting.device)
         if setting.on_gpu:
-            row |= _graph(net, given, expected, dtype, failures)
+            row |= _graph(net, inputs, expected, dtype, failures)
     return row
 
 
-def _graph(net, given, expected, dtype, failures: list) -> dict:
+def _graph(net, inputs, expected, dtype, failures: list) -> dict:
     """Seconds of a replay, and whether the network waits for the host anywhere."""
-    found = {"host_syncs": "none"}
+    facts = {"host_syncs": "none"}
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        net(*given)
+        net(*inputs)
     except RuntimeError as error:
-        found["host_syncs"] = str(error).splitlines()[0]
-        failures.append(f"the network waits for the host: {found['host_syncs']}")
+        facts["host_syncs"] = str(error).splitlines()[0]
+        failures.append(f"the network waits for the host: {facts['host_syncs']}")
     finally:
         torch.cuda.set_sync_debug_mode("default")
     side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(3):
-            net(*given)
+            net(*inputs)
     torch.cuda.current_stream().wait_stream(side)
     try:
         with torch.cuda.graph(graph):
-            out = net(*given)
+            out = net(*inputs)
     except RuntimeError as error:
-        return {**found, "graph": str(error).splitlines()[0]}
+        return {**facts, "graph": str(error).splitlines()[0]}
     graph.replay()
     _same(out, expected, dtype, f"graph {tuple(out.shape)}", failures)
-    return {**found, "graph_s": timing.seconds(graph.replay, "cuda")}
+    return {**facts, "graph_s": timing.seconds(graph.replay, "cuda")}
 
 
-def _same(got, expected, dtype, what: str, failures: list) -> None:
-    difference = float((got.float() - expected).abs().max() / expected.abs().max())
+def _same(answer, expected, dtype, what: str, failures: list) -> None:
+    difference = float((answer.float() - expected).abs().max() / expected.abs().max())
     if not difference <= (1e-4 if dtype is torch.float32 else 5e-2):
         failures.append(f"{what} {dtype}: differs from eager by {difference:.1e} of the largest output")
 
@@ -208,13 +208,13 @@ def capture(setting: Setting) -> dict:
     shape = (8, 8, 16) if setting.tiny else (64, 64, 64)
     rows, failures, table = [], [], []
     for dtype in (torch.float32,) if setting.tiny else (torch.float32, torch.bfloat16):
-        net, given = _student(setting, shape, dtype)
+        net, inputs = _student(setting, shape, dtype)
         row = {"shape": shape, "dtype": str(dtype).removeprefix("torch.")}
         with torch.inference_mode(), tf32(dtype is not torch.float32):
             with rivals.plain_operators():
-                expected = net(*given).float()
-            _same(net(*given), expected, dtype, f"ours {shape}", failures)
-            row |= _graph(net, given, expected, dtype, failures) if setting.on_gpu else {}
+                expected = net(*inputs).float()
+            _same(net(*inputs), expected, dtype, f"ours {shape}", failures)
+            row |= _graph(net, inputs, expected, dtype, failures) if setting.on_gpu else {}
         failures += [f"{row['dtype']}: not captured: {row['graph']}"] if "graph" in row else []
         rows.append(row)
         table.append(str(row))
@@ -260,12 +260,12 @@ def _job(setting: Setting, scan, repeats: int, **options) -> dict:
         torch.cuda.reset_peak_memory_stats()
     seconds, stages = [], []
     for _ in range(1 + repeats):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         _, info = mrisr.upscale(
             scan, input_voxel_size=1.0, voxel_size=cases.REFERENCE_TARGET, device=setting.device, engine="torch",
             threads=setting.threads, return_info=True, **options,
         )  # fmt: skip
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(time.perf_counter() - start)
         stages.append(info.seconds)
     return {
         "first_call_s": round(seconds[0], 3),
@@ -303,13 +303,13 @@ def profile(setting: Setting) -> dict:
     from mrisr.infer.engines.select import choose, make
 
     shape = (8, 8, 16) if setting.tiny else (128, 160, 128)
-    net, given = _student(setting, shape, torch.float32)
+    net, inputs = _student(setting, shape, torch.float32)
     run = make(choose("torch", setting.device, net, setting.threads), net).prepare(shape)
     kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if setting.on_gpu else [])
     for _ in range(3):
-        run(*given)
+        run(*inputs)
     with torch.profiler.profile(activities=kinds) as recorded:
-        run(*given)
+        run(*inputs)
         if setting.on_gpu:
             torch.cuda.synchronize()
     key = "self_device_time_total" if setting.on_gpu else "self_cpu_time_total"

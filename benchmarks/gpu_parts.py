@@ -102,10 +102,10 @@ def _tool(name: str) -> str | None:
     """cmake or ninja: on PATH, or carried along, where pip's launchers name a Python that is elsewhere."""
     if importlib.util.find_spec(name) is not None:
         package = Path(importlib.util.find_spec(name).origin).parent
-        for found in (package / "data" / "bin" / name, package.parent / "bin" / name):
-            if found.is_file() and found.read_bytes()[:4] == b"\x7fELF":
-                found.chmod(0o755)
-                return str(found)
+        for path in (package / "data" / "bin" / name, package.parent / "bin" / name):
+            if path.is_file() and path.read_bytes()[:4] == b"\x7fELF":
+                path.chmod(0o755)
+                return str(path)
     return shutil.which(name)
 
 
@@ -116,8 +116,8 @@ def make_extension(arch: str) -> list[str]:
         run = subprocess.run(command, capture_output=True, text=True)
         if run.returncode:
             return [f"{shlex.join(command)}: {(run.stdout + run.stderr)[-1500:]}"]
-    for built in TREE.glob("_native*.so"):
-        shutil.copy2(built, ROOT / "mrisr" / built.name)
+    for library in TREE.glob("_native*.so"):
+        shutil.copy2(library, ROOT / "mrisr" / library.name)
     return []
 
 
@@ -137,12 +137,12 @@ def parity(setting: Setting) -> dict:
 
     rows = matrix.matrix(["noise", "gather"], without=("native",)) if setting.tiny else _side_by_side()
     ran = {(r["family"], r["backend"]) for r in rows if r["passed"]}
-    asked = {(r["family"], r["backend"]) for r in rows if r["backend"] != "reference"}
+    pairs = {(r["family"], r["backend"]) for r in rows if r["backend"] != "reference"}
     failures = [f"{r['family']} {r['backend']} {r['what']}: {r['failures']}" for r in rows if r["failed"]]
     if setting.on_gpu:
         absent = {"cuda"} if _cuda_reason() is not None else set()  # the part "build" says why
-        lost = sorted(pair for pair in asked - ran if pair[1] not in absent)
-        failures += [f"{family} {backend}: every case was skipped" for family, backend in lost]
+        missing = sorted(pair for pair in pairs - ran if pair[1] not in absent)
+        failures += [f"{family} {backend}: every case was skipped" for family, backend in missing]
     return {"rows": rows, "failures": failures}
 
 
@@ -196,14 +196,14 @@ def sanitizer(setting: Setting) -> dict:
     if setting.tiny or shutil.which("compute-sanitizer") is None:
         why = "dry run" if setting.tiny else "compute-sanitizer not found"
         return {"skipped": why, "command": shlex.join(["compute-sanitizer", *words, "ROWS"])}
-    found, failures = {}, []
+    reports, failures = {}, []
     for tool in ("memcheck", "racecheck"):
         with tempfile.TemporaryDirectory() as folder:
             command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", "--print-limit", "20", *words]
             # Every allocation from the driver: in PyTorch's cache a stray access lands in its own reserve, unseen.
             environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
             run = subprocess.run([*command, f"{folder}/rows"], capture_output=True, text=True, env=environment)
-        found[tool] = (run.stdout.strip().splitlines() or ["nothing printed"])[-1]
+        reports[tool] = (run.stdout.strip().splitlines() or ["nothing printed"])[-1]
         if run.returncode:
             failures.append(f"{tool} ended with {run.returncode}: {run.stdout[-1500:]}")
-    return {"tools": found, "failures": failures}
+    return {"tools": reports, "failures": failures}

@@ -27,11 +27,11 @@ class Setting:
         return 1 if self.tiny else None
 
 
-def summary(part: str, found: dict) -> str:
+def summary(part: str, content: dict) -> str:
     """A few lines for the screen."""
-    lines = [f"{part}: {found['status']} in {found.get('seconds', '?')} s"]
-    lines += [f"  FAIL {text}"[:400] for text in found.get("failures", ())]
-    for key, value in found.items():
+    lines = [f"{part}: {content['status']} in {content.get('seconds', '?')} s"]
+    lines += [f"  FAIL {text}"[:400] for text in content.get("failures", ())]
+    for key, value in content.items():
         if key in ("ceilings", "tools", "table", "skipped", "built"):
             lines += [f"  {key}: {value}"] if not isinstance(value, list) else [f"  {line}" for line in value]
     return "\n".join(lines)

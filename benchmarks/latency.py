@@ -44,30 +44,30 @@ def one(library: Path, bundle: Path, name: str, fixed: bool, precision: str, thr
     sys.path.insert(0, str(checkout.ROOT / "tests" / "runtime"))
     from libmrisr import LOG, PRECISION, Library
 
-    said: list[str] = []
-    log = LOG(lambda user, level, text: said.append(text.decode()))
+    log_lines: list[str] = []
+    log = LOG(lambda user, level, text: log_lines.append(text.decode()))
     shape, voxel, size, tile = JOBS[name]
     scan = cases.head(shape)
     start = time.perf_counter()
-    held = Library(library)
-    model = held.open(bundle, log=log)
+    lib = Library(library)
+    model = lib.open(bundle, log=log)
     more = {"precision": PRECISION[precision]} | ({"tile": tile, "tile_fixed": 1} if fixed else {})
-    job = held.plan(model, shape, np.diag([*voxel, 1.0]), voxel_size=size, threads=threads, **more)
+    job = lib.plan(model, shape, np.diag([*voxel, 1.0]), voxel_size=size, threads=threads, **more)
     planned = time.perf_counter() - start
     runs = []
     for _ in range(1 + warm):
         start = time.perf_counter()
-        found = held.run(job, scan)
+        answer = lib.run(job, scan)
         runs.append(time.perf_counter() - start)
-    compiled = [float(text.split(" in ")[-1].split()[0]) for text in said if text.startswith("engine:")]
+    compiled = [float(text.split(" in ")[-1].split()[0]) for text in log_lines if text.startswith("engine:")]
     return {
         "job": name,
         "tiles": "fixed" if fixed else "chosen",
         "asked": precision,
-        "precision": {number: word for word, number in PRECISION.items()}[held.geometry(job).precision],
-        "out": list(found.data.shape),
-        "tile": list(found.info.tile),
-        "tiles_run": found.info.tiles_run,
+        "precision": {number: word for word, number in PRECISION.items()}[lib.geometry(job).precision],
+        "out": list(answer.data.shape),
+        "tile": list(answer.info.tile),
+        "tiles_run": answer.info.tiles_run,
         "planned": planned,
         "first": runs[0],
         "warm": median(runs[1:]),
@@ -129,8 +129,8 @@ def main() -> int:
             for tiles, precision in WAYS:
                 words = [sys.executable, __file__, "--library", options.library, "--threads", options.threads]
                 words += ["--warm", options.warm, "--one", bundle, name, tiles, precision]
-                done = subprocess.run([str(w) for w in words], stdout=subprocess.PIPE, text=True, check=True)
-                rows.append(json.loads(done.stdout.splitlines()[-1]))
+                process = subprocess.run([str(w) for w in words], stdout=subprocess.PIPE, text=True, check=True)
+                rows.append(json.loads(process.stdout.splitlines()[-1]))
                 print(rows[-1], flush=True)
                 merged = record.merged("latency", rows, ("job", "tiles", "asked"), options.results)
                 order = [(job, *way) for job in JOBS for way in WAYS]

@@ -38,19 +38,19 @@ def run(shape=(128, 160, 128), threads: int = 2, model: str = "base", folder: Pa
 
     torch.set_num_threads(threads)
     net = load(model).denoiser.net.eval().requires_grad_(False)
-    given = cases.network_inputs(shape)
+    inputs = cases.network_inputs(shape)
     engine = TorchEngine(net, torch.device("cpu"), threads)
     own, counted = _openvino(net, shape, threads), {}
     compiled, slabs = OpenVINOEngine(net, threads).prepare(shape), engine.prepare(shape)
     contenders = {
-        "openvino, plain export": lambda: own(given),
-        "openvino, engine": lambda: compiled(*given),
-        "torch, slabs": lambda: slabs(*given),
-        "torch, module": lambda: engine._net(*given),
-        "torch, convolutions alone": _convolutions(engine._net, given, counted),
+        "openvino, plain export": lambda: own(inputs),
+        "openvino, engine": lambda: compiled(*inputs),
+        "torch, slabs": lambda: slabs(*inputs),
+        "torch, module": lambda: engine._net(*inputs),
+        "torch, convolutions alone": _convolutions(engine._net, inputs, counted),
     }
     with torch.inference_mode():
-        expected = engine._net(*given)
+        expected = engine._net(*inputs)
         for name, call in list(contenders.items())[:3]:
             error = float((call() - expected).abs().max() / expected.abs().max())
             if not error < TOLERANCE:
@@ -58,10 +58,10 @@ def run(shape=(128, 160, 128), threads: int = 2, model: str = "base", folder: Pa
         seconds = {name: [] for name in contenders}
         for _ in range(REPEATS):
             for name, call in contenders.items():
-                begun = time.perf_counter()
+                start = time.perf_counter()
                 call()
-                seconds[name].append(time.perf_counter() - begun)
-    best = {name: round(min(found), 4) for name, found in seconds.items()}
+                seconds[name].append(time.perf_counter() - start)
+    best = {name: round(min(times), 4) for name, times in seconds.items()}
     rate = _best_rate()
     content = {
         "shape": list(shape),
@@ -105,39 +105,39 @@ class _openvino:
         self.plain = ov.Core().compile_model(model, "CPU", hints)
         self.profiled = ov.Core().compile_model(model, "CPU", {**hints, "PERF_COUNT": True})
         self.request = self.plain.create_infer_request()
-        self.given = None
+        self.inputs = None
 
-    def __call__(self, given):
+    def __call__(self, inputs):
         import torch
 
-        self.given = [t.numpy() for t in given]
-        self.request.infer(self.given)
+        self.inputs = [t.numpy() for t in inputs]
+        self.request.infer(self.inputs)
         return torch.from_numpy(self.request.get_output_tensor(0).data)
 
     def layers(self) -> dict[str, float]:
         """Share of each kind of layer in one run."""
         request = self.profiled.create_infer_request()
         for _ in range(2):
-            request.infer(self.given)
-        spent = Counter()
+            request.infer(self.inputs)
+        seconds = Counter()
         for layer in request.get_profiling_info():
-            spent[layer.node_type] += layer.real_time.total_seconds()
-        total = sum(spent.values())
-        return {kind: round(s / total, 3) for kind, s in spent.most_common() if s / total >= 0.001}
+            seconds[layer.node_type] += layer.real_time.total_seconds()
+        total = sum(seconds.values())
+        return {kind: round(s / total, 3) for kind, s in seconds.most_common() if s / total >= 0.001}
 
 
-def _convolutions(net, given, counted: dict):
+def _convolutions(net, inputs, counted: dict):
     """A call that does every convolution of a forward pass on maps of the right size, and nothing else."""
     import torch
 
-    found = []
+    layers = []
 
     def note(module, inputs, output):
         taps = module.weight.numel() // (module.weight.shape[0] * module.weight.shape[1])
         strided = module.stride[0] > 1
         voxels = (inputs[0] if strided and isinstance(module, torch.nn.ConvTranspose3d) else output)[0, 0].numel()
         counted["flop"] = counted.get("flop", 0) + 2 * voxels * taps * module.in_channels * module.out_channels
-        found.append((module, torch.rand_like(inputs[0])))
+        layers.append((module, torch.rand_like(inputs[0])))
 
     hooks = [
         m.register_forward_hook(note)
@@ -145,12 +145,12 @@ def _convolutions(net, given, counted: dict):
         if isinstance(m, torch.nn.Conv3d | torch.nn.ConvTranspose3d)
     ]
     with torch.inference_mode():
-        net(*given)
+        net(*inputs)
     for hook in hooks:
         hook.remove()
 
     def call():
-        for module, x in found:
+        for module, x in layers:
             module(x)
 
     return call
@@ -162,10 +162,12 @@ def main() -> None:
     parser.add_argument("--shape", type=int, nargs=3, default=(128, 160, 128))
     record.add_place(parser)
     options = parser.parse_args()
-    found = run(tuple(options.shape), options.threads, folder=options.results)
-    for name, s in found["seconds"].items():
-        print(f"{name:<28} {s:7.3f} s  {found['share_of_the_floor'][name]:.0%} of the floor {found['floor_s']:.3f} s")
-    print(found["openvino_layers"])
+    content = run(tuple(options.shape), options.threads, folder=options.results)
+    for name, s in content["seconds"].items():
+        print(
+            f"{name:<28} {s:7.3f} s  {content['share_of_the_floor'][name]:.0%} of the floor {content['floor_s']:.3f} s"
+        )
+    print(content["openvino_layers"])
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def contest_of(op: str, shape: tuple[int, ...], dtype: torch.dtype, device: str)
     family = ops.families().get(op)
     if family is None:
         raise SystemExit(f"{op}: this commit has {', '.join(ops.families())}")
-    call, expected, moved, flop = BUILD[op](shape, dtype, device)
+    call, expected, traffic, flop = BUILD[op](shape, dtype, device)
     able = [b.name for b in family.backends if b.name != "reference" and b.available() is None]
     return Contest(
         op,
@@ -52,7 +52,7 @@ def contest_of(op: str, shape: tuple[int, ...], dtype: torch.dtype, device: str)
         {},
         expected,
         tolerance=TOLERANCE[dtype],
-        bytes_moved=moved,
+        bytes_moved=traffic,
         flop=flop,
     )
 
@@ -134,8 +134,8 @@ def axis_apply(shape, dtype, device):
     matrix = torch.as_tensor(interpolation_matrix(shape[0], wide, 0.7).copy(), device=device)
     taps = int((matrix.abs() > 1e-9 * matrix.abs().amax(1, keepdim=True)).sum())
     plane = shape[1] * shape[2]
-    moved = x.element_size() * plane * (shape[0] + wide)
-    return partial(public, x, matrix, 0), reference(x.double().cpu(), matrix.cpu(), 0), moved, 2 * taps * plane
+    traffic = x.element_size() * plane * (shape[0] + wide)
+    return partial(public, x, matrix, 0), reference(x.double().cpu(), matrix.cpu(), 0), traffic, 2 * taps * plane
 
 
 def sampler_step(shape, dtype, device):
@@ -185,8 +185,8 @@ def child(args: argparse.Namespace) -> dict:
     ceilings = Ceilings.measured(args.device, args.quick)
     row = hold(one, args.device, ceilings, 0.01 if args.quick else 1.0)
     memory = _extra_bytes(one.ours[row["best"]], args.device) if "best" in row else None
-    held = {"copy_gb_per_s": ceilings.copy / 1e9, "matmul_gflop_per_s": ceilings.matmul / 1e9}
-    return {**row, "bytes_moved": one.bytes_moved, "flop": one.flop, "memory_bytes": memory, "ceilings": held}
+    ceilings_here = {"copy_gb_per_s": ceilings.copy / 1e9, "matmul_gflop_per_s": ceilings.matmul / 1e9}
+    return {**row, "bytes_moved": one.bytes_moved, "flop": one.flop, "memory_bytes": memory, "ceilings": ceilings_here}
 
 
 def _extra_bytes(call: Callable, device: str) -> int | None:
@@ -222,12 +222,12 @@ def measure(args: argparse.Namespace) -> dict:
         return versus.run(root, __file__, *words)
 
     if not args.base:
-        found = versus.in_turns({"this": record.ROOT}, run, args.rounds)
-        return {"rows": [_row(found["this"], "this checkout")]}
+        rounds = versus.in_turns({"this": record.ROOT}, run, args.rounds)
+        return {"rows": [_row(rounds["this"], "this checkout")]}
     with versus.checkout_of(args.base) as there:
-        found = versus.in_turns({"this": record.ROOT, "base": there}, run, args.rounds)
+        rounds = versus.in_turns({"this": record.ROOT, "base": there}, run, args.rounds)
     names = {"this": "this checkout", "base": versus.commit_of(args.base)[:12]}
-    return {"rows": [_row(runs, names[name]) for name, runs in found.items()]}
+    return {"rows": [_row(runs, names[name]) for name, runs in rounds.items()]}
 
 
 def _row(runs: list[dict], commit: str) -> dict:
@@ -239,12 +239,12 @@ def _row(runs: list[dict], commit: str) -> dict:
     best = min(middle, key=middle.get)
     floor = median(run["floor_s"] for run in runs)
     ceilings = {name: median(run["ceilings"][name] for run in runs) for name in runs[0]["ceilings"]}
-    changed = {"seconds": middle, "best": best, "floor_s": floor, "ceilings": ceilings}
+    columns = {"seconds": middle, "best": best, "floor_s": floor, "ceilings": ceilings}
     rounds = [run["seconds"][best] for run in runs]
     return {
         "commit": commit,
         **runs[0],
-        **changed,
+        **columns,
         "share_of_floor": round(floor / middle[best], 3),
         "rounds_s": rounds,
     }
@@ -259,14 +259,14 @@ def table(content: dict) -> str:
             lines.append(f"{row['commit']:<14} {row['family']} {row['case']}: no speed: {why}")
             continue
         memory = "unknown" if row["memory_bytes"] is None else f"{row['memory_bytes'] / 1e6:.0f} MB"
-        held, rounds = row["ceilings"], ", ".join(f"{s * 1e3:.3f}" for s in row["rounds_s"])
+        ceilings, rounds = row["ceilings"], ", ".join(f"{s * 1e3:.3f}" for s in row["rounds_s"])
         lines += [
             f"{row['commit']:<14} {row['family']} {row['case']}: {row['seconds'][row['best']] * 1e3:.3f} ms "
             f"({row['best']}), {row['share_of_floor']:.1%} of the floor, {memory} more at most, "
             f"off by {row['errors'][row['best']]:.1e}",
             f"{'':<14} floor {row['floor_s'] * 1e3:.3f} ms: {row['bytes_moved'] / 1e6:.1f} MB at a copy's "
-            f"{held['copy_gb_per_s']:.1f} GB/s, {row['flop'] / 1e9:.2f} GFLOP at a float32 product's "
-            f"{held['matmul_gflop_per_s']:.0f} GFLOP/s; rounds {rounds} ms",
+            f"{ceilings['copy_gb_per_s']:.1f} GB/s, {row['flop'] / 1e9:.2f} GFLOP at a float32 product's "
+            f"{ceilings['matmul_gflop_per_s']:.0f} GFLOP/s; rounds {rounds} ms",
         ]
     timed = [row for row in content["rows"] if "best" in row]
     if len(timed) == 2:

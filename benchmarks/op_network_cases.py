@@ -74,12 +74,12 @@ def both_ways(family: str, name: str, x, fused, plain, rival_x, quick: bool, rea
 
     def back(function, of: torch.Tensor):
         leaf, out = of.detach().requires_grad_(), None
-        given = up.contiguous(memory_format=memory_format(of))
+        tensor = up.contiguous(memory_format=memory_format(of))
 
         def call(**options) -> torch.Tensor:
             nonlocal out  # forward once, when first called
             out = function(leaf, **options) if out is None else out
-            return torch.autograd.grad(out, leaf, given, retain_graph=True)[0]
+            return torch.autograd.grad(out, leaf, tensor, retain_graph=True)[0]
 
         return call
 

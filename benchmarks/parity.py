@@ -57,12 +57,12 @@ def matrix(
                     cases = [case for kind, case in check.tasks(spec, backend) if kind == dtype]
                     if not cases:
                         continue
-                    found = {case: _tried(check.values, spec, backend, dtype, case) for case in cases}
-                    rows.append(_row(name, backend, str(dtype).removeprefix("torch."), limit, found))
+                    errors = {case: _tried(check.values, spec, backend, dtype, case) for case in cases}
+                    rows.append(_row(name, backend, str(dtype).removeprefix("torch."), limit, errors))
                 cases = [case for _, case in check.tasks(spec, backend, gradients=True)]
                 if spec.gradients and cases:
-                    found = {case: _tried(check.gradients, spec, backend, case) for case in cases}
-                    rows.append(_row(name, backend, "gradients, float32", check.GRADIENT_TOLERANCE, found))
+                    errors = {case: _tried(check.gradients, spec, backend, case) for case in cases}
+                    rows.append(_row(name, backend, "gradients, float32", check.GRADIENT_TOLERANCE, errors))
     return rows
 
 
@@ -76,20 +76,20 @@ def _tried(check, *args):
         return Outcome("failed", reason=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
 
 
-def _row(family: str, backend, what: str, limit: float, found: dict) -> dict:
+def _row(family: str, backend, what: str, limit: float, errors: dict) -> dict:
     from mrisr.ops._dispatch import interpreted
 
-    count = Counter(outcome.status for outcome in found.values())
+    count = Counter(outcome.status for outcome in errors.values())
     return {
         "family": family,
         "backend": backend.name,
         "how": "interpreter" if backend.name == "triton" and interpreted() else "",
         "what": what,
         **{status: count[status] for status in ("passed", "skipped", "failed")},
-        "max_error": max((o.error for o in found.values() if o.error is not None), default=None),
+        "max_error": max((o.error for o in errors.values() if o.error is not None), default=None),
         "tolerance": limit,
-        "reasons": dict(Counter(o.reason for o in found.values() if o.status == "skipped")),
-        "failures": {case: o.reason for case, o in found.items() if o.status == "failed"},
+        "reasons": dict(Counter(o.reason for o in errors.values() if o.status == "skipped")),
+        "failures": {case: o.reason for case, o in errors.items() if o.status == "failed"},
     }
 
 

@@ -96,8 +96,8 @@ def _stages(result: dict) -> str:
         "|---" * (1 + len(rows)) + "|",
     ]
     for name in (*names, "all"):
-        found = [row["all"] if name == "all" else row["stages"].get(name) for row in rows]
-        cells = ["-" if s is None else f"{s['cpu_s']:.2f} s, {s['peak_mb']:.0f}" for s in found]
+        times = [row["all"] if name == "all" else row["stages"].get(name) for row in rows]
+        cells = ["-" if s is None else f"{s['cpu_s']:.2f} s, {s['peak_mb']:.0f}" for s in times]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -177,14 +177,14 @@ def _operators(result: dict) -> str:
 
 def _losses(rows: list[dict]) -> list[str]:
     """A line per operator and rival that is faster somewhere, and why."""
-    lost: dict[tuple[str, str], list[str]] = {}
+    losses: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         for rival, ratio in row["times_faster_than"].items():
             if row["seconds"] and ratio < 1:
-                lost.setdefault((row["family"], rival), []).append(f"{row['case']} ({ratio:.2f})")
+                losses.setdefault((row["family"], rival), []).append(f"{row['case']} ({ratio:.2f})")
     return [
         f"- `{family}` beside {rival}: {', '.join(cases)}. {_reason(family, rival)}"
-        for (family, rival), cases in lost.items()
+        for (family, rival), cases in losses.items()
     ] or ["- nowhere."]
 
 

@@ -61,17 +61,17 @@ def rows_of(subject, case, model, threads: int | None, lesions: bool) -> list[di
 
 def faults(rows: list[dict]) -> list[str]:
     """What is beyond the limits, in words."""
-    found = []
+    lines = []
     for row in rows:
         where = f"{row['subject']}, {row['case']}, {row['engine']}"
         loss = row["psnr_float32"] - row["psnr_bfloat16"]
         if loss > LARGEST_LOSS_DB:
-            found.append(f"{where}: loses {loss:.4f} dB")
+            lines.append(f"{where}: loses {loss:.4f} dB")
         if row["largest_difference"] > LARGEST_DIFFERENCE:
-            found.append(f"{where}: differs by {row['largest_difference']:.1e}")
+            lines.append(f"{where}: differs by {row['largest_difference']:.1e}")
         if row.get("lesions_float32") and _counts(row["lesions_float32"]) != _counts(row["lesions_bfloat16"]):
-            found.append(f"{where}: lesions {row['lesions_float32']} became {row['lesions_bfloat16']}")
-    return found
+            lines.append(f"{where}: lesions {row['lesions_float32']} became {row['lesions_bfloat16']}")
+    return lines
 
 
 def _counts(lesions: dict) -> dict:

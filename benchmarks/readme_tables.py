@@ -66,9 +66,9 @@ def readme_table(folder: Path = RESULTS) -> str:
         f"{ours['worst']['gain']:+.1f} dB ([every figure](docs/quality.md), [speed](docs/performance.md)).",
     ]
     if safety:
-        found = [bar["found"] for bar in safety["bars"] if bar["method"] == "mrisr"]
+        findings = [bar["found"] for bar in safety["bars"] if bar["method"] == "mrisr"]
         lines[-1] += (
-            f" Of lesions put into them {found[0].replace(' of ', ' (of ')}) survive; {found[2]} "
+            f" Of lesions put into them {findings[0].replace(' of ', ' (of ')}) survive; {findings[2]} "
             "([what that means](docs/quality.md#safety))."
         )
     return "\n".join(lines)
@@ -82,7 +82,7 @@ JOINED = {
 }
 
 
-def joined(folder: Path = RESULTS) -> str:
+def joined_stacks(folder: Path = RESULTS) -> str:
     """docs/join.md: a row for each person and case, then what strangers looked like."""
     result = _read(folder, "join")
     if not result:
@@ -98,23 +98,23 @@ def joined(folder: Path = RESULTS) -> str:
         lines.append(f"| {JOINED[row['case']]} | {row['person']} | {values} | {row['joined'] - row['cubic']:+.1f} |")
     seconds, memory = (max(row[name] for row in rows) for name in ("cpu_seconds", "memory_gb"))
     off = max(s["off_mm"] for row in rows for s in row["stacks"])
-    moved = max(s["moved_mm"] for row in rows for s in row["stacks"])
+    motion = max(s["moved_mm"] for row in rows for s in row["stacks"])
     lines += [
         "",
         f"PSNR in dB, in the middle {result['crop']}^3 voxels of people nobody trained on, slices of "
         f"{result['thickness_voxels']} voxels simulated from finer scans ([file](../benchmarks/results/join.json), "
         f"sha256 {result['model'][:12]}, by `{result['command']}`). The single stacks have not moved. A head that "
-        f"moved by up to {moved:.1f} mm on the mean was found to {off:.2f} mm; {seconds:.0f} s of one core, "
+        f"moved by up to {motion:.1f} mm on the mean was found to {off:.2f} mm; {seconds:.0f} s of one core, "
         f"{memory:.1f} GB.",
     ]
     strangers = [row for row in result["rows"] if "correlation" in row]
     if strangers:
         alike = min(s["correlation"] for row in rows for s in row["stacks"])
         most = max(row["correlation"] for row in strangers)
-        refused = sum(bool(row["refused"]) for row in strangers)
+        refusals = sum(bool(row["refused"]) for row in strangers)
         lines[-1] += (
             f" Stacks of one head correlate by {alike:.3f} or more; with another person's or contrast's by {most:.2f} "
-            f"at most ({refused} of {len(strangers)} such pairs are refused)."
+            f"at most ({refusals} of {len(strangers)} such pairs are refused)."
         )
     return "\n".join(lines)
 
@@ -198,8 +198,8 @@ def optional(folder: Path = RESULTS) -> list[str]:
 
 def _comparison(result: dict) -> str:
     gains = ", ".join(f"{entry['method']} {entry['mean']['gain']:+.2f}" for entry in result["summary"])
-    met = sum(v["met"] for v in result["verdicts"])
-    return f"gain over cubic in dB, mean of the cases: {gains}; {met} of {len(result['verdicts'])} bars met."
+    count = sum(v["met"] for v in result["verdicts"])
+    return f"gain over cubic in dB, mean of the cases: {gains}; {count} of {len(result['verdicts'])} bars met."
 
 
 def _sweep(result: dict) -> str:
@@ -219,8 +219,8 @@ def _sweep(result: dict) -> str:
 def _safety(result: dict) -> str:
     bars = [bar for bar in result["bars"] if bar["method"] == "mrisr"]
     lesions = "; ".join(f"{bar['bar']}: {bar['found']}" for bar in bars[:3])
-    judged = [bar for bar in result["bars"] if bar["met"] is not None]
-    missed = sorted({bar["bar"] for bar in judged if not bar["met"]})
+    targets = [bar for bar in result["bars"] if bar["met"] is not None]
+    missed = sorted({bar["bar"] for bar in targets if not bar["met"]})
     return f"{lesions}. Bars missed: {'; '.join(missed) or 'none'}."
 
 
@@ -233,7 +233,7 @@ def take_demo(folder: Path, results: Path = RESULTS) -> None:
     """Keep the picture and the figures of a demo; its paths and its volumes stay out of the repository."""
     record = json.loads((folder / "demo.json").read_text(encoding="utf-8"))
     info = record["info"]
-    kept = {
+    facts = {
         "job": "MNI152 template, 2 mm to 1 mm",
         "psnr_db": record["psnr_db"],
         "model": info["model"],
@@ -242,7 +242,7 @@ def take_demo(folder: Path, results: Path = RESULTS) -> None:
         "seconds": info["seconds"],
         "versions": info["versions"],
     }
-    (results / "demo.json").write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+    (results / "demo.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     (results / "demo.png").write_bytes((folder / "demo.png").read_bytes())
 
 
@@ -252,24 +252,24 @@ def card(name: str, folder: Path = RESULTS) -> str:
     for page in CARDS[name]:
         path = folder / f"{page}.md"
         if path.is_file():
-            title, wanted = PAGES[page]
-            found = tables(path.read_text(encoding="utf-8"))
-            found = found if wanted is None else [found[k] for k in wanted if k < len(found)]
-            parts.append("\n\n".join([f"**{title}** ([page](benchmarks/results/{page}.md))", *found]))
+            title, places = PAGES[page]
+            own = tables(path.read_text(encoding="utf-8"))
+            own = own if places is None else [own[k] for k in places if k < len(own)]
+            parts.append("\n\n".join([f"**{title}** ([page](benchmarks/results/{page}.md))", *own]))
     return "\n\n".join(parts) or "Not measured yet."
 
 
 def tables(page: str) -> list[str]:
     """The tables of a Markdown page, in order."""
-    found: list[list[str]] = []
+    result: list[list[str]] = []
     before = ""
     for line in page.splitlines():
         if line.startswith("|"):
             if not before.startswith("|"):
-                found.append([])
-            found[-1].append(line)
+                result.append([])
+            result[-1].append(line)
         before = line
-    return ["\n".join(lines) for lines in found]
+    return ["\n".join(lines) for lines in result]
 
 
 def pages() -> dict[Path, Callable[[], str]]:
@@ -277,16 +277,16 @@ def pages() -> dict[Path, Callable[[], str]]:
     below = {
         DOCS / "quality.md": quality_page,
         DOCS / "your_data.md": your_data,
-        DOCS / "join.md": joined,
+        DOCS / "join.md": joined_stacks,
         DOCS / "performance.md": lambda: performance_tables.performance(RESULTS),
     }
-    found = {README: readme_table}
+    writers = {README: readme_table}
     # Links start at the root of the repository, which is above docs/.
-    found |= {
+    writers |= {
         path: lambda make=make: make().replace("](benchmarks/", "](../benchmarks/") for path, make in below.items()
     }
     cards = {WEIGHTS / f"{name}.md": name for name in CARDS}
-    return found | {path: lambda name=name: card(name) for path, name in cards.items() if path.is_file()}
+    return writers | {path: lambda name=name: card(name) for path, name in cards.items() if path.is_file()}
 
 
 def filled(page: str, text: str, markers: tuple[str, str] = (BEGIN, END)) -> str:

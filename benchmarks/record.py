@@ -48,7 +48,7 @@ def merged(name: str, rows: list[dict], key: tuple[str, ...], folder: Path, same
             run with other settings goes into another folder, or replaces all (delete the file first).
     """
     path = folder / f"{name}.json"
-    earlier, stamp = kept(name, folder)
+    earlier, stamp = previous(name, folder)
     if not earlier:
         return rows
     for field, value in (same or {}).items():
@@ -61,7 +61,7 @@ def merged(name: str, rows: list[dict], key: tuple[str, ...], folder: Path, same
     return [{"measured": stamp, **row} for row in earlier["rows"] if tuple(row[k] for k in key) not in new] + rows
 
 
-def kept(name: str, folder: Path) -> tuple[dict, dict]:
+def previous(name: str, folder: Path) -> tuple[dict, dict]:
     """(what folder/name.json holds, or {}; when, where and by which commit it was measured)."""
     path = folder / f"{name}.json"
     if not path.exists():

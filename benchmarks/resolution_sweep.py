@@ -87,7 +87,7 @@ def specs() -> list[Spec]:
     return rows
 
 
-def turned(whole: Subject, crop: Subject, degrees: float) -> Subject:
+def turn(whole: Subject, crop: Subject, degrees: float) -> Subject:
     """The head on the crop's grid turned about its middle, first in plane, then out of it."""
     a = np.deg2rad(degrees)
     rotation = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
@@ -119,16 +119,16 @@ def with_voxel(subject: Subject, size: float) -> Subject:
 
 
 @lru_cache
-def loaded(path: Path, crop: int | None) -> Subject:
+def read_subject(path: Path, crop: int | None) -> Subject:
     """The head of a file, or its middle."""
     return load_subjects(path, crop)[0]
 
 
 def subject_for(spec: Spec, path: Path, crop: int) -> Subject:
     """The fine volume of a row."""
-    subject = loaded(path, min(crop, TARGET_CROP) if spec.target else crop)
+    subject = read_subject(path, min(crop, TARGET_CROP) if spec.target else crop)
     if spec.turn:
-        return turned(loaded(path, None), subject, spec.turn)
+        return turn(read_subject(path, None), subject, spec.turn)
     return with_voxel(subject, spec.target) if spec.target else subject
 
 
@@ -144,13 +144,13 @@ def measure(spec: Spec, subject: Subject, model) -> dict:
     yardstick = cubic(trial.scan, trial.coarse, trial.fine)
     auto, info = upscaled(trial, model, "auto")
     # Told what was assumed anyway, and with nothing left to correct, it would do the same again.
-    known = [(axis.profile, round(axis.acquired_mm, 6)) for axis in info.resolution]
-    same = known == [(axis.kind, round(axis.width, 6)) for axis in trial.psf]
+    widths = [(axis.profile, round(axis.acquired_mm, 6)) for axis in info.resolution]
+    same = widths == [(axis.kind, round(axis.width, 6)) for axis in trial.psf]
     same &= (info.consistency[0].chi2_before or np.inf) <= 1
-    stated = auto if same else upscaled(trial, model, trial.psf)[0]
+    with_psf = auto if same else upscaled(trial, model, trial.psf)[0]
     span = metrics.data_range(trial.reference)
     psnr, ssim, beyond = (
-        [score(image) for image in (yardstick, auto, stated)]
+        [score(image) for image in (yardstick, auto, with_psf)]
         for score in (
             lambda image: metrics.psnr(trial.reference, image, trial.mask, span),
             lambda image: metrics.ssim3d(trial.reference, image, trial.mask, span),
@@ -184,8 +184,8 @@ def upscaled(trial: Trial, model, psf) -> tuple[np.ndarray, Info]:
 
 def mean(row: dict, key: str) -> float | None:
     """Of the people of a row."""
-    known = [p[key] for p in row["people"] if p[key] is not None]
-    return float(np.mean(known)) if known else None
+    values = [p[key] for p in row["people"] if p[key] is not None]
+    return float(np.mean(values)) if values else None
 
 
 def render(result: dict) -> str:
@@ -262,8 +262,8 @@ def plot(result: dict, path: Path) -> None:
         x = [row["x"] for row in rows]
         for k, person in enumerate(result["people"]):
             ax.plot(x, [row["people"][k]["gain"] for row in rows], "o-", color=f"C{k}", label=person)
-            stated = [row["people"][k]["gain_stated"] for row in rows]
-            ax.plot(x, stated, "x:", color=f"C{k}", label=f"{person}, psf stated")
+            gains = [row["people"][k]["gain_stated"] for row in rows]
+            ax.plot(x, gains, "x:", color=f"C{k}", label=f"{person}, psf stated")
         if kind:
             edge = result["trained_range"].get(kind, (1, max(x, default=1)))[1]
             ax.axvspan(1, edge, color="0.92", label="trained range")

@@ -69,9 +69,9 @@ def monai(net, vector, shape: tuple[int, int, int], roi: int = ROI) -> dict:
             raise RuntimeError(f"rivals: one MONAI window differs from the network by {difference:.1e}")
         # Padded to whole cells of the network first, so that every window starts where one does.
         y = torch.randn(1, 1, *(-(-n // 8) * 8 for n in shape), generator=torch.Generator().manual_seed(SEED))
-        begun = time.perf_counter()
+        start = time.perf_counter()
         blended = windows(y, (roi,) * 3)
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - start
         whole = predict(y)
     return {
         "seconds": round(seconds, 2),
@@ -86,8 +86,8 @@ def _no_guidance(y):
     return y.new_zeros(len(y), 8, *(n // 8 for n in y.shape[2:]))
 
 
-def _share(got, expected) -> float:
-    return float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
+def _share(answer, expected) -> float:
+    return float((answer - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
 
 
 def paper(target: tuple[int, int, int]) -> dict:

@@ -76,9 +76,9 @@ def _apart(edge: int, threads: int, model: str, repeats: int) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
         words = ["--edge", str(edge), "--threads", str(threads), "--model", model, "--repeats", str(repeats)]
-        ended = subprocess.run([sys.executable, __file__, *words, "--answer", str(answer)], check=False)
-        if ended.returncode:
-            raise RuntimeError(f"scaling: {edge}^3 voxels on {threads} threads ended with {ended.returncode}")
+        process = subprocess.run([sys.executable, __file__, *words, "--answer", str(answer)], check=False)
+        if process.returncode:
+            raise RuntimeError(f"scaling: {edge}^3 voxels on {threads} threads ended with {process.returncode}")
         return json.loads(answer.read_text())
 
 
@@ -91,15 +91,15 @@ def measure(edge: int, threads: int, model: str, repeats: int) -> dict:
     from mrisr.infer.memory import peak_resident, resident
 
     torch.set_num_threads(threads)
-    scan, loaded = cases.head((edge,) * 3), load(model)
+    scan, network = cases.head((edge,) * 3), load(model)
     before, seconds = resident(), []
     for _ in range(1 + repeats):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         out, info = mrisr.upscale(
-            scan, input_voxel_size=1.0, voxel_size=cases.REFERENCE_TARGET, model=loaded, threads=threads, device="cpu",
+            scan, input_voxel_size=1.0, voxel_size=cases.REFERENCE_TARGET, model=network, threads=threads, device="cpu",
             return_info=True,
         )  # fmt: skip
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(time.perf_counter() - start)
     if not np.isfinite(out).all() or out.std() == 0:
         raise RuntimeError("scaling: the result is not finite, or constant")
     return {
@@ -123,7 +123,7 @@ def table(content: dict) -> str:
         lines.append(
             f"{r['threads']:7}  {r['voxels']:13,}  {r['seconds']:8.2f}   {ns:8.0f}  {r['peak_bytes'] / 1e9:8.2f}"
         )
-    lines += [f"{threads} thread(s): {json.dumps(found)}" for threads, found in content["fits"].items()]
+    lines += [f"{threads} thread(s): {json.dumps(fit)}" for threads, fit in content["fits"].items()]
     return "\n".join([*lines, f"more threads, times faster by voxels: {json.dumps(content['speed_up'])}"])
 
 

@@ -68,7 +68,7 @@ class Stopwatch:
         entry["peak_mb"] = max(entry["peak_mb"], _peak_mb())
         self._cpu, self._wall = time.process_time(), time.perf_counter()
 
-    def done(self) -> dict[str, dict[str, float]]:
+    def results(self) -> dict[str, dict[str, float]]:
         self._switch()
         return {name: {key: round(value, 3) for key, value in row.items()} for name, row in self.stages.items()}
 
@@ -84,11 +84,11 @@ class Stopwatch:
 def _peak_mb() -> float:
     """The most this process has held since the last call (on Linux; else 0)."""
     try:
-        held = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return 0.0
-    return int(held.group(1)) / 1e3 if held else 0.0
+    return int(match.group(1)) / 1e3 if match else 0.0
 
 
 def _watch_imports(watch: Stopwatch) -> None:
@@ -111,11 +111,11 @@ def _watch_stages(watch: Stopwatch) -> None:
         for path, name in STAGES.items():
             module, _, function = path.rpartition(".")
             try:
-                found = importlib.import_module(module)
+                target = importlib.import_module(module)
             except ModuleNotFoundError:
                 continue
-            if hasattr(found, function):
-                setattr(found, function, watch.of(getattr(found, function), name))
+            if hasattr(target, function):
+                setattr(target, function, watch.of(getattr(target, function), name))
     plain = Report.stage
 
     @contextmanager
@@ -154,20 +154,20 @@ def child(args: argparse.Namespace) -> dict:
 
         result = mrisr.upscale(nifti.read(args.scan), voxel_size=args.voxel_size, device="cpu")
         nifti.write(result, args.result, force=True)
-    return {"stages": watch.done()}
+    return {"stages": watch.results()}
 
 
 def one(root: Path, way: str, scan: Path, folder: Path, voxel_size: float) -> dict:
     """Cold and warm, of the mrisr in `root`."""
     import versus
 
-    found = {}
+    rows = {}
     with tempfile.TemporaryDirectory() as cache:
         for state in CACHES:
             words = ["--way", way, "--scan", str(scan), "--result", str(folder / "out.nii.gz")]
             words += ["--voxel-size", str(voxel_size)]
-            found[state] = versus.run(root, __file__, *words, environment={"MRISR_CACHE": cache})["stages"]
-    return found
+            rows[state] = versus.run(root, __file__, *words, environment={"MRISR_CACHE": cache})["stages"]
+    return rows
 
 
 def measure(args: argparse.Namespace) -> dict:
@@ -188,10 +188,10 @@ def measure(args: argparse.Namespace) -> dict:
         rows = []
 
         commits = {"this": environment.commit() or "unknown"}
-        with ExitStack() as kept:
+        with ExitStack() as stack:
             if args.compare:
                 commits["other"] = versus.commit_of(args.compare)[:12]
-                roots["other"] = kept.enter_context(versus.checkout_of(args.compare))
+                roots["other"] = stack.enter_context(versus.checkout_of(args.compare))
             for root in roots.values():
                 versus.with_bytecode(root)
             for way in args.ways:
@@ -201,9 +201,9 @@ def measure(args: argparse.Namespace) -> dict:
     return {"job": job, "input": "head" if args.shape else args.input, "rounds": args.rounds, "rows": rows}
 
 
-def _rows(way: str, found: dict[str, list[dict]], commits: dict[str, str]) -> list[dict]:
+def _rows(way: str, results: dict[str, list[dict]], commits: dict[str, str]) -> list[dict]:
     rows = []
-    for name, runs in found.items():
+    for name, runs in results.items():
         for state in CACHES:
             stages = [run[state] for run in runs]
             best = {

@@ -50,10 +50,12 @@ def plans(name: str, folder: Path) -> Iterator[dict]:
             row = {"model": name, "precision": precision, "profile": profile, "parsed": False, "built": False}
             start = time.perf_counter()
             try:
-                said: list[str] = []
-                tensorrt.write_plan(folder, graph.name, precision, inputs, tensorrt.PlanOptions(**options), said.append)
+                lines: list[str] = []
+                tensorrt.write_plan(
+                    folder, graph.name, precision, inputs, tensorrt.PlanOptions(**options), lines.append
+                )
                 size = (folder / tensorrt.PLAN_NAME).stat().st_size
-                row |= {"parsed": True, "built": True, "bytes": size, "notes": "; ".join(said[1:])}
+                row |= {"parsed": True, "built": True, "bytes": size, "notes": "; ".join(lines[1:])}
             except BackendError as error:
                 row |= {"parsed": "was not understood" not in str(error), "reason": str(error)}
             yield row | {"seconds": time.perf_counter() - start}

@@ -93,8 +93,8 @@ def _pairs(library: Path, bundle: Path, scan: np.ndarray, threads: int) -> dict[
 
     names = {number: name for name, number in words.PRECISION.items()}
     pairs = {}
-    for asked in ("float32", "auto"):
-        job = lib.plan(model, scan.shape, np.eye(4), precision=words.PRECISION[asked], **same)
+    for request in ("float32", "auto"):
+        job = lib.plan(model, scan.shape, np.eye(4), precision=words.PRECISION[request], **same)
         precision = names[lib.geometry(job).precision]
         if precision not in pairs:
             pairs[precision] = pair(precision, job)
@@ -111,9 +111,9 @@ def bindings():
 
 
 def _difference(ways: dict) -> float:
-    expected, found = (ways[name]() for name in ("mrisr.upscale", "libmrisr"))
+    expected, answer = (ways[name]() for name in ("mrisr.upscale", "libmrisr"))
     low, high = np.percentile(expected, (0.1, 99.9))
-    return float(np.abs(found - expected).max() / (high - low))
+    return float(np.abs(answer - expected).max() / (high - low))
 
 
 def _summary(seconds: list[float]) -> dict:

@@ -24,27 +24,27 @@ def seconds(call: Callable[[], object], device: str = "cpu", budget: float = 0.5
 
 def _on_cpu(call, budget: float, least: int) -> list[float]:
     other = torch.ones(0 if budget < QUICK else CACHE_BYTES // 4)
-    found, begun = [], time.perf_counter()
-    while len(found) < least or (time.perf_counter() - begun < budget and len(found) < 1000):
+    times, first = [], time.perf_counter()
+    while len(times) < least or (time.perf_counter() - first < budget and len(times) < 1000):
         other.mul_(-1)
         start = time.perf_counter()
         call()
-        found.append(time.perf_counter() - start)
-    return found
+        times.append(time.perf_counter() - start)
+    return times
 
 
 def _on_gpu(call, budget: float, least: int) -> list[float]:
     other = torch.empty(CACHE_BYTES // 4, device="cuda")
-    found, begun = [], time.perf_counter()
-    while len(found) < least or (time.perf_counter() - begun < budget and len(found) < 200):
+    times, first = [], time.perf_counter()
+    while len(times) < least or (time.perf_counter() - first < budget and len(times) < 200):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         other.normal_()
         start.record()
         call()
         end.record()
         torch.cuda.synchronize()
-        found.append(start.elapsed_time(end) / 1e3)
-    return found
+        times.append(start.elapsed_time(end) / 1e3)
+    return times
 
 
 def copy_bandwidth(device: str = "cpu", size: int | None = None) -> float:

@@ -19,17 +19,17 @@ from pathlib import Path
 
 from record import ROOT
 
-KEPT = "out/native"  # native cores of other commits
+STORE = "out/native"  # native cores of other commits
 NATIVE = ("csrc/core", "csrc/python", "CMakeLists.txt", "setup.py")  # what the native core is built from
 
 
 def commit_of(revision: str, root: Path = ROOT) -> str:
     """The full name of a commit; SystemExit where there is no such."""
     words = ["git", "-C", str(root), "rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}"]
-    found = subprocess.run(words, capture_output=True, text=True, check=False)
-    if found.returncode:
+    process = subprocess.run(words, capture_output=True, text=True, check=False)
+    if process.returncode:
         raise SystemExit(f"{revision!r} is no commit of {root}; expected a name, tag or hash (git log)")
-    return found.stdout.strip()
+    return process.stdout.strip()
 
 
 @contextmanager
@@ -42,10 +42,10 @@ def checkout_of(revision: str, root: Path = ROOT) -> Iterator[Path]:
         subprocess.run(["tar", "-x", "-C", folder], input=archive.stdout, check=True)
         there = Path(folder)
         same = subprocess.run(["git", "-C", str(root), "diff", "--quiet", commit, "--", *NATIVE], check=False)
-        kept = root / "mrisr" if same.returncode == 0 else root / KEPT / _sources(commit, root)
-        if not any(kept.glob("_native*")) and kept != root / "mrisr":
-            _build(there, kept)
-        for path in (*kept.glob("_native*"), kept / "_build_info.py"):
+        store = root / "mrisr" if same.returncode == 0 else root / STORE / _sources(commit, root)
+        if not any(store.glob("_native*")) and store != root / "mrisr":
+            _build(there, store)
+        for path in (*store.glob("_native*"), store / "_build_info.py"):
             if path.exists():
                 shutil.copy2(path, there / "mrisr")
         yield there
@@ -58,12 +58,12 @@ def _sources(commit: str, root: Path) -> str:
     return hashlib.sha256(listed + sys.implementation.cache_tag.encode()).hexdigest()[:16]
 
 
-def _build(there: Path, kept: Path) -> None:
+def _build(there: Path, folder: Path) -> None:
     words = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
     subprocess.run(words, cwd=there, env={**os.environ, "MRISR_NATIVE": "1", "MRISR_CUDA": "0"}, check=True)
-    kept.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for path in (*(there / "mrisr").glob("_native*"), there / "mrisr" / "_build_info.py"):
-        shutil.copy2(path, kept)
+        shutil.copy2(path, folder)
 
 
 def with_bytecode(root: Path) -> None:
@@ -76,9 +76,9 @@ def own(root: str) -> None:
     """Have this process import mrisr and its kernels from `root`; SystemExit where another has been found."""
     import mrisr
 
-    found = Path(mrisr.__file__).resolve().parents[1]
-    if found != Path(root).resolve():
-        raise SystemExit(f"expected mrisr from {root}, found it in {found}")
+    origin = Path(mrisr.__file__).resolve().parents[1]
+    if origin != Path(root).resolve():
+        raise SystemExit(f"expected mrisr from {root}, found it in {origin}")
     mrisr.__path__.append(str(root))  # where its kernels are
 
 
@@ -91,18 +91,18 @@ def run(root: Path, script: str, *words: str, environment: dict[str, str] | None
         answer = Path(folder) / "answer.json"
         command = [sys.executable, script, *words, "--root", str(root), "--answer", str(answer)]
         paths = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
-        ended = subprocess.run(
+        process = subprocess.run(
             command, env={**os.environ, **(environment or {}), "PYTHONPATH": paths}, cwd=folder, check=False
         )
-        if ended.returncode or not answer.exists():
-            raise RuntimeError(f"{Path(script).name} {' '.join(words)} ended with {ended.returncode} in {root}")
+        if process.returncode or not answer.exists():
+            raise RuntimeError(f"{Path(script).name} {' '.join(words)} ended with {process.returncode} in {root}")
         return json.loads(answer.read_text(encoding="utf-8"))
 
 
 def in_turns(roots: dict[str, Path], measure: Callable[[Path], dict], rounds: int) -> dict[str, list[dict]]:
     """measure(root) of each, A B A B: what else the machine does meets both."""
-    found: dict[str, list[dict]] = {name: [] for name in roots}
+    results: dict[str, list[dict]] = {name: [] for name in roots}
     for _ in range(rounds):
         for name, root in roots.items():
-            found[name].append(measure(root))
-    return found
+            results[name].append(measure(root))
+    return results

@@ -143,7 +143,7 @@ def forward_kernel(
     top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     acc = tl.zeros((BLOCK_M, HEAD_DIM), tl.float32)
-    found = 0
+    count = 0
     for start in range(0, tokens, BLOCK_N):
         other = start + tl.arange(0, BLOCK_N)
         other_row, other_at = _rows_of(other, sample, first, extent, size, stride)
@@ -153,13 +153,13 @@ def forward_kernel(
             k = _normalise(k.to(tl.float32), k_gain_ptr, eps, HEAD_DIM, K_GAIN)
         s = tl.dot(q, tl.trans(_rounded(k, WORK, INTERPRETED)), input_precision=PRECISION) * (scale * LOG2E)
         s = tl.where(key[None, :], s, float("-inf"))
-        raised = tl.maximum(top, tl.max(s, 1))
+        peak = tl.maximum(top, tl.max(s, 1))
         # Before the first key both are -inf, and -inf - -inf is NaN.
-        rescale = tl.where(raised == top, 1.0, tl.exp2(top - raised))
-        p = tl.exp2(s - raised[:, None])
+        rescale = tl.where(peak == top, 1.0, tl.exp2(top - peak))
+        p = tl.exp2(s - peak[:, None])
         if MASKED:
             p = tl.where(key[None, :], p, 0.0)
-            found += tl.sum(key.to(tl.int32), 0)
+            count += tl.sum(key.to(tl.int32), 0)
         total = total * rescale + tl.sum(p, 1)
         v = _load(qkv_ptr + 2 * width, other_at, key, lane)
         acc = tl.dot(
@@ -168,13 +168,13 @@ def forward_kernel(
             acc * rescale[:, None],
             input_precision=PRECISION,
         )
-        top = raised
+        top = peak
 
     lse = (top + tl.log2(total)) * LN2
     if MASKED:
         # No key: the result is 0, and an infinite log-sum-exp makes every p of the backward pass 0.
-        total = tl.where(found > 0, total, 1.0)
-        lse = tl.where(found > 0, lse, float("inf"))
+        total = tl.where(count > 0, total, 1.0)
+        lse = tl.where(count > 0, lse, float("inf"))
     to = out_ptr + row[:, None] * width + head * HEAD_DIM + lane[None, :]
     tl.store(to, _rounded(acc / total[:, None], WORK, INTERPRETED), mask=query[:, None])
     if SAVE:
@@ -327,11 +327,11 @@ def tiles(dtype: torch.dtype, head_dim: int, kernel: str) -> Tiles:
     return (_SINGLE if dtype == torch.float32 else _HALF)[kernel][head_dim]
 
 
-def _constants(dtype, head_dim: int, chosen: Tiles, masked: bool, norm: bool, q_gain: bool, k_gain: bool) -> dict:
+def _constants(dtype, head_dim: int, tile: Tiles, masked: bool, norm: bool, q_gain: bool, k_gain: bool) -> dict:
     return {
         "HEAD_DIM": head_dim,
-        "BLOCK_M": chosen.block_m,
-        "BLOCK_N": chosen.block_n,
+        "BLOCK_M": tile.block_m,
+        "BLOCK_N": tile.block_n,
         "WORK": {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}[dtype],
         "PRECISION": "tf32x3" if dtype == torch.float32 else "tf32",
         "INTERPRETED": os.environ.get("TRITON_INTERPRET") == "1",
@@ -360,14 +360,14 @@ class _Launch:
 
     def blocks(self, kernel: str) -> int:
         """Blocks of a whole window, as `kernel` cuts it."""
-        chosen = tiles(self.dtype, self.head_dim, kernel)
-        return -(-self.tokens // (chosen.block_n if kernel == "key" else chosen.block_m))
+        tile = tiles(self.dtype, self.head_dim, kernel)
+        return -(-self.tokens // (tile.block_n if kernel == "key" else tile.block_m))
 
     def run(self, function, kernel: str, outputs: tuple, **more) -> None:
-        chosen, blocks = tiles(self.dtype, self.head_dim, kernel), self.blocks(kernel)
-        constants = _constants(self.dtype, self.head_dim, chosen, *self.flags) | more
+        tile, blocks = tiles(self.dtype, self.head_dim, kernel), self.blocks(kernel)
+        constants = _constants(self.dtype, self.head_dim, tile, *self.flags) | more
         arguments = (*outputs, *self.inputs, *self.geometry, blocks, *self.numbers)
-        launch = {"num_warps": chosen.warps, "num_stages": chosen.stages}
+        launch = {"num_warps": tile.warps, "num_stages": tile.stages}
         function[(self.windows * blocks, self.heads)](*arguments, **constants, **launch)
 
     def gain_partials(self, kernel: str, like: torch.Tensor) -> torch.Tensor:
@@ -401,8 +401,8 @@ def backward(grad, out, lse, qkv, heads, window, offset, mask, q_gain, k_gain, e
 def _variant(kernel: str, dtype: str, head_dim: int, masked: bool = False, norm: bool = False) -> tuple:
     function = {"forward": forward_kernel, "query": query_gradient_kernel, "key": key_gradient_kernel}[kernel]
     kinds = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-    chosen = tiles(kinds[dtype], head_dim, kernel)
-    constants = _constants(kinds[dtype], head_dim, chosen, masked, norm, norm, norm)
+    tile = tiles(kinds[dtype], head_dim, kernel)
+    constants = _constants(kinds[dtype], head_dim, tile, masked, norm, norm, norm)
     if kernel == "forward":
         constants["SAVE"] = True
     signature = {}
@@ -414,7 +414,7 @@ def _variant(kernel: str, dtype: str, head_dim: int, masked: bool = False, norm:
         elif name not in constants:
             signature[name] = "fp32" if name in ("scale", "eps") else "i32"
     label = f"{kernel}[{dtype},{head_dim}{',masked' if masked else ''}{',norm' if norm else ''}]"
-    return label, function, signature, constants, {"num_warps": chosen.warps, "num_stages": chosen.stages}
+    return label, function, signature, constants, {"num_warps": tile.warps, "num_stages": tile.stages}
 
 
 # float16 makes the machine code of bfloat16, but for the type of the products: one of each kernel stands for all.

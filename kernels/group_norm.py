@@ -151,7 +151,7 @@ def apply(y, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, m: torch.Tensor,
 # What tests/native/compile_only.py compiles without a GPU: (name, kernel, signature, constants), one per variant that
 # ships.
 def _variants() -> list[tuple[str, object, dict[str, str], dict[str, object]]]:
-    found = []
+    variants = []
     for dtype in ("fp32", "fp16", "bf16"):
         for last in (False, True):
             layout = "last" if last else "first"
@@ -160,12 +160,12 @@ def _variants() -> list[tuple[str, object, dict[str, str], dict[str, object]]]:
                 signature = {"partials_ptr": "*fp64", "x_ptr": f"*{dtype}"}
                 signature |= {"mask_ptr": "*u8", **dict.fromkeys(("channels", "voxels", "groups", "slabs"), "i32")}
                 flags = {"SLAB": SLAB, "BLOCK": BLOCK, "LAST": last, "MASKED": masked}
-                found.append((name, stats_kernel, signature, flags))
+                variants.append((name, stats_kernel, signature, flags))
             signature = {"y_ptr": f"*{dtype}", "x_ptr": f"*{dtype}", **{f"{name}_ptr": "*fp32" for name in "abm"}}
             signature |= {"channels": "i32", "voxels": "i32", "total": "i64"}
             flags = {"BLOCK": BLOCK, "LAST": last, "SILU": True}
-            found.append((f"apply[{dtype},{layout},silu]", apply_kernel, signature, flags))
-    return found
+            variants.append((f"apply[{dtype},{layout},silu]", apply_kernel, signature, flags))
+    return variants
 
 
 VARIANTS = _variants()

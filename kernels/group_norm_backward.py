@@ -48,18 +48,18 @@ def sums_kernel(
     sample = piece // slabs
     first_voxel = piece % slabs * SLAB
     c = unit % chunks * CHANNELS + tl.arange(0, CHANNELS)
-    known = c < channels
+    valid = c < channels
     line = sample * channels + c
-    a = tl.load(a_ptr + line, mask=known, other=0.0)[None, :]
-    b = tl.load(b_ptr + line, mask=known, other=0.0)[None, :]
-    m = tl.load(m_ptr + line, mask=known, other=0.0)[None, :]
+    a = tl.load(a_ptr + line, mask=valid, other=0.0)[None, :]
+    b = tl.load(b_ptr + line, mask=valid, other=0.0)[None, :]
+    m = tl.load(m_ptr + line, mask=valid, other=0.0)[None, :]
     count = tl.minimum(voxels - first_voxel, SLAB)
     lane = tl.arange(0, VOXELS).to(tl.int64)
     first = tl.zeros((VOXELS, CHANNELS), tl.float32)
     second = tl.zeros((VOXELS, CHANNELS), tl.float32)
     for start in range(0, count, VOXELS):
         voxel = first_voxel + start + lane
-        inside = (start + lane < count)[:, None] & known[None, :]
+        inside = (start + lane < count)[:, None] & valid[None, :]
         if LAST:
             offset = (sample * voxels + voxel[:, None]) * channels + c[None, :]
         else:
@@ -70,8 +70,8 @@ def sums_kernel(
         first += dz
         second += dz * d
     to = sums_ptr + (piece * channels + c) * 2
-    tl.store(to, tl.sum(first.to(tl.float64), 0), mask=known)
-    tl.store(to + 1, tl.sum(second.to(tl.float64), 0), mask=known)
+    tl.store(to, tl.sum(first.to(tl.float64), 0), mask=valid)
+    tl.store(to + 1, tl.sum(second.to(tl.float64), 0), mask=valid)
 
 
 @triton.jit
@@ -120,12 +120,12 @@ def sums(grad, x, a, b, m, silu: bool) -> torch.Tensor:
     n, c = x.shape[:2]
     voxels = x.shape[2] * x.shape[3] * x.shape[4]
     slabs = triton.cdiv(voxels, SLAB)
-    found = torch.empty((n, slabs, c, 2), dtype=torch.float64, device=x.device)
-    if found.numel():
+    result = torch.empty((n, slabs, c, 2), dtype=torch.float64, device=x.device)
+    if result.numel():
         grid = (n * slabs * triton.cdiv(c, CHANNELS),)
         sizes = dict(SLAB=SLAB, VOXELS=VOXELS, CHANNELS=CHANNELS)
-        sums_kernel[grid](found, grad, x, a, b, m, c, voxels, slabs, **sizes, LAST=not x.is_contiguous(), SILU=silu)
-    return found
+        sums_kernel[grid](result, grad, x, a, b, m, c, voxels, slabs, **sizes, LAST=not x.is_contiguous(), SILU=silu)
+    return result
 
 
 def apply(grad, x, a, b, m, p, u, v, mask, silu: bool) -> torch.Tensor:
@@ -141,7 +141,7 @@ def apply(grad, x, a, b, m, p, u, v, mask, silu: bool) -> torch.Tensor:
 
 # What tests/native/compile_only.py compiles without a GPU: (name, kernel, signature, constants).
 def _variants() -> list[tuple[str, object, dict[str, str], dict[str, object]]]:
-    found = []
+    variants = []
     for dtype in ("fp32", "fp16", "bf16"):
         for last in (False, True):
             layout = "last" if last else "first"
@@ -149,14 +149,14 @@ def _variants() -> list[tuple[str, object, dict[str, str], dict[str, object]]]:
             sums_signature = {"sums_ptr": "*fp64", **maps, **{f"{k}_ptr": "*fp32" for k in "abm"}}
             sums_signature |= {"channels": "i32", "voxels": "i32", "slabs": "i32"}
             tile = {"SLAB": SLAB, "VOXELS": VOXELS, "CHANNELS": CHANNELS, "LAST": last, "SILU": True}
-            found.append((f"sums[{dtype},{layout},silu]", sums_kernel, sums_signature, tile))
+            variants.append((f"sums[{dtype},{layout},silu]", sums_kernel, sums_signature, tile))
             for masked in (False, True):
                 signature = {"dx_ptr": f"*{dtype}", **maps, "mask_ptr": "*u8"}
                 signature |= {f"{k}_ptr": "*fp32" for k in "abmpuv"}
                 signature |= {"channels": "i32", "voxels": "i32", "total": "i64"}
                 flags = {"BLOCK": BLOCK, "LAST": last, "SILU": True, "MASKED": masked}
-                found.append((f"dx[{dtype},{layout}{',masked' if masked else ''}]", dx_kernel, signature, flags))
-    return found
+                variants.append((f"dx[{dtype},{layout}{',masked' if masked else ''}]", dx_kernel, signature, flags))
+    return variants
 
 
 VARIANTS = _variants()

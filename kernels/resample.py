@@ -103,7 +103,7 @@ def _pick(w0, w1, w2, w3, w4, w5, TAP: tl.constexpr):
 
 
 @triton.jit
-def _chosen(w0, w1, w2, w3, w4, w5, tap, ORDER: tl.constexpr):
+def _weight_of(w0, w1, w2, w3, w4, w5, tap, ORDER: tl.constexpr):
     """_pick of a tap that is known at run time only: the loop over planes stays a loop."""
     w = tl.where(tap == 0, w0, w1)
     if ORDER > 1:
@@ -121,22 +121,22 @@ def _locate(position, n, MIRROR: tl.constexpr):
     end = (n - 1).to(tl.float64)
     if MIRROR:
         period = tl.maximum(2 * (n - 1), 1).to(tl.float64)
-        held = position - period * tl.floor(position / period)
-        turned = held > end
-        held = tl.where(turned, period - held, held)
-        held = tl.where(held > end, end, held)
-        held = tl.where(held < 0.0, 0.0 * end, held)
-        slope = tl.where(turned, -1.0, 1.0)
+        place = position - period * tl.floor(position / period)
+        beyond = place > end
+        place = tl.where(beyond, period - place, place)
+        place = tl.where(place > end, end, place)
+        place = tl.where(place < 0.0, 0.0 * end, place)
+        slope = tl.where(beyond, -1.0, 1.0)
         slope = tl.where(n == 1, 0.0, slope)
     else:
-        held = tl.where(position < -0.5, 0.0 * end - 0.5, position)
-        held = tl.where(held > end + 0.5, end + 0.5, held)
-        slope = tl.where(held == position, 1.0, 0.0)
-    lost = position != position
-    slope = tl.where(lost, position.to(tl.float32), slope)
-    below = tl.floor(held)
-    tap = tl.where(held == held, below, 0.0 * end).to(tl.int32) + 1
-    return tap.to(tl.int64), (held - below).to(tl.float32), slope
+        place = tl.where(position < -0.5, 0.0 * end - 0.5, position)
+        place = tl.where(place > end + 0.5, end + 0.5, place)
+        slope = tl.where(place == position, 1.0, 0.0)
+    is_nan = position != position
+    slope = tl.where(is_nan, position.to(tl.float32), slope)
+    below = tl.floor(place)
+    tap = tl.where(place == place, below, 0.0 * end).to(tl.int32) + 1
+    return tap.to(tl.int64), (place - below).to(tl.float32), slope
 
 
 @triton.jit
@@ -212,7 +212,7 @@ def value_kernel(
                     value = tl.load(base + a * sx + b * sy + c, mask=inside, other=0.0)
                     line += _pick(z0, z1, z2, z3, z4, z5, c) * value
                 plane += _pick(y0, y1, y2, y3, y4, y5, b) * line
-            total += _chosen(x0, x1, x2, x3, x4, x5, a, ORDER) * plane
+            total += _weight_of(x0, x1, x2, x3, x4, x5, a, ORDER) * plane
         tl.store(out_ptr + volume * voxels + voxel, total, mask=inside)
 
 
@@ -283,8 +283,8 @@ def slope_kernel(
                 plane += _pick(y0, y1, y2, y3, y4, y5, b) * line
                 plane_y += _pick(dy0, dy1, dy2, dy3, dy4, dy5, b) * line
                 plane_z += _pick(y0, y1, y2, y3, y4, y5, b) * line_z
-            weight = _chosen(x0, x1, x2, x3, x4, x5, a, ORDER)
-            sum_x += _chosen(dx0, dx1, dx2, dx3, dx4, dx5, a, ORDER) * plane
+            weight = _weight_of(x0, x1, x2, x3, x4, x5, a, ORDER)
+            sum_x += _weight_of(dx0, dx1, dx2, dx3, dx4, dx5, a, ORDER) * plane
             sum_y += weight * plane_y
             sum_z += weight * plane_z
         along_x += grad * sum_x
@@ -342,14 +342,14 @@ def _variants() -> list[tuple[str, object, dict[str, str], dict[str, object]]]:
     sizes = dict.fromkeys(("channels", "n0", "n1", "n2", "target1", "target2"), "i32")
     sizes |= dict.fromkeys(("voxels", "blocks", "field_stride"), "i64")
     pointers = {"out_ptr": "*fp32", "coefficients_ptr": "*fp32", "displacement_ptr": "*fp32", "matrix_ptr": "*fp64"}
-    found = []
+    variants = []
     for order in (1, 3, 5):
         for mirror in (False, True):
             name = f"[order {order}{', mirror' if mirror else ''}]"
             constants = {"ORDER": order, "MIRROR": mirror, "MOVED": True, "BLOCK": BLOCK}
-            found.append((f"value{name}", value_kernel, pointers | sizes, constants))
-            found.append((f"slope{name}", slope_kernel, pointers | {"grad_ptr": "*fp32"} | sizes, constants))
-    return found
+            variants.append((f"value{name}", value_kernel, pointers | sizes, constants))
+            variants.append((f"slope{name}", slope_kernel, pointers | {"grad_ptr": "*fp32"} | sizes, constants))
+    return variants
 
 
 VARIANTS = _variants()

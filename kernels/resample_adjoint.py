@@ -166,18 +166,19 @@ def adjoint(displacement, grad, matrix, source, target, order: int, mirror: bool
 
 def _variants() -> list[tuple[str, object, dict[str, str], dict[str, object]]]:
     places = {"cell_ptr": "*i64", "fraction_ptr": "*fp32"}
-    asked = places | {"displacement_ptr": "*fp32", "matrix_ptr": "*fp64"}
-    asked |= dict.fromkeys(("n0", "n1", "n2", "target1", "target2"), "i32") | dict.fromkeys(("voxels", "blocks"), "i64")
+    arguments = places | {"displacement_ptr": "*fp32", "matrix_ptr": "*fp64"}
+    arguments |= dict.fromkeys(("n0", "n1", "n2", "target1", "target2"), "i32")
+    arguments |= dict.fromkeys(("voxels", "blocks"), "i64")
     runs = places | {"out_ptr": "*fp32", "grad_ptr": "*fp32", "start_ptr": "*i64", "channels": "i32", "shared": "i32"}
     runs |= dict.fromkeys(("sx", "sy", "size", "voxels", "blocks"), "i64")
-    found = []
+    variants = []
     for order in (1, 3, 5):
         constants = {"ORDER": order, "BLOCK": BLOCK}
-        found.append((f"adjoint[order {order}]", adjoint_kernel, runs, constants))
+        variants.append((f"adjoint[order {order}]", adjoint_kernel, runs, constants))
         for mirror in (False, True):
             name = f"locate[order {order}{', mirror' if mirror else ''}]"
-            found.append((name, locate_kernel, asked, constants | {"MIRROR": mirror, "MOVED": True}))
-    return found
+            variants.append((name, locate_kernel, arguments, constants | {"MIRROR": mirror, "MOVED": True}))
+    return variants
 
 
 VARIANTS = _variants()

@@ -25,14 +25,14 @@ def _offsets(sample, voxel, c, channels, voxels, LAST: tl.constexpr):
 
 
 @triton.jit
-def _film(scale_ptr, shift_ptr, line, known, SCALE: tl.constexpr, SHIFT: tl.constexpr):
+def _film(scale_ptr, shift_ptr, line, valid, SCALE: tl.constexpr, SHIFT: tl.constexpr):
     """(1 + scale, shift) of the channels of a sample."""
-    gain = tl.where(known, 1.0, 0.0)
+    gain = tl.where(valid, 1.0, 0.0)
     shift = tl.zeros_like(gain)
     if SCALE:
-        gain += tl.load(scale_ptr + line, mask=known, other=0.0)
+        gain += tl.load(scale_ptr + line, mask=valid, other=0.0)
     if SHIFT:
-        shift += tl.load(shift_ptr + line, mask=known, other=0.0)
+        shift += tl.load(shift_ptr + line, mask=valid, other=0.0)
     return gain[None, :], shift[None, :]
 
 
@@ -57,11 +57,11 @@ def forward_kernel(
     sample = unit // tiles
     voxel = unit % tiles * VOXELS + tl.arange(0, VOXELS)
     c = tl.arange(0, CHANNELS)
-    known = c < channels
-    inside = (voxel < voxels)[:, None] & known[None, :]
+    valid = c < channels
+    inside = (voxel < voxels)[:, None] & valid[None, :]
     offset = _offsets(sample, voxel, c, channels, voxels, LAST)
     x = tl.load(x_ptr + offset, mask=inside, other=0.0).to(tl.float32)
-    gain, shift = _film(scale_ptr, shift_ptr, sample * channels + c, known, SCALE, SHIFT)
+    gain, shift = _film(scale_ptr, shift_ptr, sample * channels + c, valid, SCALE, SHIFT)
     z = x * tl.rsqrt(tl.sum(x * x, 1) / channels + eps)[:, None] * gain + shift
     if SILU:
         z = z / (1.0 + tl.exp(-z))
@@ -92,14 +92,14 @@ def backward_kernel(
     sample = unit // slabs
     first_voxel = unit % slabs * SLAB
     c = tl.arange(0, CHANNELS)
-    known = c < channels
-    gain, shift = _film(scale_ptr, shift_ptr, sample * channels + c, known, SCALE, SHIFT)
+    valid = c < channels
+    gain, shift = _film(scale_ptr, shift_ptr, sample * channels + c, valid, SCALE, SHIFT)
     count = tl.minimum(voxels - first_voxel, SLAB)
     lane = tl.arange(0, VOXELS).to(tl.int64)
     first = tl.zeros((VOXELS, CHANNELS), tl.float32)
     second = tl.zeros((VOXELS, CHANNELS), tl.float32)
     for start in range(0, count, VOXELS):
-        inside = (start + lane < count)[:, None] & known[None, :]
+        inside = (start + lane < count)[:, None] & valid[None, :]
         offset = _offsets(sample, first_voxel + start + lane, c, channels, voxels, LAST)
         x = tl.load(x_ptr + offset, mask=inside, other=0.0).to(tl.float32)
         dz = tl.load(grad_ptr + offset, mask=inside, other=0.0).to(tl.float32)
@@ -115,8 +115,8 @@ def backward_kernel(
         dx = r * (w - normed * (tl.sum(w * normed, 1) / channels)[:, None])
         tl.store(dx_ptr + offset, dx.to(dx_ptr.dtype.element_ty), mask=inside)
     to = sums_ptr + (unit * channels + c) * 2
-    tl.store(to, tl.sum(first.to(tl.float64), 0), mask=known)
-    tl.store(to + 1, tl.sum(second.to(tl.float64), 0), mask=known)
+    tl.store(to, tl.sum(first.to(tl.float64), 0), mask=valid)
+    tl.store(to + 1, tl.sum(second.to(tl.float64), 0), mask=valid)
 
 
 def _tile(channels: int) -> dict[str, int]:
@@ -154,7 +154,7 @@ def backward(dx, sums, grad, x, scale, shift, silu: bool, eps: float) -> None:
 
 # What tests/native/compile_only.py compiles without a GPU: (name, kernel, signature, constants).
 def _variants() -> list[tuple[str, object, dict[str, str], dict[str, object]]]:
-    found = []
+    variants = []
     for dtype in ("fp32", "fp16", "bf16"):
         for last in (False, True):
             for channels in (32, 128):
@@ -162,11 +162,11 @@ def _variants() -> list[tuple[str, object, dict[str, str], dict[str, object]]]:
                 film = {"scale_ptr": "*fp32", "shift_ptr": "*fp32", "channels": "i32", "voxels": "i32"}
                 flags = {**_tile(channels), "LAST": last, "SILU": True, "SCALE": True, "SHIFT": True}
                 maps = {"y_ptr": f"*{dtype}", "x_ptr": f"*{dtype}"}
-                found.append((f"forward{label}", forward_kernel, {**maps, **film, "eps": "fp32"}, flags))
+                variants.append((f"forward{label}", forward_kernel, {**maps, **film, "eps": "fp32"}, flags))
                 maps = {"dx_ptr": f"*{dtype}", "sums_ptr": "*fp64", "grad_ptr": f"*{dtype}", "x_ptr": f"*{dtype}"}
                 signature = {**maps, **film, "slabs": "i32", "eps": "fp32"}
-                found.append((f"backward{label}", backward_kernel, signature, {"SLAB": SLAB, **flags}))
-    return found
+                variants.append((f"backward{label}", backward_kernel, signature, {"SLAB": SLAB, **flags}))
+    return variants
 
 
 VARIANTS = _variants()

@@ -42,8 +42,8 @@ def sampler_step_kernel(
     x = tl.load(x_ptr + index, mask=there)
     x0 = tl.load(f_ptr + index, mask=there).to(tl.float32)
     if STORE:
-        held = tl.where(x0 < low, low, tl.where(x0 > high, high, x0))
-        x0 = tl.where(x0 - x0 == 0.0, held, x0)  # what is no number stays none, infinities too
+        clamp = tl.where(x0 < low, low, tl.where(x0 > high, high, x0))
+        x0 = tl.where(x0 - x0 == 0.0, clamp, x0)  # what is no number stays none, infinities too
         tl.store(x0_ptr + index, x0, mask=there)
     following = (tl.load(row) + broken) * x + tl.load(row + 1) * x0
     if BEFORE:

@@ -11,7 +11,7 @@ from typing import Any
 
 from mrisr import grid as grids
 from mrisr.corrections import corrections, read_mask
-from mrisr.errors import CATCHING, MrisrWarning, UsageError, shown
+from mrisr.errors import CATCHING, MrisrWarning, UsageError, excerpt
 from mrisr.infer.engines.precision import asked_for
 from mrisr.infer.engines.select import check_fork
 from mrisr.infer.facts import MIRRORINGS, Options
@@ -160,17 +160,17 @@ def upscale(
     """
     check_fork()
     asked_for(precision)
-    chosen = choose_mode(mode, steps, samples)
+    mode = choose_mode(mode, steps, samples)
     how = dict(
         device=device,
         engine=engine,
         threads=threads,
         precision=precision,
-        mode=chosen,
+        mode=mode,
         steps=steps,
         samples=samples,
         seed=_whole("seed", seed, 0),
-        ensemble=_ensemble(ensemble, chosen),
+        ensemble=_ensemble(ensemble, mode),
         denoise=_share("denoise", denoise),
         psf=psf,
         consistency=_consistency(consistency),
@@ -185,48 +185,48 @@ def upscale(
     if len(several) > 1:
         _refuse_of_one(affine, input_voxel_size, gradnl, bias)
         with reporting(progress) as report:
-            found = _join(several, (series, group), grid, mask, model, Options(**how), together, report)
-        return found if return_info else found[0]
+            pair = _join(several, (series, group), grid, mask, model, Options(**how), together, report)
+        return pair if return_info else pair[0]
     volume = several[0]
     with reporting(progress) as report:
-        with report.stage("read"), _kept_warnings() as said:
+        with report.stage("read"), _warnings_as_texts() as messages:
             source, restore = to_volume(volume, affine, input_voxel_size, series, group)
             check_kind(source)
             target = grids.plan(source.grid, **grid)
             if voxel_size is None and factor is None and target == source.grid:
                 _warn_of_own_grid(source)
-            known = dict(done=gradnl_done, slice_axis=slice_axis, bias_out=bias_out)
+            correction_options = dict(done=gradnl_done, slice_axis=slice_axis, bias_out=bias_out)
             head = None if mask is None else read_mask(mask, source)
-            scan = Scan(source, corrections(source, gradnl, bias, **known), head)
+            scan = Scan(source, corrections(source, gradnl, bias, **correction_options), head)
         with report.stage("load model"):
-            loaded = model if hasattr(model, "denoiser") else registry.load(model)
-        result, info = upscale_volume(scan, target, loaded, Options(**how), report)
-        info.warnings[:0] = said
+            network = model if hasattr(model, "denoiser") else registry.load(model)
+        result, info = upscale_volume(scan, target, network, Options(**how), report)
+        info.warnings[:0] = messages
         output = restore(result)
     return (output, info) if return_info else output
 
 
-def _join(several, chosen, grid, mask, model, options: Options, how: Together, report: Report) -> tuple[Any, Any]:
+def _join(several, selection, grid, mask, model, options: Options, how: Together, report: Report) -> tuple[Any, Any]:
     """(result, info) of several scans."""
-    with report.stage("read"), _kept_warnings() as said:
-        volumes, restore = several_scans.read(several, how.reference, *chosen, force=how.force)
+    with report.stage("read"), _warnings_as_texts() as messages:
+        volumes, restore = several_scans.read(several, how.reference, *selection, force=how.force)
         reference = volumes[how.reference]
         target = grids.plan(reference.grid, **grid)
         head = None if mask is None else read_mask(mask, reference)
     with report.stage("load model"):
-        loaded = model if hasattr(model, "denoiser") else registry.load(model)
-    result, info = join_volumes(volumes, target, loaded, options, how, report, head)
-    info.warnings[:0] = said
+        network = model if hasattr(model, "denoiser") else registry.load(model)
+    result, info = join_volumes(volumes, target, network, options, how, report, head)
+    info.warnings[:0] = messages
     return restore(result), info
 
 
 def _refuse_of_one(affine: Any, input_voxel_size: Any, gradnl: Any, bias: Any) -> None:
     """What holds for one scan only."""
-    for name, given in (("affine", affine), ("input_voxel_size", input_voxel_size)):
-        if given is not None:
+    for name, value in (("affine", affine), ("input_voxel_size", input_voxel_size)):
+        if value is not None:
             raise UsageError(f"{name}: is of one scan, and several are joined; give each its own (mrisr.Volume)")
-    for name, given in (("gradnl", gradnl), ("bias", bias)):
-        if given is not None:
+    for name, value in (("gradnl", gradnl), ("bias", bias)):
+        if value is not None:
             raise UsageError(f"{name}: is of one scan, and several are joined; correct each first (mrisr correct)")
 
 
@@ -258,19 +258,19 @@ def _ensemble(count: int, mode: str) -> int:
 
 
 @contextmanager
-def _kept_warnings() -> Iterator[list[str]]:
+def _warnings_as_texts() -> Iterator[list[str]]:
     """Collect the texts of the MrisrWarnings that this thread gives inside, and pass every warning on.
 
     One thread at a time: what catches warnings belongs to the process (as does nibabel's logger, which reading swaps).
     What other threads say meanwhile goes where it would have gone.
     """
     texts: list[str] = []
-    caught: list[tuple] = []
+    records: list[tuple] = []
     mine, before = threading.get_ident(), warnings.showwarning
 
     def keep(message, category, filename, lineno, file=None, line=None) -> None:
         if threading.get_ident() == mine:
-            caught.append((message, category, filename, lineno))
+            records.append((message, category, filename, lineno))
         else:
             before(message, category, filename, lineno, file, line)
 
@@ -278,7 +278,7 @@ def _kept_warnings() -> Iterator[list[str]]:
         warnings.simplefilter("always")
         warnings.showwarning = keep
         yield texts
-    for message, category, filename, lineno in caught:
+    for message, category, filename, lineno in records:
         if issubclass(category, MrisrWarning):
             texts.append(str(message))
         warnings.warn_explicit(message, category, filename, lineno)
@@ -294,9 +294,9 @@ def _warn_of_own_grid(source) -> None:
     )
 
 
-def _one_of(name: str, value: str, known: Sequence[str]) -> str:
-    if value not in known:
-        raise UsageError(f"{name}: expected one of {', '.join(known)}, found {value!r}")
+def _one_of(name: str, value: str, choices: Sequence[str]) -> str:
+    if value not in choices:
+        raise UsageError(f"{name}: expected one of {', '.join(choices)}, found {value!r}")
     return value
 
 
@@ -314,9 +314,9 @@ def _share(name: str, value: float) -> float:
 
 def _whole(name: str, value: int, least: int, most: int | None = None) -> int:
     if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
-        raise UsageError(f"{name}: expected a whole number of at least {least}, found {shown(value)}")
+        raise UsageError(f"{name}: expected a whole number of at least {least}, found {excerpt(value)}")
     if most is not None and value > most:
-        raise UsageError(f"{name}: expected at most {most}, found {shown(value)}")
+        raise UsageError(f"{name}: expected at most {most}, found {excerpt(value)}")
     return int(value)
 
 

@@ -52,20 +52,20 @@ def corrections(
         raise UsageError(f"gradnl_done: expected one of {', '.join(DONE)}, found {done!r}")
     if slice_axis not in (0, 1, 2):
         raise UsageError(f"slice_axis: expected 0, 1 or 2, found {slice_axis!r}")
-    known = None if gradnl_from is None else nonlinearity(scan, gradnl_from, radius, done, slice_axis)
+    coil = None if gradnl_from is None else nonlinearity(scan, gradnl_from, radius, done, slice_axis)
     if bias_from is None:
-        return Corrections(known)
+        return Corrections(coil)
     field, name = read_field(bias_from, scan)
-    return Corrections(known, field, name, bias_out == "kept")
+    return Corrections(coil, field, name, bias_out == "kept")
 
 
 def nonlinearity(
-    scan: Volume, source: Any, radius: float | None, done: str, slice_axis: int, by: str = "the caller"
+    scan: Volume, source: Any, radius: float | None, scanner_correction: str, slice_axis: int, by: str = "the caller"
 ) -> gradnl.Nonlinearity:
     """The gradient nonlinearity of a scan: of what, what the scanner has corrected, and who says so. Warns as
     `already_corrected` does."""
     distortion, name = read_distortion(source, radius, scan.meta)
-    return gradnl.Nonlinearity(distortion, name, *already_corrected(scan, done, by), slice_axis)
+    return gradnl.Nonlinearity(distortion, name, *already_corrected(scan, scanner_correction, by), slice_axis)
 
 
 def read_distortion(source: Any, radius: float | None, meta: dict) -> tuple[gradnl.Distortion, str]:
@@ -139,19 +139,19 @@ def _on_grid(source: Any, scan: Volume, name: str, expected: str) -> tuple[np.nd
     return data, name
 
 
-def already_corrected(scan: Volume, stated: str = "auto", by: str = "the caller") -> tuple[str, str]:
+def already_corrected(scan: Volume, statement: str = "auto", by: str = "the caller") -> tuple[str, str]:
     """("none", "2D" or "3D": what the scanner has corrected; who says so), with the warnings that belong to it."""
-    done, why = gradnl.scanner_correction(scan.meta)
-    if stated != "auto":
-        done, why = stated, f"stated by {by}"
-    if done == "unknown":
-        done = "none"
+    correction, why = gradnl.scanner_correction(scan.meta)
+    if statement != "auto":
+        correction, why = statement, f"stated by {by}"
+    if correction == "unknown":
+        correction = "none"
         _warn(f"{scan.name}: {why}; it is corrected in full, as asked for (or state gradnl_done, --corrected)")
-    if done == "3D":
+    if correction == "3D":
         _warn(f"{scan.name}: corrected by the scanner already ({why}); its geometry is left as it is")
     else:
         warn_unless_scanner_coordinates(scan)
-    return done, why
+    return correction, why
 
 
 def warn_unless_scanner_coordinates(scan: Volume) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from mrisr import __version__
 from mrisr.errors import MrisrWarning
 
 LIBRARIES = ("torch", "triton", "openvino", "numpy", "scipy", "nibabel")
@@ -140,9 +141,9 @@ VARIABLES = (
 
 def cache_folder() -> Path | None:
     """Where mrisr may keep files between runs: `MRISR_CACHE`, else the user's cache; None where there is none."""
-    stated = os.environ.get("MRISR_CACHE")
-    if stated is not None:
-        return None if stated.lower() in ("", "0", "off") else Path(stated)
+    setting = os.environ.get("MRISR_CACHE")
+    if setting is not None:
+        return None if setting.lower() in ("", "0", "off") else Path(setting)
     parent = os.environ.get("XDG_CACHE_HOME")
     try:
         return Path(parent or Path.home() / ".cache") / "mrisr"
@@ -153,16 +154,14 @@ def cache_folder() -> Path | None:
 def versions(names: Iterable[str] = LIBRARIES, absent: str | None = None) -> dict[str, str]:
     """Versions of mrisr, Python, the platform and the named packages; `absent` stands for one that is not installed
     (None: it is left out)."""
-    from mrisr import __version__
-
-    found = {"mrisr": __version__, "python": platform.python_version(), "platform": platform.platform()}
+    table = {"mrisr": __version__, "python": platform.python_version(), "platform": platform.platform()}
     for name in names:
         try:
-            found[name] = metadata.version(name)
+            table[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             if absent is not None:
-                found[name] = absent
-    return found
+                table[name] = absent
+    return table
 
 
 def processor() -> tuple[str, frozenset[str]]:
@@ -189,14 +188,14 @@ def cores() -> int:
 def default_threads() -> int:
     """CPU threads where nobody says how many: `OMP_NUM_THREADS`, else every core. MrisrWarning for one that is no whole
     number of at least 1, which OpenMP does not use either."""
-    stated = os.environ.get("OMP_NUM_THREADS", "").strip()
-    if not stated:
+    setting = os.environ.get("OMP_NUM_THREADS", "").strip()
+    if not setting:
         return cores()
-    first = stated.split(",")[0].strip()
+    first = setting.split(",")[0].strip()
     if first.isascii() and first.isdigit() and len(first) <= 9 and int(first):
         return int(first)
     warnings.warn(
-        f"OMP_NUM_THREADS: expected a whole number of at least 1, found {stated[:40]!r}; all {cores()} cores are used",
+        f"OMP_NUM_THREADS: expected a whole number of at least 1, found {setting[:40]!r}; all {cores()} cores are used",
         MrisrWarning,
         stacklevel=3,
     )
@@ -223,15 +222,15 @@ def commit() -> str | None:
     try:
         head = _git(here, "rev-parse", "--short=12", "HEAD")
         # Without optional locks: looking at a checkout does not write to it.
-        changed = _git(here, "--no-optional-locks", "status", "--porcelain", "--untracked-files=no")
-        return head + ("+" if changed else "")
+        changes = _git(here, "--no-optional-locks", "status", "--porcelain", "--untracked-files=no")
+        return head + ("+" if changes else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
 def _git(folder: Path, *words: str) -> str:
-    done = subprocess.run(["git", "-C", str(folder), *words], check=True, capture_output=True, text=True)
-    return done.stdout.strip()
+    process = subprocess.run(["git", "-C", str(folder), *words], check=True, capture_output=True, text=True)
+    return process.stdout.strip()
 
 
 PAGE = """# Environment variables

@@ -26,8 +26,8 @@ __all__ = [
     "TrainingError",
     "UsageError",
     "because",
+    "excerpt",
     "opening",
-    "shown",
     "to_do",
 ]
 
@@ -101,8 +101,8 @@ def opening(name: object, kind: type[MrisrError] = InputError) -> Iterator[None]
     try:
         yield
     except OSError as error:
-        found = error.strerror or error
-        raise kind(f"{error.filename or name}: cannot be opened ({found}); check its name and permissions") from error
+        reason = error.strerror or error
+        raise kind(f"{error.filename or name}: cannot be opened ({reason}); check its name and permissions") from error
 
 
 def to_do(error: OSError) -> str:
@@ -116,15 +116,15 @@ def to_do(error: OSError) -> str:
 
 def because(error: BaseException) -> str:
     """What another library's exception says, on one line and short: some print what they found, whole files of it."""
-    found = " ".join(str(error).split()) or type(error).__name__
-    return found if len(found) <= 200 else f"{found[:197]}..."
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
-def shown(value: Any) -> str:
+def excerpt(value: Any) -> str:
     """Short enough for one line of an error, whatever it is."""
     if isinstance(value, dict | list | tuple):
         return "an object" if isinstance(value, dict) else "a list"
     if isinstance(value, int) and abs(value) >= 10**50:  # printing thousands of digits is an error of its own
         return "a number of more than 50 digits"
-    found = " ".join(ascii(value).split())  # arrays are printed on several lines
-    return found if len(found) <= 60 else f"{found[:57]}..."
+    text = " ".join(ascii(value).split())  # arrays are printed on several lines
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -12,7 +12,7 @@ from numbers import Real
 
 import numpy as np
 
-from mrisr.errors import GeometryError, UsageError, shown
+from mrisr.errors import GeometryError, UsageError, excerpt
 
 __all__ = ["Grid", "axis_positions", "check_affine", "default_voxel_size", "plan", "ratios", "triple"]
 
@@ -84,7 +84,7 @@ def check_affine(affine: np.ndarray, name: str) -> np.ndarray:
             raise TypeError("complex")
         a = np.asarray(affine, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise GeometryError(f"{name}: expected a 4 x 4 affine of numbers, found {shown(affine)}") from error
+        raise GeometryError(f"{name}: expected a 4 x 4 affine of numbers, found {excerpt(affine)}") from error
     if a.shape != (4, 4):
         raise GeometryError(f"{name}: expected a 4 x 4 affine, found shape {a.shape}")
     if not np.isfinite(a).all():
@@ -169,7 +169,7 @@ def triple(value: float | tuple[float, float, float], name: str) -> np.ndarray:
     except (TypeError, ValueError):
         numbers = np.empty(0)
     if numbers.shape != (3,) or not np.isfinite(numbers).all() or numbers.min() <= 0:
-        raise UsageError(f"{name}: expected one positive number or three, found {shown(value)}")
+        raise UsageError(f"{name}: expected one positive number or three, found {excerpt(value)}")
     return numbers
 
 

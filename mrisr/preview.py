@@ -151,10 +151,10 @@ def interpolate(data: np.ndarray, affine: np.ndarray, shape: Sequence[int], targ
     out = np.asarray(data, dtype=np.float32)
     for axis in range(3):
         width = [(_MARGIN, _MARGIN) if k == axis else (0, 0) for k in range(3)]
-        held = ndimage.spline_filter1d(np.pad(out, width, "edge"), 3, axis, output=np.float32, mode="mirror")
+        coefficients = ndimage.spline_filter1d(np.pad(out, width, "edge"), 3, axis, output=np.float32, mode="mirror")
         positions = _MARGIN + between[axis, 3] + between[axis, axis] * np.arange(shape[axis])
-        weights = _spline_matrix(held.shape[axis], np.clip(positions, 0, held.shape[axis] - 1))
-        out = np.moveaxis(np.tensordot(weights, held, axes=(1, axis)), 0, axis)
+        weights = _spline_matrix(coefficients.shape[axis], np.clip(positions, 0, coefficients.shape[axis] - 1))
+        out = np.moveaxis(np.tensordot(weights, coefficients, axes=(1, axis)), 0, axis)
     return out
 
 
@@ -217,8 +217,8 @@ class _View:
         first = max(0, int(head[-1] + 1 - _BRAIN_HEIGHT / self.spacing[2]))
         part = np.zeros(self.counts[2], bool)
         part[first : head[-1] + 1] = True
-        kept = data * np.expand_dims(part[:: self.sign[2]], tuple(k for k in range(3) if k != up))
-        centre = self._centre(kept)
+        profile = data * np.expand_dims(part[:: self.sign[2]], tuple(k for k in range(3) if k != up))
+        centre = self._centre(profile)
         centre[2] = self.low[2] + (first + head[-1] + 1) / 2 * self.spacing[2]
         return centre
 

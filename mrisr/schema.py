@@ -16,7 +16,7 @@ from typing import Annotated, Any, get_type_hints
 import msgspec
 from msgspec import Meta, inspect
 
-from mrisr.errors import InputError, MrisrError, shown
+from mrisr.errors import InputError, MrisrError, excerpt
 
 DEPTH = 16  # of nested objects and lists
 LARGEST = 1 << 20  # bytes of a document
@@ -35,23 +35,25 @@ def text(pattern: str, meaning: str) -> Any:
 def strict(kind: type) -> type:
     """A `Struct` with the fields, types and defaults of the dataclass `kind`, which knows no others."""
     hints = get_type_hints(kind, include_extras=True)
-    held = [(f.name, hints[f.name], *(() if f.default is MISSING else (f.default,))) for f in fields(kind)]
-    return msgspec.defstruct(kind.__name__, held, kw_only=True, forbid_unknown_fields=True)
+    definitions = [(f.name, hints[f.name], *(() if f.default is MISSING else (f.default,))) for f in fields(kind)]
+    return msgspec.defstruct(kind.__name__, definitions, kw_only=True, forbid_unknown_fields=True)
 
 
 def read(path: Path, *, error: type[MrisrError] = InputError, largest: int = LARGEST, **limits) -> Any:
     """The JSON document in a file of at most `largest` bytes; `limits` are those of `parse`. Raises `error`."""
     try:
         with open(path, "rb") as stream:
-            held = stream.read(largest + 1)
+            content = stream.read(largest + 1)
     except (OSError, ValueError) as failure:
         raise error(f"{path}: cannot be read ({getattr(failure, 'strerror', None) or failure})") from failure
-    if len(held) > largest:
+    if len(content) > largest:
         raise error(f"{path}: more than {largest} bytes; expected a smaller JSON document")
-    return parse(held, str(path), error=error, **limits)
+    return parse(content, str(path), error=error, **limits)
 
 
-def parse(held: bytes, where: str, *, error: type[MrisrError] = InputError, depth: int = DEPTH, lenient=False) -> Any:
+def parse(
+    content: bytes, where: str, *, error: type[MrisrError] = InputError, depth: int = DEPTH, lenient=False
+) -> Any:
     """JSON as RFC 8259 has it: UTF-8, finite numbers, no name twice in an object, `depth` levels at most.
 
     Args:
@@ -59,23 +61,23 @@ def parse(held: bytes, where: str, *, error: type[MrisrError] = InputError, dept
         lenient: take what other programs write too: a byte order mark, NaN, Infinity, a name twice (the last counts).
     """
     try:
-        found = held.decode("utf-8-sig" if lenient else "utf-8")
+        text = content.decode("utf-8-sig" if lenient else "utf-8")
     except UnicodeDecodeError as failure:
         raise error(f"{where}: not UTF-8 ({failure.reason} at byte {failure.start})") from failure
     level = 0  # Python's parser recurses: refuse what nests too deeply before it sees it
-    for mark in _MARK.finditer(found):
+    for mark in _MARK.finditer(text):
         level += {"[": 1, "{": 1, "]": -1, "}": -1}.get(mark[0], 0)
         if level > depth:
             raise error(f"{where}: nests more than {depth} levels deep")
     hooks = {} if lenient else dict(parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_once)
     try:
-        value = json.loads(found, **hooks)
-        if r"\u" in found:  # half a surrogate pair is a string that nothing can write
+        value = json.loads(text, **hooks)
+        if r"\u" in text:  # half a surrogate pair is a string that nothing can write
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         return value
     except UnicodeEncodeError as failure:
         raise error(f"{where}: not JSON (half of a surrogate pair in a text)") from failure
-    except _Refused as failure:
+    except _Refusal as failure:
         raise error(f"{where}: {failure}") from None
     except ValueError as failure:  # JSONDecodeError, and whole numbers of thousands of digits
         raise error(f"{where}: not JSON ({_one_line(failure)})") from failure
@@ -90,39 +92,39 @@ def check(value: Any, kind: Any, where: str, *, error: type[MrisrError] = InputE
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as failure:
-        raise error(_explained(str(failure), value, kind, where)) from None
+        raise error(_explanation(str(failure), value, kind, where)) from None
 
 
-class _Refused(Exception):
+class _Refusal(Exception):
     """Raised inside the JSON parser; `parse` adds the place."""
 
 
 def _no_constant(name: str):
-    raise _Refused(f"{name} is not a number")
+    raise _Refusal(f"{name} is not a number")
 
 
 def _finite(digits: str) -> float:
     value = float(digits)
     if not math.isfinite(value):
-        raise _Refused(f"{shown(digits)} is too large for a number")
+        raise _Refusal(f"{excerpt(digits)} is too large for a number")
     return value
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
-        raise _Refused(f"the name {shown(twice)} stands twice in one object")
-    return found
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        names: set[str] = set()
+        twice = next(name for name, _ in pairs if name in names or names.add(name))
+        raise _Refusal(f"the name {excerpt(twice)} stands twice in one object")
+    return table
 
 
 def _one_line(failure: object) -> str:
-    found = " ".join(str(failure).split())
-    return found if len(found) <= 200 else f"{found[:197]}..."
+    text = " ".join(str(failure).split())
+    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
-def _explained(failure: str, value: Any, kind: Any, where: str) -> str:
+def _explanation(failure: str, value: Any, kind: Any, where: str) -> str:
     """msgspec's one error in mrisr's words: the place, what is due there, what stands there."""
     match = _FAILURE.fullmatch(failure)
     what, path = match["what"], match["path"] or ""
@@ -133,15 +135,15 @@ def _explained(failure: str, value: Any, kind: Any, where: str) -> str:
     if match["key"]:
         keys = [o.key_type for o in _options(due) if isinstance(o, inspect.DictType)]
         odd = [k for k in value if not _fits(k, keys[0])] if isinstance(value, dict) else []
-        return f"{place}: expected {_named(keys[0])}, found {shown(odd[0]) if odd else 'another name'}"
-    if found := re.fullmatch(r"Object missing required field `(.*)`", what, re.DOTALL):
-        return f"{place}: lacks {found[1]}"
-    if found := re.fullmatch(r"Object contains unknown field `(.*)`", what, re.DOTALL):
-        return f"{place}: has the unknown field {shown(found[1])}"
+        return f"{place}: expected {_description(keys[0])}, found {excerpt(odd[0]) if odd else 'another name'}"
+    if detail := re.fullmatch(r"Object missing required field `(.*)`", what, re.DOTALL):
+        return f"{place}: lacks {detail[1]}"
+    if detail := re.fullmatch(r"Object contains unknown field `(.*)`", what, re.DOTALL):
+        return f"{place}: has the unknown field {excerpt(detail[1])}"
     if not re.match(r"Expected|Invalid enum value|Number out of range|Integer value out of range", what):
         return f"{place}: {_one_line(what)}"  # of a dataclass's own check
-    found = "" if value is _UNKNOWN else f", found {_counted(value) if ' of length ' in what else shown(value)}"
-    return f"{place}: expected {_named(due)}{found}"
+    detail = "" if value is _UNKNOWN else f", found {_count(value) if ' of length ' in what else excerpt(value)}"
+    return f"{place}: expected {_description(due)}{detail}"
 
 
 def _options(kind: inspect.Type) -> tuple[inspect.Type, ...]:
@@ -158,9 +160,9 @@ def _descend(value: Any, kind: inspect.Type, step: str) -> tuple[Any, inspect.Ty
             own = option.item_types[int(step)] if isinstance(option, inspect.TupleType) else option.item_type
             return (value if value is _UNKNOWN else value[int(step)]), own
         if isinstance(option, inspect.StructType):
-            held = [f.type for f in option.fields if f.encode_name == step]
-            if held:
-                return (value if value is _UNKNOWN else value.get(step, _UNKNOWN)), held[0]
+            types = [f.type for f in option.fields if f.encode_name == step]
+            if types:
+                return (value if value is _UNKNOWN else value.get(step, _UNKNOWN)), types[0]
     return _UNKNOWN, inspect.AnyType()
 
 
@@ -170,12 +172,12 @@ def _fits(key: str, kind: inspect.Type) -> bool:
     return pattern is None or re.search(pattern, key) is not None
 
 
-def _named(kind: inspect.Type) -> str:
+def _description(kind: inspect.Type) -> str:
     """What an error says was expected."""
     if isinstance(kind, inspect.Metadata):
-        return (kind.extra_json_schema or {}).get("description") or _named(kind.type)
+        return (kind.extra_json_schema or {}).get("description") or _description(kind.type)
     if isinstance(kind, inspect.UnionType):
-        return " or ".join(map(_named, kind.types))
+        return " or ".join(map(_description, kind.types))
     if isinstance(kind, inspect.LiteralType):
         return " or ".join(map(repr, kind.values))
     if isinstance(kind, inspect.IntType | inspect.FloatType):
@@ -215,5 +217,5 @@ def _range(kind) -> str:
     return " " + " and ".join(words) if words else ""
 
 
-def _counted(value: Any) -> str:
-    return f"{len(value)} of them" if isinstance(value, dict | list | tuple | str) else shown(value)
+def _count(value: Any) -> str:
+    return f"{len(value)} of them" if isinstance(value, dict | list | tuple | str) else excerpt(value)

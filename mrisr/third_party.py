@@ -86,11 +86,11 @@ def nothing_compiled() -> Iterator[None]:
     Also a decorator. A folder that the caller has named in TORCHINDUCTOR_CACHE_DIR stays in use.
     """
     variable = "TORCHINDUCTOR_CACHE_DIR"
-    stated = variable in os.environ
-    if not stated:
+    user_choice = variable in os.environ
+    if not user_choice:
         os.environ[variable] = os.sep  # a folder that is there: none is made
     try:
         yield
     finally:
-        if not stated:
+        if not user_choice:
             os.environ.pop(variable, None)

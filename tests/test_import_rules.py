@@ -1,5 +1,5 @@
-"""Who may import whom. Read from the source, so that lazy imports count and nothing needs to be
-importable."""
+"""Who may import whom, and what names are made of. Read from the source, so that lazy imports count and nothing needs
+to be importable."""
 
 from __future__ import annotations
 
@@ -135,6 +135,42 @@ def test_triton_stays_in_the_kernels():
     assert users <= set(KERNELS.rglob("*.py"))
 
 
+# What a value has gone through says nothing about what it is: `found` may be a path, a header or a difference.
+PARTICIPLES = frozenset(
+    {"asked", "begun", "caught", "chosen", "found", "given", "gone", "got", "held", "kept", "known", "lost", "made"}
+    | {"met", "moved", "named", "said", "seen", "shown", "stated", "taken", "told", "turned", "unshaded", "wanted"}
+)
+# What stands in files: the evaluation's method `@stated`, a checkpoint's fields.
+OF_FILES = {("evaluate/methods.py", "stated"), ("train/checkpoint.py", "chosen"), ("train/run.py", "chosen")}
+
+
+def names_in(tree: ast.Module) -> set[str]:
+    """Variables, arguments, attributes, functions and classes that a module names."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        elif isinstance(node, ast.arg):
+            names.add(node.arg)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            names.add(node.attr)
+        elif isinstance(node, ast.ExceptHandler) and node.name:
+            names.add(node.name)
+    return names
+
+
+def test_names_are_nouns():
+    wrong = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in FILES
+        for name in sorted(names_in(parsed(path)))
+        if name.strip("_") in PARTICIPLES and not any(path.match(f"mrisr/{of}") and name == n for of, n in OF_FILES)
+    ]
+    assert not wrong, "name the thing, not what happened to it:\n" + "\n".join(wrong)
+
+
 def includes(folder: str) -> list[tuple[Path, str]]:
     files = [path for path in (ROOT / "csrc" / folder).rglob("*") if path.suffix in {".h", ".cpp", ".cu", ".cuh"}]
     return [(path, name) for path in files for name in re.findall(r'#\s*include\s*[<"]([^>"]+)', path.read_text())]
@@ -154,28 +190,26 @@ def test_no_file_is_named_for_nothing():
     assert not [path for path in FILES if path.stem in {"utils", "util", "helpers", "common", "misc"}]
 
 
-def modules_of(folder: Path) -> dict[str, ast.Module]:
-    """The modules of a folder of the package, by name."""
+@functools.cache
+def modules() -> dict[str, ast.Module]:
+    """The modules of the package, by name; kernels/ is mrisr.kernels."""
     found = {}
-    for path in sorted(folder.rglob("*.py")):
-        name = ".".join(("mrisr", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+    for path, part in FILES.items():
+        folder, root = (KERNELS, "mrisr.kernels") if part == "kernels" else (PACKAGE, "mrisr")
+        name = ".".join((root, *path.relative_to(folder).with_suffix("").parts)).removesuffix(".__init__")
         found[name] = parsed(path)
     return found
 
 
-def operators() -> dict[str, ast.Module]:
-    return modules_of(PACKAGE / "ops")
-
-
-def imported_from(tree: ast.AST, modules) -> set[str]:
-    """Modules among `modules` that a tree imports, a package's own parts by their own names."""
+def own_imports(tree: ast.AST) -> set[str]:
+    """Modules of the package that a tree imports, a package's own parts by their own names."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
-            parts = {f"{node.module}.{alias.name}" for alias in node.names} & set(modules)
-            found |= parts or {node.module} & set(modules)
+            parts = {f"{node.module}.{alias.name}" for alias in node.names} & set(modules())
+            found |= parts or {node.module} & set(modules())
         elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names} & set(modules)
+            found |= {alias.name for alias in node.names} & set(modules())
     return found
 
 
@@ -187,9 +221,9 @@ def in_circles(left: dict[str, set[str]]) -> list[str]:
     return sorted(left)
 
 
-def test_operators_import_in_no_circle():
-    modules = operators()
-    assert not in_circles({name: imported_from(tree, modules) - {name} for name, tree in modules.items()})
+def test_no_module_imports_in_a_circle():
+    """Neither when it is loaded nor inside a function. All see the root package, which has the version."""
+    assert not in_circles({name: own_imports(tree) - {name, "mrisr"} for name, tree in modules().items()})
 
 
 def at_load(tree: ast.Module) -> ast.Module:
@@ -202,14 +236,47 @@ def at_load(tree: ast.Module) -> ast.Module:
     return ast.Module([node for node in tree.body if stays(node)], [])
 
 
-def test_no_module_is_loaded_in_a_circle():
-    modules = modules_of(PACKAGE)
-    assert not in_circles({name: imported_from(at_load(tree), modules) - {name} for name, tree in modules.items()})
+def with_packages(name: str) -> set[str]:
+    """A module and the packages that it lies in, which are loaded before it."""
+    parts = name.split(".")
+    return {".".join(parts[:k]) for k in range(1, len(parts) + 1)}
 
 
-def test_operators_import_late_only_what_is_heavy():
-    """Inside functions: Triton's kernels, onnxscript, torch where asking must not import it; and modules by name."""
-    modules = operators()
-    for name, tree in modules.items():
-        for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
-            assert not imported_from(function, modules), f"{name}: {function.name} imports a neighbour"
+@functools.cache
+def loads(name: str) -> tuple[frozenset[str], frozenset[str]]:
+    """(our modules, other people's packages) that a module imports when it is loaded."""
+    tree, roots = at_load(modules()[name]), set()
+    for node in ast.walk(tree):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module] if isinstance(node, ast.ImportFrom) else []
+        roots |= {imported.partition(".")[0] for imported in names}
+    ours = {each for other in own_imports(tree) for each in with_packages(other)}
+    return frozenset(ours), frozenset(roots - STANDARD - {"mrisr"})
+
+
+@functools.cache
+def third_parties(name: str) -> frozenset[str]:
+    """Other people's packages that are loaded with a module, by whichever of ours."""
+    loaded, waiting = set(), with_packages(name)
+    while waiting:
+        one = waiting.pop()
+        loaded.add(one)
+        waiting |= loads(one)[0] - loaded
+    return frozenset().union(*(loads(one)[1] for one in loaded))
+
+
+BUILT = {"_native", "_build_info"}  # modules that are not there where nothing was built
+
+
+def test_late_imports_keep_other_peoples_packages_out():
+    """An import of ours inside a function is there for what comes with it: what the file itself does not load."""
+    wrong = []
+    for name, tree in modules().items():
+        functions = (node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)))
+        late = (node for f in functions for node in ast.walk(f) if isinstance(node, (ast.Import, ast.ImportFrom)))
+        for node in late:
+            targets = own_imports(node)
+            brought = set().union(*map(third_parties, targets)) - third_parties(name)
+            if targets and not brought and not {alias.name for alias in node.names} & BUILT:
+                wrong.append(f"{name}, line {node.lineno}: {ast.unparse(node)}")
+    assert not wrong, "import them at the top of the file:\n" + "\n".join(sorted(set(wrong)))

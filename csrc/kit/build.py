@@ -34,10 +34,10 @@ NAME = f"mrisr-{mrisr.__version__}-{platform.system().lower()}-{platform.machine
 def tool(name: str) -> str:
     """The environment's own tool first: its version is the one that pyproject.toml asks for."""
     beside = Path(sys.executable).with_name(name)
-    found = str(beside) if beside.exists() else shutil.which(name)
-    if found is None:
+    path = str(beside) if beside.exists() else shutil.which(name)
+    if path is None:
         raise SystemExit(f"vendor-kit: {name} is not installed (pip install cmake ninja; binutils)")
-    return found
+    return path
 
 
 def tell(line: str) -> None:
@@ -47,22 +47,22 @@ def tell(line: str) -> None:
 
 def quiet(*command: str | Path) -> str:
     """Run; its output where it succeeds, an exit with all of it where it fails."""
-    done = subprocess.run([str(c) for c in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if done.returncode:
-        raise SystemExit(f"vendor-kit: {' '.join(map(str, command))}\n{done.stdout}")
-    return done.stdout
+    process = subprocess.run([str(c) for c in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if process.returncode:
+        raise SystemExit(f"vendor-kit: {' '.join(map(str, command))}\n{process.stdout}")
+    return process.stdout
 
 
 def install(prefix: Path) -> None:
     """libmrisr, OpenVINO's libraries beside it, header, CMake and pkg-config files."""
-    found = importlib.util.find_spec("openvino")
-    if found is None:
+    spec = importlib.util.find_spec("openvino")
+    if spec is None:
         raise SystemExit("vendor-kit: openvino is not installed (pip install openvino)")
     options = {
         "CMAKE_MAKE_PROGRAM": tool("ninja"),
         "CMAKE_INSTALL_LIBDIR": "lib",
         "MRISR_BUNDLE_OPENVINO": "ON",
-        "OpenVINO_DIR": Path(found.origin).parent / "cmake",
+        "OpenVINO_DIR": Path(spec.origin).parent / "cmake",
         "Python_EXECUTABLE": sys.executable,
     }
     quiet(tool("cmake"), "-S", ROOT, "-B", TREE, "-G", "Ninja", *(f"-D{k}={v}" for k, v in options.items()))
@@ -99,11 +99,11 @@ def notices() -> str:
     """The licences of OpenVINO, of all that is in its libraries, and of nlohmann-json, as their packages carry them."""
     parts = []
     for package, title in (("openvino", "OpenVINO Runtime"), ("nlohmann-json", "nlohmann-json (headers, compiled in)")):
-        held = [f for f in metadata.files(package) or [] if ".dist-info/licenses/" in f.as_posix()]
-        if not held:
+        files_of_licence = [f for f in metadata.files(package) or [] if ".dist-info/licenses/" in f.as_posix()]
+        if not files_of_licence:
             raise SystemExit(f"vendor-kit: the package {package} carries no licence files; install it from its wheel")
         parts.append(f"{title} {metadata.version(package)}\n{'=' * 72}")
-        for file in sorted(held):
+        for file in sorted(files_of_licence):
             text = file.locate().read_text(encoding="utf-8", errors="replace")
             parts.append(f"---- {file.as_posix().split('/licenses/')[-1]} ----\n\n{text.strip()}")
     return "\n\n".join(parts) + "\n"
@@ -116,8 +116,8 @@ def check(prefix: Path) -> None:
     soname = re.search(r"SONAME.*\[(.*)\]", dynamic)[1]
     runpath = re.search(r"(?:RUNPATH|RPATH).*\[(.*)\]", dynamic)[1]
     file = library.resolve().name
-    stated = (prefix / "lib" / "cmake" / "mrisr" / "mrisrConfigVersion.cmake").read_text()
-    packaged = re.search(r'PACKAGE_VERSION "(.*)"', stated)[1]
+    text = (prefix / "lib" / "cmake" / "mrisr" / "mrisrConfigVersion.cmake").read_text()
+    packaged = re.search(r'PACKAGE_VERSION "(.*)"', text)[1]
     piped = re.search(r"Version: (.*)", (prefix / "lib" / "pkgconfig" / "mrisr.pc").read_text())[1]
     if file != f"{soname}.{mrisr.__version__}" or {packaged, piped} != {mrisr.__version__}:
         raise SystemExit(f"vendor-kit: versions disagree: {file}, {soname}, {packaged}, {piped}, {mrisr.__version__}")

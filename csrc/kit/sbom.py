@@ -57,26 +57,26 @@ def needed(folder: Path) -> dict[str, set[str]]:
     names = set()
     for library in libraries(folder):
         names |= set(re.findall(r"NEEDED.*\[(.*)\]", _readelf("-d", library)))
-    found: dict[str, set[str]] = {}
+    table: dict[str, set[str]] = {}
     for name in sorted(names - {p.name for p in folder.iterdir()}):
         if name not in SYSTEM:
             raise SystemExit(
                 f"vendor-kit: a library needs {name}, which is neither in the kit nor known to this script"
             )
-        found.setdefault(SYSTEM[name][0], set()).add(name)
-    return found
+        table.setdefault(SYSTEM[name][0], set()).add(name)
+    return table
 
 
 def oldest(folder: Path) -> dict[str, str]:
     """Package of the system -> the newest symbol version that the libraries ask it for: no older one will do."""
     text = "".join(_readelf("-V", library) for library in libraries(folder))
     key = lambda v: tuple(map(int, v.split(".")))  # noqa: E731
-    found = {}
+    table = {}
     for package, prefix in SYMBOLS.items():
         versions = re.findall(rf"\b{prefix}_(\d+(?:\.\d+)+)", text)
         if versions:
-            found[package] = max(versions, key=key)
-    return found
+            table[package] = max(versions, key=key)
+    return table
 
 
 def system_needs(folder: Path) -> list[str]:
@@ -118,21 +118,21 @@ def _verify(packages: list[dict], entries: list[dict], relationships: list[dict]
     """The verification code (SPDX 2.3, 7.9) of every package that has files here."""
     sums = {entry["SPDXID"]: entry["checksums"][0]["checksumValue"] for entry in entries}
     for package in packages:
-        held = [
+        problems = [
             sums[r["relatedSpdxElement"]]
             for r in relationships
             if r["relationshipType"] == "CONTAINS" and r["spdxElementId"] == package["SPDXID"]
         ]
-        if held:
-            code = hashlib.sha1("".join(sorted(held)).encode()).hexdigest()
+        if problems:
+            code = hashlib.sha1("".join(sorted(problems)).encode()).hexdigest()
             package["filesAnalyzed"] = True
             package["packageVerificationCode"] = {"packageVerificationCodeValue": code}
 
 
 def _when() -> str:
     """SOURCE_DATE_EPOCH where it is set, as reproducible builds do."""
-    stated = os.environ.get("SOURCE_DATE_EPOCH")
-    moment = datetime.datetime.fromtimestamp(int(stated), datetime.timezone.utc) if stated else _now()
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    moment = datetime.datetime.fromtimestamp(int(epoch), datetime.timezone.utc) if epoch else _now()
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
@@ -157,7 +157,7 @@ def _package(key: str, version: str, licence: str, supplier: str, **more: str) -
 
 def _packages(prefix: Path, model: str) -> list[dict]:
     ours, versions = f"built from commit {environment.commit() or 'unknown'}", oldest(prefix / "lib")
-    found = [
+    entries = [
         _package("mrisr", mrisr.__version__, "Apache-2.0", "NOASSERTION", comment=ours),
         _package(f"mrisr-weights-{model}", mrisr.__version__, "Apache-2.0", "NOASSERTION"),
         _package("openvino", metadata.version("openvino"), "Apache-2.0", "Organization: Intel Corporation"),
@@ -165,15 +165,15 @@ def _packages(prefix: Path, model: str) -> list[dict]:
         _package("oneTBB", _tbb(), "Apache-2.0", "Organization: UXL Foundation"),
     ]
     if any((prefix / "lib").glob("libhwloc.so.*")):
-        found.append(_package("hwloc", "as distributed with openvino", "BSD-3-Clause", "NOASSERTION"))
+        entries.append(_package("hwloc", "as distributed with openvino", "BSD-3-Clause", "NOASSERTION"))
     for key, licence in IN_OPENVINO.items():
-        found.append(_package(key, "as built into openvino", licence, "NOASSERTION"))
+        entries.append(_package(key, "as built into openvino", licence, "NOASSERTION"))
     for key, names in needed(prefix / "lib").items():
-        asked = f"symbols up to {SYMBOLS[key]}_{versions[key]}" if key in versions else "any"
+        requirement = f"symbols up to {SYMBOLS[key]}_{versions[key]}" if key in versions else "any"
         comment = f"not in the kit: {', '.join(sorted(names))} of the system"
         licence = next(SYSTEM[n][1] for n in names)
-        found.append(_package(key, asked, licence, "Organization: GNU", comment=comment))
-    return found
+        entries.append(_package(key, requirement, licence, "Organization: GNU", comment=comment))
+    return entries
 
 
 def _tbb() -> str:
@@ -213,19 +213,19 @@ def _owner(path: Path, model: str) -> str:
 def _relationships(prefix: Path, files: list[Path], packages: list[dict]) -> list[dict]:
     ids = {p["name"]: p["SPDXID"] for p in packages}
     weights = next(v for k, v in ids.items() if k.startswith("mrisr-weights-"))
-    found = [("SPDXRef-DOCUMENT", "DESCRIBES", ids["mrisr"])]
+    relations = [("SPDXRef-DOCUMENT", "DESCRIBES", ids["mrisr"])]
     for path in files:
         name = path.relative_to(prefix).as_posix()
-        found.append((_owner(path, weights), "CONTAINS", _file_id(name)))
-    found += [
+        relations.append((_owner(path, weights), "CONTAINS", _file_id(name)))
+    relations += [
         (ids["mrisr"], "DYNAMIC_LINK", ids["openvino"]),
         (ids["mrisr"], "STATIC_LINK", ids["nlohmann-json"]),
         (ids["mrisr"], "DEPENDS_ON", weights),
         (ids["openvino"], "DYNAMIC_LINK", ids["oneTBB"]),
     ]
     if "hwloc" in ids:
-        found.append((ids["oneTBB"], "DYNAMIC_LINK", ids["hwloc"]))
-    found += [(ids["openvino"], "STATIC_LINK", ids[name]) for name in IN_OPENVINO]
-    found += [(ids["mrisr"], "DYNAMIC_LINK", ids[name]) for name in needed(prefix / "lib")]
+        relations.append((ids["oneTBB"], "DYNAMIC_LINK", ids["hwloc"]))
+    relations += [(ids["openvino"], "STATIC_LINK", ids[name]) for name in IN_OPENVINO]
+    relations += [(ids["mrisr"], "DYNAMIC_LINK", ids[name]) for name in needed(prefix / "lib")]
     keys = ("spdxElementId", "relationshipType", "relatedSpdxElement")
-    return [dict(zip(keys, row)) for row in found]
+    return [dict(zip(keys, row)) for row in relations]

@@ -34,10 +34,10 @@ def place(path: Path) -> str:
 
 def pages() -> list[Path]:
     """Every page, relative to the repository."""
-    found = [p for p in (ROOT / "docs").rglob("*.md")]
-    found += [*(ROOT / "benchmarks" / "results").glob("*.md"), *(ROOT / "mrisr" / "weights").glob("*.md")]
-    found += [ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
-    return sorted(path.relative_to(ROOT) for path in found)
+    files = [p for p in (ROOT / "docs").rglob("*.md")]
+    files += [*(ROOT / "benchmarks" / "results").glob("*.md"), *(ROOT / "mrisr" / "weights").glob("*.md")]
+    files += [ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
+    return sorted(path.relative_to(ROOT) for path in files)
 
 
 def gather(source: Path) -> list[str]:
@@ -101,11 +101,11 @@ LOADED = re.compile(
 
 def loaded_from_elsewhere(site: Path) -> list[str]:
     """What pages and style sheets below `site` load over the network: "file: address"."""
-    found = []
+    links = []
     for path in sorted(p for p in site.rglob("*") if p.suffix in (".html", ".css", ".svg")):
         for match in LOADED.finditer(path.read_text(encoding="utf-8")):
-            found.append(f"{path.relative_to(site)}: {next(filter(None, match.groups()))}")
-    return found
+            links.append(f"{path.relative_to(site)}: {next(filter(None, match.groups()))}")
+    return links
 
 
 def build(out: Path) -> int:
@@ -119,15 +119,15 @@ def build(out: Path) -> int:
             print("links that lead nowhere:", *broken, sep="\n  ", file=sys.stderr)
             return 1
         add_unlisted(source)
-        made = Path(scratch) / "site"
-        code = sphinx(["-q", "-W", "--keep-going", "-j", "1", "-c", str(SITE), str(source), str(made)])
-        if code == 0 and (foreign := loaded_from_elsewhere(made)):
+        site = Path(scratch) / "site"
+        code = sphinx(["-q", "-W", "--keep-going", "-j", "1", "-c", str(SITE), str(source), str(site)])
+        if code == 0 and (foreign := loaded_from_elsewhere(site)):
             print("pages that load from the network:", *foreign, sep="\n  ", file=sys.stderr)
             return 1
         if code == 0:
-            shutil.rmtree(made / ".doctrees", ignore_errors=True)
+            shutil.rmtree(site / ".doctrees", ignore_errors=True)
             shutil.rmtree(out, ignore_errors=True)
-            shutil.copytree(made, out)
+            shutil.copytree(site, out)
         return code
 
 

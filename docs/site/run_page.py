@@ -18,8 +18,8 @@ MOST_BYTES = 150_000
 def blocks(page: Path) -> list[str]:
     """The Python blocks of a page, each with empty lines before it so that errors name the page's own lines."""
     text = page.read_text(encoding="utf-8")
-    found = re.finditer(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
-    return ["\n" * text[: m.start(1)].count("\n") + m.group(1) for m in found]
+    matches = re.finditer(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    return ["\n" * text[: m.start(1)].count("\n") + m.group(1) for m in matches]
 
 
 def run(page: Path, folder: Path) -> dict:

@@ -62,17 +62,17 @@ def find(
     root, output = Path(root), Path(output)
     _check_dataset(root)
     _check_output(root, output)
-    found = []
-    for subject in _chosen(root, "sub", participants):
+    originals = []
+    for subject in _participants(root, "sub", participants):
         own = _folders(subject, "ses")
-        wanted = None if sessions is None else {_label(label, "ses") for label in sessions}
-        places = [subject] * (wanted is None) + [f for f in own if wanted is None or f.name in wanted]
+        labels = None if sessions is None else {_label(label, "ses") for label in sessions}
+        places = [subject] * (labels is None) + [f for f in own if labels is None or f.name in labels]
         for place in places:
-            found += _images(place / "anat")
-    _refuse_absent_sessions(root, sessions, found)
-    if not found:
+            originals += _images_of(place / "anat")
+    _refuse_absent_sessions(root, sessions, originals)
+    if not originals:
         raise InputError(f"{root}: no {', '.join(SUFFIXES)} in sub-*/[ses-*/]anat of the participants asked for")
-    groups = _of_one_head(found) if join else [[image] for image in found]
+    groups = _of_one_head(originals) if join else [[image] for image in originals]
     return tuple(_scan(root, output, images, options) for images in groups)
 
 
@@ -83,24 +83,24 @@ def prepare(root: Path, output: Path) -> None:
     Raises OutputError where `output` holds another kind of dataset.
     """
     make_folder(output / "logs")
-    described = output / DATASET
-    if described.is_file():
-        held = schema.read(described, error=OutputError, lenient=True)
-        makers = held.get("GeneratedBy") if isinstance(held, dict) else None
+    description = output / DATASET
+    if description.is_file():
+        facts = schema.read(description, error=OutputError, lenient=True)
+        makers = facts.get("GeneratedBy") if isinstance(facts, dict) else None
         if not isinstance(makers, list) or not any(isinstance(m, dict) and m.get("Name") == "mrisr" for m in makers):
-            raise OutputError(f"{described}: is of another dataset; give an output folder of its own")
-    held = schema.read(root / DATASET, lenient=True)
-    source = {"URL": str(held["DatasetDOI"])} if held.get("DatasetDOI") else {"URL": f"bids:{NAME}:"}
+            raise OutputError(f"{description}: is of another dataset; give an output folder of its own")
+    facts = schema.read(root / DATASET, lenient=True)
+    source = {"URL": str(facts["DatasetDOI"])} if facts.get("DatasetDOI") else {"URL": f"bids:{NAME}:"}
     ours = {
-        "Name": f"{held.get('Name', 'BIDS dataset')}: brought onto a finer grid by mrisr",
+        "Name": f"{facts.get('Name', 'BIDS dataset')}: brought onto a finer grid by mrisr",
         "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative",
         "GeneratedBy": [{"Name": "mrisr", "Version": __version__, "Description": DESCRIPTION}],
         "SourceDatasets": [source],
         "DatasetLinks": {NAME: _relative(root, output)},
     }
-    if not _says(described, ours):
-        write_json(described, ours)
+    if not _says(description, ours):
+        write_json(description, ours)
     _write_once(output / ".bidsignore", "".join(f"{line}\n" for line in IGNORED))
     _write_once(output / "README", f"{DESCRIPTION}\n\nEvery image has a .json of its own that says how it was made.\n")
 
@@ -117,7 +117,7 @@ def describe(scan: Scan, root: Path, voxel_size: Sequence[float]) -> dict[str, A
         "Description": DESCRIPTION,
         "Sources": [f"bids:{NAME}:{one.source.relative_to(root).as_posix()}" for one in (scan, *scan.others)],
         "SpatialReference": "orig",
-        "SkullStripped": _stripped(scan),
+        "SkullStripped": _is_stripped(scan),
         "Resolution": f"{sizes} mm; measured up to the frequencies in Mrisr.Bands, synthesised above them",
     }
 
@@ -128,11 +128,11 @@ def _check_dataset(root: Path) -> None:
     path = root / DATASET
     if not path.is_file():
         raise InputError(f"{root}: has no {DATASET}; give the root of a BIDS dataset, or mrisr upscale -i for others")
-    held = schema.read(path, lenient=True)
-    if not isinstance(held, dict):
+    facts = schema.read(path, lenient=True)
+    if not isinstance(facts, dict):
         raise InputError(f"{path}: expected a JSON object")
-    if held.get("DatasetType", "raw") != "raw":
-        raise InputError(f"{path}: DatasetType is {held['DatasetType']!r}; give the raw dataset")
+    if facts.get("DatasetType", "raw") != "raw":
+        raise InputError(f"{path}: DatasetType is {facts['DatasetType']!r}; give the raw dataset")
 
 
 def _check_output(root: Path, output: Path) -> None:
@@ -153,38 +153,39 @@ def _folders(place: Path, key: str) -> list[Path]:
     return sorted(p for p in place.glob(f"{key}-*") if p.is_dir() and LABEL.fullmatch(p.name[len(key) + 1 :]))
 
 
-def _chosen(root: Path, key: str, labels: Sequence[str] | None) -> list[Path]:
+def _participants(root: Path, key: str, labels: Sequence[str] | None) -> list[Path]:
     there = _folders(root, key)
     if labels is None:
         return there
-    wanted = {_label(label, key) for label in labels}
-    absent = sorted(wanted - {p.name for p in there})
+    names = {_label(label, key) for label in labels}
+    absent = sorted(names - {p.name for p in there})
     if absent:
-        shown = ", ".join(p.name for p in there[:12]) + (", ..." if len(there) > 12 else "") or "none"
-        raise InputError(f"{root}: has no {', '.join(absent)}; it has {shown}")
-    return [p for p in there if p.name in wanted]
+        own_names = ", ".join(p.name for p in there[:12]) + (", ..." if len(there) > 12 else "") or "none"
+        raise InputError(f"{root}: has no {', '.join(absent)}; it has {own_names}")
+    return [p for p in there if p.name in names]
 
 
-def _refuse_absent_sessions(root: Path, sessions: Sequence[str] | None, found: list[Path]) -> None:
+def _refuse_absent_sessions(root: Path, sessions: Sequence[str] | None, images: list[Path]) -> None:
     for label in sessions or ():
         name = _label(label, "ses")
-        if not any(name in image.parts for image in found):
+        if not any(name in image.parts for image in images):
             raise InputError(f"{root}: no scan of {name} among the participants asked for")
 
 
-def _images(folder: Path) -> list[Path]:
+def _images_of(folder: Path) -> list[Path]:
     """Raw anatomical images of a folder, as BIDS names them; .nii.gz where both kinds are there is refused later."""
-    named = re.compile(rf"sub-[0-9a-zA-Z]+(_[a-z]+-[0-9a-zA-Z]+)*_({'|'.join(SUFFIXES)})\.nii(\.gz)?")
-    return sorted(p for p in folder.glob("sub-*.nii*") if named.fullmatch(p.name))
+    pattern = re.compile(rf"sub-[0-9a-zA-Z]+(_[a-z]+-[0-9a-zA-Z]+)*_({'|'.join(SUFFIXES)})\.nii(\.gz)?")
+    return sorted(p for p in folder.glob("sub-*.nii*") if pattern.fullmatch(p.name))
 
 
 def _of_one_head(images: Sequence[Path]) -> list[list[Path]]:
     """Images that differ in their orientation alone, together and in the order of `ORIENTATIONS`; others alone."""
     groups: dict[Path, list[tuple[int, Path]]] = {}
     for image in images:
-        named = ORIENTED.search(image.name)
-        bare = image if named is None else image.with_name(ORIENTED.sub("", image.name))
-        groups.setdefault(bare if named else image, []).append((ORIENTATIONS.index(named[1]) if named else 0, image))
+        orientation = ORIENTED.search(image.name)
+        bare = image if orientation is None else image.with_name(ORIENTED.sub("", image.name))
+        place = ORIENTATIONS.index(orientation[1]) if orientation else 0
+        groups.setdefault(bare, []).append((place, image))
     return [[image for _, image in sorted(group)] for group in groups.values()]
 
 
@@ -235,23 +236,23 @@ def _inherited(root: Path, image: Path) -> tuple[Path, ...]:
     entities = set(image.name.split(".")[0].split("_"))
     suffix = image.name.split(".")[0].rsplit("_", 1)[-1]
     folders = [root, *(root / part for part in reversed(image.relative_to(root).parent.parents)), image.parent]
-    found = []
+    sidecars = []
     for folder in dict.fromkeys(folders):
         fitting = [p for p in folder.glob(f"*{suffix}.json") if set(p.name[:-5].split("_")) <= entities]
-        found += sorted(fitting, key=lambda p: len(p.name.split("_")))
-    return tuple(found)
+        sidecars += sorted(fitting, key=lambda p: len(p.name.split("_")))
+    return tuple(sidecars)
 
 
-def _stripped(scan: Scan) -> bool:
+def _is_stripped(scan: Scan) -> bool:
     """What the raw sidecars say; a raw image is not stripped unless they do."""
-    held: dict[str, Any] = {}
+    total: dict[str, Any] = {}
     for path in scan.sidecars or ():
         try:
             facts = schema.read(path, largest=nifti.LARGEST_SIDECAR, depth=nifti.SIDECAR_DEPTH, lenient=True)
         except InputError:  # `nifti.sidecar_facts` warns of it
             continue
-        held |= facts if isinstance(facts, dict) else {}
-    return held.get("SkullStripped") is True
+        total |= facts if isinstance(facts, dict) else {}
+    return total.get("SkullStripped") is True
 
 
 def _relative(root: Path, output: Path) -> str:

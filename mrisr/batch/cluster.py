@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mrisr.batch import run as batch
-from mrisr.batch.deliver import claimed
+from mrisr.batch.deliver import claim
 from mrisr.batch.launch import Cluster, Connection, connected
 from mrisr.batch.run import BUG, DONE, FAILED, MEMORY, Listener, Outcome, Settings
 from mrisr.batch.scans import Scan
@@ -62,7 +62,7 @@ def run(scans: Sequence[Scan], settings: Settings, cluster: Cluster, listener: L
     finally:
         for index, scan in enumerate(tasks):  # what killed workers have left half written
             if round_ is None or round_.outcomes[index] is None or round_.outcomes[index].state == FAILED:
-                with suppress(OutputError), claimed(scan.target):
+                with suppress(OutputError), claim(scan.target):
                     pass
     return round_.outcomes
 
@@ -136,11 +136,11 @@ class _Round:
             return future.result()
         name = self.scans[index].name
         if isinstance(error, KilledWorker):
-            lost = error.allowed_failures + 1
-            said = f"{lost} workers ended while they had it (killed, or out of memory); it is not tried again"
-            return Outcome(name, FAILED, error=said, kind="KilledWorker", exit_code=MEMORY), None
-        said = " ".join(str(error).split()) or type(error).__name__
-        return Outcome(name, FAILED, error=said, kind=type(error).__name__, exit_code=BUG), None
+            deaths = error.allowed_failures + 1
+            text = f"{deaths} workers ended while they had it (killed, or out of memory); it is not tried again"
+            return Outcome(name, FAILED, error=text, kind="KilledWorker", exit_code=MEMORY), None
+        text = " ".join(str(error).split()) or type(error).__name__
+        return Outcome(name, FAILED, error=text, kind=type(error).__name__, exit_code=BUG), None
 
     def _take(self, index: int, outcome: Outcome, where: str | None) -> None:
         """Keep an outcome, or have the scan tried once more elsewhere."""
@@ -152,9 +152,9 @@ class _Round:
             return
         if outcome.kind in GENERAL and not any(o is not None and o.state == DONE for o in self.outcomes):
             raise GENERAL[outcome.kind](outcome.error)
-        done = sum(o is not None for o in self.outcomes)
+        count = sum(o is not None for o in self.outcomes)
         self.outcomes[index] = outcome
-        self.listener.ended(done, outcome)
+        self.listener.ended(count, outcome)
         self.listener.progress("scans", 0.0)
 
     def _elsewhere(self, index: int, where: str) -> bool:

@@ -23,13 +23,13 @@ from mrisr.io import dicom, nifti
 from mrisr.io.atomic import check_target, replacing
 from mrisr.volume import Volume
 
-__all__ = ["claimed", "make_folder", "write_image", "write_json", "write_series"]
+__all__ = ["claim", "make_folder", "write_image", "write_json", "write_series"]
 
 PATIENCE = 3600.0  # seconds that another process of the same run is waited for
 
 
 @contextmanager
-def claimed(target: Path, run: str | None = None) -> Iterator[None]:
+def claim(target: Path, run: str | None = None) -> Iterator[None]:
     """Inside, no other process works on `target`. OutputError where one does.
 
     The claim is a lock on a hidden file beside it, which the system lets go when the process ends, however it does.
@@ -39,13 +39,13 @@ def claimed(target: Path, run: str | None = None) -> Iterator[None]:
             has given up, but that lives), it is waited for.
     """
     make_folder(target.parent)
-    path = _hidden(target, "claim")
-    handle = _locked(path, target, run)
+    path = _hidden_name(target, "claim")
+    handle = _lock(path, target, run)
     try:
-        shutil.rmtree(_hidden(target, "part"), ignore_errors=True)  # of a killed run
+        shutil.rmtree(_hidden_name(target, "part"), ignore_errors=True)  # of a killed run
         yield
     finally:
-        shutil.rmtree(_hidden(target, "part"), ignore_errors=True)
+        shutil.rmtree(_hidden_name(target, "part"), ignore_errors=True)
         if handle is not None:
             path.unlink(missing_ok=True)  # before the lock goes: nobody can hold another file of this name
             os.close(handle)
@@ -62,14 +62,14 @@ def make_folder(folder: Path) -> None:
 def write_image(volume: Volume, target: Path, sidecar: Any, *, dtype: str, descrip: str, replace: bool) -> None:
     """Write an image and, where `sidecar` is not None, the JSON that sidecar(bytes of the image) gives.
 
-    Both are complete on the disk before either gets its name. To be called in `claimed(target)`, which removes what is
+    Both are complete on the disk before either gets its name. To be called in `claim(target)`, which removes what is
     left in the hidden folder. Raises OutputError.
     """
-    image = _hidden(target, "part") / target.name
-    with _written(target):
+    image = _hidden_name(target, "part") / target.name
+    with _hidden_folder(target):
         nifti.write(volume, image, dtype=dtype, descrip=descrip, force=True)
-        said = None if sidecar is None else sidecar(image.stat().st_size)
-        _place(image, target, said, check_target, replace=replace)
+        record = None if sidecar is None else sidecar(image.stat().st_size)
+        _place(image, target, record, check_target, replace=replace)
 
 
 def write_series(result: Volume, series: list[Any], info: Any, target: Path, sidecar: Any, *, replace: bool) -> None:
@@ -77,17 +77,17 @@ def write_series(result: Volume, series: list[Any], info: Any, target: Path, sid
 
     series: of the source, and of those that it was joined with.
     """
-    folder = _hidden(target, "part") / target.name
-    with _written(target):
+    folder = _hidden_name(target, "part") / target.name
+    with _hidden_folder(target):
         dicom.write_series(result, series[0], info, folder, force=True, others=series[1:])
-        said = None if sidecar is None else sidecar(provenance.size_of(folder))
-        _place(folder, target, said, dicom.check_folder, replace=replace)
+        record = None if sidecar is None else sidecar(provenance.size_of(folder))
+        _place(folder, target, record, dicom.check_folder, replace=replace)
 
 
 @contextmanager
-def _written(target: Path) -> Iterator[None]:
+def _hidden_folder(target: Path) -> Iterator[None]:
     """Inside, the hidden folder of `target` is there; what goes wrong in it is told of `target`."""
-    part = _hidden(target, "part")
+    part = _hidden_name(target, "part")
     try:
         part.mkdir(exist_ok=True)
         yield
@@ -97,21 +97,21 @@ def _written(target: Path) -> Iterator[None]:
         raise OutputError(f"{target}: cannot be written ({error.strerror or error}); {to_do(error)}") from error
 
 
-def _place(made: Path, target: Path, said: dict[str, Any] | None, check: Any, *, replace: bool) -> None:
-    """Give `made` its name, after the sidecar that has `said`. An old result, or a sidecar that no longer holds, goes
-    first: never is one beside the other."""
-    beside, hidden = provenance.sidecar_path(target), made.parent
-    staged, old = hidden / ".sidecar", hidden / ".old"
-    if said is not None:
-        staged.write_text(provenance.as_text(said), encoding="utf-8", errors="replace")
+def _place(result: Path, target: Path, record: dict[str, Any] | None, check: Any, *, replace: bool) -> None:
+    """Give `result` its name, after the sidecar, which holds `record`. An old result, or a sidecar that no longer
+    holds, goes first: never is one beside the other."""
+    beside, hidden = provenance.sidecar_path(target), result.parent
+    draft, old = hidden / ".sidecar", hidden / ".old"
+    if record is not None:
+        draft.write_text(provenance.as_text(record), encoding="utf-8", errors="replace")
     check(target, force=replace)
     if replace and os.path.lexists(target):
         os.replace(target, old)
-    if said is not None:
-        os.replace(staged, beside)
-    elif replace and provenance.stated(target) is not None:
+    if record is not None:
+        os.replace(draft, beside)
+    elif replace and provenance.record_of(target) is not None:
         beside.unlink()
-    os.replace(made, target)
+    os.replace(result, target)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -121,12 +121,12 @@ def write_json(path: Path, value: Any) -> None:
         beside.write_text(provenance.as_text(value), encoding="utf-8", errors="replace")
 
 
-def _hidden(target: Path, what: str) -> Path:
+def _hidden_name(target: Path, what: str) -> Path:
     """A hidden name beside `target`, the same for every run, however long the target's name is."""
     return target.with_name(f".mrisr-{hashlib.sha256(target.name.encode()).hexdigest()[:16]}.{what}")
 
 
-def _locked(path: Path, target: Path, run: str | None) -> int | None:
+def _lock(path: Path, target: Path, run: str | None) -> int | None:
     """A descriptor that holds the lock on `path`; None on file systems without locks."""
     until = time.monotonic() + PATIENCE
     while True:

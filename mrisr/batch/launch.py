@@ -105,16 +105,16 @@ def connected(cluster: Cluster, scans: int, device: str) -> Iterator[Connection]
     patience = {"distributed.deploy.lost-worker-timeout": GIVEN_UP.get(cluster.where, "30s")}
     with dask.config.set({**CONFIG, **threads, **patience}), _silent("distributed"), ExitStack() as stack:
         if cluster.where == "local":
-            made, check = _local(cluster, cores, device, stack), lambda: None
+            scheduler, check = _local(cluster, cores, device, stack), lambda: None
         elif cluster.where == "slurm":
-            made, check = _slurm(cluster, cores, scans, device, stack)
+            scheduler, check = _slurm(cluster, cores, scans, device, stack)
         else:
-            made, check = cluster.where, lambda: None
+            scheduler, check = cluster.where, lambda: None
         try:
-            client = stack.enter_context(distributed.Client(made, set_as_default=False, timeout="30s"))
+            client = stack.enter_context(distributed.Client(scheduler, set_as_default=False, timeout="30s"))
         except (OSError, TimeoutError, ValueError) as error:
             raise BackendError(f"--cluster: no scheduler answers at {cluster.where} ({because(error)})") from error
-        if isinstance(made, str):
+        if isinstance(scheduler, str):
             _check_scheduler(client, cluster.where)
         yield Connection(client, check)
 
@@ -163,8 +163,8 @@ def _slurm(cluster: Cluster, cores: int, scans: int, device: str, stack: ExitSta
     directives = list(cluster.directives)
     if device.startswith("cuda") and not any("gpu" in line for line in directives):
         directives.append("--gres=gpu:1")
-    timed = any(line.startswith(("-t ", "-t=", "--time")) for line in directives)
-    stated = dask.config.get("jobqueue.slurm", {})
+    has_limit = any(line.startswith(("-t ", "-t=", "--time")) for line in directives)
+    defaults = dask.config.get("jobqueue.slurm", {})
     if cluster.logs is None:
         raise UsageError("cluster: slurm needs `logs`, a folder that every node sees")
     make_folder(cluster.logs)
@@ -174,27 +174,27 @@ def _slurm(cluster: Cluster, cores: int, scans: int, device: str, stack: ExitSta
         "cores": 1,
         "processes": 1,
         "job_cpu": cores,
-        "memory": cluster.memory or stated.get("memory") or MEMORY,
-        "job_extra_directives": [*(stated.get("job-extra-directives") or []), *directives],
-        "job_directives_skip": [*(stated.get("job-directives-skip") or []), *(["#SBATCH -t "] if timed else [])],
-        "job_script_prologue": [*(stated.get("job-script-prologue") or []), *words],
+        "memory": cluster.memory or defaults.get("memory") or MEMORY,
+        "job_extra_directives": [*(defaults.get("job-extra-directives") or []), *directives],
+        "job_directives_skip": [*(defaults.get("job-directives-skip") or []), *(["#SBATCH -t "] if has_limit else [])],
+        "job_script_prologue": [*(defaults.get("job-script-prologue") or []), *words],
         "job_name": "mrisr",
         "log_directory": logs,
-        "shared_temp_directory": stated.get("shared-temp-directory") or logs,
-        "worker_extra_args": [*(stated.get("worker-extra-args") or []), "--no-dashboard"],
+        "shared_temp_directory": defaults.get("shared-temp-directory") or logs,
+        "worker_extra_args": [*(defaults.get("worker-extra-args") or []), "--no-dashboard"],
         "security": _keys(),
         "silence_logs": logging.CRITICAL,
     }
-    where = dict(stated.get("scheduler-options") or {})
-    if not stated.get("interface") and not {"host", "interface"} & set(where):
+    where = dict(defaults.get("scheduler-options") or {})
+    if not defaults.get("interface") and not {"host", "interface"} & set(where):
         where["host"] = _address()  # the address that the nodes see, and no other
     options["scheduler_options"] = {"dashboard": False, "dashboard_address": "127.0.0.1:0", **where}
     most = min(cluster.workers or 100, scans)
-    made = stack.enter_context(SLURMCluster(**options))
-    jobs = _Jobs(made, cluster.logs)
+    slurm = stack.enter_context(SLURMCluster(**options))
+    jobs = _Jobs(slurm, cluster.logs)
     jobs.submit_first()
-    made.adapt(minimum=1, maximum=most, interval="2s", wait_count=5, target_duration="1s")
-    return made, jobs.check
+    slurm.adapt(minimum=1, maximum=most, interval="2s", wait_count=5, target_duration="1s")
+    return slurm, jobs.check
 
 
 class _Jobs:
@@ -208,42 +208,42 @@ class _Jobs:
         """BackendError where sbatch refuses: `adapt` would try for ever."""
         from distributed.core import Status
 
-        made = self.cluster
+        cluster = self.cluster
         try:
-            made.worker_spec.update(made.new_worker_spec())
-            made.sync(made._correct_state)
+            cluster.worker_spec.update(cluster.new_worker_spec())
+            cluster.sync(cluster._correct_state)
         except (OSError, RuntimeError, ValueError) as error:
-            for job in list(made._created):  # never begun, and closing the cluster takes that for a bug
+            for job in list(cluster._created):  # never begun, and closing the cluster takes that for a bug
                 job.status = Status.failed
-            said = str(error).split("stderr:")[-1].strip() or error
+            text = str(error).split("stderr:")[-1].strip() or error
             raise BackendError(
-                f"--cluster slurm: sbatch does not take the job ({' '.join(str(said).split())})"
+                f"--cluster slurm: sbatch does not take the job ({' '.join(str(text).split())})"
             ) from error
 
     def check(self) -> None:
         """BackendError where every job has ended and no worker ever came."""
         self.arrived = self.arrived or bool(self.cluster.scheduler_info.get("workers"))
         jobs = {job.job_id: job for job in list(self.cluster.workers.values()) if getattr(job, "job_id", None)}
-        if self.arrived or not jobs or _queued(list(jobs)):
+        if self.arrived or not jobs or _any_in_queue(list(jobs)):
             return
         last = max(jobs, key=int)
-        said = "".join(path.read_text(errors="replace") for path in self.logs.glob(f"mrisr-{last}.err"))
+        text = "".join(path.read_text(errors="replace") for path in self.logs.glob(f"mrisr-{last}.err"))
         raise BackendError(
             f"--cluster slurm: job {last} ended before its worker could work; {self.logs} has what it said"
-            + (f": ...{' '.join(said[-TAIL:].split())}" if said else "; check that the nodes see this environment")
+            + (f": ...{' '.join(text[-TAIL:].split())}" if text else "; check that the nodes see this environment")
         )
 
 
-def _queued(jobs: list[str]) -> bool:
+def _any_in_queue(jobs: list[str]) -> bool:
     """Whether SLURM still has any of the jobs, waiting or running."""
     import subprocess
 
-    asked = ["squeue", "--noheader", "--format=%T", f"--jobs={','.join(jobs)}", "--states=all"]
-    done = subprocess.run(asked, capture_output=True, text=True)
-    if done.returncode:  # jobs that are long over are "invalid" to squeue; anything else will be asked again
-        return "Invalid job id" not in done.stderr
-    ended = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"}
-    return any(state not in ended for state in done.stdout.split())
+    command = ["squeue", "--noheader", "--format=%T", f"--jobs={','.join(jobs)}", "--states=all"]
+    process = subprocess.run(command, capture_output=True, text=True)
+    if process.returncode:  # jobs that are long over are "invalid" to squeue; anything else will be asked again
+        return "Invalid job id" not in process.stderr
+    final = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"}
+    return any(state not in final for state in process.stdout.split())
 
 
 def _for_workers(cores: int) -> dict[str, Any]:

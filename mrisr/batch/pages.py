@@ -19,15 +19,15 @@ def place_of(scan: Scan, folder: Path, below: Path | None = None) -> report.Plac
     """The page of a result in the report `folder`: its name without the ending, with its folders below `below`."""
     place = Path(scan.target.name) if below is None else scan.target.relative_to(below)
     ending = nifti.ending_of(place) or ""
-    return report.placed(folder, place.as_posix()[: -len(ending) or None])
+    return report.place_for(folder, place.as_posix()[: -len(ending) or None])
 
 
-def complete(scan: Scan, place: report.Place, made: dict[str, Any]) -> None:
+def complete(scan: Scan, place: report.Place, identity: dict[str, Any]) -> None:
     """The page of a result that is there already, from the result and its sidecar, unless the page is there too.
 
     What the samples' spread was is not stored in them: such a page shows none.
     """
-    if report.is_current(place, made):
+    if report.is_current(place, identity):
         return
     report.check(place, force=True)
     with CATCHING:  # nibabel has one logger, which reading swaps
@@ -51,10 +51,10 @@ def group(scans: Sequence[Scan], folder: Path, title: str = "") -> dict[str, int
 
     Returns how many there are of each state. InputError where there is none at all.
     """
-    known = {_of(held) for _, held in report.records(folder)} if folder.is_dir() else set()
-    if not known:
+    names = {_of(record) for _, record in report.records(folder)} if folder.is_dir() else set()
+    if not names:
         raise InputError(f"{folder}: holds no page of a scan; run the participants with --report {folder} before")
-    missing = [scan.name for scan in scans if scan.name not in known]
+    missing = [scan.name for scan in scans if scan.name not in names]
     return report.write_index(folder, missing=missing, title=title)
 
 

@@ -24,13 +24,13 @@ FIELDS = ("{name}", "{stem}")
 def check(shared: dict[str, Any], several: bool) -> None:
     """UsageError where an option names one file and there are several scans, or a pattern that cannot be filled."""
     for option in OWN:
-        given = shared.get(option)
-        if not isinstance(given, str) or (option == "bias" and given == "auto"):
+        value = shared.get(option)
+        if not isinstance(value, str) or (option == "bias" and value == "auto"):
             continue
-        if several and not any(field in given for field in FIELDS):
+        if several and not any(field in value for field in FIELDS):
             auto = ", or auto" if option == "bias" else ""
             raise UsageError(
-                f"--{option}: {given} lies on the grid of one scan; for several give a pattern that holds "
+                f"--{option}: {value} lies on the grid of one scan; for several give a pattern that holds "
                 f"{' or '.join(FIELDS)}{auto}"
             )
 
@@ -41,14 +41,14 @@ def options(shared: dict[str, Any], scan: Scan) -> dict[str, Any]:
     if not scan.others:
         shared = {name: value for name, value in shared.items() if name not in JOINING}
     for option in PATTERNS:
-        given = shared.get(option)
-        if not isinstance(given, str) or not any(field in given for field in FIELDS):
+        pattern = shared.get(option)
+        if not isinstance(pattern, str) or not any(field in pattern for field in FIELDS):
             continue
         ending = nifti.ending_of(Path(scan.name), nifti.READ_ENDINGS) or ""
         bare = scan.name[: len(scan.name) - len(ending)]
-        path = given.replace("{name}", bare).replace("{stem}", PurePosixPath(bare).name)
+        path = pattern.replace("{name}", bare).replace("{stem}", PurePosixPath(bare).name)
         if not Path(path).is_file():
-            raise InputError(f"{scan.name}: has no {option}; expected {path}, by the pattern {given}")
+            raise InputError(f"{scan.name}: has no {option}; expected {path}, by the pattern {pattern}")
         own[option] = path
     return {**shared, **own}
 

@@ -30,12 +30,12 @@ __all__ = [
     "facts_of",
     "identity",
     "made_by",
+    "record_of",
     "same",
     "scrubbed",
     "check_sidecar",
     "sidecar",
     "sidecar_path",
-    "stated",
 ]
 
 DESCRIPTION = (
@@ -66,7 +66,7 @@ class Identity:
 
 def digest(paths: Iterable[Path]) -> str:
     """SHA-256 of one file; of several, of their sorted digests (the order and the names do not count)."""
-    found = []
+    digests = []
     for path in paths:
         own = hashlib.sha256()
         try:
@@ -75,8 +75,8 @@ def digest(paths: Iterable[Path]) -> str:
                     own.update(block)
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
-        found.append(own.hexdigest())
-    return found[0] if len(found) == 1 else hashlib.sha256("".join(sorted(found)).encode()).hexdigest()
+        digests.append(own.hexdigest())
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
 
 
 def identity(scan: Scan, weights: str, options: dict[str, Any], facts: dict[str, Any]) -> Identity:
@@ -85,8 +85,8 @@ def identity(scan: Scan, weights: str, options: dict[str, Any], facts: dict[str,
     if facts:
         source["Facts"] = facts
     if scan.others:
-        joined = ({"Name": o.name, "SHA256": digest(o.files), "Facts": facts_of(o)} for o in scan.others)
-        source["JoinedWith"] = [{key: value for key, value in one.items() if value} for one in joined]
+        partners = ({"Name": o.name, "SHA256": digest(o.files), "Facts": facts_of(o)} for o in scan.others)
+        source["JoinedWith"] = [{key: value for key, value in one.items() if value} for one in partners]
     return Identity(_as_json(source), weights, _as_json({k: _named_file(v) for k, v in options.items()}))
 
 
@@ -98,7 +98,7 @@ def facts_of(scan: Scan) -> dict[str, Any]:
 
 
 def sidecar(
-    made: Identity,
+    identity: Identity,
     info: Any,
     *,
     dtype: str,
@@ -117,7 +117,7 @@ def sidecar(
     voxel = " x ".join(f"{v:.4g}" for v in info.target.voxel_size)
     top = {
         "Description": DESCRIPTION,
-        "Sources": [made.source["Name"], *(other["Name"] for other in made.source.get("JoinedWith", ()))],
+        "Sources": [identity.source["Name"], *(other["Name"] for other in identity.source.get("JoinedWith", ()))],
         "SpatialReference": "orig",
         "Resolution": f"{voxel} mm; measured up to the frequencies in {KEY}.Bands, synthesised above them",
         "GeneratedBy": [{"Name": "mrisr", "Version": __version__}],
@@ -126,7 +126,7 @@ def sidecar(
         "Version": __version__,
         "Date": datetime.now(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z"),
         **({} if run is None else {"Run": run}),
-        **made.plain(),
+        **identity.plain(),
         "Model": _file_name(info.model),
         "Output": {"Bytes": size, "DataType": dtype, "Shape": list(info.target.shape), "Frames": info.frames},
         "Bands": [
@@ -160,17 +160,17 @@ def sidecar(
 
 def _distortions(info: Any) -> dict[str, Any]:
     """What was taken out on the way, and what the spread of samples is worth; only what there was."""
-    held: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     if info.gradnl.state != "absent":
-        held["GradientNonlinearity"] = (
+        fields["GradientNonlinearity"] = (
             f"{info.gradnl.source}, up to {info.gradnl.largest_mm:.3g} mm ({info.gradnl.why})"
         )
     if info.bias.state != "absent":
         low, high = info.bias.span
-        held["BiasField"] = f"{info.bias.source}, {low:.3g} to {high:.3g}, {info.bias.output} in the output"
+        fields["BiasField"] = f"{info.bias.source}, {low:.3g} to {high:.3g}, {info.bias.output} in the output"
     if info.std_scale:
-        held["SpreadFactors"] = {str(level): factor for level, factor in info.std_scale.items()}
-    return held
+        fields["SpreadFactors"] = {str(level): factor for level, factor in info.std_scale.items()}
+    return fields
 
 
 def _stacks(info: Any) -> dict[str, Any]:
@@ -237,33 +237,33 @@ def check_sidecar(path: Path, *, force: bool = False) -> None:
         raise OutputError(f"{error} (the sidecar of the output; --no-sidecar leaves it out)") from error
 
 
-def stated(image: Path) -> dict[str, Any] | None:
+def record_of(image: Path) -> dict[str, Any] | None:
     """What the sidecar of `image` says under KEY; None where there is none of mrisr's."""
     path = sidecar_path(image)
     if not os.path.isfile(path):  # nor is there one by a name that no file can have
         return None
     try:
-        found = schema.read(path, largest=LARGEST)
+        record = schema.read(path, largest=LARGEST)
     except InputError:  # somebody else's, or damaged: nothing of ours is stated there
         return None
-    own = found.get(KEY) if isinstance(found, dict) else None
+    own = record.get(KEY) if isinstance(record, dict) else None
     return own if isinstance(own, dict) else None
 
 
-def same(image: Path, made: Identity) -> bool:
-    """Whether `image` is there, whole, and what `made` would give again."""
-    own = stated(image)
+def same(image: Path, identity: Identity) -> bool:
+    """Whether `image` is there, whole, and what `identity` would give again."""
+    own = record_of(image)
     if own is None or not image.exists():
         return False
-    if any(own.get(key) != value for key, value in made.plain().items()):
+    if any(own.get(key) != value for key, value in identity.plain().items()):
         return False
     output = own.get("Output")
     return isinstance(output, dict) and output.get("Bytes") == size_of(image)
 
 
-def made_by(run: str | None, image: Path, made: Identity) -> bool:
+def made_by(run: str | None, image: Path, identity: Identity) -> bool:
     """Whether the run of this id has finished `image` already."""
-    return run is not None and (stated(image) or {}).get("Run") == run and same(image, made)
+    return run is not None and (record_of(image) or {}).get("Run") == run and same(image, identity)
 
 
 def size_of(result: Path) -> int:

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import mrisr
-from mrisr import report
+from mrisr import preview, report
 from mrisr.batch import pages, per_scan, provenance, warned
-from mrisr.batch.deliver import claimed, make_folder, write_image, write_json, write_series
+from mrisr.batch.deliver import claim, make_folder, write_image, write_json, write_series
 from mrisr.batch.scans import Scan
 from mrisr.errors import CATCHING, NO_ROOM, BackendError, MrisrError, UsageError
 from mrisr.io import dicom, nifti
@@ -175,9 +175,9 @@ def write_failures(path: Path, outcomes: Iterable[Outcome]) -> bool:
 
 def _at_once(which: str, work: Callable, *args: Any) -> Future:
     """In place of a thread: the work is done now."""
-    done: Future = Future()
-    done.set_result(work(*args))
-    return done
+    future: Future = Future()
+    future.set_result(work(*args))
+    return future
 
 
 class _Ticket:
@@ -194,7 +194,7 @@ class _Ticket:
         self.skipped = self.made_before = False
         self.grids = ""
         self.others, self.other_series = [], []
-        self.volume = self.series = self.made = self.result = self.info = None
+        self.volume = self.series = self.identity = self.result = self.info = None
 
     def read(self) -> None:
         """Claim the target, look whether it is done already, read the source."""
@@ -233,15 +233,17 @@ class _Ticket:
 
     def outcome(self) -> Outcome:
         state = FAILED if self.error is not None else SKIPPED if self.skipped else DONE
-        found = Outcome(self.scan.name, state, self.seconds, self.grids, self.warnings)
+        outcome = Outcome(self.scan.name, state, self.seconds, self.grids, self.warnings)
         if self.error is not None:
-            found.error = provenance.scrubbed(" ".join(str(self.error).split()) or type(self.error).__name__, self.scan)
-            found.kind = type(self.error).__name__
+            outcome.error = provenance.scrubbed(
+                " ".join(str(self.error).split()) or type(self.error).__name__, self.scan
+            )
+            outcome.kind = type(self.error).__name__
             memory = MEMORY if isinstance(self.error, MemoryError) else BUG
-            found.exit_code = getattr(self.error, "exit_code", memory)
-            found.trace = self.trace
-            found.machine = _of_machine(self.error)
-        return found
+            outcome.exit_code = getattr(self.error, "exit_code", memory)
+            outcome.trace = self.trace
+            outcome.machine = _of_machine(self.error)
+        return outcome
 
     def _step(self, name: str, work: Callable[[], None]) -> None:
         if self.error is not None or self.skipped or self.made_before:
@@ -259,17 +261,17 @@ class _Ticket:
 
     def _read(self) -> None:
         scan, settings = self.scan, self.settings
-        self.claim.enter_context(claimed(scan.target, settings.run))
+        self.claim.enter_context(claim(scan.target, settings.run))
         facts = provenance.facts_of(scan)
         self.options = per_scan.options(settings.options, scan)
         options = per_scan.identifying(self.options, settings.dtype, settings.radius)
-        self.made = provenance.identity(scan, self.model.sha256, options, facts)
-        if provenance.made_by(settings.run, scan.target, self.made):
+        self.identity = provenance.identity(scan, self.model.sha256, options, facts)
+        if provenance.made_by(settings.run, scan.target, self.identity):
             self.made_before = True
             return
-        if settings.skip_existing and provenance.same(scan.target, self.made):
+        if settings.skip_existing and provenance.same(scan.target, self.identity):
             if settings.report is not None:
-                pages.complete(scan, self._place(), self.made.plain())
+                pages.complete(scan, self._place(), self.identity.plain())
             self.skipped = True
             return
         if settings.report is not None:
@@ -290,7 +292,7 @@ class _Ticket:
         """Before the work: a name that fits, and no file of somebody else's that would be lost."""
         target, settings = self.scan.target, self.settings
         if settings.sidecar:
-            force = self._may_replace() or provenance.stated(target) is not None  # one that a killed run left
+            force = self._may_replace() or provenance.record_of(target) is not None  # one that a killed run left
             provenance.check_sidecar(provenance.sidecar_path(target), force=force)
 
     def _check_beside(self) -> None:
@@ -303,7 +305,7 @@ class _Ticket:
 
     def _may_replace(self) -> bool:
         """Whether the target may be replaced: all by `force`, mrisr's own by `skip_existing`."""
-        own = self.settings.skip_existing and provenance.stated(self.scan.target) is not None
+        own = self.settings.skip_existing and provenance.record_of(self.scan.target) is not None
         return self.settings.force or own
 
     def _write(self) -> None:
@@ -312,11 +314,11 @@ class _Ticket:
         describe = None
         if settings.sidecar:
             describe = lambda size: provenance.sidecar(  # noqa: E731
-                self.made, info, dtype=settings.dtype, size=size, extra=scan.about, run=settings.run
+                self.identity, info, dtype=settings.dtype, size=size, extra=scan.about, run=settings.run
             )
         self._write_beside()
         if settings.report is not None:
-            record = provenance.sidecar(self.made, info, dtype=settings.dtype, size=0, extra=scan.about)
+            record = provenance.sidecar(self.identity, info, dtype=settings.dtype, size=0, extra=scan.about)
             report.write(
                 self._place(), self.volume, self.result, record, spread=info.std, force=self._may_replace_page()
             )
@@ -360,12 +362,10 @@ class _Ticket:
     def _may_replace_page(self) -> bool:
         """A page comes before its result: one of this very job, or without a result, was left by a killed run."""
         again = self.settings.skip_existing or self.settings.run is not None
-        left = again and not self.scan.target.exists()
-        return self._may_replace() or left or report.is_current(self._place(), self.made.plain())
+        orphan = again and not self.scan.target.exists()
+        return self._may_replace() or orphan or report.is_current(self._place(), self.identity.plain())
 
     def _picture(self, path: Path) -> None:
-        from mrisr import preview
-
         sheet = preview.upscale_sheet(self.volume.data, self.volume.affine, self.result.data, self.result.affine)
         preview.save(sheet, path)
 
@@ -380,8 +380,8 @@ def _of_machine(error: BaseException | None) -> bool:
 
 
 def _grids(info: Any) -> str:
-    def said(grid) -> str:
+    def text_of(grid) -> str:
         return f"{' x '.join(map(str, grid.shape))} of {' x '.join(f'{v:.3g}' for v in grid.voxel_size)} mm"
 
     frames = f", {info.frames} frames" if info.frames > 1 else ""
-    return f"{said(info.input)} -> {said(info.target)}{frames}"
+    return f"{text_of(info.input)} -> {text_of(info.target)}{frames}"

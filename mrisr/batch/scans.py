@@ -87,10 +87,10 @@ class Scan:
 
         own: the series of this scan. Raises InputError where two are not of one head by their headers, unless `force`.
         """
-        found = [other.read() for other in self.others]
-        series = [one for _, one in found if one is not None]
+        pairs = [other.read() for other in self.others]
+        series = [one for _, one in pairs if one is not None]
         check_one_head([*([] if own is None else [own]), *series], force)
-        return [volume for volume, _ in found], series
+        return [volume for volume, _ in pairs], series
 
     @property
     def to_dicom(self) -> bool:
@@ -107,7 +107,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Candidate:
     """A scan before it has a target; `place` is its name below the folder that its names start from."""
 
     source: Path | tuple[Path, ...]
@@ -142,37 +142,37 @@ def find(
         UsageError: several scans for one file, or options that do not fit.
         OutputError: two scans with one target, an output inside the input, or an unknown ending.
     """
-    stated = [inputs] if isinstance(inputs, (str, os.PathLike)) else list(inputs)
-    if not stated or not all(os.fspath(text).strip() for text in stated):
+    texts = [inputs] if isinstance(inputs, (str, os.PathLike)) else list(inputs)
+    if not texts or not all(os.fspath(text).strip() for text in texts):
         raise UsageError("input: nothing given; name a scan, a folder, a list or a pattern")
     if os.fspath(output).strip() in ("", "-"):
         raise UsageError(f"output: expected the name of a file or folder, found {os.fspath(output)!r}; give one")
     output = Path(output)
     single = _is_image_file(output)
-    items = [item for text in stated for item in _listed(text)]
-    wanted = [series] if join is None or series is None else [one.strip() for one in series.split(",")]
-    found = [scan for item in items for one in wanted for scan in _scans_of(item, one, every_series)]
-    _refuse_doubles(found)
-    images = [one for one in found if _image_ending(one) is not None]
-    if (series is not None or group is not None) and len(images) == len(found):
-        raise UsageError(f"series, group: {_said(items)} is no DICOM; leave them out, or give a DICOM source")
+    items = [item for text in texts for item in _paths_of(text)]
+    choices = [series] if join is None or series is None else [one.strip() for one in series.split(",")]
+    candidates = [scan for item in items for one in choices for scan in _scans_of(item, one, every_series)]
+    _refuse_doubles(candidates)
+    images = [one for one in candidates if _image_ending(one) is not None]
+    if (series is not None or group is not None) and len(images) == len(candidates):
+        raise UsageError(f"series, group: {_what(items)} is no DICOM; leave them out, or give a DICOM source")
     if join is not None:
-        return _joined(found, items, output, form, group, join)
+        return _one_of_several(candidates, items, output, form, group, join)
     if single:
-        if len(found) != 1:
-            names = ", ".join(str(f.place) for f in found[:3])
+        if len(candidates) != 1:
+            names = ", ".join(str(f.place) for f in candidates[:3])
             raise UsageError(
-                f"{output}: is one file, and {_said(items)} hold {len(found)} scans ({names}, ...); give a folder"
+                f"{output}: is one file, and {_what(items)} hold {len(candidates)} scans ({names}, ...); give a folder"
             )
         if form == "dicom":
             raise UsageError(f"{output}: is the name of an image, and the format dicom needs a folder; leave one out")
-        one = found[0]
-        return Work((Scan(one.source, output, _named(one.place), one.files, one.series, group),), None)
+        one = candidates[0]
+        return Work((Scan(one.source, output, _name(one.place), one.files, one.series, group),), None)
     for item in items:
         _refuse_inside(output, item)
-    base = Path(os.path.commonpath([f.base.resolve() for f in found]))
-    alone = len(found) == 1 and len(items) == 1
-    scans = tuple(_placed(one, base, output, form, alone, group) for one in found)
+    base = Path(os.path.commonpath([f.base.resolve() for f in candidates]))
+    alone = len(candidates) == 1 and len(items) == 1
+    scans = tuple(_with_target(one, base, output, form, alone, group) for one in candidates)
     _refuse_clashes(scans)
     return Work(scans, output)
 
@@ -191,7 +191,7 @@ def _is_image_file(output: Path) -> bool:
     )
 
 
-def _listed(text: str | os.PathLike, within: tuple[str, ...] = ()) -> Iterable[Path]:
+def _paths_of(text: str | os.PathLike, within: tuple[str, ...] = ()) -> Iterable[Path]:
     """The paths that one input stands for: itself, the lines of a list, or what a pattern matches. `within` are the
     lists that name it."""
     path = Path(text)
@@ -204,17 +204,18 @@ def _listed(text: str | os.PathLike, within: tuple[str, ...] = ()) -> Iterable[P
             raise InputError(
                 f"{path}: the list cannot be read ({because(error)}); write one path a line, UTF-8"
             ) from error
-        kept = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-        if nifti.ending_of(path, nifti.READ_ENDINGS) is None and not kept:
+        entries = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+        if nifti.ending_of(path, nifti.READ_ENDINGS) is None and not entries:
             raise InputError(f"{path}: the list is empty; expected a file name in each line")
-        beside = [Path(line) if Path(line).is_absolute() else path.parent / line for line in kept]
+        beside = [Path(line) if Path(line).is_absolute() else path.parent / line for line in entries]
         missing = [str(one) for one in beside if not one.exists() and not glob.has_magic(str(one))]
         if missing:
+            line = entries.index(entries[beside.index(Path(missing[0]))]) + 1
             raise InputError(
-                f"{path}: line {kept.index(kept[beside.index(Path(missing[0]))]) + 1} names {missing[0]}, which is not "
-                f"there ({len(missing)} of {len(kept)} are missing); expected a file name in each line"
+                f"{path}: line {line} names {missing[0]}, which is not there "
+                f"({len(missing)} of {len(entries)} are missing); expected a file name in each line"
             )
-        return [found for one in beside for found in _listed(one, (*within, real))]
+        return [item for one in beside for item in _paths_of(one, (*within, real))]
     if not path.exists() and glob.has_magic(str(text)):
         matches = sorted(Path(match) for match in glob.glob(str(text), recursive=True))
         if not matches:
@@ -223,7 +224,7 @@ def _listed(text: str | os.PathLike, within: tuple[str, ...] = ()) -> Iterable[P
     return [path]
 
 
-def _scans_of(path: Path, series: str | None, every_series: bool) -> list[_Found]:
+def _scans_of(path: Path, series: str | None, every_series: bool) -> list[_Candidate]:
     if not path.is_dir():
         if not path.exists():
             raise InputError(f"{path}: no such file; check the path")
@@ -231,36 +232,36 @@ def _scans_of(path: Path, series: str | None, every_series: bool) -> list[_Found
             if not dicom.is_dicom(path):
                 endings = ", ".join(nifti.READ_ENDINGS)
                 raise InputError(f"{path}: expected a file name in {endings}, a DICOM file, or a list ({LIST_ENDING})")
-            return [_Found(path, path.absolute().parent, Path(path.name), (path,), series)]
-        return [_Found(path, path.absolute().parent, Path(path.name), (path, *_other_half(path)))]
+            return [_Candidate(path, path.absolute().parent, Path(path.name), (path,), series)]
+        return [_Candidate(path, path.absolute().parent, Path(path.name), (path, *_other_half(path)))]
     images, pictures = _below(path)
-    found = _series_of(path, pictures, series, every_series) if pictures else []
-    found += [_Found(image, path, image.relative_to(path), (image, *_other_half(image))) for image in images]
-    if not found:
+    scans = _series_of(path, pictures, series, every_series) if pictures else []
+    scans += [_Candidate(image, path, image.relative_to(path), (image, *_other_half(image))) for image in images]
+    if not scans:
         raise InputError(
             f"{path}: the directory holds no scan; expected files in {', '.join(nifti.READ_ENDINGS)} or DICOM files"
         )
-    return found
+    return scans
 
 
 def _below(folder: Path) -> tuple[list[Path], list[Path]]:
     """(images, DICOM files) at any depth, hidden ones left out; links to folders are followed once."""
-    images, pictures, others, seen = [], [], [], set()
+    images, pictures, others, visited_folders = [], [], [], set()
     for here, subfolders, names in os.walk(folder, followlinks=True, onerror=_cannot_list):
         real = os.path.realpath(here)
         subfolders[:] = sorted(n for n in subfolders if not n.startswith("."))
-        if real in seen:
+        if real in visited_folders:
             subfolders[:] = []
             continue
-        seen.add(real)
+        visited_folders.add(real)
         files = [Path(here, name) for name in sorted(names) if not name.startswith(".")]
         own = [f for f in files if _is_scan(f)]
         others += [f for f in files if OTHER_IMAGES.fullmatch(f.name)]
         here_dicom = [f for f in files if nifti.ending_of(f, nifti.READ_ENDINGS) is None and dicom.is_dicom(f)]
         if here_dicom and own:
-            shown = ", ".join(f.name for f in own[:SHOWN]) + (", ..." if len(own) > SHOWN else "")
+            examples = ", ".join(f.name for f in own[:SHOWN]) + (", ..." if len(own) > SHOWN else "")
             warnings.warn(
-                f"{here}: DICOM files; {len(own)} images beside them are left out ({shown}); give them by name",
+                f"{here}: DICOM files; {len(own)} images beside them are left out ({examples}); give them by name",
                 MrisrWarning,
                 stacklevel=2,
             )
@@ -297,12 +298,12 @@ def _other_half(path: Path) -> tuple[Path, ...]:
     return (partner,) if partner.is_file() else ()
 
 
-def _series_of(folder: Path, pictures: list[Path], wanted: str | None, every: bool) -> list[_Found]:
+def _series_of(folder: Path, pictures: list[Path], series: str | None, every: bool) -> list[_Candidate]:
     """The DICOM of a folder: one scan, which reading finds; or every series of it."""
     if not every:
-        return [_Found(folder, folder, Path(), tuple(pictures), wanted)]
+        return [_Candidate(folder, folder, Path(), tuple(pictures), series)]
     headers = [header for header in map(read_header, map(Part, pictures)) if header.is_picture]
-    found = []
+    scans = []
     for entry in entries(headers):
         if entry.refusal or entry.own:
             why = entry.refusal or "made by mrisr"
@@ -312,79 +313,80 @@ def _series_of(folder: Path, pictures: list[Path], wanted: str | None, every: bo
         where = Path(os.path.commonpath([file.parent for file in files])).relative_to(folder)
         number = "" if entry.number is None else str(entry.number)
         words = "".join(c if c.isalnum() or c in "-_" else "_" for c in f"{number}_{entry.description}").strip("_")
-        found.append(_Found(files, folder, where, files, entry.uid, words or entry.uid))
-    if not found:
+        scans.append(_Candidate(files, folder, where, files, entry.uid, words or entry.uid))
+    if not scans:
         raise InputError(f"{folder}: no DICOM series that can be used")
-    return found
+    return scans
 
 
-def _placed(one: _Found, base: Path, output: Path, form: str | None, alone: bool, group: str | None) -> Scan:
+def _with_target(one: _Candidate, base: Path, output: Path, form: str | None, alone: bool, group: str | None) -> Scan:
     """A scan with its target below `output`, its folders those below `base`."""
     place = Path(os.path.relpath(one.base.resolve() / one.place, base))
     ending = _image_ending(one)
     if ending is not None:
         if form == "dicom":
             raise UsageError(f"{one.source}: only DICOM can become DICOM, whose header has the patient and the study")
-        written = ending if ending in nifti.WRITE_ENDINGS else ".nii"
-        target = place.with_name(place.name[: -len(ending)] + written)
-        return Scan(one.source, output / target, _named(place), one.files)
+        target_ending = ending if ending in nifti.WRITE_ENDINGS else ".nii"
+        target = place.with_name(place.name[: -len(ending)] + target_ending)
+        return Scan(one.source, output / target, _name(place), one.files)
     folder = place / one.own_folder  # series that may share a folder get one each, by number and description
     if alone and not one.own_folder:
         folder = Path()
     name = folder if folder.parts else Path(base.name)
-    chosen = (one.files, one.series, group)
+    selection = (one.files, one.series, group)
     if form == "nifti":
-        return Scan(one.source, output / name.with_name(name.name + ".nii.gz"), _named(name), *chosen)
-    return Scan(one.source, output / folder, _named(name), *chosen)
+        return Scan(one.source, output / name.with_name(name.name + ".nii.gz"), _name(name), *selection)
+    return Scan(one.source, output / folder, _name(name), *selection)
 
 
-def _joined(
-    found: list[_Found], items: list[Path], output: Path, form: str | None, group: str | None, reference: int
+def _one_of_several(
+    scans: list[_Candidate], items: list[Path], output: Path, form: str | None, group: str | None, reference: int
 ) -> Work:
     """One scan, which the others are joined with."""
-    if len(found) < 2:
-        raise UsageError(f"join: {_said(items)} hold one scan; give several scans of one head")
-    if not 0 <= reference < len(found):
-        raise UsageError(f"reference: expected a number from 0 to {len(found) - 1}, found {reference}")
-    first = found[reference]
+    if len(scans) < 2:
+        raise UsageError(f"join: {_what(items)} hold one scan; give several scans of one head")
+    if not 0 <= reference < len(scans):
+        raise UsageError(f"reference: expected a number from 0 to {len(scans) - 1}, found {reference}")
+    first = scans[reference]
     if _is_image_file(output):
         if form == "dicom":
             raise UsageError(f"{output}: is the name of an image, and the format dicom needs a folder; leave one out")
-        scan, folder = Scan(first.source, output, _named(first.place), first.files, first.series, group), None
+        scan, folder = Scan(first.source, output, _name(first.place), first.files, first.series, group), None
     else:
         for item in items:
             _refuse_inside(output, item)
-        scan, folder = _placed(replace(first, own_folder=""), first.base.resolve(), output, form, True, group), output
+        bare = replace(first, own_folder="")
+        scan, folder = _with_target(bare, first.base.resolve(), output, form, True, group), output
     others = tuple(
-        Scan(one.source, scan.target, _named(one.place), one.files, one.series, group)
-        for one in found
+        Scan(one.source, scan.target, _name(one.place), one.files, one.series, group)
+        for one in scans
         if one is not first
     )
     return Work((replace(scan, others=others),), folder)
 
 
-def _image_ending(one: _Found) -> str | None:
+def _image_ending(one: _Candidate) -> str | None:
     """The ending of an image, None for DICOM."""
     return nifti.ending_of(one.place, nifti.READ_ENDINGS) if isinstance(one.source, Path) else None
 
 
-def _named(place: Path) -> str:
+def _name(place: Path) -> str:
     return place.as_posix()
 
 
-def _said(items: list[Path]) -> str:
+def _what(items: list[Path]) -> str:
     return str(items[0]) if len(items) == 1 else f"{len(items)} inputs"
 
 
-def _refuse_doubles(found: list[_Found]) -> None:
+def _refuse_doubles(candidates: list[_Candidate]) -> None:
     """The same scan twice, by two inputs, is asked about rather than done twice."""
-    seen: dict[Any, _Found] = {}
-    for one in found:
+    first_by_key: dict[Any, _Candidate] = {}
+    for one in candidates:
         files = (one.source,) if isinstance(one.source, Path) else one.source
         key = (*map(os.path.realpath, files), one.series)
-        if key in seen:
+        if key in first_by_key:
             raise UsageError(f"input: {one.place} is given twice; leave one out")
-        seen[key] = one
+        first_by_key[key] = one
 
 
 def _refuse_inside(output: Path, item: Path) -> None:
@@ -399,13 +401,13 @@ def _refuse_inside(output: Path, item: Path) -> None:
 
 
 def _refuse_clashes(scans: tuple[Scan, ...]) -> None:
-    seen: dict[str, Scan] = {}
+    first_by_key: dict[str, Scan] = {}
     for scan in scans:
         ending = nifti.ending_of(scan.target) or ""  # images that differ in it alone would share a sidecar
         key = str(scan.target)[: -len(ending) or None].casefold()  # some file systems do not tell capitals apart
-        if key in seen:
+        if key in first_by_key:
             raise OutputError(
-                f"{scan.target}: would be written from {seen[key].name} and from {scan.name}; rename one of them, or "
-                "give them separate outputs"
+                f"{scan.target}: would be written from {first_by_key[key].name} and from {scan.name}; rename one of "
+                "them, or give them separate outputs"
             )
-        seen[key] = scan
+        first_by_key[key] = scan

@@ -85,13 +85,13 @@ class Bundle:
 
     def graph(self, form: str, precision: str = "float32") -> Path | None:
         """The graph of a format and precision, or None where the bundle has none."""
-        found = [g["file"] for g in self.config["graphs"] if (g["format"], g["precision"]) == (form, precision)]
-        return self.folder / found[0] if found else None
+        files = [g["file"] for g in self.config["graphs"] if (g["format"], g["precision"]) == (form, precision)]
+        return self.folder / files[0] if files else None
 
     def plan(self) -> Plan | None:
         """Its TensorRT plan, or None where it has none."""
-        found = [g for g in self.config["graphs"] if g["format"] == "tensorrt"]
-        return Plan(self.folder / found[0]["file"], found[0]["precision"]) if found else None
+        plans = [g for g in self.config["graphs"] if g["format"] == "tensorrt"]
+        return Plan(self.folder / plans[0]["file"], plans[0]["precision"]) if plans else None
 
 
 def is_bundle(folder: str | os.PathLike) -> bool:
@@ -214,10 +214,10 @@ def _regular(folder: Path, name: str) -> int:
     real = Path(os.path.realpath(path))
     if path.is_symlink() and Path(os.path.realpath(folder)) not in real.parents:
         raise BundleError(f"{path}: is a link out of the bundle; copy the file instead")
-    found = os.stat(path)
-    if not stat.S_ISREG(found.st_mode):
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
         raise BundleError(f"{path}: is not a regular file")
-    return found.st_size
+    return status.st_size
 
 
 def _check_file(folder: Path, name: str, entry: dict) -> None:

@@ -51,12 +51,12 @@ def run(args: argparse.Namespace) -> int:
             "bench: the benchmarks are part of the source checkout, not of the installed package; "
             "clone the repository and run 'pip install -e .' in it"
         )
-    chosen, options = _chosen(args)
-    known = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith(("_", "test_")))
-    scripts = chosen or args.script or DEFAULT
+    names, options = _script_of_option(args)
+    scripts_there = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith(("_", "test_")))
+    scripts = names or args.script or DEFAULT
     for name in scripts:
-        if name not in known:
-            raise UsageError(f"bench: no script {name!r} in {folder}; expected one of: {', '.join(known)}")
+        if name not in scripts_there:
+            raise UsageError(f"bench: no script {name!r} in {folder}; expected one of: {', '.join(scripts_there)}")
     if args.rest and len(scripts) > 1:
         raise UsageError(f"bench: options go to one script; name it: mrisr bench --script {scripts[-1]} -- OPTION")
     rest = [*options, *args.rest, *(["--record"] if args.record else [])]
@@ -69,20 +69,20 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _chosen(args: argparse.Namespace) -> tuple[list[str], list[str]]:
+def _script_of_option(args: argparse.Namespace) -> tuple[list[str], list[str]]:
     """(the script that --op, --stages or --compare names, its options); nothing where none of them is given."""
     of_op = {"--shape": args.shape, "--dtype": args.dtype, "--base": args.base}
-    given = {option: value for option, value in of_op.items() if value is not None}
+    operator_options = {option: value for option, value in of_op.items() if value is not None}
     several = [option for option, value in (("--op", args.op), ("--script", args.script)) if value]
     several += ["--compare"] if args.compare else ["--stages"] if args.stages else []
     if len(several) > 1:
         raise UsageError(f"bench: {' and '.join(several)} are different things to run; leave all but one out")
-    if given and args.op is None:
-        raise UsageError(f"bench: {', '.join(given)} belong to --op; name the operator")
+    if operator_options and args.op is None:
+        raise UsageError(f"bench: {', '.join(operator_options)} belong to --op; name the operator")
     if args.op is not None:
         if args.shape is None:
             raise UsageError("bench: --op needs --shape, such as --shape 1,64,96,96,96")
-        return ["one_op"], ["--op", args.op, *(word for pair in given.items() for word in pair)]
+        return ["one_op"], ["--op", args.op, *(word for pair in operator_options.items() for word in pair)]
     if args.compare is not None:
         return ["stages"], ["--compare", args.compare]
     return (["stages"], []) if args.stages else ([], [])

@@ -55,13 +55,13 @@ def run(args: argparse.Namespace) -> int:
         from mrisr.batch.scans import Work
 
         labels = dict(participants=args.participant_label, sessions=args.session_label)
-        found = bids.find(root, output, options, join=args.join, **labels)
+        scans = bids.find(root, output, options, join=args.join, **labels)
         if args.level == "group":
-            count = pages.group(found, Path(args.report or output), title=bids.title(root))
+            count = pages.group(scans, Path(args.report or output), title=bids.title(root))
             voice.line(", ".join(f"{n} {state}" for state, n in count.items() if n))
             return 0
         bids.prepare(root, output)
         # One file per task of a cluster: tasks that each have a participant do not write over each other.
-        name = "_".join(sorted({scan.name.split("/")[0] for scan in found})) if args.participant_label else "all"
+        name = "_".join(sorted({scan.name.split("/")[0] for scan in scans})) if args.participant_label else "all"
         failures = output / "logs" / f"failures_{name[:100]}.json"
-        return many.run(args, Work(found, output), many.settings(args, output, options), failures, voice)
+        return many.run(args, Work(scans, output), many.settings(args, output, options), failures, voice)

@@ -44,12 +44,12 @@ def add_cluster_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def chosen(args: argparse.Namespace, folder: Path) -> Cluster | None:
+def of_arguments(args: argparse.Namespace, folder: Path) -> Cluster | None:
     """What --cluster and its companions say; None without it. Raises UsageError."""
-    given = {"--workers": args.workers, "--worker-cores": args.worker_cores, "--worker-memory": args.worker_memory}
-    given["--sbatch"] = args.sbatch or None
+    companions = {"--workers": args.workers, "--worker-cores": args.worker_cores, "--worker-memory": args.worker_memory}
+    companions["--sbatch"] = args.sbatch or None
     if args.cluster is None:
-        stray = next((option for option, value in given.items() if value is not None), None)
+        stray = next((option for option, value in companions.items() if value is not None), None)
         if stray is not None:
             raise UsageError(f"{stray}: needs --cluster")
         return None
@@ -69,12 +69,12 @@ def chosen(args: argparse.Namespace, folder: Path) -> Cluster | None:
         workers=args.workers,
         cores=args.worker_cores,
         memory=args.worker_memory,
-        directives=_joined(directives),
+        directives=_lines(directives),
         logs=folder / "logs",
     )
 
 
-def _joined(words: tuple[str, ...]) -> tuple[str, ...]:
+def _lines(words: tuple[str, ...]) -> tuple[str, ...]:
     """ "-p", "gpu" is one line for sbatch."""
     lines: list[str] = []
     for word in words:

@@ -74,14 +74,14 @@ def add_compute_options(parser: argparse.ArgumentParser) -> None:
         help="beyond the centres of the end slices: plain interpolation, nothing, or the network's answer "
         "(default: fade)",
     )
-    known = parser.add_argument_group("distortions to take out on the way")
-    add_gradnl(known)
-    known.add_argument(
+    group = parser.add_argument_group("distortions to take out on the way")
+    add_gradnl(group)
+    group.add_argument(
         "--bias",
         metavar="FIELD",
         help="auto: estimate it by N4 (needs SimpleITK); or the bias field on IN's grid",
     )
-    known.add_argument(
+    group.add_argument(
         "--bias-out",
         choices=("corrected", "kept"),
         default="corrected",

@@ -103,23 +103,23 @@ def correct(source, args: argparse.Namespace) -> tuple[dict, dict]:
     record: dict = {"input": source.name, "summary": {}}
     field = None
     if args.bias is not None:
-        field, said = _bias(source, x, args)
+        field, origin = _bias(source, x, args)
         x = biases.remove(x, field)
         low, high = float(field.min()), float(field.max())
-        record["bias"] = {"from": said, "lowest": low, "highest": high}
-        record["summary"]["bias field"] = f"{said}, {low:.3g} to {high:.3g}"
+        record["bias"] = {"from": origin, "lowest": low, "highest": high}
+        record["summary"]["bias field"] = f"{origin}, {low:.3g} to {high:.3g}"
     results = {}
     if args.gradnl is not None:
-        warp, said = _warp(source, args)
+        warp, origin = _warp(source, args)
         largest = float(warp.offset.square().sum(0).sqrt().max())
         gain = (float(warp.gain.min()), float(warp.gain.max()))
-        record["gradnl"] = {"from": args.gradnl, "why": said, "largest_mm": largest, "gain": gain}
+        record["gradnl"] = {"from": args.gradnl, "why": origin, "largest_mm": largest, "gain": gain}
         record["summary"]["gradient nonlinearity"] = (
-            f"{said}; up to {largest:.3g} mm, intensity times {gain[0]:.3g} to {gain[1]:.3g}"
+            f"{origin}; up to {largest:.3g} mm, intensity times {gain[0]:.3g} to {gain[1]:.3g}"
         )
         if largest > 0:
             x = warp.forward(x)
-            field = None if field is None else _moved(field, warp)
+            field = None if field is None else _field_on(field, warp)
         results["--displacement"] = source.replace(warp.offset.permute(1, 2, 3, 0).numpy())
         results["--jacobian"] = source.replace(warp.gain.numpy())
     if field is not None:
@@ -152,12 +152,12 @@ def _warp(source, args: argparse.Namespace):
     """(the Warp, what was done and why)."""
     from mrisr import corrections
 
-    known = corrections.nonlinearity(source, args.gradnl, args.radius, args.corrected, args.slice_axis, "--corrected")
-    what = {"none": "corrected in full", "2D": "corrected across slices", "3D": "nothing left to correct"}[known.done]
-    return known.warp(source.grid), f"{what} ({known.why})"
+    coil = corrections.nonlinearity(source, args.gradnl, args.radius, args.corrected, args.slice_axis, "--corrected")
+    what = {"none": "corrected in full", "2D": "corrected across slices", "3D": "nothing left to correct"}[coil.done]
+    return coil.warp(source.grid), f"{what} ({coil.why})"
 
 
-def _moved(field, warp):
+def _field_on(field, warp):
     """`field` where the voxels of the corrected scan lie; no intensity to preserve."""
     import dataclasses
 

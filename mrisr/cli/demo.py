@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+import mrisr
 from mrisr.cli.options import add_run_options, use_threads
 from mrisr.cli.outputs import Outputs
 from mrisr.errors import InputError, OutputError, to_do
@@ -39,7 +40,6 @@ def run(args: argparse.Namespace) -> int:
         use_threads(args.threads)
         original = load_template()
         coarse = degrade(original)
-        import mrisr
 
         result, info = mrisr.upscale(
             coarse,

@@ -6,7 +6,8 @@ import argparse
 import json
 import sys
 
-from mrisr import environment
+from mrisr import environment, native, ops
+from mrisr.io import gzipped
 
 LIBRARIES = (
     "numpy",
@@ -75,17 +76,17 @@ def devices() -> dict[str, str]:
     """The CPU and every CUDA device, or why there is none."""
     import torch
 
-    found = {"cpu": "available"}
+    table = {"cpu": "available"}
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             about = torch.cuda.get_device_properties(index)
             size = about.total_memory / 2**30
-            found[f"cuda:{index}"] = f"{about.name}, {size:.0f} GiB, sm_{about.major}{about.minor}"
+            table[f"cuda:{index}"] = f"{about.name}, {size:.0f} GiB, sm_{about.major}{about.minor}"
     elif torch.version.cuda:
-        found["cuda"] = f"none: PyTorch has CUDA {torch.version.cuda}, but no device was found"
+        table["cuda"] = f"none: PyTorch has CUDA {torch.version.cuda}, but no device was found"
     else:
-        found["cuda"] = "none: this PyTorch was built without CUDA"
-    return found
+        table["cuda"] = "none: this PyTorch was built without CUDA"
+    return table
 
 
 def engines() -> dict[str, str]:
@@ -101,28 +102,22 @@ def engines() -> dict[str, str]:
 
 def files() -> dict[str, str]:
     """What packs and unpacks .nii.gz and .mgz."""
-    from mrisr.io import gzipped
-
     return {"gzip": gzipped.describe()}
 
 
 def native_core() -> dict[str, str]:
     """Whether the C++ core loads, what it runs on, and its CUDA kernels; or the reasons."""
-    from mrisr import native
-
     facts = native.describe()
     archs = ", ".join(f"sm_{arch}" for arch in facts["cuda_archs"])
-    built = f"built for {archs}" if archs else "not built"
+    kernels = f"built for {archs}" if archs else "not built"
     return {
         "core": f"loaded, instruction set {facts['isa']}" if facts["native"] else f"absent: {facts['native_reason']}",
-        "CUDA kernels": f"{built}, can run" if facts["cuda"] else f"{built}, cannot run: {facts['cuda_reason']}",
+        "CUDA kernels": f"{kernels}, can run" if facts["cuda"] else f"{kernels}, cannot run: {facts['cuda_reason']}",
     }
 
 
 def operators() -> dict[str, str]:
     """Each operator family and backend: available, or the reason why not."""
-    from mrisr import ops
-
     return {f"{family} / {name}": reason or "available" for family, name, reason in ops.backend_table()}
 
 
@@ -132,14 +127,14 @@ def weights() -> dict[str, str]:
 
     from mrisr.weights import registry
 
-    found = {}
+    table = {}
     for name in registry.available():
         path = registry.locate(name)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
         card = path.with_suffix(".md")
         about = f"card {card}" if card.is_file() else "no model card"
-        found[name] = f"{path.stat().st_size / 1e6:.1f} MB, sha256 {digest}, {about}"
-    return found or {"none": "no weights in the package: mrisr.upscale needs model=PATH"}
+        table[name] = f"{path.stat().st_size / 1e6:.1f} MB, sha256 {digest}, {about}"
+    return table or {"none": "no weights in the package: mrisr.upscale needs model=PATH"}
 
 
 def _lines(report: dict[str, dict]) -> list[str]:

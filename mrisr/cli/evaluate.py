@@ -7,6 +7,7 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+import mrisr
 from mrisr.cli.options import add_precision, add_threads, positive_int, use_threads
 from mrisr.errors import UsageError
 
@@ -117,7 +118,6 @@ def _safety(args: argparse.Namespace, paths, cases, methods, how: dict) -> int:
     """Lesions, tissue and chi-squared of every method, the spread of --model; one report."""
     if args.samples < 2:
         raise UsageError(f"--samples: one sample has no spread; expected at least 2, found {args.samples}")
-    import mrisr
     from mrisr.evaluate import safety_report
     from mrisr.evaluate.protocol import run_protocol, trials_of
     from mrisr.evaluate.report import check_folder, write_pair
@@ -155,11 +155,11 @@ def _picture_writer(folder):
     from mrisr.evaluate.pictures import save_comparison
 
     def write(trial, images, rows):
-        chosen = dict.fromkeys(["cubic", list(images)[-1]])
+        names = dict.fromkeys(["cubic", list(images)[-1]])
         save_comparison(
             folder / f"{trial.subject}_{trial.case.name}.png",
             trial,
-            {name: images[name] for name in chosen},
+            {name: images[name] for name in names},
             {row.method: row.psnr for row in rows},
             # The report beside them was checked: pictures of an unfinished run are nobody's result.
             force=True,

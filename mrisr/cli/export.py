@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
     sizes = {name: tuple(value) for name in ("tile", "smallest", "largest") if (value := getattr(args, name))}
     plan = PlanOptions(**sizes, refit=args.refit, portable=args.portable, timing_cache=args.timing_cache)
-    made = export_bundle(
+    bundle = export_bundle(
         registry.load(args.model),
         args.output,
         form=args.format,
@@ -69,6 +69,6 @@ def run(args: argparse.Namespace) -> int:
         plan=plan,
         say=lambda line: print(line, flush=True),
     )
-    print(f"{args.output}: {', '.join(sorted(made.config['files']))}, config.json")
-    print(f"TensorRT builds the same with: {trtexec(made.config, args.precision[-1], plan)}")
+    print(f"{args.output}: {', '.join(sorted(bundle.config['files']))}, config.json")
+    print(f"TensorRT builds the same with: {trtexec(bundle.config, args.precision[-1], plan)}")
     return 0

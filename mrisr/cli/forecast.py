@@ -16,7 +16,7 @@ from mrisr.io.atomic import replacing
 
 GUESS = {"cpu": 6.0, "cuda": 0.05}  # seconds per million voxels: of one core, of a GPU
 NEAR_END = 0.97  # where a bar that runs on a forecast waits
-KEPT = 64  # rates
+MOST_RATES = 64  # rates
 
 
 class Forecast:
@@ -26,21 +26,21 @@ class Forecast:
         self.key = hashlib.sha256(kind.encode()).hexdigest()[:16]
         folder = environment.cache_folder()
         self.path = None if folder is None else folder / "rates.json"
-        self.known = self._read().get(self.key)
+        self.measurement = self._read().get(self.key)
         self.guess = GUESS["cuda"] if device.startswith("cuda") else GUESS["cpu"] / environment.cores()
         self.expected = 0.0
         self.voxels = 0
         self._began: float | None = None
-        self._ticked = 0.0
+        self._last_fraction = 0.0
 
     @property
     def rate(self) -> float:
         """Seconds per million voxels."""
-        return self.known if self.known is not None else self.guess
+        return self.measurement if self.measurement is not None else self.guess
 
     def scan(self, voxels: int) -> None:
         """A scan with so many output voxels times evaluations comes next."""
-        self.voxels, self.expected, self._began, self._ticked = voxels, self.rate * voxels / 1e6, None, 0.0
+        self.voxels, self.expected, self._began, self._last_fraction = voxels, self.rate * voxels / 1e6, None, 0.0
 
     def tick(self, stage: str, fraction: float) -> None:
         """What `mrisr.upscale` tells."""
@@ -49,7 +49,7 @@ class Forecast:
         now = time.perf_counter()
         if self._began is None:
             self._began = now
-        self._ticked = fraction
+        self._last_fraction = fraction
         if fraction >= 1.0 and self.voxels:
             self.voxels, voxels = 0, self.voxels  # the end is told twice
             self._learn(1e6 * (now - self._began) / voxels)
@@ -58,31 +58,31 @@ class Forecast:
         """How far the network is, 0 to 1, by count and by time."""
         if self._began is None:
             return 0.0
-        passed = time.perf_counter() - self._began
-        return max(self._ticked, min(NEAR_END, passed / max(self._total(passed), 1e-9)))
+        seconds = time.perf_counter() - self._began
+        return max(self._last_fraction, min(NEAR_END, seconds / max(self._total(seconds), 1e-9)))
 
-    def left(self) -> float:
+    def remainder(self) -> float:
         """Seconds until the network is done."""
         if self._began is None:
             return self.expected
-        passed = time.perf_counter() - self._began
-        return max(0.0, self._total(passed) - passed)
+        seconds = time.perf_counter() - self._began
+        return max(0.0, self._total(seconds) - seconds)
 
-    def _total(self, passed: float) -> float:
+    def _total(self, seconds: float) -> float:
         """Seconds of the stage: extrapolated where pieces have been counted, else by rate."""
-        return passed / self._ticked if self._ticked > 0.1 else self.expected
+        return seconds / self._last_fraction if self._last_fraction > 0.1 else self.expected
 
     def _learn(self, rate: float) -> None:
-        self.known = rate if self.known is None else 0.5 * (self.known + rate)
+        self.measurement = rate if self.measurement is None else 0.5 * (self.measurement + rate)
         if self.path is None:
             return
-        held = self._read()
-        held.pop(self.key, None)
-        held[self.key] = round(self.known, 6)
+        rates = self._read()
+        rates.pop(self.key, None)
+        rates[self.key] = round(self.measurement, 6)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(self.path, force=True) as beside:
-                beside.write_text(json.dumps(dict(list(held.items())[-KEPT:])), encoding="utf-8")
+                beside.write_text(json.dumps(dict(list(rates.items())[-MOST_RATES:])), encoding="utf-8")
         except (OSError, OutputError):
             self.path = None  # a cache that cannot be used is no error (docs/environment.md)
 
@@ -90,7 +90,7 @@ class Forecast:
         if self.path is None:
             return {}
         try:
-            held = schema.read(self.path)
+            rates = schema.read(self.path)
         except InputError:  # not there yet, or cut off: a forecast less
             return {}
-        return {k: v for k, v in held.items() if isinstance(v, float) and v > 0} if isinstance(held, dict) else {}
+        return {k: v for k, v in rates.items() if isinstance(v, float) and v > 0} if isinstance(rates, dict) else {}

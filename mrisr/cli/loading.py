@@ -58,7 +58,7 @@ def _load_library() -> None:
     loads it (and says what is wrong) itself."""
     import ctypes
 
-    found = find_spec("torch")
-    path = os.path.join(os.path.dirname(found.origin), *LIBRARY) if found is not None and found.origin else ""
+    spec = find_spec("torch")
+    path = os.path.join(os.path.dirname(spec.origin), *LIBRARY) if spec is not None and spec.origin else ""
     if os.path.isfile(path):
         ctypes.CDLL(None).dlopen(os.fsencode(path), os.RTLD_NOW)

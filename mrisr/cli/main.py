@@ -191,12 +191,12 @@ def _interrupt_on_sigterm() -> Iterator[None]:
 @contextmanager
 def _one_line_warnings() -> Iterator[None]:
     """Print each different warning once, as one ``mrisr: warning:`` line."""
-    said: set[str] = set()
+    texts: set[str] = set()
 
     def show(message, category, filename, lineno, file=None, line=None) -> None:
         text = str(message)
-        if text not in said:
-            said.add(text)
+        if text not in texts:
+            texts.add(text)
             _say("warning", text)
 
     with warnings.catch_warnings():

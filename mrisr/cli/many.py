@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mrisr import environment
+from mrisr.cli import cluster
 from mrisr.cli.compute import running
 from mrisr.cli.forecast import Forecast
 from mrisr.cli.options import use_threads
@@ -57,30 +59,29 @@ def same_file(one: str | Path, other: str | Path) -> bool:
     return os.path.realpath(one) == os.path.realpath(other)
 
 
-def run(args: argparse.Namespace, work: Work, chosen: Settings, failures: Path, voice: Voice) -> int:
+def run(args: argparse.Namespace, work: Work, settings: Settings, failures: Path, voice: Voice) -> int:
     """Upscale `work`, here or on a cluster, say what became of it, write or remove `failures`; the exit code."""
     from mrisr.batch import run as batch
-    from mrisr.cli import cluster
 
-    where = cluster.chosen(args, work.folder)
+    where = cluster.of_arguments(args, work.folder)
     if where is None:
         use_threads(args.threads)
 
     start = time.perf_counter()
     forecast = Forecast(kind(args), args.device)
     with voice.bar(forecast, len(work.scans)) as show:
-        listener = _Shown(args, chosen, len(work.scans), forecast, voice, show)
+        listener = _Display(args, settings, len(work.scans), forecast, voice, show)
         if where is None:
-            outcomes = batch.run(work.scans, chosen, listener)
+            outcomes = batch.run(work.scans, settings, listener)
         else:
             from mrisr.batch import cluster as many_machines
 
-            outcomes = many_machines.run(work.scans, chosen, where, listener)
+            outcomes = many_machines.run(work.scans, settings, where, listener)
     failed = batch.write_failures(failures, outcomes)
-    if chosen.report is not None:
+    if settings.report is not None:
         from mrisr.batch import pages
 
-        pages.table(work.scans, outcomes, chosen.report, chosen.folder)
+        pages.table(work.scans, outcomes, settings.report, settings.folder)
     voice.line(_total(outcomes, time.perf_counter() - start, failures if failed else None))
     if not failed:
         return 0
@@ -89,8 +90,6 @@ def run(args: argparse.Namespace, work: Work, chosen: Settings, failures: Path, 
 
 def kind(args: argparse.Namespace) -> str:
     """What the speed of the network depends on."""
-    from mrisr import environment
-
     threads = args.threads or environment.default_threads()
     return "|".join(map(str, (args.model, args.device, args.engine, threads, args.tile)))
 
@@ -114,34 +113,34 @@ def _total(outcomes: list[Outcome], seconds: float, failures: Path | None) -> st
     return f"{len(outcomes)} scans in {seconds:.1f} s: {', '.join(parts) or 'none'}{warned}{where}"
 
 
-class _Shown:
+class _Display:
     """Tells a `Voice` what a run tells (a `mrisr.batch.run.Listener`)."""
 
-    def __init__(self, args, chosen: Settings, count: int, forecast: Forecast, voice: Voice, show) -> None:
-        self.args, self.chosen, self.count = args, chosen, count
+    def __init__(self, args, settings: Settings, count: int, forecast: Forecast, voice: Voice, show) -> None:
+        self.args, self.settings, self.count = args, settings, count
         self.forecast, self.voice, self.show = forecast, voice, show
-        self.done = 0
+        self.count_done = 0
 
     def note(self, text: str) -> None:
         self.voice.line(text)
 
     def started(self, index: int, scan, volume) -> None:
-        self.forecast.scan(evaluations(self.args, self.chosen.options, volume))
+        self.forecast.scan(evaluations(self.args, self.settings.options, volume))
         self.voice.detail(f"{scan.name}: about {self.forecast.expected:.0f} s in the network")
 
     def progress(self, stage: str, fraction: float) -> None:
         self.forecast.tick(stage, fraction)
         self.voice.step(stage, fraction)
-        self.show(stage, fraction, self.done)
+        self.show(stage, fraction, self.count_done)
 
     def ended(self, index: int, outcome: Outcome) -> None:
-        self.done = index + 1
+        self.count_done = index + 1
         for text in outcome.warnings:
             self.voice.warning(text if outcome.name in text else f"{outcome.name}: {text}")
         place = f"[{index + 1}/{self.count}] {outcome.name}:"
         if outcome.state == "failed":
-            said = outcome.error.removeprefix(f"{outcome.name.rsplit('/', 1)[-1]}: ")
-            self.voice.error(said if outcome.name in said else f"{outcome.name}: {said}")
+            message = outcome.error.removeprefix(f"{outcome.name.rsplit('/', 1)[-1]}: ")
+            self.voice.error(message if outcome.name in message else f"{outcome.name}: {message}")
             if outcome.trace:
                 self.voice.error("this is a bug: please report it with the lines below")
                 self.voice.trace(outcome.trace)

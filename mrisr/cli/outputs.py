@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 
 from mrisr.errors import OutputError, to_do
+from mrisr.io.atomic import check_target
 
 MAIN = "--output"  # the target that the others describe
 
@@ -24,7 +25,7 @@ class Outputs:
 
     Args:
         folder: a target that is a folder of files (a DICOM series); who gives it has checked it.
-        left: targets that a killed run may have left, which are replaced without `force`.
+        remains: targets that a killed run may have left, which are replaced without `force`.
 
     Raises :class:`mrisr.errors.OutputError` from the checks and from :meth:`commit`.
     """
@@ -36,27 +37,27 @@ class Outputs:
         force: bool = False,
         inputs: tuple[str | os.PathLike, ...] = (),
         folder: str | None = None,
-        left: tuple[str, ...] = (),
+        remains: tuple[str, ...] = (),
     ) -> None:
         self.targets = {name: Path(path) for name, path in targets.items() if path is not None}
         self.force = force
         self.inputs = [Path(path) for path in inputs]
-        self.folder, self.left = folder, left
+        self.folder, self.remains = folder, remains
         self._staging: dict[Path, Path] = {}
 
     def __enter__(self) -> Outputs:
-        seen: dict[Path, str] = {}
+        name_of: dict[Path, str] = {}
         for name, path in self.targets.items():
             if name == self.folder:
                 _hidden_directory(path).rmdir()
             else:
-                check_place(path, force=self.force or name in self.left)
+                check_place(path, force=self.force or name in self.remains)
             real = Path(os.path.realpath(path))
-            if real in seen:
-                raise OutputError(f"{path}: is both {seen[real]} and {name}; give each its own file")
-            if any(real == Path(os.path.realpath(given)) for given in self.inputs):
+            if real in name_of:
+                raise OutputError(f"{path}: is both {name_of[real]} and {name}; give each its own file")
+            if any(real == Path(os.path.realpath(path_of_input)) for path_of_input in self.inputs):
                 raise OutputError(f"{path}: is the input file; write to another file")
-            seen[real] = name
+            name_of[real] = name
         return self
 
     def stage(self, name: str) -> Path:
@@ -77,7 +78,7 @@ class Outputs:
         ]
         moves.sort(key=lambda move: move[1] not in beside)  # stable
         for staged, target in moves:
-            if self.force or beside.get(target) in self.left or not target.exists():
+            if self.force or beside.get(target) in self.remains or not target.exists():
                 continue
             if not (staged.is_dir() and target.is_dir() and not any(target.iterdir())):
                 raise OutputError(f"{target} appeared during the run; give --force to overwrite it")
@@ -107,8 +108,6 @@ def _move(path: Path, target: Path) -> None:
 
 def check_place(path: str | os.PathLike, *, force: bool = False) -> None:
     """OutputError that says why, where the file `path` cannot be written."""
-    from mrisr.io.atomic import check_target
-
     check_target(path, force=force)
     # Permissions do not tell everything (root, read-only mounts): making something there does.
     _hidden_directory(Path(path)).rmdir()

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from mrisr.errors import UsageError
+from mrisr.io.atomic import check_target
 
 
 def add_parser(subparsers) -> None:
@@ -29,7 +30,6 @@ def run(args: argparse.Namespace) -> int:
     """Run the command; raises MrisrError, returns 0."""
     from mrisr.data.pack import LARGEST, PACK_SUFFIX, describe, write_pack
     from mrisr.data.sources import find_scans, load_volumes
-    from mrisr.io.atomic import check_target
 
     output = Path(args.output)
     if output.suffix != PACK_SUFFIX:
@@ -48,10 +48,10 @@ def run(args: argparse.Namespace) -> int:
 
 def licences(words: list[str]) -> dict[str, str]:
     """Beginning of a scan's name ("": any) -> licence."""
-    found = {}
+    table = {}
     for word in words:
         prefix, equals, name = word.rpartition("=")
         if not name or (equals and not prefix):
             raise UsageError(f"--licence: expected NAME or PREFIX=NAME, found {word!r}")
-        found[prefix] = name
-    return found
+        table[prefix] = name
+    return table

@@ -69,8 +69,8 @@ def _value(action: argparse.Action) -> str:
 
 
 def _text(text: str, prog: str, action: argparse.Action | None = None) -> str:
-    known = {**(vars(action) if action else {}), "prog": prog}
-    filled = text % known if "%" in text else text
+    facts = {**(vars(action) if action else {}), "prog": prog}
+    filled = text % facts if "%" in text else text
     return " ".join(filled.split()).replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
 
 

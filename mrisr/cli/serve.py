@@ -8,8 +8,10 @@ import math
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import mrisr
 from mrisr.cli.options import add_run_options, positive_float, positive_int, use_threads
 from mrisr.errors import UsageError
 
@@ -160,13 +162,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _dicom(args: argparse.Namespace) -> int:
-    from functools import partial
+    from mrisr.serve import derive, dicom, dicom_send
 
-    from mrisr.serve.derive import derive
-    from mrisr.serve.dicom import Node, Settings
-    from mrisr.serve.dicom_send import Peer
-
-    settings = Settings(
+    settings = dicom.Settings(
         aet=args.aet,
         quiet=args.quiet_seconds,
         patience=args.patience_seconds,
@@ -177,8 +175,8 @@ def _dicom(args: argparse.Namespace) -> int:
         waiting=args.waiting,
         callers=tuple(args.callers),
     )
-    peer, work = Peer.parse(args.send_to), partial(derive, upscale=_upscale(args))
-    node = Node((args.host, args.port), args.folder, peer, work, settings)
+    peer, work = dicom_send.Peer.parse(args.send_to), partial(derive.derive, upscale=_upscale(args))
+    node = dicom.Node((args.host, args.port), args.folder, peer, work, settings)
     _say(f"dicom as {args.aet} on {node.address[0]} port {node.address[1]}, to {peer}, folder {args.folder}")
     _until_stopped()
     node.stop()
@@ -242,15 +240,14 @@ def _upscale(args: argparse.Namespace) -> Callable[..., tuple[Any, Any]]:
         values = getattr(args, name)
         if values is not None:
             options[name] = _one_or_three(f"--{name.replace('_', '-')}", values)
-    import mrisr
 
     options["model"] = mrisr.load_model(args.model)
 
     def upscale(volume: Any, progress: Callable[[str, float], None], **more: Any) -> tuple[Any, Any]:
-        chosen = options | more
+        arguments = options | more
         if "voxel_size" in more:
-            chosen.pop("factor", None)
-        return mrisr.upscale(volume, progress=progress, **chosen)
+            arguments.pop("factor", None)
+        return mrisr.upscale(volume, progress=progress, **arguments)
 
     return upscale
 

@@ -157,9 +157,9 @@ def _origin(source, args: argparse.Namespace) -> float:
 
     if args.origin is not None:
         return check_field(args.origin, "--from")
-    stated = source.meta.get("MagneticFieldStrength")
-    if isinstance(stated, int | float) and 0.3 <= stated <= 12:
-        return float(stated)
+    field = source.meta.get("MagneticFieldStrength")
+    if isinstance(field, int | float) and 0.3 <= field <= 12:
+        return float(field)
     warnings.warn(
         f"{source.name}: nothing says its field strength; {ASSUMED_FIELD:g} T assumed (state it: --from)",
         MrisrWarning,
@@ -187,21 +187,21 @@ def _acquisition(source, args: argparse.Namespace):
     fine = np.array(source.voxel_size)
     if args.voxel_size is not None and len(args.voxel_size) not in (1, 3):
         raise UsageError(f"--voxel-size: expected one number or three (one per axis), found {len(args.voxel_size)}")
-    wanted = fine.copy() if args.voxel_size is None else np.broadcast_to(np.array(args.voxel_size), 3).copy()
-    axis = args.slice_axis if args.slice_axis is not None else (2 if np.ptp(wanted) < 1e-3 else int(wanted.argmax()))
+    voxel = fine.copy() if args.voxel_size is None else np.broadcast_to(np.array(args.voxel_size), 3).copy()
+    axis = args.slice_axis if args.slice_axis is not None else (2 if np.ptp(voxel) < 1e-3 else int(voxel.argmax()))
     if args.thickness is not None and args.voxel_size is None:
-        wanted[axis] = args.thickness
-    if (wanted < fine * 0.999).any():
+        voxel[axis] = args.thickness
+    if (voxel < fine * 0.999).any():
         sizes = " x ".join(f"{v:.3g}" for v in fine)
         raise UsageError(
-            f"--voxel-size: a simulation cannot be finer than the scan ({sizes} mm), found {wanted.tolist()}"
+            f"--voxel-size: a simulation cannot be finer than the scan ({sizes} mm), found {voxel.tolist()}"
         )
-    kinds, widths = ["kspace"] * 3, wanted.copy()
+    kinds, widths = ["kspace"] * 3, voxel.copy()
     if args.thickness is not None:
         kinds[axis], widths[axis] = args.profile, args.thickness
     psf = tuple(AxisPSF(kind, float(width)) for kind, width in zip(kinds, widths))
-    coarse = grids.plan(source.grid, voxel_size=tuple(map(float, wanted)))
-    words = f"{' x '.join(map(str, coarse.shape))} voxels of {' x '.join(f'{v:.3g}' for v in wanted)} mm"
+    coarse = grids.plan(source.grid, voxel_size=tuple(map(float, voxel)))
+    words = f"{' x '.join(map(str, coarse.shape))} voxels of {' x '.join(f'{v:.3g}' for v in voxel)} mm"
     if args.thickness is not None:
         words += f", slices of {args.thickness:g} mm along axis {axis}"
     return coarse, psf, words
@@ -220,19 +220,19 @@ def _noise(source, y, coarse, origin: float, args: argparse.Namespace) -> tuple[
     median = float(y[inside].median())
     if args.noise is not None:
         return args.noise * median, f"{100 * args.noise:g} % of the median of the head added"
-    before, left = _measured(source.data), _measured(y.numpy())
-    if before is None or left is None:
+    before, remainder = _noise_of(source.data), _noise_of(y.numpy())
+    if before is None or remainder is None:
         return 0.0, "none added: too little of the scan is head to measure its own"
     volume = float(np.prod(source.voxel_size))
-    wanted = noise_level(before, origin, volume, args.like, float(np.prod(coarse.voxel_size)))
-    added = float(np.sqrt(max(0.0, wanted**2 - left**2)))
-    there = f"{100 * left / median:.2g} %"
-    if added == 0:
+    level = noise_level(before, origin, volume, args.like, float(np.prod(coarse.voxel_size)))
+    sigma = float(np.sqrt(max(0.0, level**2 - remainder**2)))
+    there = f"{100 * remainder / median:.2g} %"
+    if sigma == 0:
         return 0.0, f"none added: what is left of the scan's own ({there}) is as much already"
-    return added, f"{100 * added / median:.2g} % of the median of the head added, {there} there already"
+    return sigma, f"{100 * sigma / median:.2g} % of the median of the head added, {there} there already"
 
 
-def _measured(data) -> float | None:
+def _noise_of(data) -> float | None:
     """Noise of a scan in its own units."""
     import torch
 

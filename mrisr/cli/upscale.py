@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import mrisr
 from mrisr.cli import many
 from mrisr.cli.cluster import add_cluster_options
 from mrisr.cli.compute import (
@@ -106,9 +107,9 @@ def run(args: argparse.Namespace) -> int:
 
         if scans.nifti.ending_of(Path(args.output)) is not None:
             _check_targets(args)
-        found = dict(form=args.format, series=args.series, group=args.group, every_series=args.all_series)
-        found["join"] = (args.reference or 0) if args.join else None
-        work = scans.find(args.input, args.output, **found)
+        selection = dict(form=args.format, series=args.series, group=args.group, every_series=args.all_series)
+        selection["join"] = (args.reference or 0) if args.join else None
+        work = scans.find(args.input, args.output, **selection)
         if work.folder is None and args.cluster is not None:
             raise UsageError(f"--cluster: is for several scans; give a folder in place of {args.output}")
         if work.folder is None or (
@@ -131,32 +132,32 @@ def _one(args: argparse.Namespace, scan, options: dict, voice: Voice) -> int:
     targets = {"--output": target, SIDECAR: beside}
     targets |= {"--preview": args.preview, "--info": args.info, "--std": args.std}
     field = options["bias"] if options["bias"] != "auto" else None
-    given = (options["gradnl"], field, options["mask"])
+    paths = (options["gradnl"], field, options["mask"])
     files = (*scan.files, *(file for other in scan.others for file in other.files))
-    inputs = (*files, *(path for path in given if path is not None))
-    made, place = None, _place(args, scan)
+    inputs = (*files, *(path for path in paths if path is not None))
+    identity, place = None, _place(args, scan)
     if args.skip_existing:
-        made = _identity(args, scan, options)
-        if provenance.same(target, made):
-            _complete(scan, place, made)
+        identity = _identity(args, scan, options)
+        if provenance.same(target, identity):
+            _complete(scan, place, identity)
             voice.line(f"{target}: made from this source with these weights and options already; skipped")
             return 0
-    replace = args.force or (args.skip_existing and provenance.stated(target) is not None)
+    replace = args.force or (args.skip_existing and provenance.record_of(target) is not None)
     from mrisr.io import dicom, nifti
 
     if scan.to_dicom:
         dicom.check_folder(target, force=replace)
     else:
         nifti.check_output(target, force=replace, dtype=args.dtype)
-    left = (SIDECAR,) if _left_by_a_killed_run(target) else ()
+    remains = (SIDECAR,) if _left_by_a_killed_run(target) else ()
     folder = "--output" if scan.to_dicom else None
-    with Outputs(targets, force=replace, inputs=inputs, folder=folder, left=left) as outputs:
+    with Outputs(targets, force=replace, inputs=inputs, folder=folder, remains=remains) as outputs:
         if place is not None:
             from mrisr import report
 
             if place.page.exists() and not replace:
-                made = made or _identity(args, scan, options)
-            again = replace or (made is not None and report.is_current(place, made.plain()))
+                identity = identity or _identity(args, scan, options)
+            again = replace or (identity is not None and report.is_current(place, identity.plain()))
             report.check(place, force=again)
         if args.std:
             nifti.check_output(args.std, force=replace)
@@ -185,15 +186,15 @@ def _one(args: argparse.Namespace, scan, options: dict, voice: Voice) -> int:
             dicom.write_series(result, series, info, outputs.stage("--output"), others=other_series)
         if beside is not None or place is not None:
             size = provenance.size_of(outputs.stage("--output"))
-            made = made or _identity(args, scan, options, info.weights)
-            record = provenance.sidecar(made, info, dtype=args.dtype, size=size)
+            identity = identity or _identity(args, scan, options, info.weights)
+            record = provenance.sidecar(identity, info, dtype=args.dtype, size=size)
         if beside is not None:
             write_text(outputs.stage(SIDECAR), provenance.as_text(record))
         if place is not None:
             report.write(place, source, result, record, spread=info.std, force=again)
         if scan.to_dicom:
             dicom.check_folder(target, force=replace)  # again: before a folder is replaced
-        if beside is None and provenance.stated(target) is not None:
+        if beside is None and provenance.record_of(target) is not None:
             provenance.sidecar_path(target).unlink()  # of the result that is replaced
         outputs.commit()
     if place is not None:
@@ -223,14 +224,14 @@ def _place(args: argparse.Namespace, scan):
     return pages.place_of(scan, Path(args.report))
 
 
-def _complete(scan, place, made) -> None:
+def _complete(scan, place, identity) -> None:
     """A page and the table for a result that is there already, where a report is asked for."""
     if place is None:
         return
     from mrisr import report
     from mrisr.batch import pages
 
-    pages.complete(scan, place, made.plain())
+    pages.complete(scan, place, identity.plain())
     report.write_index(place.folder)
 
 
@@ -238,8 +239,6 @@ def _identity(args: argparse.Namespace, scan, options: dict, weights: str | None
     from mrisr.batch import per_scan, provenance
 
     if weights is None:
-        import mrisr
-
         weights = mrisr.load_model(args.model).sha256
     deciding = per_scan.identifying(options, args.dtype, args.radius)
     return provenance.identity(scan, weights, deciding, provenance.facts_of(scan))
@@ -272,7 +271,6 @@ def _frames(args: argparse.Namespace, scan, source, outputs: Outputs):
 def _upscale(args: argparse.Namespace, source, others: list, options: dict, voice: Voice, frames=None):
     """(result, info), with the bar that belongs to it; `frames` gets each frame of a 4D result when it is done."""
     load("mrisr.api")
-    import mrisr
     from mrisr.batch import per_scan
 
     gradnl = per_scan.distortion(options, args.radius, source)
@@ -286,7 +284,7 @@ def _upscale(args: argparse.Namespace, source, others: list, options: dict, voic
             show(stage, fraction)
 
         start = time.perf_counter()
-        done = mrisr.upscale(
+        pair = mrisr.upscale(
             [source, *others] if others else source,
             **{**options, "gradnl": gradnl},
             **running(args),
@@ -295,7 +293,7 @@ def _upscale(args: argparse.Namespace, source, others: list, options: dict, voic
             return_info=True,
         )
         voice.detail(f"  all: {time.perf_counter() - start:.2f} s")
-    return done
+    return pair
 
 
 def _check_targets(args: argparse.Namespace) -> None:
@@ -317,7 +315,7 @@ def _left_by_a_killed_run(target: Path) -> bool:
     """Whether there is a sidecar of ours without its result: the sidecar comes first."""
     from mrisr.batch import provenance
 
-    return not os.path.lexists(target) and provenance.stated(target) is not None
+    return not os.path.lexists(target) and provenance.record_of(target) is not None
 
 
 def _summary(source, result, info, path: str) -> str:
@@ -327,9 +325,9 @@ def _summary(source, result, info, path: str) -> str:
 
     averaged = f" of {info.ensemble} mirrorings" if info.ensemble > 1 else ""
     seconds = sum(info.seconds.values())
-    joined = f"joined with {len(info.stacks) - 1} more\n" if info.stacks else ""
+    partners = f"joined with {len(info.stacks) - 1} more\n" if info.stacks else ""
     return (
-        f"{grid(source)}\n{joined}  -> {grid(result)}: {path}\n"
+        f"{grid(source)}\n{partners}  -> {grid(result)}: {path}\n"
         f"model {info.model}, mode {info.mode}{averaged}, {info.engine.name} on {info.engine.device}, {seconds:.1f} s\n"
         f"point spread {info.resolution_from}\n{_distortions(info)}{info.notice}"
     )

@@ -31,7 +31,7 @@ class Voice:
     def __init__(self, quiet: bool, verbose: bool, log: TextIO | None) -> None:
         self.quiet, self.verbose, self._log = quiet, verbose, log
         self._bar = None
-        self._stage, self._began, self._told = "", 0.0, False
+        self._stage, self._began, self._is_over = "", 0.0, False
 
     def line(self, text: str) -> None:
         """What everybody wants to know."""
@@ -54,9 +54,9 @@ class Voice:
     def step(self, stage: str, fraction: float) -> None:
         """A stage of `mrisr.upscale`, told when it is over."""
         if stage != self._stage:
-            self._stage, self._began, self._told = stage, time.perf_counter(), False
-        if fraction >= 1.0 and not self._told:
-            self._told = True
+            self._stage, self._began, self._is_over = stage, time.perf_counter(), False
+        if fraction >= 1.0 and not self._is_over:
+            self._is_over = True
             self.detail(f"  {stage}: {time.perf_counter() - self._began:.2f} s")
 
     @contextmanager
@@ -74,7 +74,7 @@ class Voice:
                 inside = forecast.fraction() if task.fields["stage"] == "network" else task.fields["part"]
                 return ProgressBar(total=scans, completed=task.fields["finished"] + inside, width=32)
 
-        class Left(ProgressColumn):
+        class Remainder(ProgressColumn):
             def render(self, task):
                 from rich.text import Text
 
@@ -82,7 +82,9 @@ class Voice:
                 return Text(f"about {_clock(seconds)} left")
 
         words = TextColumn("{task.fields[place]}{task.fields[stage]:>12}")
-        with Progress(words, Bar(), TimeElapsedColumn(), Left(), console=Console(stderr=True), transient=True) as live:
+        with Progress(
+            words, Bar(), TimeElapsedColumn(), Remainder(), console=Console(stderr=True), transient=True
+        ) as live:
             task = live.add_task("", total=None, stage="", part=0.0, finished=0, place="")
             self._bar = live
 
@@ -145,9 +147,9 @@ def _seconds_left(forecast: Forecast, finished: int, scans: int, elapsed: float)
     """Of this scan by the forecast, of the others by the mean of those that are done."""
     others = scans - finished - 1
     if others <= 0:
-        return forecast.left()
+        return forecast.remainder()
     each = elapsed / finished if finished else forecast.expected
-    return forecast.left() + others * each
+    return forecast.remainder() + others * each
 
 
 def _clock(seconds: float) -> str:

@@ -66,14 +66,14 @@ class BoreDistortion:
         node = np.cos(np.pi * (np.arange(POINTS) + 0.5) / POINTS)
         points = smooth.world(affine, [(node + 1) * (size - 1) / 2] * 3)
         turn = torch.from_numpy(turn)
-        moved = turn.T @ coil.displacement_at(points) / voxel
+        shift = turn.T @ coil.displacement_at(points) / voxel
         gradient = torch.einsum("ai,abp,bj->ijp", turn, coil.gradient_at(points), turn)
         fit = torch.from_numpy(np.linalg.inv(np.polynomial.chebyshev.chebvander(node, POINTS - 1)))
-        values = torch.cat([moved, gradient.flatten(0, 1)])
+        values = torch.cat([shift, gradient.flatten(0, 1)])
         series = torch.einsum("cijk,ai,bj,dk->cabd", values.reshape(12, *[POINTS] * 3), fit, fit, fit).flatten(1)
         bulk = series[:3] @ _basis(torch.zeros(3, 1, dtype=torch.float64))
         series[:3, 0] -= bulk[:, 0]
-        calm = min(1.0, RELATIVE / max(1e-6, float((moved - bulk).norm(dim=0).max())))
+        calm = min(1.0, RELATIVE / max(1e-6, float((shift - bulk).norm(dim=0).max())))
         return cls(size, series * calm, bulk * calm, voxel)
 
     def forward(self, points: torch.Tensor) -> torch.Tensor:
@@ -125,10 +125,10 @@ class Guided:
         x = x if self.field is None else x * self.field.to(x)
         if self.distortion is None:
             return x
-        moved = smooth.polynomial(self.distortion.inverse, Grid(x.shape, np.eye(4)), POINTS - 1, device=x.device)
+        shift = smooth.polynomial(self.distortion.inverse, Grid(x.shape, np.eye(4)), POINTS - 1, device=x.device)
         # A cubic spline keeps 99 % of what half the bandwidth holds; where more is acquired, a quintic one has to.
         order = 3 if min(p.width for p in psf) >= 2 else 5
-        return resample3d(x, x.shape, np.eye(4), displacement=moved[:3], order=order).div_(moved[3])
+        return resample3d(x, x.shape, np.eye(4), displacement=shift[:3], order=order).div_(shift[3])
 
     def corrected(self, y: torch.Tensor) -> torch.Tensor:
         """A start [patch]^3 divided by the field."""
@@ -145,17 +145,17 @@ class Guided:
             positions: float64 [size] per axis, where the fine voxels lie in the scan (index).
         """
         grid = self._core_grid()
-        moved = smooth.polynomial(self.distortion.forward, grid, POINTS - 1, device=scan.device)
+        shift = smooth.polynomial(self.distortion.forward, grid, POINTS - 1, device=scan.device)
         first = max(0, self.core.start - AROUND)
-        kept = slice(first, self.core.stop + AROUND)
+        window = slice(first, self.core.stop + AROUND)
         filled, index = [], np.zeros((3, 4))
         for axis, (matrix, at, p) in enumerate(zip(matrices, positions, psf)):
             thick = p.kind in SLICE_KINDS and matrix is not None
             index[axis, axis] = step = at[1] - at[0] if thick else 1.0
             index[axis, 3] = at[self.core.start] if thick else self.core.start - first
-            moved[axis] *= step
-            filled.append(None if thick else np.eye(self.size)[kept] if matrix is None else matrix[kept])
-        return resample3d(apply_axes(scan, filled), grid.shape, index, displacement=moved[:3]).mul_(moved[3])
+            shift[axis] *= step
+            filled.append(None if thick else np.eye(self.size)[window] if matrix is None else matrix[window])
+        return resample3d(apply_axes(scan, filled), grid.shape, index, displacement=shift[:3]).mul_(shift[3])
 
     def channels(self) -> torch.Tensor:
         """The guidance [1, 8, patch/8, patch/8, patch/8]."""

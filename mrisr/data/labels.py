@@ -58,7 +58,7 @@ class LabelVolume:
     voxel_size: tuple[float, float, float]
     centres: torch.Tensor
     name: str
-    _kept: dict = field(default_factory=dict, repr=False, compare=False)
+    _cache: dict = field(default_factory=dict, repr=False, compare=False)
 
     # As a scan without noise of its own, of no axis that is coarser, and with nothing cut out.
     fine_axes, noise, masked = (True, True, True), 0.0, False
@@ -90,10 +90,10 @@ class LabelVolume:
 
     def head(self, seed: int, epoch: int) -> torch.Tensor:
         """The labels of another person of this anatomy: uint8 [X, Y, Z], a function of (seed, epoch)."""
-        if (seed, epoch) not in self._kept:
-            self._kept.clear()
-            self._kept[seed, epoch] = another_person(self, np.random.default_rng([seed, epoch, len(self.centres)]))
-        return self._kept[seed, epoch]
+        if (seed, epoch) not in self._cache:
+            self._cache.clear()
+            self._cache[seed, epoch] = another_person(self, np.random.default_rng([seed, epoch, len(self.centres)]))
+        return self._cache[seed, epoch]
 
 
 def another_person(volume: LabelVolume, rng: np.random.Generator) -> torch.Tensor:
@@ -103,9 +103,9 @@ def another_person(volume: LabelVolume, rng: np.random.Generator) -> torch.Tenso
     strength = float(rng.uniform(0, DISPLACEMENT))
     index = []
     for axis, (n, size) in enumerate(zip(shape, volume.voxel_size)):
-        moved = smooth_noise(shape, NODES, generator).mul_(strength / size)
-        moved += torch.arange(n, dtype=torch.float32).reshape([-1 if a == axis else 1 for a in range(3)])
-        index.append(moved.round_().clamp_(0, n - 1).to(torch.int64))
+        position = smooth_noise(shape, NODES, generator).mul_(strength / size)
+        position += torch.arange(n, dtype=torch.float32).reshape([-1 if a == axis else 1 for a in range(3)])
+        index.append(position.round_().clamp_(0, n - 1).to(torch.int64))
     labels = labels[tuple(index)]
     del index
     if float((volume.data > 0).float().mean()) < BARE and rng.random() < 0.6:

@@ -25,7 +25,7 @@ from msgspec.structs import asdict
 from mrisr import schema
 from mrisr.data.labels import LabelVolume
 from mrisr.data.volumes import TrainingVolume
-from mrisr.errors import InputError, UsageError, because, shown
+from mrisr.errors import InputError, UsageError, because, excerpt
 from mrisr.io.atomic import replacing
 from mrisr.physics.intensity import estimate_noise
 from mrisr.schema import text
@@ -145,16 +145,16 @@ def _volume(archive: zipfile.ZipFile, path: Path, i: int, entry: Entry) -> Train
 
 def _array(archive: zipfile.ZipFile, name: str, dtype: type, axes: int) -> np.ndarray:
     """One array of a pack. What its header promises is checked before it is read; errors are those of `_DAMAGED`."""
-    held = archive.getinfo(f"{name}.npy")
-    with archive.open(held) as stream:
+    entry = archive.getinfo(f"{name}.npy")
+    with archive.open(entry) as stream:
         version = np.lib.format.read_magic(stream)
         if version != (1, 0):
             raise ValueError(f"{name}: an array of version {version}")
-        shape, by_columns, found = np.lib.format.read_array_header_1_0(stream)
+        shape, by_columns, dtype_of_array = np.lib.format.read_array_header_1_0(stream)
         promised = math.prod(shape) * np.dtype(dtype).itemsize
-        if found != np.dtype(dtype) or len(shape) != axes or not 0 < promised <= LARGEST_ARRAY:
-            raise ValueError(f"{name}: {found} of shape {shape}")
-        if promised > held.file_size or held.file_size > LARGEST_RATIO * held.compress_size:
+        if dtype_of_array != np.dtype(dtype) or len(shape) != axes or not 0 < promised <= LARGEST_ARRAY:
+            raise ValueError(f"{name}: {dtype_of_array} of shape {shape}")
+        if promised > entry.file_size or entry.file_size > LARGEST_RATIO * entry.compress_size:
             raise ValueError(f"{name}: holds fewer bytes than it promises")
         raw = stream.read(promised + 1)
     if len(raw) != promised:
@@ -172,11 +172,11 @@ def _opened(path: Path) -> zipfile.ZipFile:
 
 def _about(archive: zipfile.ZipFile, path: Path) -> list[Entry]:
     try:
-        held = _array(archive, "about", np.uint8, 1).tobytes()
+        text = _array(archive, "about", np.uint8, 1).tobytes()
     except _DAMAGED as error:
         raise InputError(f"{path}: not a pack, or damaged ({because(error)}); make one with `mrisr pack`") from error
-    header = schema.parse(held, f"{path}: about")
+    header = schema.parse(text, f"{path}: about")
     if isinstance(header, dict) and header.get("format") != FORMAT:
-        found = shown(header.get("format"))
-        raise InputError(f"{path}: a pack of format {found}; this mrisr reads format {FORMAT}")
+        version = excerpt(header.get("format"))
+        raise InputError(f"{path}: a pack of format {version}; this mrisr reads format {FORMAT}")
     return schema.check(header, About, f"{path}: about").volumes

@@ -89,15 +89,15 @@ class Batch:
     def outside_band(self, x: torch.Tensor) -> torch.Tensor:
         """x [N, 1, P, P, P] without what the scans measured, or the part of that which `cond.denoise` leaves alone:
         `mrisr.physics.degrade.outside_band`, batched."""
-        kept = 1 - self.cond.denoise
-        rows = [i for i in range(len(x)) if float(kept[i]) and bool(self.band[i, 0, 0].any())]
+        outside = 1 - self.cond.denoise
+        rows = [i for i in range(len(x)) if float(outside[i]) and bool(self.band[i, 0, 0].any())]
         if not rows:
             return x
         first, second, third = self.band[rows].to(x.dtype).unbind(1)
         n, p = len(rows), x.shape[-1]
         inside = x[rows, 0].reshape(n, p * p, p) @ third.mT
         inside = (second[:, None] @ inside.view(n, p, p, p)).view(n, p, p * p)
-        inside = (first @ inside).view(n, 1, p, p, p) * kept[rows].to(x)[:, None, None, None, None]
+        inside = (first @ inside).view(n, 1, p, p, p) * outside[rows].to(x)[:, None, None, None, None]
         if len(rows) == len(x):
             return x - inside
         return x.index_add(0, torch.tensor(rows, device=x.device), inside, alpha=-1)
@@ -180,8 +180,8 @@ class PatchSampler:
         denoise = _denoise(rng, volume, scanner)
         guided = random_guidance(np.random.default_rng([self.seed, index, 2]), size, patch, self.gradnl, self.bias)
         field = _Field.draw(rng, scanner, size, patch, at_the_end=guided is None)
-        seen = reference if guided is None else guided.acquired(reference, scanner.psf)
-        lr = field.acquire(seen, scanner.noise * median, self._on_device(generator, index))
+        view = reference if guided is None else guided.acquired(reference, scanner.psf)
+        lr = field.acquire(view, scanner.noise * median, self._on_device(generator, index))
         if volume.masked and guided is None and rng.random() < CUT_OUT:
             lr = lr * field.coarse_mask(x)
         noise = estimate_noise(scanner.stored_as(lr))
@@ -198,7 +198,7 @@ class PatchSampler:
         if guided is not None:
             y, cond = guided.corrected(y), replace(cond, guidance=guided.channels())
         cond = cond.drop(self.drop, generator, GUIDANCE_DROP)
-        band = None if displaced else band_matrices((patch,) * 3, (1.0,) * 3, _told(scanner, cond))
+        band = None if displaced else band_matrices((patch,) * 3, (1.0,) * 3, _band_psf(scanner, cond))
         band = torch.zeros(3, patch, patch) if band is None else torch.from_numpy(np.stack(band)).float()
         return Pair(reference[field.core] - y, y, cond, scanner.kind, band)
 
@@ -225,12 +225,12 @@ def _median(reference: torch.Tensor) -> float:
 def _denoise(rng: np.random.Generator, volume, scanner: Scanner) -> float:
     """How much of the noise is to go: only where the target itself is cleaner than the scan."""
     draw = rng.random()
-    wanted = 1.0 if draw < DENOISED - PARTLY else uniform(rng, 0, 1) if draw < DENOISED else 0.0
+    share = 1.0 if draw < DENOISED - PARTLY else uniform(rng, 0, 1) if draw < DENOISED else 0.0
     own = volume.noise / np.sqrt(np.prod(scanner.factor))
-    return wanted if scanner.noise >= CLEANER * own else 0.0
+    return share if scanner.noise >= CLEANER * own else 0.0
 
 
-def _told(scanner: Scanner, cond: Condition):
+def _band_psf(scanner: Scanner, cond: Condition):
     """The point spreads by which the measured band is fixed: a window that the network does not know is no window."""
     return scanner.psf if bool(cond.apodisation_known.any()) else scanner.known_psf
 
@@ -244,7 +244,7 @@ class _Field:
         size: fine voxels along the crop.
         counts: coarse samples per axis, all of the crop.
         shift: of the coarse grid against the fine one, fine voxels, so that every phase is seen.
-        kept: of the coarse samples, those that the scan has.
+        extent: of the coarse samples, those that the scan has.
         core: of the fine voxels, the patch.
     """
 
@@ -252,7 +252,7 @@ class _Field:
     size: int
     counts: tuple[int, int, int]
     shift: tuple[float, float, float]
-    kept: tuple[slice, slice, slice]
+    extent: tuple[slice, slice, slice]
     core: tuple[slice, slice, slice]
 
     @classmethod
@@ -261,29 +261,29 @@ class _Field:
         counts = tuple(max(4, int(np.floor(size / f))) for f in factor)
         # Where the coarse grid is the fine one, a shift would be an interpolation nobody asked for.
         shift = tuple(0.0 if f == 1.0 else uniform(rng, -0.5, 0.5) * f for f in factor)
-        kept = [slice(0, n) for n in counts]
+        extents = [slice(0, n) for n in counts]
         core = [slice(margin, margin + patch)] * 3
         if at_the_end and rng.random() < AT_THE_END:
             axis = 2 if scanner.psf[2].kind in SLICE_KINDS else int(rng.integers(3))
             edges = _edges(size, counts[axis], factor[axis], shift[axis])
             if rng.random() < 0.5:  # the first sample whose voxel begins within the margin's end
                 first = int(np.searchsorted(edges, margin - 0.5))
-                kept[axis] = slice(first, counts[axis])
+                extents[axis] = slice(first, counts[axis])
                 begin = int(round(edges[first] + 0.5))
             else:
                 last = int(np.searchsorted(edges, size - margin - 0.5, side="right")) - 1
-                kept[axis] = slice(0, last)
+                extents[axis] = slice(0, last)
                 begin = int(round(edges[last] + 0.5)) - patch
             core[axis] = slice(begin, begin + patch)
-        return cls(scanner, size, counts, shift, tuple(kept), tuple(core))
+        return cls(scanner, size, counts, shift, tuple(extents), tuple(core))
 
     def acquire(self, x: torch.Tensor, sigma: float, generator: torch.Generator) -> torch.Tensor:
         """The scan of a crop."""
-        return self.scanner.disturbed(self._model().forward(x), sigma, generator)[self.kept].contiguous()
+        return self.scanner.disturbed(self._model().forward(x), sigma, generator)[self.extent].contiguous()
 
     def coarse_mask(self, x: torch.Tensor) -> torch.Tensor:
         """1 where the scan shows what is not background in x, else 0."""
-        return (self._model().forward((x != 0).to(x.dtype)) > 0.5)[self.kept].to(x.dtype)
+        return (self._model().forward((x != 0).to(x.dtype)) > 0.5)[self.extent].to(x.dtype)
 
     def _model(self) -> ForwardModel:
         matrices = []
@@ -299,11 +299,11 @@ class _Field:
         factor, psf = self.scanner.factor, self.scanner.psf
         matrices, places = [], []
         plain = start_matrices(self.counts, factor, (self.size,) * 3, (1.0,) * 3, psf)
-        for matrix, m, v, p, s, kept in zip(plain, self.counts, factor, psf, self.shift, self.kept):
-            positions = grids.axis_positions(m, self.size, 1.0 / v) - s / v - kept.start
+        for matrix, m, v, p, s, extent in zip(plain, self.counts, factor, psf, self.shift, self.extent):
+            positions = grids.axis_positions(m, self.size, 1.0 / v) - s / v - extent.start
             build = fourier_matrix if p.kind in ("kspace", "unknown") else bspline_matrix
-            untouched = matrix is None and kept == slice(0, m)
-            matrices.append(None if untouched else build(kept.stop - kept.start, positions))
+            untouched = matrix is None and extent == slice(0, m)
+            matrices.append(None if untouched else build(extent.stop - extent.start, positions))
             places.append(positions)
         return tuple(matrices), tuple(places)
 

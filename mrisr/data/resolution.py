@@ -51,23 +51,23 @@ def true_resolution(path: Path, data: np.ndarray, voxel_size) -> tuple[float, fl
         if (table := folder / TABLE).is_file():
             scans = schema.check(schema.read(table, largest=LARGEST_FILE), dict[str, Any], str(table))
             if stem in scans:
-                return _stated(scans[stem], size, data, f"{table}: {stem}")
+                return _true_width(scans[stem], size, data, f"{table}: {stem}")
     own = path.with_name(stem + ".json")
     if own.is_file():
-        return _stated(schema.read(own, largest=LARGEST_FILE, lenient=True), size, data, str(own))
+        return _true_width(schema.read(own, largest=LARGEST_FILE, lenient=True), size, data, str(own))
     return _of_spectrum(data, size)
 
 
-def _stated(found: Any, size: np.ndarray, data: np.ndarray, where: str) -> tuple[float, float, float]:
-    entry = schema.check(found, Entry, where)
-    stated = entry.AcquisitionVoxelSize if entry.true_mm is None else entry.true_mm
-    if stated == "voxel":
+def _true_width(facts: Any, size: np.ndarray, data: np.ndarray, where: str) -> tuple[float, float, float]:
+    entry = schema.check(facts, Entry, where)
+    true_mm = entry.AcquisitionVoxelSize if entry.true_mm is None else entry.true_mm
+    if true_mm == "voxel":
         return tuple(size.tolist())
-    if stated is None:
+    if true_mm is None:
         if entry.x_true_over_voxel is None:
             return _of_spectrum(data, size)
         return tuple((size * (entry.x_true_over_voxel, 1.0, 1.0)).tolist())
-    true = np.asarray(stated, np.float64)
+    true = np.asarray(true_mm, np.float64)
     if (true < FINER * size).any():
         raise InputError(
             f"{where}: {' x '.join(f'{v:.3g}' for v in true)} mm contradicts the header, whose voxels are "

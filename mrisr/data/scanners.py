@@ -167,8 +167,8 @@ def _interleaved(x: torch.Tensor, weave: Interleave) -> torch.Tensor:
     odd = torch.arange(1, x.shape[weave.axis], 2, device=x.device)
     if not len(odd):
         return x
-    moved = apply_axes(x.index_select(weave.axis, odd).contiguous(), matrices) * weave.gain
-    return x.index_copy(weave.axis, odd, moved)
+    odd_slices = apply_axes(x.index_select(weave.axis, odd).contiguous(), matrices) * weave.gain
+    return x.index_copy(weave.axis, odd, odd_slices)
 
 
 def uniform(rng: np.random.Generator, low: float, high: float) -> float:

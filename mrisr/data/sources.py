@@ -53,8 +53,8 @@ def load_volumes(paths: list[Path]) -> list:
     if not volumes:
         raise TrainingError(f"none of the {len(paths)} scans could be read ({len(broken)} broken): nothing to train on")
     if broken:
-        said = f"{len(broken)} of {len(paths)} scans were left out: {', '.join(broken)}"
-        warnings.warn(said, MrisrWarning, stacklevel=2)
+        message = f"{len(broken)} of {len(paths)} scans were left out: {', '.join(broken)}"
+        warnings.warn(message, MrisrWarning, stacklevel=2)
     return volumes
 
 

@@ -128,11 +128,11 @@ def solve(evaluate: Denoise, x: torch.Tensor, solver: Solver) -> torch.Tensor:
     solver, before = solver.to(x), None
     bounds = None if solver.limit is None else (-solver.limit, solver.limit)
     for step, level in enumerate(solver.levels):
-        found = evaluate(x, level)
+        answer = evaluate(x, level)
         if solver.to_zero and bounds is None and step == len(solver.levels) - 1:
-            return found
+            return answer
         how = dict(before=before, clamp=bounds, noise=solver.noise)
-        x, before = sampler_step(x, found, solver.table, solver.clocks[step], **how)
+        x, before = sampler_step(x, answer, solver.table, solver.clocks[step], **how)
     return x
 
 

@@ -27,10 +27,12 @@ from typing import Any
 
 import numpy as np
 
+import mrisr
 from mrisr.errors import MrisrError, UsageError
 from mrisr.evaluate.baselines import BASELINES, LinearRegression
 from mrisr.evaluate.cases import CASES, Subject, Trial, make_trial
 from mrisr.infer.facts import MIRRORINGS
+from mrisr.volume import Volume
 from mrisr.weights import registry
 
 Method = Callable[[Trial], np.ndarray]
@@ -70,9 +72,6 @@ class Network:
     seed: int = 0
 
     def __call__(self, trial: Trial) -> np.ndarray:
-        import mrisr
-        from mrisr.volume import Volume
-
         if isinstance(self.model, str):
             self.model = mrisr.load_model(self.model)
         scan = Volume(trial.scan, np.array(trial.coarse.affine), name=f"{trial.subject} ({trial.case.name})")
@@ -172,16 +171,16 @@ def _network(name: str, model: str, seed: int, network: dict) -> Network:
     """The method of a text [LABEL=]MODEL[@HOW...]."""
     spec = _SPEC.fullmatch(name)
     if spec is None or not (spec["label"] or spec["how"]):
-        known = ", ".join(
+        words = ", ".join(
             [*BASELINES, "linear", *OWN, "net:PATH", "[LABEL=]MODEL[@sampleN][@ensembleN][@stated][@denoise]"]
         )
-        raise UsageError(f"method {name!r} is not known; choose from {known}")
+        raise UsageError(f"method {name!r} is not known; choose from {words}")
     how = {}
     for word in filter(None, spec["how"].split("@")):
-        found = _HOW.fullmatch(word)
-        if found is None:
+        match = _HOW.fullmatch(word)
+        if match is None:
             raise UsageError(f"method {name!r}: after @ expected sampleN, ensembleN, stated or denoise, found {word!r}")
-        how[found[1]] = int(found[2] or 1)
+        how[match[1]] = int(match[2] or 1)
     steps, ensemble = how.get("sample", 0), how.get("ensemble", 1)
     if ensemble not in MIRRORINGS or (steps and ensemble > 1) or how.get("sample") == 0:
         counts = ", ".join(map(str, MIRRORINGS))

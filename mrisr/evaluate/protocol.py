@@ -64,11 +64,11 @@ def find_volumes(inputs: Sequence[str | Path]) -> list[Path]:
 
     InputError where nothing is there.
     """
-    found: list[Path] = []
+    paths: list[Path] = []
     for item in map(Path, inputs):
         with opening(item):
-            found += _volumes_of(item)
-    return list(dict.fromkeys(found))
+            paths += _volumes_of(item)
+    return list(dict.fromkeys(paths))
 
 
 def _volumes_of(item: Path) -> list[Path]:

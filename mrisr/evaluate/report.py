@@ -100,13 +100,13 @@ def write_pair(folder: Path, stem: str, content: dict, markdown: str, *, force: 
     """`content` as folder/stem.json and `markdown` as folder/stem.md; returns their paths."""
     # NaN (an empty FSC shell) is not JSON: null says the same.
     text = json.dumps(_without_nan(content), indent=1, allow_nan=False) + "\n"
-    text = re.sub(r"\[[^][{}]*\]", lambda found: " ".join(found[0].split()), text)  # a curve is one line
-    written = []
+    text = re.sub(r"\[[^][{}]*\]", lambda match: " ".join(match[0].split()), text)  # a curve is one line
+    paths = []
     for name, content in ((f"{stem}.json", text), (f"{stem}.md", markdown)):
         with replacing(folder / name, force=force) as beside:
             beside.write_text(content, encoding="utf-8", errors="replace")
-        written.append(folder / name)
-    return written
+        paths.append(folder / name)
+    return paths
 
 
 # --- Markdown -----------------------------------------------------------------------------------------------
@@ -143,8 +143,8 @@ _NOTES = "\n" + (
 
 
 def _provenance(report: dict) -> str:
-    m, given = report["machine"], report["settings"]
-    settings = [f"{key} {joined(value)}" for key, value in given.items() if value not in (None, [])]
+    m, choices = report["machine"], report["settings"]
+    settings = [f"{key} {words_of(value)}" for key, value in choices.items() if value not in (None, [])]
     lines = [
         f"{len(report['volumes'])} volume(s): {', '.join(report['volumes'])}",
         f"settings: {', '.join(settings)}",
@@ -155,7 +155,7 @@ def _provenance(report: dict) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def joined(value) -> str:
+def words_of(value) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
@@ -213,22 +213,22 @@ def _per_volume(report: dict) -> str:
     cells: dict[tuple[str, str], dict[str, float]] = {}
     for row in report["rows"]:
         cells.setdefault((row["volume"], row["case"]), {})[row["method"]] = row["psnr"]
-    body = [[*key, *(_show(found.get(m), "{:.2f}") for m in methods)] for key, found in cells.items()]
+    body = [[*key, *(_show(cell.get(m), "{:.2f}") for m in methods)] for key, cell in cells.items()]
     return _table(["volume", "case", *methods], body)
 
 
 def _safety(report: dict) -> str:
-    judged = [row for row in report["rows"] if row["method"] not in (*BASELINES, "linear")]
-    lines = [alarm for row in judged for alarm in alarms(row)]
-    if not judged:
-        found = "No network among the methods: interpolation is not held to the targets."
+    networks = [row for row in report["rows"] if row["method"] not in (*BASELINES, "linear")]
+    lines = [alarm for row in networks for alarm in alarms(row)]
+    if not networks:
+        text = "No network among the methods: interpolation is not held to the targets."
     elif lines:
-        found = f"{len(lines)} findings outside the targets:\n\n" + "\n".join(f"- {line}" for line in lines)
+        text = f"{len(lines)} findings outside the targets:\n\n" + "\n".join(f"- {line}" for line in lines)
     else:
-        found = "Every network within every target."
+        text = "Every network within every target."
     tested = [row for row in report["rows"] if row.get("lesions")]
     if not tested:
-        return found + "\n\nThe lesion test was not run (`--lesions`)."
+        return text + "\n\nThe lesion test was not run (`--lesions`)."
     head = [
         "volume",
         "case",
@@ -245,31 +245,31 @@ def _safety(report: dict) -> str:
         [row["volume"], row["case"], f"`{row['method']}`", *(str(row["lesions"][key]) for key in head[3:])]
         for row in tested
     ]
-    return f"{found}\n\n{_table(head, body)}"
+    return f"{text}\n\n{_table(head, body)}"
 
 
 def alarms(row: dict) -> list[str]:
     """Which safety targets a row misses, in words."""
     where = f"{row['method']}, {row['volume']}, {row['case']}"
-    found = []
+    lines = []
     if row["gain"] < GAIN_FLOOR:
-        found.append(f"{where}: loses {-row['gain']:.2f} dB to cubic")
+        lines.append(f"{where}: loses {-row['gain']:.2f} dB to cubic")
     if row["chi2"] is not None and not CHI2_RANGE[0] <= row["chi2"] <= CHI2_RANGE[1]:
-        found.append(f"{where}: chi2 {row['chi2']:.2f} (target {CHI2_RANGE[0]} to {CHI2_RANGE[1]})")
+        lines.append(f"{where}: chi2 {row['chi2']:.2f} (target {CHI2_RANGE[0]} to {CHI2_RANGE[1]})")
     if row["tissue_change"] > TISSUE_LIMIT:
-        found.append(f"{where}: tissue volume changes by {row['tissue_change']:.1%} (target < {TISSUE_LIMIT:.0%})")
+        lines.append(f"{where}: tissue volume changes by {row['tissue_change']:.1%} (target < {TISSUE_LIMIT:.0%})")
     lesions = row.get("lesions")
     if lesions and lesions["inserted"]:
         if lesions["survived"] < SURVIVAL * lesions["inserted"]:
-            found.append(f"{where}: {lesions['survived']} of {lesions['inserted']} lesions survive")
+            lines.append(f"{where}: {lesions['survived']} of {lesions['inserted']} lesions survive")
         if lesions["recovered"] < lesions["visible"]:
-            found.append(f"{where}: {lesions['recovered']} of {lesions['visible']} visible lesions keep 80 % contrast")
+            lines.append(f"{where}: {lesions['recovered']} of {lesions['visible']} visible lesions keep 80 % contrast")
         if lesions["ghosts"] or lesions["phantoms"] or lesions["invented"]:
-            found.append(
+            lines.append(
                 f"{where}: {lesions['ghosts']} ghosts, {lesions['phantoms']} phantoms and {lesions['invented']} "
                 "signatures of a lesion where none was"
             )
-    return found
+    return lines
 
 
 def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
@@ -286,8 +286,8 @@ def _in_order(rows: Sequence[dict], key: str) -> list[str]:
 
 
 def _mean(values) -> float | None:
-    known = [v for v in values if v is not None]
-    return round(float(np.mean(known)), 5) if known else None
+    numbers = [v for v in values if v is not None]
+    return round(float(np.mean(numbers)), 5) if numbers else None
 
 
 def _without_nan(value):

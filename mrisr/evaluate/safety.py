@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 import torch
 
+from mrisr.evaluate.baselines import trilinear
 from mrisr.evaluate.cases import Case, Subject, Trial, make_trial
 from mrisr.evaluate.masks import erode
 from mrisr.evaluate.metrics import filtered
@@ -34,8 +35,6 @@ def residual_chi2(trial: Trial, image: np.ndarray) -> float | None:
 
 def coarse_mask(trial: Trial) -> np.ndarray:
     """The head mask on the coarse grid, as the interpolated fraction of head."""
-    from mrisr.evaluate.baselines import trilinear
-
     return trilinear(trial.mask.astype(np.float32), trial.fine, trial.coarse)
 
 
@@ -53,10 +52,10 @@ def tissue_change(trial: Trial, image: np.ndarray) -> float:
     where.
     """
     truth = filtered(trial.reference, 1.0)[trial.mask]
-    found = filtered(image, 1.0)[trial.mask]
+    detail = filtered(image, 1.0)[trial.mask]
     edges = [-np.inf, *three_class_thresholds(truth), np.inf]
     before = np.histogram(truth, edges)[0]
-    after = np.histogram(found, edges)[0]
+    after = np.histogram(detail, edges)[0]
     return float(np.max(np.abs(after - before) / np.maximum(before, 1)))
 
 
@@ -150,7 +149,7 @@ def lesion_test(
     )
     expected = apply_axes(in_scan, start).numpy()
     # What a scan of the answer would show and the scan itself does not: no noise of the scan is in it.
-    added = plain.model.forward(torch.as_tensor(without)).numpy() - plain.scan
+    difference = plain.model.forward(torch.as_tensor(without)).numpy() - plain.scan
 
     far = np.ones(plain.fine.shape, bool)
     amplitudes, visible, false = [], [], []
@@ -161,7 +160,7 @@ def lesion_test(
         amplitudes.append(_amplitude(response[box], template))
         visible.append(plain.sigma == 0 or float(np.abs(template).max()) >= 3 * plain.sigma)
         box = _coarse(box, plain)
-        false.append(_amplitude(added[box], in_scan[box].numpy().astype(np.float64)))
+        false.append(_amplitude(difference[box], in_scan[box].numpy().astype(np.float64)))
     weakest = min(contrasts) * median
     amplitude, visible = np.array(amplitudes), np.array(visible, dtype=bool)
     false = np.abs(np.array(false))
@@ -228,9 +227,9 @@ def _neighbourhood(lesion: Lesion, offset, trial: Trial) -> tuple[slice, slice, 
     return tuple(slice(max(0, c - r), c + r + 1) for c, r in zip(centre, reach, strict=True))
 
 
-def _amplitude(found: np.ndarray, template: np.ndarray) -> float:
-    """Least-squares factor of `template` in `found`."""
-    return float((found * template).sum() / (template**2).sum())
+def _amplitude(image: np.ndarray, template: np.ndarray) -> float:
+    """Least-squares factor of `template` in `image`."""
+    return float((image * template).sum() / (template**2).sum())
 
 
 def _coarse(box: tuple[slice, slice, slice], trial: Trial) -> tuple[slice, slice, slice]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from mrisr.evaluate.baselines import BASELINES
 from mrisr.evaluate.protocol import Outcome, rows_as_dicts
-from mrisr.evaluate.report import CHI2_RANGE, SURVIVAL, TISSUE_LIMIT, circumstances, joined
+from mrisr.evaluate.report import CHI2_RANGE, SURVIVAL, TISSUE_LIMIT, circumstances, words_of
 
 FORMAT = "mrisr-safety/1"
 STEM = "safety"
@@ -57,13 +57,13 @@ def build(outcome: Outcome, uncertainty: dict | None, weights: str, settings: di
 
 def bars(method: str, rows: Sequence[dict]) -> list[dict]:
     """What the safety targets ask of a method, what was found, and whether that is met (None: not held to it)."""
-    judged = method not in (*BASELINES, "linear")
+    is_network = method not in (*BASELINES, "linear")
     lesions = [row["lesions"] for row in rows if row["lesions"] and row["lesions"]["inserted"]]
-    total = {key: sum(found[key] for found in lesions) for key in _COUNTS}
-    found = []
+    total = {key: sum(lines[key] for lines in lesions) for key in _COUNTS}
+    lines = []
 
-    def bar(text: str, value: str, met: bool) -> None:
-        found.append({"method": method, "bar": text, "found": value, "met": bool(met) if judged else None})
+    def bar(text: str, value: str, holds: bool) -> None:
+        lines.append({"method": method, "bar": text, "found": value, "met": bool(holds) if is_network else None})
 
     if lesions:
         share = total["survived"] / total["inserted"]
@@ -80,7 +80,7 @@ def bars(method: str, rows: Sequence[dict]) -> list[dict]:
     if noisy:
         values = ", ".join(f"{row['chi2']:.2f} ({row['volume']}, {row['case']})" for row in noisy)
         bar("chi2 0.9 to 1.1", values, all(CHI2_RANGE[0] <= row["chi2"] <= CHI2_RANGE[1] for row in noisy))
-    return found
+    return lines
 
 
 _COUNTS = ("inserted", "survived", "visible", "recovered", "ghosts", "phantoms", "invented")
@@ -89,10 +89,10 @@ _COUNTS = ("inserted", "survived", "visible", "recovered", "ghosts", "phantoms",
 def _spread_bars(uncertainty: dict | None) -> list[dict]:
     if uncertainty is None:
         return []
-    found = []
+    lines = []
     for fold in uncertainty["folds"]:
         row = min(fold["rows"], key=lambda row: abs(row["level"] - 0.9))
-        found.append(
+        lines.append(
             {
                 "method": f"{uncertainty['samples']} samples of {uncertainty['steps']} steps",
                 "bar": "90 % intervals hold within 5 points on people they were not calibrated on",
@@ -100,21 +100,21 @@ def _spread_bars(uncertainty: dict | None) -> list[dict]:
                 "met": abs(row["coverage"] - row["level"]) <= COVERAGE_SLACK,
             }
         )
-    return found
+    return lines
 
 
 def render(report: dict) -> str:
     """safety.md from the JSON form alone."""
-    given = dict(report["settings"])
-    command = given.pop("command")
-    given = ", ".join(f"{key} {joined(value)}" for key, value in given.items() if value not in (None, []))
+    settings = dict(report["settings"])
+    command = settings.pop("command")
+    settings = ", ".join(f"{key} {words_of(value)}" for key, value in settings.items() if value not in (None, []))
     lines = [
         "# Safety",
         "",
         f"`{command}`",
         "",
         f"- volumes: {', '.join(report['volumes'])}",
-        f"- settings: {given}",
+        f"- settings: {settings}",
         f"- commit {report['commit'] or 'unknown'}, {report['date']}",
         "",
         "## Bars",

@@ -16,8 +16,10 @@ from typing import Any
 
 import numpy as np
 
+import mrisr
 from mrisr.evaluate.cases import Trial
 from mrisr.evaluate.metrics import data_range
+from mrisr.volume import Volume
 
 LEVELS = (0.5, 0.6, 0.6827, 0.8, 0.9, 0.95, 0.99)
 VOXELS = 60_000  # of a trial: as many from each, so that each counts the same
@@ -39,9 +41,6 @@ class Spread:
 
 def spread_of(trial: Trial, model: Any, samples: int, steps: int, seed: int = 0, **options) -> Spread:
     """Sample a trial and compare with its reference; `options` (device, engine, memory, threads) of `mrisr.upscale`."""
-    import mrisr
-    from mrisr.volume import Volume
-
     scan = Volume(trial.scan, np.array(trial.coarse.affine), name=f"{trial.subject} ({trial.case.name})")
     result, info = mrisr.upscale(
         scan,
@@ -55,15 +54,15 @@ def spread_of(trial: Trial, model: Any, samples: int, steps: int, seed: int = 0,
         **options,
     )
     inside = np.flatnonzero(trial.mask)
-    chosen = np.random.default_rng(seed).choice(inside, min(VOXELS, len(inside)), replace=False)
+    sample = np.random.default_rng(seed).choice(inside, min(VOXELS, len(inside)), replace=False)
     span = data_range(trial.reference)
-    error = np.abs(trial.reference.ravel()[chosen] - result.data.ravel()[chosen]) / span
-    first = np.unravel_index(chosen, trial.mask.shape)[0]
+    error = np.abs(trial.reference.ravel()[sample] - result.data.ravel()[sample]) / span
+    first = np.unravel_index(sample, trial.mask.shape)[0]
     return Spread(
         trial.subject,
         trial.case.name,
         error.astype(np.float64),
-        info.std.data.ravel()[chosen].astype(np.float64) / span,
+        info.std.data.ravel()[sample].astype(np.float64) / span,
         (first >= np.median(first)).astype(int),
     )
 

@@ -12,6 +12,7 @@ import torch
 from mrisr import bundle, third_party
 from mrisr.errors import BackendError, UsageError
 from mrisr.export import onnx as graphs
+from mrisr.export import tensorrt
 from mrisr.export.describe import INPUTS, config_of, network_of
 from mrisr.io.atomic import replacing_folder
 
@@ -58,8 +59,6 @@ def export_bundle(
         )
     graphs.requirements()
     if form == "tensorrt":
-        from mrisr.export import tensorrt
-
         plan = plan or tensorrt.PlanOptions()
         tensorrt.requirements(plan)
     with replacing_folder(folder, force=force, sign=bundle.CONFIG_NAME) as beside:
@@ -78,13 +77,13 @@ def export_bundle(
     return bundle.Bundle(Path(folder), bundle.read_config(Path(folder)))
 
 
-def _precisions(form: str, wanted: Sequence[str]) -> list[str]:
+def _precisions(form: str, precisions: Sequence[str]) -> list[str]:
     if form not in bundle.GRAPHS:
         raise UsageError(f"export: format must be one of {', '.join(bundle.GRAPHS)}, found {form!r}")
-    for name in wanted:
+    for name in precisions:
         if name not in bundle.PRECISIONS:
             raise UsageError(f"export: precision must be one of {', '.join(bundle.PRECISIONS)}, found {name!r}")
-    return list(dict.fromkeys(("float32", *wanted)))
+    return list(dict.fromkeys(("float32", *precisions)))
 
 
 def _write_weights(model, path: Path) -> None:
@@ -127,11 +126,11 @@ def _check(net: torch.nn.Module, folder: Path, entry: dict, say) -> None:
     for name, run in runtimes(path, entry["precision"]).items():
         worst = 0.0
         for shape in CHECKED_SHAPES:
-            given = graphs.example(shape, seed=1)
+            inputs = graphs.example(shape, seed=1)
             with torch.inference_mode():
-                expected = net(*given).numpy()
-            found = run(dict(zip(INPUTS, (t.numpy() for t in given))))
-            worst = max(worst, graphs.deviation(found, expected))
+                expected = net(*inputs).numpy()
+            answer = run(dict(zip(INPUTS, (t.numpy() for t in inputs))))
+            worst = max(worst, graphs.deviation(answer, expected))
         say(f"{entry['file']} in {name}: differs from PyTorch by {worst:.1e} of the largest value (at most {limit:g})")
         if not worst <= limit:
             raise BackendError(
@@ -145,12 +144,12 @@ def runtimes(path: Path, precision: str) -> dict[str, Callable]:
     ov = third_party.openvino()
     # f32: a CPU with bfloat16 may compute all in it otherwise.
     compiled = ov.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    found = {"OpenVINO": lambda feed: compiled(feed)[0]}
+    table = {"OpenVINO": lambda feed: compiled(feed)[0]}
     if path.suffix == ".onnx" and precision != "bfloat16":  # ONNX Runtime has no bfloat16 convolution on a CPU
         try:
             onnxruntime = third_party.onnxruntime()
         except ImportError:
-            return found
+            return table
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        found["ONNX Runtime"] = lambda feed: session.run(None, feed)[0]
-    return found
+        table["ONNX Runtime"] = lambda feed: session.run(None, feed)[0]
+    return table

@@ -23,6 +23,8 @@ from mrisr import __version__
 from mrisr.bundle import WEIGHTS_NAME
 from mrisr.errors import BackendError, ModelError
 from mrisr.export.describe import INPUTS, OUTPUTS
+from mrisr.export.tensorrt import objections
+from mrisr.nn.active import active_bricks
 from mrisr.nn.condition import GUIDANCE_CHANNELS, GUIDANCE_STRIDE, SAMPLE, VECTOR_DIM, Condition
 from mrisr.nn.unet import MULTIPLE
 from mrisr.ops import onnx_translations
@@ -55,8 +57,6 @@ class _Exported(torch.nn.Module):
         self.net = net
 
     def forward(self, x, y, vector, guidance):
-        from mrisr.nn.active import active_bricks
-
         active = active_bricks(y) if self.net.config.norm == "group" else None
         return _depth_to_space(self.net.body(_space_to_depth(torch.cat([x, y], dim=1)), vector, guidance, active))
 
@@ -181,8 +181,8 @@ def in_precision(model, precision: str):
     if precision == "float32":
         return model
     code = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}[precision]
-    found = onnx.ModelProto()
-    found.CopyFrom(model)
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
     nodes, cast = [], set()
 
     def halved(name: str) -> str:
@@ -203,10 +203,10 @@ def in_precision(model, precision: str):
         copy.output[:] = [f"{out}.raw"]
         back = helper.make_node("Cast", [f"{out}.raw"], [out], name=f"cast.{out}", to=TensorProto.FLOAT)
         nodes += [copy, back]
-    del found.graph.node[:]
-    found.graph.node.extend(nodes)
-    del found.graph.value_info[:]
-    return onnx.shape_inference.infer_shapes(found, strict_mode=True, data_prop=True)
+    del result.graph.node[:]
+    result.graph.node.extend(nodes)
+    del result.graph.value_info[:]
+    return onnx.shape_inference.infer_shapes(result, strict_mode=True, data_prop=True)
 
 
 def emulated(model):
@@ -215,8 +215,8 @@ def emulated(model):
     import onnx
     from onnx import TensorProto, helper
 
-    found = onnx.ModelProto()
-    found.CopyFrom(model)
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
     nodes = []
     for node in model.graph.node:
         to = next((a.i for a in node.attribute if a.name == "to"), None) if node.op_type == "Cast" else None
@@ -234,10 +234,10 @@ def emulated(model):
             copy.output[:] = [f"{name}.exact"]
             nodes[-1:] = [copy, helper.make_node("Cast", [f"{name}.exact"], [f"{name}.rounded"], to=code)]
             nodes.append(helper.make_node("Cast", [f"{name}.rounded"], [name], to=TensorProto.FLOAT))
-    del found.graph.node[:]
-    found.graph.node.extend(nodes)
-    del found.graph.value_info[:]
-    return found
+    del result.graph.node[:]
+    result.graph.node.extend(nodes)
+    del result.graph.value_info[:]
+    return result
 
 
 def _half_of(model, node) -> int | None:
@@ -256,10 +256,10 @@ def refer_to_weights(model, weights: Path):
     import onnx
 
     places = _places(weights)
-    found = onnx.ModelProto()
-    found.CopyFrom(model)
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
     with open(weights, "rb") as f:
-        for tensor in found.graph.initializer:
+        for tensor in result.graph.initializer:
             start, stop, shape = places.get(tensor.name, (0, 0, None))
             if list(tensor.dims) != shape or tensor.data_type != onnx.TensorProto.FLOAT:
                 continue
@@ -272,7 +272,7 @@ def refer_to_weights(model, weights: Path):
             for key, value in (("location", weights.name), ("offset", start), ("length", stop - start)):
                 entry = tensor.external_data.add()
                 entry.key, entry.value = key, str(value)
-    return found
+    return result
 
 
 def _places(weights: Path) -> dict[str, tuple[int, int, list[int]]]:
@@ -292,17 +292,15 @@ def save(model, path: Path) -> None:
     operators and ranks that TensorRT takes."""
     import onnx
 
-    from mrisr.export.tensorrt import refused
-
     if not (path.parent / WEIGHTS_NAME).is_file():
         raise ModelError(f"{path.parent}: has no {WEIGHTS_NAME} for the graph to refer to")
     path.write_bytes(model.SerializeToString(deterministic=True))
     onnx.checker.check_model(str(path), full_check=True)
-    reasons = refused(onnx.load(path, load_external_data=False))
+    reasons = objections(onnx.load(path, load_external_data=False))
     if reasons:
         raise BackendError(f"export: the graph has what TensorRT does not take: {'; '.join(reasons)}")
 
 
-def deviation(found: np.ndarray, expected: np.ndarray) -> float:
+def deviation(answer: np.ndarray, expected: np.ndarray) -> float:
     """Largest difference as a share of the largest expected value."""
-    return float(np.abs(found - expected).max() / np.abs(expected).max())
+    return float(np.abs(answer - expected).max() / np.abs(expected).max())

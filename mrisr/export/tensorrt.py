@@ -49,7 +49,7 @@ POOLS = ("AveragePool", "MaxPool")  # two or three spatial axes
 NEEDS_CONSTANT_AXES = ("ReduceMean", "ReduceSum", "Unsqueeze", "Squeeze")
 
 
-def refused(model) -> list[str]:
+def objections(model) -> list[str]:
     """Why TensorRT would not take an `onnx.ModelProto` (types and shapes inferred); empty where it should."""
     from onnx import TensorProto
 
@@ -58,9 +58,9 @@ def refused(model) -> list[str]:
     constants = {i.name for i in graph.initializer} | {n.output[0] for n in graph.node if n.op_type == "Constant"}
     kinds, ranks = {}, {}
     for value in (*graph.input, *graph.value_info, *graph.output):
-        held = value.type.tensor_type
-        kinds[value.name] = TensorProto.DataType.Name(held.elem_type).lower()
-        ranks[value.name] = len(held.shape.dim) if held.HasField("shape") else None
+        kind = value.type.tensor_type
+        kinds[value.name] = TensorProto.DataType.Name(kind.elem_type).lower()
+        ranks[value.name] = len(kind.shape.dim) if kind.HasField("shape") else None
     for tensor in graph.initializer:
         kinds[tensor.name] = TensorProto.DataType.Name(tensor.data_type).lower()
         ranks[tensor.name] = len(tensor.dims)
@@ -150,9 +150,9 @@ def requirements(options: PlanOptions) -> Package:
 
 def shapes(inputs: list[dict], size: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
     """name -> shape of every input (`network.inputs` of a bundle's configuration) for a volume of `size`."""
-    named = {letter: n for letter, n in zip("DHW", size)}
-    named |= {f"{letter}/8": n // 8 for letter, n in named.items()}
-    return {port["name"]: tuple(named.get(axis, axis) for axis in port["shape"]) for port in inputs}
+    sizes = {letter: n for letter, n in zip("DHW", size)}
+    sizes |= {f"{letter}/8": n // 8 for letter, n in sizes.items()}
+    return {port["name"]: tuple(sizes.get(axis, axis) for axis in port["shape"]) for port in inputs}
 
 
 def trtexec(config: dict, precision: str, options: PlanOptions) -> str:
@@ -247,9 +247,9 @@ def _for_other_gpus(package: Package, config) -> None:
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
         return
     members = trt.ComputeCapability.__members__
-    wanted = [members[name] for name in members if name.startswith("SM") and int(name[2:]) >= 80]
-    config.num_compute_capabilities = len(wanted)
-    for i, capability in enumerate(wanted):
+    architectures = [members[name] for name in members if name.startswith("SM") and int(name[2:]) >= 80]
+    config.num_compute_capabilities = len(architectures)
+    for i, capability in enumerate(architectures):
         config.set_compute_capability(capability, i)
 
 
@@ -257,8 +257,8 @@ def _timed(builder, network, config, cache: Path | None):
     """The plan, or None; with the timings of a cache, which is written again, where there is one."""
     if cache is None:
         return builder.build_serialized_network(network, config)
-    known = config.create_timing_cache(cache.read_bytes() if cache.is_file() else b"")
-    config.set_timing_cache(known, False)
+    timing = config.create_timing_cache(cache.read_bytes() if cache.is_file() else b"")
+    config.set_timing_cache(timing, False)
     plan = builder.build_serialized_network(network, config)
     if plan is not None:
         with replacing(cache, force=True) as beside:

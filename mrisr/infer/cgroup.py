@@ -19,17 +19,19 @@ FILES = {
 
 def free(root: Path = Path("/")) -> int | None:
     """Bytes that the tightest group leaves; None where no group has a limit. `root`: where /proc and /sys are."""
-    limits = [left for kind, folder in _groups(root) if (left := _left(kind, folder)) is not None]
+    limits = [rest for kind, folder in _groups(root) if (rest := _rest(kind, folder)) is not None]
     return min(limits, default=None)
 
 
-def _left(kind: str, folder: Path) -> int | None:
-    limit, used, droppable = FILES[kind]
-    most, now = _number(folder / limit), _number(folder / used)
+def _rest(kind: str, folder: Path) -> int | None:
+    limit, usage, droppable = FILES[kind]
+    most, now = _number(folder / limit), _number(folder / usage)
     if most is None or now is None:
         return None
-    held = next((int(line.split()[1]) for line in read(folder / "memory.stat").splitlines() if _is(line, droppable)), 0)
-    return max(0, most - max(0, now - held))
+    cache = next(
+        (int(line.split()[1]) for line in read(folder / "memory.stat").splitlines() if _is(line, droppable)), 0
+    )
+    return max(0, most - max(0, now - cache))
 
 
 def _is(line: str, name: str) -> bool:

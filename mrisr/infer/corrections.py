@@ -48,13 +48,13 @@ class Corrections:
         nonlinearity: of the gradients, or None.
         field: the bias field, float32 [X, Y, Z] on the scan's grid, "auto" to estimate it by N4, or None.
         field_from: what messages call it.
-        kept: multiply the result by the field again.
+        keeps_bias: multiply the result by the field again.
     """
 
     nonlinearity: Nonlinearity | None = None
     field: torch.Tensor | str | None = None
     field_from: str = ""
-    kept: bool = False
+    keeps_bias: bool = False
 
     @property
     def displaces(self) -> bool:
@@ -122,7 +122,7 @@ class Corrector:
 
     def __init__(
         self,
-        given: Corrections,
+        corrections: Corrections,
         source: Grid,
         target: Grid,
         psf: PSF,
@@ -131,12 +131,15 @@ class Corrector:
         learnt=(),
         device: torch.device | str = "cpu",
     ) -> None:
-        self.given, self.source, self.target, self.device = given, source, target, device
+        self.corrections, self.source, self.target, self.device = corrections, source, target, device
         self.fade = Fade.between(source, target, psf, ends)
-        self.field = None if given.estimates else given.field
-        self.guidance = {"gradnl": "gradnl" in learnt and given.displaces, "bias": "bias" in learnt and given.shades}
+        self.field = None if corrections.estimates else corrections.field
+        self.guidance = {
+            "gradnl": "gradnl" in learnt and corrections.displaces,
+            "bias": "bias" in learnt and corrections.shades,
+        }
         self._matrices = start_matrices(source.shape, source.voxel_size, target.shape, target.voxel_size, psf)
-        if given.displaces:
+        if corrections.displaces:
             filled = fourier_axes(source.voxel_size, target.voxel_size, psf)
             self._matrices = tuple(m if f else None for m, f in zip(self._matrices, filled))
             sizes = [t if f else s for s, t, f in zip(source.voxel_size, target.voxel_size, filled)]
@@ -155,15 +158,15 @@ class Corrector:
     def start(self, lr: torch.Tensor) -> tuple[torch.Tensor, Displacement]:
         """The network's start on the target grid from a frame [X, Y, Z] without its bias, and how it was displaced."""
         between = apply_axes(lr, self._matrices)
-        if not self.given.displaces:
+        if not self.corrections.displaces:
             return lr.clone() if between is lr else between.contiguous(), Displacement()
         y = lr.new_empty(self.target.shape)
         largest, low, high, messages = 0.0, np.inf, 0.0, ()
         for rows, grid in self._slabs():
             warp, texts = self._warp(self._between, grid)
-            moved = warp.voxels()
-            piece, index = _rows_for(between, warp, moved)
-            y[rows] = resample3d(piece, warp.target.shape, index, displacement=moved, modulate=warp.gain)
+            displacement = warp.voxels()
+            piece, index = _rows_for(between, warp, displacement)
+            y[rows] = resample3d(piece, warp.target.shape, index, displacement=displacement, modulate=warp.gain)
             largest = max(largest, float(warp.offset.square().sum(0).max()) ** 0.5)
             low, high = min(low, float(warp.gain.min())), max(high, float(warp.gain.max()))
             messages = messages or texts  # once for a scan, not once for every few rows
@@ -183,27 +186,29 @@ class Corrector:
 
     def _interpolate(self, volume: torch.Tensor, matrices: tuple, order: int, modulated: bool = False) -> torch.Tensor:
         """A volume of the scan's grid on the target's, along the axes or displaced."""
-        if not self.given.displaces:
+        if not self.corrections.displaces:
             result = apply_axes(volume, matrices)
             return volume.clone() if result is volume else result.contiguous()
         out = volume.new_empty(self.target.shape)
         for rows, grid in self._slabs():
             warp, _ = self._warp(self.source, grid)
-            moved = warp.voxels()
-            piece, index = _rows_for(volume, warp, moved)
+            displacement = warp.voxels()
+            piece, index = _rows_for(volume, warp, displacement)
             gain = warp.gain if modulated else False
-            out[rows] = resample3d(piece, warp.target.shape, index, displacement=moved, modulate=gain, order=order)
+            out[rows] = resample3d(
+                piece, warp.target.shape, index, displacement=displacement, modulate=gain, order=order
+            )
         return out
 
     def restore_bias(self, volume: torch.Tensor) -> torch.Tensor:
         """A volume on the target grid, multiplied by the field (in place) where that was asked for."""
-        if not (self.given.kept and self.given.shades):
+        if not (self.corrections.keeps_bias and self.corrections.shades):
             return volume
         field = self.field.log().to(self.device)
         for rows, grid in self._slabs():
-            moved = self._warp(self.source, grid)[0].voxels() if self.given.displaces else None
+            displacement = self._warp(self.source, grid)[0].voxels() if self.corrections.displaces else None
             index = np.linalg.inv(self.source.affine) @ grid.affine
-            volume[rows] *= resample3d(field, grid.shape, index, displacement=moved, order=3).exp_()
+            volume[rows] *= resample3d(field, grid.shape, index, displacement=displacement, order=3).exp_()
         return volume
 
     def add_guidance(self, cond: Condition, order: tuple[int, int, int], mirrored: tuple[int, ...] = ()) -> Condition:
@@ -221,47 +226,55 @@ class Corrector:
         pad = [p for n, k in zip(reversed(bricks.shape), reversed(whole)) for p in (0, n - k)]
         channels = F.pad(self._channels(Grid(whole, bricks.affine)), pad, mode="replicate")
         components = [0, *(1 + i for i in order), *range(4, GUIDANCE_CHANNELS)]
-        shown = channels[:, components].permute(0, 1, *(2 + i for i in order)).contiguous()
-        return replace(cond, guidance=shown)
+        guidance = channels[:, components].permute(0, 1, *(2 + i for i in order)).contiguous()
+        return replace(cond, guidance=guidance)
 
     def _channels(self, bricks: Grid) -> torch.Tensor:
         """The channels at the voxels of a grid whose voxels are 8 of the target's, along its axes."""
-        fields, moved = {}, None
-        if self.given.displaces:
+        fields, displacement = {}, None
+        if self.corrections.displaces:
             warp, _ = self._warp(bricks, bricks)
             if self.guidance["gradnl"]:
                 fields["displacement"] = warp.voxels() * GUIDANCE_STRIDE
                 fields["log_det"] = warp.gain.clamp_min(1e-3).log()
-            moved = replace(warp, source=self.source).voxels()
+            displacement = replace(warp, source=self.source).voxels()
         if self.guidance["bias"]:
             index = np.linalg.inv(self.source.affine) @ bricks.affine
             log = self.field.log().to(self.device)
-            fields["log_bias"] = resample3d(log, bricks.shape, index, displacement=moved, order=3)
+            fields["log_bias"] = resample3d(log, bricks.shape, index, displacement=displacement, order=3)
         return guidance_channels(**fields)
 
     def gradnl_info(self, displacement: Displacement, model: str) -> GradnlInfo:
         """The account of the geometry."""
-        known = self.given.nonlinearity
-        if known is None:
+        nonlinearity = self.corrections.nonlinearity
+        if nonlinearity is None:
             return GradnlInfo("absent", guidance="nothing to tell")
-        note = _guidance_note(self.guidance["gradnl"], model) if known.displaces else "nothing to tell"
-        return GradnlInfo("given", known.source, known.done, known.why, displacement.largest, displacement.det, note)
+        note = _guidance_note(self.guidance["gradnl"], model) if nonlinearity.displaces else "nothing to tell"
+        return GradnlInfo(
+            "given",
+            nonlinearity.source,
+            nonlinearity.done,
+            nonlinearity.why,
+            displacement.largest,
+            displacement.det,
+            note,
+        )
 
     def bias_info(self, model: str) -> BiasInfo:
         """The account of the bias field."""
         if self.field is None:
             return BiasInfo("absent", guidance="nothing to tell")
-        state = "estimated" if self.given.estimates else "given"
+        state = "estimated" if self.corrections.estimates else "given"
         span = (float(self.field.min()), float(self.field.max()))
-        output = "kept" if self.given.kept else "corrected"
-        return BiasInfo(state, self.given.field_from, span, output, _guidance_note(self.guidance["bias"], model))
+        output = "kept" if self.corrections.keeps_bias else "corrected"
+        return BiasInfo(state, self.corrections.field_from, span, output, _guidance_note(self.guidance["bias"], model))
 
     def _warp(self, source: Grid, target: Grid) -> tuple[Warp, tuple[str, ...]]:
         """How a grid is read from another, and what was warned about on the way."""
-        with CATCHING, warnings.catch_warnings(record=True) as caught:
+        with CATCHING, warnings.catch_warnings(record=True) as records:
             warnings.simplefilter("always")
-            warp = self.given.nonlinearity.warp(source, target, device=self.device)
-        return warp, tuple(str(w.message) for w in caught)
+            warp = self.corrections.nonlinearity.warp(source, target, device=self.device)
+        return warp, tuple(str(w.message) for w in records)
 
     def _slabs(self) -> Iterator[tuple[slice, Grid]]:
         """Rows of the target, and the grid that they are."""
@@ -287,11 +300,11 @@ def _mirrored(grid: Grid, axes: tuple[int, ...]) -> Grid:
     return Grid(grid.shape, grid.affine @ turn)
 
 
-def _rows_for(volume: torch.Tensor, warp: Warp, moved: torch.Tensor):
+def _rows_for(volume: torch.Tensor, warp: Warp, displacement: torch.Tensor):
     """The rows of `volume` (on warp.source) that the target's are read from, and target -> their index [4, 4]."""
     index = np.linalg.inv(warp.source.affine) @ warp.target.affine
-    line = torch.arange(warp.target.shape[0], device=moved.device) * index[0, 0] + index[0, 3]
-    at = line[:, None, None] + moved[0]
+    line = torch.arange(warp.target.shape[0], device=displacement.device) * index[0, 0] + index[0, 3]
+    at = line[:, None, None] + displacement[0]
     n = volume.shape[0]
     low = int(np.clip(np.floor(float(at.min())) - REACH, 0, n - 1))
     high = int(np.clip(np.ceil(float(at.max())) + REACH + 1, low + 1, n))
@@ -310,9 +323,9 @@ def learnt(meta: dict) -> tuple[str, ...]:
     return tuple(name for name in ("gradnl", "bias") if meta.get("config", {}).get(name, 0) > 0)
 
 
-def check_consistency(given: Corrections, wanted: str) -> None:
+def check_consistency(corrections: Corrections, choice: str) -> None:
     """UsageError where consistency is asked for and geometry is corrected."""
-    if wanted == "on" and given.displaces:
+    if choice == "on" and corrections.displaces:
         raise UsageError(
             "consistency: 'on' needs a forward model along the axes, which a scan with gradient nonlinearity has not; "
             "use 'auto' or 'off', or correct the scan first: mrisr correct"

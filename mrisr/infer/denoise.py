@@ -70,9 +70,9 @@ def denoise(
         return _residual(engine, plan, passes[0], y, conditions[0], tick, graphs)
     total, seams = torch.zeros_like(y), []
     for k, (run, cond) in enumerate(zip(passes, conditions, strict=True)):
-        shown = y.flip(run.mirrored) if run.mirrored else y
+        start = y.flip(run.mirrored) if run.mirrored else y
         part = partial(_part, tick, k, len(passes))
-        answer = _residual(engine, plan, run, shown, cond, part, graphs)
+        answer = _residual(engine, plan, run, start, cond, part, graphs)
         total += answer.mean.flip(run.mirrored) if run.mirrored else answer.mean
         seams += [] if answer.seam is None else [answer.seam]
         del answer
@@ -99,10 +99,10 @@ def _sampled(
 ) -> Residual:
     options = plan.options
     steps, samples = options.steps, options.samples
-    done, total = 0, steps * samples
+    count, total = 0, steps * samples
 
     def tick_all(fraction: float) -> None:
-        tick(min(1.0, (done + fraction) / total))
+        tick(min(1.0, (count + fraction) / total))
 
     network = PieceNetwork(engine, plan, run, y.device, tick_all, graphs)
     limits = network.denoiser.sigma_min, network.denoiser.sigma_max
@@ -111,9 +111,9 @@ def _sampled(
 
     def loop(x, y, cond):
         def evaluate(x, sigma):
-            nonlocal done
+            nonlocal count
             x0 = network(x, sigma=sigma, y=y, cond=cond)
-            done += 1
+            count += 1
             return x0
 
         return solve(evaluate, x, solver)
@@ -123,7 +123,7 @@ def _sampled(
     for k in range(samples):
         x = normal_noise(y.shape, seed=options.seed, sample=k, device=y.device).mul_(solver.levels[0])
         x = sample(x, y=y, cond=cond)
-        done = (k + 1) * steps  # a graph does not count
+        count = (k + 1) * steps  # a graph does not count
         tick_all(0.0)
         if mean is None:
             mean, spread = x, torch.zeros_like(x)
@@ -179,12 +179,12 @@ class PieceNetwork:
 
     def _piece(self, x, sigma, y: torch.Tensor, cond: Condition, start: tiles.Triple) -> torch.Tensor:
         if x is None:
-            x0 = self.denoiser.mean(self._shown(y, start), self._condition(cond, start))
+            x0 = self.denoiser.mean(self._piece_of(y, start), self._condition(cond, start))
         else:
-            x0 = self.denoiser(self._shown(x, start), sigma, self._shown(y, start), self._condition(cond, start))
+            x0 = self.denoiser(self._piece_of(x, start), sigma, self._piece_of(y, start), self._condition(cond, start))
         return x0[0, 0].permute(self.back).contiguous()
 
-    def _shown(self, volume: torch.Tensor, start: tiles.Triple) -> torch.Tensor:
+    def _piece_of(self, volume: torch.Tensor, start: tiles.Triple) -> torch.Tensor:
         return gather(volume, start, self.pieces.tile).permute(self.order).contiguous()[None, None]
 
     def _condition(self, cond: Condition, start: tiles.Triple) -> Condition:

@@ -72,9 +72,9 @@ class Geometry:
     @classmethod
     def of(cls, volume: Volume, target: Grid, psf: Any) -> Geometry:
         """psf: the argument of `mrisr.upscale`. UsageError where it is none."""
-        stated = psf_of(volume, psf)
+        assumption = psf_of(volume, psf)
         frames = volume.data.shape[3] if volume.data.ndim == 4 else 1
-        return cls(volume.grid, target, frames, *stated, canonical_order(stated[0], target.voxel_size))
+        return cls(volume.grid, target, frames, *assumption, canonical_order(assumption[0], target.voxel_size))
 
 
 def psf_of(volume: Volume, psf: Any) -> tuple[PSF, str, bool]:
@@ -153,7 +153,7 @@ class Machine:
     """What memory a job has: bytes of its budget, and of those what the process holds already (none on a GPU)."""
 
     budget: int
-    held: int
+    resident_bytes: int
 
     @classmethod
     def of(cls, engine: Engine, budget: int | None) -> Machine:

@@ -64,19 +64,19 @@ def make_consistent(
     if not corrected.applied:
         why += "; not needed, the result explains the input to within its noise"
     chi2 = corrected.chi2_before, corrected.chi2_after
-    doubts = _doubts(image, corrected, frame.lr) if corrected.applied else ()
-    return corrected.image, ConsistencyInfo(corrected.applied, why, *chi2, frame.noise), doubts
+    messages = _warnings_of(image, corrected, frame.lr) if corrected.applied else ()
+    return corrected.image, ConsistencyInfo(corrected.applied, why, *chi2, frame.noise), messages
 
 
-def _doubts(image: torch.Tensor, corrected: Consistency, lr: torch.Tensor) -> tuple[str, ...]:
+def _warnings_of(image: torch.Tensor, corrected: Consistency, lr: torch.Tensor) -> tuple[str, ...]:
     """Of a correction that no longer is one: with another point spread than the scan's it invents what explains it."""
     inside = max(float(certain(lr).float().mean()), 1 / image.numel())
-    moved = float(torch.dist(corrected.image, image)) / (inside * image.numel()) ** 0.5  # of a range of about 1
+    change = float(torch.dist(corrected.image, image)) / (inside * image.numel()) ** 0.5  # of a range of about 1
     before, after = corrected.chi2_before, corrected.chi2_after
-    if moved <= MOST_MOVED and after <= MOST_MISFIT:
+    if change <= MOST_MOVED and after <= MOST_MISFIT:
         return ()
     return (
-        f"consistency changed the result by {100 * moved:.0f} % of its range to explain the scan (chi2 {before:.3g} "
+        f"consistency changed the result by {100 * change:.0f} % of its range to explain the scan (chi2 {before:.3g} "
         f"before, {after:.3g} after): the point spread is hardly the scan's; state another (--psf), or leave the "
         "correction out (--consistency off)",
     )

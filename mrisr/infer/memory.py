@@ -21,7 +21,7 @@ from typing import NoReturn
 import numpy as np
 import torch
 
-from mrisr.errors import MemoryBudgetError, UsageError, shown
+from mrisr.errors import MemoryBudgetError, UsageError, excerpt
 from mrisr.infer import cgroup
 
 MB = 10**6
@@ -73,7 +73,9 @@ def parse_budget(memory: str | int | float | None) -> int | None:
     elif isinstance(memory, (int, float)) and not isinstance(memory, bool):
         size = memory
     if not 1 <= size < MOST_BYTES:
-        raise UsageError(f'memory: expected a size such as "2GB", "512MB" or a number of bytes, found {shown(memory)}')
+        raise UsageError(
+            f'memory: expected a size such as "2GB", "512MB" or a number of bytes, found {excerpt(memory)}'
+        )
     return int(size)
 
 
@@ -115,10 +117,10 @@ def available() -> int:
 
 def workers() -> int:
     """How many processes share this machine's memory, of which this is one: MRISR_WORKERS, else 1. UsageError."""
-    stated = os.environ.get("MRISR_WORKERS") or "1"
-    if not (stated.isascii() and stated.isdigit() and len(stated) <= 9 and int(stated) >= 1):
-        raise UsageError(f"MRISR_WORKERS: expected a whole number of at least 1, found {shown(stated)}")
-    return int(stated)
+    setting = os.environ.get("MRISR_WORKERS") or "1"
+    if not (setting.isascii() and setting.isdigit() and len(setting) <= 9 and int(setting) >= 1):
+        raise UsageError(f"MRISR_WORKERS: expected a whole number of at least 1, found {excerpt(setting)}")
+    return int(setting)
 
 
 def default_budget(device: torch.device) -> int:
@@ -133,32 +135,32 @@ class Demand:
     """A job's peak, in bytes.
 
     Attributes:
-        held: by the process before the job.
+        resident_bytes: of the process before the job.
         fixed: libraries, compiled kernels, weights.
         volumes: copies of source and target beside the network.
         per_voxel: of a tile.
         finish: copies of source and target where the start or the result is made, with no tile alive.
     """
 
-    held: int
+    resident_bytes: int
     fixed: int
     volumes: int
     per_voxel: float
     finish: int = 0
 
     def peak(self, tile_voxels: int) -> int:
-        return int(self.held + self.fixed + max(self.finish, self.volumes + self.per_voxel * tile_voxels))
+        return int(self.resident_bytes + self.fixed + max(self.finish, self.volumes + self.per_voxel * tile_voxels))
 
     def tile_voxels(self, budget: int) -> int:
         """Voxels of the largest tile inside `budget`; below 1 where nothing fits."""
-        room = budget - self.held - self.fixed
+        room = budget - self.resident_bytes - self.fixed
         return -1 if room < self.finish else int((room - self.volumes) / self.per_voxel)
 
 
 def demand(
     cost: Cost,
     *,
-    held: int,
+    resident_bytes: int,
     source_voxels: int,
     target_voxels: int,
     width: int,
@@ -180,7 +182,7 @@ def demand(
 
     Args:
         cost: of the engine.
-        held: `resident()` before the volumes of the job exist; 0 for a GPU.
+        resident_bytes: `resident()` before the volumes of the job exist; 0 for a GPU.
         width: channels of the network's finest level (float32, at half resolution: 1/8 of the voxels).
         frames: of a 4D scan; the result holds all of them.
         samples, steps: above 1, further copies of the target are kept (mean, spread, state).
@@ -203,18 +205,18 @@ def demand(
     finish = max(start, int(4 * (copies * target_voxels + source)))
     fixed = int(cost.fixed + WEIGHT_COPIES * weight_bytes)
     if maps is None:
-        return Demand(held, fixed, finish, cost.maps * width * 4 / 8 + PIECE_BYTES)
+        return Demand(resident_bytes, fixed, finish, cost.maps * width * 4 / 8 + PIECE_BYTES)
     copies = NETWORK_COPIES + extra
     piece = PIECE_BYTES if state else LEAN_PIECE_BYTES * (1 + reordered)
     volumes = int(4 * (copies * target_voxels + source))
-    return Demand(held, fixed, volumes, maps + piece, finish)
+    return Demand(resident_bytes, fixed, volumes, maps + piece, finish)
 
 
 def refuse(budget: int, need: Demand, tile_voxels: int, what: str, way_out: str = "") -> NoReturn:
     """Raise MemoryBudgetError that names the smallest budget that would do, and what else would."""
     raise MemoryBudgetError(
         f"memory: a budget of {show(budget)} is too small for this job; the smallest that works is "
-        f"{show(need.peak(tile_voxels), up=True)} (process {show(need.held)}, engine {show(need.fixed)}, "
+        f"{show(need.peak(tile_voxels), up=True)} (process {show(need.resident_bytes)}, engine {show(need.fixed)}, "
         f"volumes {show(max(need.volumes, need.finish))}, {what} {show(int(need.per_voxel * tile_voxels))}); raise "
         f"memory, ask for a coarser voxel_size or crop the input{way_out}"
     )

@@ -59,7 +59,7 @@ class Plan:
 
     Attributes:
         geometry: of the scan.
-        kept: voxels of the target that stay, where slices at its ends are cut off.
+        extent: voxels of the target that stay, where slices at its ends are cut off.
         output: the grid of the result.
         machine: memory.
         route: the way every frame begins with.
@@ -71,7 +71,7 @@ class Plan:
     geometry: Geometry
     model: ModelFacts
     options: Options
-    kept: tuple[slice, slice, slice]
+    extent: tuple[slice, slice, slice]
     output: Grid
     machine: Machine
     route: Route
@@ -134,12 +134,18 @@ def _layered_choice(options: Options, net, why: str) -> Choice:
 
 
 def plan_scan(
-    geometry: Geometry, given: Corrections, model: Any, options: Options, choice: Choice, engine: Engine, free: Machine
+    geometry: Geometry,
+    corrections: Corrections,
+    model: Any,
+    options: Options,
+    choice: Choice,
+    engine: Engine,
+    free: Machine,
 ) -> Plan:
     """The plan of a job.
 
     Args:
-        given: what is known of the scan's distortions; its fields are not looked at.
+        corrections: what is known of the scan's distortions; its fields are not looked at.
         model: a `mrisr.weights.registry.LoadedModel`.
         choice: from `choose_engine`.
         engine: what became of it; asked for its tile and its memory.
@@ -154,7 +160,7 @@ def plan_scan(
             f"denoise: {facts.name} has not learnt to remove noise from what was measured; use denoise=0, or weights "
             "that have (their model card says so)"
         )
-    shape, needs = geometry.target.shape, _needs(geometry, given, facts, options, free)
+    shape, needs = geometry.target.shape, _needs(geometry, corrections, facts, options, free)
     tile = options.tile
     if tile is None and engine.tile is not None:
         tile = tuple(engine.tile[geometry.order.index(axis)] for axis in range(3))
@@ -172,28 +178,28 @@ def plan_scan(
         there = _layered_choice(options, net, why)
         both = [map_bytes(net, shape, there.device.type, spill) for spill in (False, True)]
         layered = Route(there, tiles.EXACT, *(memory.demand(memory.COSTS["torch"], maps=m, **needs) for m in both))
-    kept = _kept(geometry, options.ends)
+    extent = _extent(geometry, options.ends)
     return Plan(
         geometry=geometry,
         model=facts,
         options=options,
-        kept=kept,
-        output=_cut(geometry.target, kept),
+        extent=extent,
+        output=_cut(geometry.target, extent),
         machine=free,
         route=route,
         layered=layered,
-        displaced=given.displaces,
-        consistency=_consistency(geometry, given, options.consistency),
+        displaced=corrections.displaces,
+        consistency=_consistency(geometry, corrections, options.consistency),
         warnings=tuple(dict.fromkeys(_range_warnings(geometry, facts))),
     )
 
 
 def _needs(
-    geometry: Geometry, given: Corrections, facts: ModelFacts, options: Options, free: Machine
+    geometry: Geometry, corrections: Corrections, facts: ModelFacts, options: Options, free: Machine
 ) -> dict[str, Any]:
     """What `memory.demand` asks of a job, whatever the route."""
     return dict(
-        held=free.held,
+        resident_bytes=free.resident_bytes,
         source_voxels=int(np.prod(geometry.source.shape)),
         target_voxels=int(np.prod(geometry.target.shape)),
         width=facts.width,
@@ -205,9 +211,9 @@ def _needs(
         state=options.mode != "mean",
         reordered=geometry.order != (0, 1, 2),
         corrected=_wants_correction(geometry, options.consistency),
-        start_copies=given.start_copies(geometry.target.shape),
-        source_copies=given.source_copies,
-        points=given.points_bytes,
+        start_copies=corrections.start_copies(geometry.target.shape),
+        source_copies=corrections.source_copies,
+        points=corrections.points_bytes,
     )
 
 
@@ -239,21 +245,21 @@ def _way_out(facts: ModelFacts) -> str:
     return "" if facts.norm == "group" else ", or leave tile at its default (blended tiles need less)"
 
 
-def _wants_correction(geometry: Geometry, wanted: str) -> bool:
-    return wanted == "on" or (wanted == "auto" and geometry.psf_certain)
+def _wants_correction(geometry: Geometry, choice: str) -> bool:
+    return choice == "on" or (choice == "auto" and geometry.psf_certain)
 
 
-def _consistency(geometry: Geometry, given: Corrections, wanted: str) -> Consistency:
-    if given.displaces:
+def _consistency(geometry: Geometry, corrections: Corrections, choice: str) -> Consistency:
+    if corrections.displaces:
         why = "off: the scan is displaced by its gradients, so that no model along the axes gives it back"
-        return Consistency("none", "switched off" if wanted == "off" else why)
-    if _wants_correction(geometry, wanted):
+        return Consistency("none", "switched off" if choice == "off" else why)
+    if _wants_correction(geometry, choice):
         certain = f"the point spread is certain: {geometry.psf_from}"
-        return Consistency("correct", "asked for" if wanted == "on" else certain)
-    if wanted == "off":
+        return Consistency("correct", "asked for" if choice == "on" else certain)
+    if choice == "off":
         return Consistency("measure", "switched off")
-    known = "stated to be unknown" if "stated" in geometry.psf_from else f"only {geometry.psf_from}"
-    return Consistency("measure", f"off, because the point spread is {known}; state psf= to correct the result")
+    reason = "stated to be unknown" if "stated" in geometry.psf_from else f"only {geometry.psf_from}"
+    return Consistency("measure", f"off, because the point spread is {reason}; state psf= to correct the result")
 
 
 def _range_warnings(geometry: Geometry, facts: ModelFacts) -> Iterator[str]:
@@ -278,7 +284,7 @@ def _range_warnings(geometry: Geometry, facts: ModelFacts) -> Iterator[str]:
             )
 
 
-def _kept(geometry: Geometry, ends: str) -> tuple[slice, slice, slice]:
+def _extent(geometry: Geometry, ends: str) -> tuple[slice, slice, slice]:
     """Voxels of the target that stay; with ends="crop" those up to the centres of the end slices."""
     source, target = geometry.source, geometry.target
     ratio = grids.ratios(source, target)
@@ -288,12 +294,12 @@ def _kept(geometry: Geometry, ends: str) -> tuple[slice, slice, slice]:
     )
 
 
-def _cut(grid: Grid, kept: tuple[slice, slice, slice]) -> Grid:
-    if all(k == slice(0, n) for k, n in zip(kept, grid.shape)):
+def _cut(grid: Grid, extent: tuple[slice, slice, slice]) -> Grid:
+    if all(k == slice(0, n) for k, n in zip(extent, grid.shape)):
         return grid
     start = np.eye(4)
-    start[:3, 3] = [k.start for k in kept]
-    return Grid(tuple(k.stop - k.start for k in kept), grid.affine @ start)
+    start[:3, 3] = [k.start for k in extent]
+    return Grid(tuple(k.stop - k.start for k in extent), grid.affine @ start)
 
 
 def plan_frame(plan: Plan, foregrounds: Sequence[np.ndarray], route: Route | None = None) -> FramePlan:

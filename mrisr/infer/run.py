@@ -85,24 +85,26 @@ def upscale_volume(scan: Scan, target: Grid, model: Any, options: Options, repor
                 report.frame(t, result.image[plan.kept], plan.output.affine)
                 results.append(_stored(result, out[..., t], None if std is None else std[..., t]))
                 del result  # its voxels, which are in `out` now
-        used = engine_info(runner.engine, plan, results, runner.graphs)
-    info = account(plan, results, used, stages.corrector, messages, report.seconds)
-    out, std = (None if v is None else np.ascontiguousarray(v[plan.kept]) for v in (out, std))
+        account_of_engine = engine_info(runner.engine, plan, results, runner.graphs)
+    info = account(plan, results, account_of_engine, stages.corrector, messages, report.seconds)
+    out, std = (None if v is None else np.ascontiguousarray(v[plan.extent]) for v in (out, std))
     if std is not None:
         info.std = volume.replace(std, plan.output.affine)
     return volume.replace(out, plan.output.affine), info
 
 
 def _prepare(scan: Scan, target: Grid, model: Any, options: Options, report: Report) -> tuple[Stages, Engine]:
-    given = scan.corrections
-    check_consistency(given, options.consistency)
+    corrections = scan.corrections
+    check_consistency(corrections, options.consistency)
     geometry = Geometry.of(scan.volume, target, options.psf)
     budget = memory.parse_budget(options.memory)
     choice = choose_engine(options, model)
     engine = make(choice, model.denoiser.net, model.plan)
-    plan = plan_scan(geometry, given, model, options, choice, engine, Machine.of(engine, budget))
+    plan = plan_scan(geometry, corrections, model, options, choice, engine, Machine.of(engine, budget))
     source, psf = geometry.source, geometry.psf
-    corrector = Corrector(given, source, target, psf, ends=options.ends, learnt=plan.model.learnt, device=engine.device)
+    corrector = Corrector(
+        corrections, source, target, psf, ends=options.ends, learnt=plan.model.learnt, device=engine.device
+    )
     forward = ForwardModel.between(target.shape, target.voxel_size, source.shape, source.voxel_size, psf)
     return Stages(scan, plan, corrector, forward, report), engine
 
@@ -122,8 +124,8 @@ def _frame(stages: Stages, runner: Runner, data: np.ndarray, messages: list[str]
     with report.stage("consistency"):
         image, std, seam = y.add_(residual.mean), residual.std, residual.seam
         del residual, y
-        image, chi2, doubts = make_consistent(image, frame, plan, stages.forward)
-        give(messages, doubts)
+        image, chi2, texts = make_consistent(image, frame, plan, stages.forward)
+        give(messages, texts)
         image = fade(image, std, frame, corrector, engine.threads)
     with report.stage("finish"):
         image, std, seam = finish(image, std, seam, frame, corrector, plan.options.nonnegative)

@@ -69,8 +69,8 @@ def foregrounds(y: torch.Tensor, mirrorings: tuple[tuple[int, ...], ...], thread
 def conditions(plan: Plan, frame: Frame, corrector: Corrector) -> tuple[Condition, ...]:
     """What the network is told of the acquisition, and of the corrections to the grid as each mirroring shows it."""
     geometry = plan.geometry
-    known = (geometry.psf, geometry.target.voxel_size, geometry.source.voxel_size)
-    psf, voxel_size, stored = (tuple(v[i] for i in geometry.order) for v in known)
+    of_axes = (geometry.psf, geometry.target.voxel_size, geometry.source.voxel_size)
+    psf, voxel_size, stored = (tuple(v[i] for i in geometry.order) for v in of_axes)
     mode = SAMPLE if plan.options.mode == "sample" else MEAN
     of_scan = dict(stored=stored, mode=mode, denoise=plan.options.denoise, device=corrector.device)
     cond = Condition.of_acquisition(psf, voxel_size, frame.noise, **of_scan)

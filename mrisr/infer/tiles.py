@@ -245,8 +245,8 @@ def _holds_foreground(index: Triple, axes: tuple[Axis, ...], foreground: np.ndar
         return True
     window = []
     for k, axis in zip(index, axes, strict=True):
-        used = np.flatnonzero(axis.weights[k]) + axis.starts[k]  # a trimmed rim does not reach the output
-        window.append(slice(max(0, used[0] - MARGIN) // BRICK, (used[-1] + MARGIN) // BRICK + 1))
+        voxels = np.flatnonzero(axis.weights[k]) + axis.starts[k]  # a trimmed rim does not reach the output
+        window.append(slice(max(0, voxels[0] - MARGIN) // BRICK, (voxels[-1] + MARGIN) // BRICK + 1))
     return bool(foreground[tuple(window)].any())
 
 
@@ -255,21 +255,21 @@ class Seams:
 
     def __init__(self, plan: TilePlan) -> None:
         self.plan = plan
-        self._done: set[Triple] = set()
-        self._found: list[torch.Tensor] = []  # left on their device until asked for
+        self._finished: set[Triple] = set()
+        self._gaps: list[torch.Tensor] = []  # left on their device until asked for
 
     @property
     def largest(self) -> float | None:
         """Largest absolute difference, in the units of the values; None where no two tiles met."""
-        return float(torch.stack(self._found).max()) if self._found else None
+        return float(torch.stack(self._gaps).max()) if self._gaps else None
 
     def add(self, index: Triple, piece: torch.Tensor, so_far: torch.Tensor) -> None:
         """Compare piece `index` with its finished neighbours; `so_far` is the blend without it."""
         for axis in range(3):
             before = tuple(i - (a == axis) for a, i in enumerate(index))
-            if before in self._done:
+            if before in self._finished:
                 self._face(index, axis, piece, so_far)
-        self._done.add(index)
+        self._finished.add(index)
 
     def _face(self, index: Triple, axis: int, piece: torch.Tensor, so_far: torch.Tensor) -> None:
         rows, here, there = [], [], []
@@ -288,7 +288,7 @@ class Seams:
             there.append(torch.from_numpy(rows + start))
         own = piece[torch.meshgrid(*here, indexing="ij")]
         neighbour = so_far[torch.meshgrid(*there, indexing="ij")] / share
-        self._found.append((own - neighbour).abs().max())
+        self._gaps.append((own - neighbour).abs().max())
 
 
 def weights_on(plan: TilePlan, device: torch.device) -> list[tuple[torch.Tensor, ...]]:
@@ -313,11 +313,11 @@ def blend(
         seams: told of every piece before it is added.
         weights: from `weights_on`, for the device of `out`; None: they are brought there piece by piece.
     """
-    for done, (start, own) in enumerate(plan, 1):
+    for count, (start, own) in enumerate(plan, 1):
         piece = run(start)
         if seams is not None:
-            seams.add(plan.active[done - 1], piece, out)
-        blend_add_(out, piece, start, own if weights is None else weights[done - 1])
+            seams.add(plan.active[count - 1], piece, out)
+        blend_add_(out, piece, start, own if weights is None else weights[count - 1])
         if tick is not None:
-            tick(done / len(plan.active))
+            tick(count / len(plan.active))
     return out

@@ -86,10 +86,10 @@ def _place(name: str, affine: np.ndarray | None, voxel_size: Any) -> np.ndarray:
         voxel_size = 1.0
     if affine is None:
         return np.diag([*triple(voxel_size, "input_voxel_size"), 1.0])
-    placed = check_affine(affine, f"{name}, affine")
+    result = check_affine(affine, f"{name}, affine")
     if voxel_size is not None:
-        _check_sizes("affine", np.linalg.norm(placed[:3, :3], axis=0), voxel_size)
-    return placed
+        _check_sizes("affine", np.linalg.norm(result[:3, :3], axis=0), voxel_size)
+    return result
 
 
 def _check_agreement(volume: Volume, affine: np.ndarray | None, voxel_size: Any) -> None:
@@ -99,19 +99,21 @@ def _check_agreement(volume: Volume, affine: np.ndarray | None, voxel_size: Any)
         _check_sizes(volume.name, volume.voxel_size, voxel_size)
 
 
-def _check_sizes(owner: str, own: Any, stated: Any) -> None:
-    if not np.allclose(own, triple(stated, "input_voxel_size"), rtol=1e-3):
+def _check_sizes(owner: str, own: Any, claim: Any) -> None:
+    if not np.allclose(own, triple(claim, "input_voxel_size"), rtol=1e-3):
         sizes = " x ".join(f"{s:.4g}" for s in own)
-        raise UsageError(f"input_voxel_size: {owner} says {sizes} mm, found {stated}; leave one of the two out")
+        raise UsageError(f"input_voxel_size: {owner} says {sizes} mm, found {claim}; leave one of the two out")
 
 
 def _from_path(path: str | os.PathLike, series: Any, group: Any) -> tuple[Volume, Restore]:
-    from mrisr.io import dicom, nifti
+    from mrisr.io import nifti
+    from mrisr.io.dicom.parts import is_dicom
+    from mrisr.io.dicom.series import read
 
     with opening(path):
-        is_dicom = dicom.is_dicom(path)
-    if is_dicom:
-        return dicom.read(path, series=series, group=group), nifti.to_image
+        of_dicom = is_dicom(path)
+    if of_dicom:
+        return read(path, series=series, group=group), nifti.to_image
     if series is not None or group is not None:
         raise UsageError(f"series, group: {os.fspath(path)} is no DICOM; leave them out, or give a DICOM source")
     return nifti.read(path), nifti.to_image
@@ -144,13 +146,13 @@ def _from_simpleitk(image: Any) -> tuple[Volume, Restore]:
     volume = Volume(sitk.GetArrayFromImage(image).T, LPS_TO_RAS @ affine, name=name)
 
     def restore(result: Volume) -> Any:
-        placed = LPS_TO_RAS @ result.affine
+        lps = LPS_TO_RAS @ result.affine
         spacing = np.array(result.voxel_size)
         back = sitk.GetImageFromArray(np.ascontiguousarray(result.data.T), isVector=False)
         axes = direction.copy()
-        axes[:3, :3] = placed[:3, :3] / spacing
+        axes[:3, :3] = lps[:3, :3] / spacing
         back.SetSpacing([*spacing.tolist(), *image.GetSpacing()[3:]])
-        back.SetOrigin([*placed[:3, 3].tolist(), *image.GetOrigin()[3:]])
+        back.SetOrigin([*lps[:3, 3].tolist(), *image.GetOrigin()[3:]])
         back.SetDirection(axes.ravel().tolist())
         for key in image.GetMetaDataKeys():
             back.SetMetaData(key, image.GetMetaData(key))

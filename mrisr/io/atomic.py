@@ -33,9 +33,9 @@ def check_target(path: str | os.PathLike, *, force: bool = False) -> Path:
             raise OutputError(f"{path}: no permission to write in {target.parent}; choose another directory")
         return target
     except (OSError, ValueError) as error:
-        found = getattr(error, "strerror", None) or error
+        reason = getattr(error, "strerror", None) or error
         what = to_do(error) if isinstance(error, OSError) else "choose another name"
-        raise OutputError(f"{path}: cannot be written ({found}); {what}") from error
+        raise OutputError(f"{path}: cannot be written ({reason}); {what}") from error
 
 
 @contextmanager
@@ -93,8 +93,8 @@ def replacing_folder(path: str | os.PathLike, *, force: bool = False, sign: str 
             os.replace(old, target)
         raise OutputError(f"{path}: cannot be written ({error.strerror or error}); {to_do(error)}") from error
     finally:
-        for left in (beside, old):
-            shutil.rmtree(left, ignore_errors=True)
+        for remainder in (beside, old):
+            shutil.rmtree(remainder, ignore_errors=True)
 
 
 def _check_folder(target: Path, path, force: bool, sign: str) -> None:
@@ -106,10 +106,10 @@ def _check_folder(target: Path, path, force: bool, sign: str) -> None:
         return  # any other error (a name that is too long) is one now, not after the work
     if not target.is_dir():
         raise OutputError(f"{path}: is a file; give the name of a folder")
-    held = sorted(p.name for p in target.iterdir())
-    if held and not force:
+    names = sorted(p.name for p in target.iterdir())
+    if names and not force:
         raise OutputError(f"{path}: exists already; choose another name, or overwrite it with force (--force)")
-    if held and sign not in held:
+    if names and sign not in names:
         raise OutputError(
-            f"{path}: holds other things ({held[0]}) and no {sign}; it will not be deleted: choose another"
+            f"{path}: holds other things ({names[0]}) and no {sign}; it will not be deleted: choose another"
         )

@@ -134,8 +134,8 @@ def _move(header: Nifti1Header, volume: Volume) -> None:
 
 def _set_qform(header: Nifti1Header, affine: np.ndarray, code: int, name: str) -> None:
     header.set_qform(affine, code)  # silently takes the nearest rotation
-    axes, kept = (a[:3, :3] / np.linalg.norm(a[:3, :3], axis=0) for a in (affine, header.get_qform()))
-    if np.abs(axes - kept).max() > SHEAR:
+    axes, axes_held = (a[:3, :3] / np.linalg.norm(a[:3, :3], axis=0) for a in (affine, header.get_qform()))
+    if np.abs(axes - axes_held).max() > SHEAR:
         _drop_qform(header, name, "the affine has shear, which a qform cannot hold")
 
 

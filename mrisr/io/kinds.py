@@ -54,7 +54,7 @@ def check_kind(volume: Volume) -> None:
     suffix = re.split(r"[_.]", re.sub(r"(\.nii|\.mgh|\.mgz|\.gz|\.hdr|\.img)+$", "", os.path.basename(volume.name)))[-1]
     if suffix in LABEL_SUFFIXES and "_" in os.path.basename(volume.name):
         refuse_labels(volume.name, f"its name ends in _{suffix}")
-    kind = _stated_kind(volume, suffix, intent) or _apparent_kind(volume.data)
+    kind = _kind_by_name(volume, suffix, intent) or _kind_by_voxels(volume.data)
     if kind:
         warnings.warn(
             f"{volume.name}: {kind}: the network has learnt magnitude images only, and detail that it adds here means "
@@ -64,7 +64,7 @@ def check_kind(volume: Volume) -> None:
         )
 
 
-def _stated_kind(volume: Volume, suffix: str, intent: int) -> str | None:
+def _kind_by_name(volume: Volume, suffix: str, intent: int) -> str | None:
     """What header, name and metadata say that it is, where that is no magnitude."""
     if intent in STATISTICS:
         return f"a statistical map (NIfTI intent code {intent})"
@@ -76,11 +76,11 @@ def _stated_kind(volume: Volume, suffix: str, intent: int) -> str | None:
         return f"no magnitude image (its name has part-{part[1]})"
     words = volume.meta.get("ImageType")
     words = words if isinstance(words, (list, tuple)) else str(words or "").split("\\")
-    found = {str(w).upper() for w in words} & {"P", "PHASE", "PHASE MAP", "PHASE_MAP", "REAL", "IMAGINARY"}
-    return f"no magnitude image (ImageType {sorted(found)[0]})" if found else None
+    kinds = {str(w).upper() for w in words} & {"P", "PHASE", "PHASE MAP", "PHASE_MAP", "REAL", "IMAGINARY"}
+    return f"no magnitude image (ImageType {sorted(kinds)[0]})" if kinds else None
 
 
-def _apparent_kind(data: np.ndarray) -> str | None:
+def _kind_by_voxels(data: np.ndarray) -> str | None:
     """What the voxels look like, where that is no magnitude."""
     low, high = float(data.min()), float(data.max())
     if low < -NEGATIVE * (high - low):

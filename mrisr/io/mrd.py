@@ -132,13 +132,13 @@ def stacks(images: Iterable[MrdImage], meta: dict[str, Any] | None = None) -> li
         if h.image_type in MAGNITUDE:
             key = (h.image_series_index, *(getattr(h, name) for name in COUNTERS))
             groups.setdefault(key, []).append(image)
-    found = []
+    volumes = []
     for key in sorted(groups):
         counted = [f"{name} {n}" for name, n in zip(COUNTERS, key[1:]) if n]
         name = ", ".join([f"MRD series {key[0]}", *counted])
         for one in _split_repeats(groups[key], name):
-            found.append(_stack(one, name, dict(meta or {})))
-    return found
+            volumes.append(_stack(one, name, dict(meta or {})))
+    return volumes
 
 
 def _split_repeats(images: list[MrdImage], name: str) -> list[list[MrdImage]]:
@@ -223,17 +223,17 @@ def facts(xml: bytes | str) -> dict[str, Any]:
         root = ElementTree.fromstring(text)
     except (ElementTree.ParseError, ValueError) as error:
         raise InputError(f"MRD header: is no XML ({because(error)}); the scan is taken without it") from error
-    found: dict[str, Any] = {}
+    table: dict[str, Any] = {}
     vendor = root.findtext(f"{NAMESPACE}acquisitionSystemInformation/{NAMESPACE}systemVendor")
     if vendor and vendor.strip():
-        found["Manufacturer"] = vendor.strip()
+        table["Manufacturer"] = vendor.strip()
     tesla = _number(root, "acquisitionSystemInformation/systemFieldStrength_T")
     if tesla is not None and 0 < tesla < 100:
-        found["MagneticFieldStrength"] = tesla
+        table["MagneticFieldStrength"] = tesla
     partitions = _number(root, "encoding/encodingLimits/kspace_encoding_step_2/maximum")
     if partitions is not None:
-        found["MRAcquisitionType"] = "3D" if partitions > 0 else "2D"
-    return found
+        table["MRAcquisitionType"] = "3D" if partitions > 0 else "2D"
+    return table
 
 
 def _number(root: ElementTree.Element, path: str) -> float | None:
@@ -297,18 +297,18 @@ def _header(like: Any, grid: Grid, low: int, high: int, kind: int, series: int, 
     middle = np.array([(grid.shape[0] - 1) / 2, (grid.shape[1] - 1) / 2, (low + high - 1) / 2, 1.0])
     header.version, header.data_type, header.channels, header.image_type = 1, kind, 1, 1
     header.flags = 0
-    _put(header.matrix_size, [int(v) for v in shape])
-    _put(header.field_of_view, shape * size)
-    _put(header.position, (lps @ middle)[:3])
+    _fill(header.matrix_size, [int(v) for v in shape])
+    _fill(header.field_of_view, shape * size)
+    _fill(header.position, (lps @ middle)[:3])
     for field, axis in ((header.read_dir, 0), (header.phase_dir, 1), (header.slice_dir, 2)):
-        _put(field, lps[:3, axis] / size[axis])
+        _fill(field, lps[:3, axis] / size[axis])
     header.image_series_index, header.image_index, header.slice = series, n + 1, n
-    _put(header.user_int, [0] * len(header.user_int))
-    _put(header.user_float, [0.0] * len(header.user_float))
+    _fill(header.user_int, [0] * len(header.user_int))
+    _fill(header.user_float, [0.0] * len(header.user_float))
     return header
 
 
-def _put(field: ctypes.Array, values: Sequence[float]) -> None:
+def _fill(field: ctypes.Array, values: Sequence[float]) -> None:
     for i, value in enumerate(values):
         field[i] = value
 

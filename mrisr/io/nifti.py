@@ -203,9 +203,9 @@ def _position_stated(image: MGHImage) -> bool:
         return stream.read(30)[28:] != b"\0\0"
 
 
-def ending_of(path: Path, known: tuple[str, ...] = WRITE_ENDINGS) -> str | None:
-    """The longest of the `known` file name endings that `path` has, or None."""
-    return max((e for e in known if path.name.lower().endswith(e)), key=len, default=None)
+def ending_of(path: Path, endings: tuple[str, ...] = WRITE_ENDINGS) -> str | None:
+    """The longest of the file name `endings` that `path` has, or None."""
+    return max((e for e in endings if path.name.lower().endswith(e)), key=len, default=None)
 
 
 def _check_readable(path: Path, name: str) -> int:
@@ -223,13 +223,13 @@ def _check_readable(path: Path, name: str) -> int:
         ending = ending_of(path, READ_ENDINGS)
         if ending is None:
             raise InputError(f"{name}: expected a file name in {', '.join(READ_ENDINGS)}")
-        if (written := path.name[-len(ending) :]) not in (ending, ending.upper()):
-            raise InputError(f"{name}: ends in {written}; rename it to end in {ending}")
+        if (ending_as_it_is := path.name[-len(ending) :]) not in (ending, ending.upper()):
+            raise InputError(f"{name}: ends in {ending_as_it_is}; rename it to end in {ending}")
         with path.open("rb") as stream:
             start = stream.read(348)
     except (OSError, ValueError) as error:
-        found = getattr(error, "strerror", None) or error
-        raise InputError(f"{name}: cannot be opened ({found}); check its name and permissions") from error
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{name}: cannot be opened ({reason}); check its name and permissions") from error
     if not start:
         raise InputError(f"{name}: the file is empty (0 bytes); copy or download it again")
     zipped = ending.endswith(gzipped.ENDINGS)
@@ -249,9 +249,9 @@ def _check_readable(path: Path, name: str) -> int:
 def _check_signature(path: Path, name: str, ending: str, start: bytes) -> None:
     """The magic of NIfTI, at byte 344 or (NIfTI-2) byte 4; the version of MGH; the other half of a pair."""
     if ending.startswith(".nii"):
-        found = start[4:8] if start[4:7] == b"n+2" else start[344:348]
-        if found[:3] not in (b"n+1", b"n+2"):
-            raise InputError(f"{name}: not a NIfTI file: expected the magic b'n+1' or b'n+2', found {found!r}")
+        magic = start[4:8] if start[4:7] == b"n+2" else start[344:348]
+        if magic[:3] not in (b"n+1", b"n+2"):
+            raise InputError(f"{name}: not a NIfTI file: expected the magic b'n+1' or b'n+2', found {magic!r}")
     elif ending.startswith(".mg"):
         if start[:4] != MGH_VERSION:
             raise InputError(f"{name}: not an MGH file: expected the start {MGH_VERSION!r}, found {start[:4]!r}")
@@ -297,10 +297,10 @@ def _reading(name: str) -> Iterator[None]:
     except MemoryError as error:
         raise MemoryBudgetError(f"{name}: does not fit in memory; use a machine with more, or crop it") from error
     except (*gzipped.damaged(), *UNREADABLE) as error:
-        found = " ".join(str(error).split())
+        reason = " ".join(str(error).split())
         if isinstance(error, gzipped.damaged()):
-            raise InputError(f"{name}: truncated or damaged ({found}); copy or download it again") from error
-        raise InputError(f"{name}: unusable header ({found}); convert it to NIfTI again") from error
+            raise InputError(f"{name}: truncated or damaged ({reason}); copy or download it again") from error
+        raise InputError(f"{name}: unusable header ({reason}); convert it to NIfTI again") from error
     finally:
         imageglobals.logger = previous
     for message in dict.fromkeys(repairs.messages):  # a header may be read twice
@@ -350,26 +350,26 @@ def sidecar_facts(path: Path, sidecars: Sequence[Path] | None = None) -> dict:
     if sidecars is None:
         beside = path.with_name(path.name[: -len(ending_of(path, READ_ENDINGS))] + ".json")
         sidecars = [beside] if beside.is_file() else []
-    held: dict = {}
+    total: dict = {}
     for sidecar in sidecars:
-        held |= _facts(sidecar)
-    return held
+        total |= _facts(sidecar)
+    return total
 
 
 def _facts(sidecar: Path) -> dict:
     try:
-        stated = schema.read(sidecar, largest=LARGEST_SIDECAR, depth=SIDECAR_DEPTH, lenient=True)
-        stated = schema.check(stated, dict, str(sidecar))
+        content = schema.read(sidecar, largest=LARGEST_SIDECAR, depth=SIDECAR_DEPTH, lenient=True)
+        content = schema.check(content, dict, str(sidecar))
     except InputError as error:
-        found = str(error).removeprefix(f"{sidecar}: ")
-        _warn(f"{sidecar}: the sidecar cannot be read ({found}); its facts are not used")
+        reason = str(error).removeprefix(f"{sidecar}: ")
+        _warn(f"{sidecar}: the sidecar cannot be read ({reason}); its facts are not used")
         return {}
     facts = {}
     for name, kind in ACQUISITION_FACTS.items():
-        if name not in stated:
+        if name not in content:
             continue
         try:
-            facts[name] = schema.check(stated[name], _WITHIN.get(name, kind), f"{sidecar}: {name}")
+            facts[name] = schema.check(content[name], _WITHIN.get(name, kind), f"{sidecar}: {name}")
         except InputError as error:
             _warn(f"{error}; it is not used")
     return facts

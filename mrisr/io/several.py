@@ -38,18 +38,18 @@ def read(
     scans: Sequence[Any], reference: int, series: Any = None, group: Any = None, force: bool = False
 ) -> tuple[list[Volume], Callable[[Volume], Any]]:
     """(the volumes, what makes of a result the kind of scan that `reference` is)."""
-    volumes, kinds, found = [], [], []
+    volumes, kinds, of_path = [], [], []
     for scan in scans:
         of_dicom = _dicom(scan, series, group)
         if of_dicom is None:
             volume, restore = to_volume(scan)
         else:
-            found.append(of_dicom)
+            of_path.append(of_dicom)
             volume, restore = of_dicom.volume(), nifti_image
         check_kind(volume)
         volumes.append(volume)
         kinds.append(restore)
-    check_one_head(found, force)
+    check_one_head(of_path, force)
     return volumes, kinds[reference]
 
 

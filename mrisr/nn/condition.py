@@ -26,22 +26,22 @@ LOG_SIGMA_UNIT = 4  # log(sigma / sigma_data) enters divided by this
 WIDTH_DECIMALS = 3  # log2 widths that agree to so many places are equal when axes are ordered
 APODISATION = {"box": 0.0, "tukey": 0.5, "hann": 1.0}  # how much of k-space a window bends
 # Entry of the vector -> (first place, number of places); the rest is zero. Profiles are one-hot, axis by axis.
-_KNOWN = 8 + 3 * len(KINDS)
+_NEXT = 8 + 3 * len(KINDS)
 VECTOR_LAYOUT = {
     "log_sigma": (0, 1),
     "mode": (1, 1),
     "width": (2, 3),
     "width_known": (5, 3),
     "profile": (8, 3 * len(KINDS)),
-    "noise": (_KNOWN, 1),
-    "noise_known": (_KNOWN + 1, 1),
-    "step_share": (_KNOWN + 2, 1),  # 1 / n where one of n steps is asked for; distilled weights alone know it
-    "spacing": (_KNOWN + 3, 3),  # log2(stored voxel / target voxel): overlap, gaps and zero-filling beside the width
-    "apodisation": (_KNOWN + 6, 3),
-    "apodisation_known": (_KNOWN + 9, 1),
-    "denoise": (_KNOWN + 10, 1),
+    "noise": (_NEXT, 1),
+    "noise_known": (_NEXT + 1, 1),
+    "step_share": (_NEXT + 2, 1),  # 1 / n where one of n steps is asked for; distilled weights alone know it
+    "spacing": (_NEXT + 3, 3),  # log2(stored voxel / target voxel): overlap, gaps and zero-filling beside the width
+    "apodisation": (_NEXT + 6, 3),
+    "apodisation_known": (_NEXT + 9, 1),
+    "denoise": (_NEXT + 10, 1),
 }
-FIRST_VERSION, FIRST_TOLD = 24, 23  # places of the vector of versions 0 and 1, and those of them that meant something
+FIRST_VERSION, FIRST_USED = 24, 23  # places of the vector of versions 0 and 1, and those of them that meant something
 STEP_SHARE = VECTOR_LAYOUT["step_share"][0]
 GUIDANCE_LAYOUT = (
     "log_bias", "displacement_d", "displacement_h", "displacement_w", "log_jacobian",
@@ -139,14 +139,14 @@ class Condition:
     def stack(cls, items: list[Condition]) -> Condition:
         """A batch from single conditions; where some have guidance, those without have zeros and flags 0."""
         tensors = {name: torch.cat([getattr(i, name) for i in items]) for name in cls._tensors()}
-        given = [i.guidance for i in items if i.guidance is not None]
-        if not given:
+        guidances = [i.guidance for i in items if i.guidance is not None]
+        if not guidances:
             return cls(**tensors)
-        if len({g.shape[1:] for g in given}) != 1:
+        if len({g.shape[1:] for g in guidances}) != 1:
             raise UsageError(
-                f"Condition.stack: guidance of one shape expected, found {sorted({tuple(g.shape) for g in given})}"
+                f"Condition.stack: guidance of one shape expected, found {sorted({tuple(g.shape) for g in guidances})}"
             )
-        absent = given[0].new_zeros(1, *given[0].shape[1:])
+        absent = guidances[0].new_zeros(1, *guidances[0].shape[1:])
         parts = [absent.expand(len(i.noise), -1, -1, -1, -1) if i.guidance is None else i.guidance for i in items]
         return cls(**tensors, guidance=torch.cat(parts))
 
@@ -167,9 +167,9 @@ class Condition:
         """The same with the spatial axes (0, 1, 2) in `axes` mirrored, and displacements along them turned round."""
         if self.guidance is None:
             return self
-        turned = self.guidance.flip([axis + 2 for axis in axes])
-        turned[:, [axis + 1 for axis in axes]] *= -1
-        return replace(self, guidance=turned)
+        guidance = self.guidance.flip([axis + 2 for axis in axes])
+        guidance[:, [axis + 1 for axis in axes]] *= -1
+        return replace(self, guidance=guidance)
 
     def drop(self, probability: float, generator: torch.Generator, guidance_probability: float | None = None):
         """Forget entries at random, each with `probability`: widths, profiles, noise level and guidance apart, the
@@ -183,8 +183,8 @@ class Condition:
         guidance = self.guidance
         if guidance is not None:
             rate = probability if guidance_probability is None else guidance_probability
-            kept = torch.rand((n, 3), generator=generator) >= rate
-            guidance = guidance * kept[:, list(_OF_GUIDANCE), None, None, None].to(guidance)
+            mask = torch.rand((n, 3), generator=generator) >= rate
+            guidance = guidance * mask[:, list(_OF_GUIDANCE), None, None, None].to(guidance)
         return replace(
             self,
             width=self.width * width,
@@ -214,8 +214,8 @@ class Condition:
             "apodisation_known": self.apodisation_known[:, None],
             "denoise": self.denoise[:, None],
         }
-        known = torch.cat([parts[name] for name in VECTOR_LAYOUT], dim=1)
-        return torch.nn.functional.pad(known, (0, VECTOR_DIM - known.shape[1]))
+        entries = torch.cat([parts[name] for name in VECTOR_LAYOUT], dim=1)
+        return torch.nn.functional.pad(entries, (0, VECTOR_DIM - entries.shape[1]))
 
     def guidance_for(self, shape) -> torch.Tensor:
         """Guidance [N, 8, D/8, H/8, W/8] for a target grid of `shape`: zeros with flags 0 where absent."""
@@ -230,7 +230,7 @@ class Condition:
 def widened(embedding: torch.Tensor) -> torch.Tensor:
     """The first weights of an embedding [embed, FIRST_VERSION] for today's vector: what a network was never told of it
     ignores, the spare place of the first vector included, whose weights are as random as they were drawn."""
-    return torch.nn.functional.pad(embedding[:, :FIRST_TOLD], (0, VECTOR_DIM - FIRST_TOLD))
+    return torch.nn.functional.pad(embedding[:, :FIRST_USED], (0, VECTOR_DIM - FIRST_USED))
 
 
 def guidance_channels(log_bias=None, displacement=None, log_det=None) -> torch.Tensor:
@@ -241,10 +241,10 @@ def guidance_channels(log_bias=None, displacement=None, log_det=None) -> torch.T
         displacement: [3, ...], from a voxel to where it was read, in target voxels along the axes of the volume.
         log_det: logarithm of the factor on the intensity.
     """
-    given = [t for t in (log_bias, displacement, log_det) if t is not None]
-    if not given:
+    fields_there = [t for t in (log_bias, displacement, log_det) if t is not None]
+    if not fields_there:
         raise UsageError("guidance_channels: expected at least one of log_bias, displacement and log_det")
-    channels = given[0].new_zeros(1, GUIDANCE_CHANNELS, *given[0].shape[-3:], dtype=torch.float32)
+    channels = fields_there[0].new_zeros(1, GUIDANCE_CHANNELS, *fields_there[0].shape[-3:], dtype=torch.float32)
     for first, flag, field in ((0, 5, log_bias), (1, 6, displacement), (4, 7, log_det)):
         if field is not None:
             unit = GUIDANCE_STRIDE if field is displacement else 1

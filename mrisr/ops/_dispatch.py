@@ -70,13 +70,13 @@ _context: ContextVar[dict[str, str]] = ContextVar("mrisr_backend")
 def parse(text: str, source: str) -> dict[str, str]:
     """ "native" -> {"*": "native"}; "noise=reference,blend=native" -> {"noise": "reference", "blend":
     "native"}."""
-    chosen: dict[str, str] = {}
+    table: dict[str, str] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         family, _, name = part.rpartition("=")
         if name not in NAMES:
             raise UsageError(f"{source}: unknown backend {name!r}; expected one of {', '.join(NAMES)}")
-        chosen[family.strip() or "*"] = name
-    return chosen
+        table[family.strip() or "*"] = name
+    return table
 
 
 @contextmanager
@@ -93,11 +93,11 @@ def asked_for(family: str, argument: str | None) -> tuple[str, str] | None:
     """(backend name, who asked for it), or None where nobody asked."""
     if argument:
         return argument, "the backend argument"
-    for chosen, source in (
+    for choice, source in (
         (_context.get({}), "use_backend"),
         (parse(os.environ.get("MRISR_BACKEND", ""), "MRISR_BACKEND"), "MRISR_BACKEND"),
     ):
-        name = chosen.get(family) or chosen.get("*")
+        name = choice.get(family) or choice.get("*")
         if name:
             return name, source
     return None
@@ -105,14 +105,14 @@ def asked_for(family: str, argument: str | None) -> tuple[str, str] | None:
 
 def choose(family: Family, argument: str | None, *args, **kwargs) -> Backend:
     """The backend that runs this call. Raises BackendError where the one that was asked for cannot."""
-    wanted = asked_for(family.name, argument)
-    if wanted is None:
+    request = asked_for(family.name, argument)
+    if request is None:
         first = family.prefer(*args, **kwargs) if family.prefer else None
         for backend in sorted(family.backends, key=lambda b: b.name != first):
             if backend.supports(*args, **kwargs) is None:
                 return backend
         return family.backends[-1]  # the reference raises the operator's own error
-    name, source = wanted
+    name, source = request
     backend = next((b for b in family.backends if b.name == name), None)
     why = f"it has only {family.names()}" if backend is None else backend.supports(*args, **kwargs)
     if why is None:

@@ -135,10 +135,10 @@ def slice_profile(scan: torch.Tensor | np.ndarray, voxel_size, axis: int) -> str
         no signal.
     """
     tilts = [slice_tilt(scan, voxel_size, axis, beside) for beside in range(3) if beside != axis]
-    known = [tilt for tilt in tilts if tilt is not None]
-    if not known:
+    finite = [tilt for tilt in tilts if tilt is not None]
+    if not finite:
         return None
-    tilt = float(np.mean(known))
+    tilt = float(np.mean(finite))
     return "gaussian" if tilt < LESS else "kspace" if tilt > MORE else "supergaussian"
 
 

@@ -135,8 +135,8 @@ def estimate(
         n4.Execute(small, where)
         log_field = sitk.GetArrayFromImage(n4.GetLogBiasFieldAsImage(image)).T
     except RuntimeError as error:
-        found = str(error).strip().splitlines()[-1]
-        raise InputError(f"bias: N4 failed ({found}); give a field, or leave the bias as it is") from error
+        reason = str(error).strip().splitlines()[-1]
+        raise InputError(f"bias: N4 failed ({reason}); give a field, or leave the bias as it is") from error
     return _normalised(torch.from_numpy(np.ascontiguousarray(log_field, dtype=np.float32)).exp(), inside)
 
 
@@ -172,10 +172,10 @@ def estimate_t1w_t2w(t1w, t2w, voxel_size, *, mask=None, smoothing: float = 5.0,
         return ndimage.gaussian_filter(values * where, sigma) / np.maximum(weight, 1e-6)
 
     ratio = product / np.maximum(smooth_within(product, inside), 1e-6)
-    kept = inside & (ratio >= ratio[inside].mean() - lower * ratio[inside].std())
-    eroded = ndimage.binary_erosion(kept)
-    kept = eroded if eroded.sum() >= 0.1 * kept.sum() else kept
-    nearest = ndimage.distance_transform_edt(~kept, return_distances=False, return_indices=True, sampling=voxel_size)
+    tissue = inside & (ratio >= ratio[inside].mean() - lower * ratio[inside].std())
+    eroded = ndimage.binary_erosion(tissue)
+    tissue = eroded if eroded.sum() >= 0.1 * tissue.sum() else tissue
+    nearest = ndimage.distance_transform_edt(~tissue, return_distances=False, return_indices=True, sampling=voxel_size)
     field = ndimage.gaussian_filter(product[tuple(nearest)], sigma)
     return _normalised(torch.from_numpy(field.astype(np.float32)), inside)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mrisr.errors import InputError, shown
+from mrisr.errors import InputError, excerpt
 from mrisr.physics import harmonics
 
 RAS_TO_LAI = np.array([-1.0, 1.0, -1.0])  # its own inverse
@@ -64,8 +64,8 @@ class GradientCoil:
     def displacement_at(self, points: torch.Tensor) -> torch.Tensor:
         """points [3, P] (RAS, mm) -> displacement [3, P] (RAS, mm), dtype and device of `points`."""
         frame = torch.as_tensor(RAS_TO_LAI, dtype=points.dtype, device=points.device)[:, None]
-        moved = harmonics.evaluate(self._scaled(points), self.weights, self.degree)
-        return frame * self.radius * moved
+        shift = harmonics.evaluate(self._scaled(points), self.weights, self.degree)
+        return frame * self.radius * shift
 
     def gradient_at(self, points: torch.Tensor) -> torch.Tensor:
         """points [3, P] (RAS, mm) -> d displacement_a / d position_b [3, 3, P], no unit, exact."""
@@ -141,7 +141,7 @@ def _why_not(text: str, bad: int | None) -> str:
     if bad:
         return (
             f"line {bad} is not a coefficient: expected one such as '1 A( 3, 0) -0.1 z' or 'alpha_z 3 0 -0.1', "
-            f"found {shown(text.splitlines()[bad - 1].strip())}"
+            f"found {excerpt(text.splitlines()[bad - 1].strip())}"
         )
     for vendor, sign in _OTHERS.items():
         if sign.search(text):
@@ -149,43 +149,43 @@ def _why_not(text: str, bad: int | None) -> str:
     return "holds no coefficients; expected a Siemens .grad (rows such as '1 A( 3, 0) -0.1 z') or .coef file"
 
 
-def _radius(text: str, stated: float | None, name: str) -> float:
+def _radius(text: str, statement: float | None, name: str) -> float:
     """R0 in mm."""
     lnorm = _LNORM.search(text)
     if lnorm and lnorm.group(1) != "4":
         raise InputError(f"{name}: normalisation lnorm = {lnorm.group(1)}; only Siemens' lnorm = 4 is known")
-    found = _RADIUS.search(text)
+    match = _RADIUS.search(text)
     try:
-        radius = float(found.group(1)) * 1000.0 if found else stated
+        radius = float(match.group(1)) * 1000.0 if match else statement
     except ValueError:
-        raise InputError(f"{name}: the radius in {shown(found.group(0))} is not a number") from None
+        raise InputError(f"{name}: the radius in {excerpt(match.group(0))} is not a number") from None
     if radius is None:
         raise InputError(f"{name}: states no radius (a line with 'm = R0'); give it: radius= in mm")
     if not (np.isfinite(radius) and 50.0 <= radius <= 1000.0):
         raise InputError(f"{name}: radius R0 of {radius:g} mm; expected 50 to 1000 mm")
-    if found and stated is not None and abs(stated - radius) > 1e-3:
-        raise InputError(f"{name}: says R0 = {radius:g} mm, but radius={stated:g} was given; leave it out")
+    if match and statement is not None and abs(statement - radius) > 1e-3:
+        raise InputError(f"{name}: says R0 = {radius:g} mm, but radius={statement:g} was given; leave it out")
     return radius
 
 
 def _coefficients(rows, name: str) -> dict:
-    found: dict = {}
+    table: dict = {}
     for number, key, text in rows:
         letter, n, m, axis = key
         try:
             value = float(text)
         except ValueError:
-            raise InputError(f"{name}: line {number}: {shown(text)} is not a number") from None
+            raise InputError(f"{name}: line {number}: {excerpt(text)} is not a number") from None
         if m > n or n > HIGHEST_DEGREE:
             raise InputError(
                 f"{name}: line {number}: {letter}({n},{m}) is no harmonic of degree <= {HIGHEST_DEGREE} and order <= n"
             )
-        if key in found:
+        if key in table:
             raise InputError(f"{name}: line {number}: {letter}({n},{m}) along {axis} for the second time")
         if not np.isfinite(value) or abs(value) > 10.0:
-            raise InputError(f"{name}: line {number}: {letter}({n},{m}) = {shown(text)}; expected fractions of R0")
-        found[key] = value
-    return found
+            raise InputError(f"{name}: line {number}: {letter}({n},{m}) = {excerpt(text)}; expected fractions of R0")
+        table[key] = value
+    return table
 
 
 # Degrees and orders that a coil symmetric about its planes has: (letter, axis, orders).
@@ -217,7 +217,7 @@ def random_coil(rng: np.random.Generator, largest: float | None = None, degree: 
                     key = (letter, n, m, axis)
                     coefficients[key] = coefficients.get(key, 0.0) + float(0.03 * rng.normal())
     plain = coil(HEAD, coefficients, "random coil")
-    wanted = float(np.exp(rng.uniform(np.log(0.5), np.log(6.0)))) if largest is None else float(largest)
+    goal = float(np.exp(rng.uniform(np.log(0.5), np.log(6.0)))) if largest is None else float(largest)
     sphere = torch.from_numpy(rng.normal(size=(3, 2000)))
-    reached = plain.displacement_at(HEAD * sphere / sphere.norm(dim=0)).norm(dim=0).max()
-    return GradientCoil(HEAD, plain.weights * (wanted / float(reached)), "random coil")
+    peak = plain.displacement_at(HEAD * sphere / sphere.norm(dim=0)).norm(dim=0).max()
+    return GradientCoil(HEAD, plain.weights * (goal / float(peak)), "random coil")

@@ -101,13 +101,13 @@ def _discrepancy(power: torch.Tensor, spectrum: torch.Tensor, target: float) -> 
     top = float(spectrum.max())
     low, high = np.log(SMALLEST_EIGENVALUE * top), np.log(STRONGEST * top)
 
-    def left(log_lambda: float) -> float:
+    def misfit(log_lambda: float) -> float:
         damping = float(np.exp(log_lambda))
         return float((power * (damping / (spectrum + damping)) ** 2).sum())
 
-    if left(low) > target:
+    if misfit(low) > target:
         return float(np.exp(low))  # modes that H removes cannot be fitted: do what a stable solve can
     for _ in range(BISECTIONS):
         middle = 0.5 * (low + high)
-        low, high = (middle, high) if left(middle) <= target else (low, middle)
+        low, high = (middle, high) if misfit(middle) <= target else (low, middle)
     return float(np.exp(low))

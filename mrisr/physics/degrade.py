@@ -149,13 +149,13 @@ def kspace_mask(shape, partial=(1.0, 1.0, 1.0), elliptical: bool = False) -> tor
     """
     if len(partial) != 3 or not all(0.5 < float(p) <= 1.0 for p in partial):
         raise UsageError(f"kspace_mask: partial must be three numbers above 0.5 and up to 1, found {partial}")
-    kept, radius = torch.ones(tuple(shape), dtype=torch.bool), torch.zeros(())
+    mask, radius = torch.ones(tuple(shape), dtype=torch.bool), torch.zeros(())
     for axis, (n, part) in enumerate(zip(shape, partial)):
         f = torch.fft.fftfreq(int(n), dtype=torch.float64)
         line = [1] * axis + [-1] + [1] * (2 - axis)
-        kept = kept & (f >= 0.5 - float(part) - 1e-9).reshape(line)
+        mask = mask & (f >= 0.5 - float(part) - 1e-9).reshape(line)
         radius = radius + (2 * f).square().reshape(line)
-    return kept & (radius <= 1.0 + 1e-9) if elliptical else kept
+    return mask & (radius <= 1.0 + 1e-9) if elliptical else mask
 
 
 def sampled(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

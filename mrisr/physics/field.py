@@ -71,16 +71,16 @@ class MPRAGE:
         before = self.ti - self._centre * self.echo_spacing
         after = self.tr - before - self.pulses * self.echo_spacing
         relax = torch.exp(-self.echo_spacing / t1)
-        kept = relax * cos(radians(self.flip))
-        driven = (1 - relax) / (1 - kept)  # where the readout pulses drive the magnetisation to
+        recovery = relax * cos(radians(self.flip))
+        driven = (1 - relax) / (1 - recovery)  # where the readout pulses drive the magnetisation to
         e_before, e_after = torch.exp(-before / t1), torch.exp(-after / t1)
         # After the delay, m = 1 - (1 - m_end of train) e_after; before the train, 1 - (1 + inversion m) e_before.
-        through = kept**self.pulses
+        through = recovery**self.pulses
         slope = -self.inversion * e_before * through * e_after
         offset = 1 - e_after + e_after * (driven * (1 - through) + through * (1 - e_before))
         end = offset / (1 - slope)
         start = 1 - (1 + self.inversion * end) * e_before
-        return sin(radians(self.flip)) * (driven + (start - driven) * kept**self._centre)
+        return sin(radians(self.flip)) * (driven + (start - driven) * recovery**self._centre)
 
 
 # Typical whole-head protocols; state your own where it is known.
@@ -100,7 +100,7 @@ def check_field(b0: float, name: str = "field strength") -> float:
 
 def protocol(b0: float) -> MPRAGE:
     """The typical MPRAGE of the field strength nearest to `b0` (T)."""
-    return PROTOCOLS[min(PROTOCOLS, key=lambda known: abs(log(known / check_field(b0))))]
+    return PROTOCOLS[min(PROTOCOLS, key=lambda own: abs(log(own / check_field(b0))))]
 
 
 def tissue_t1(tissue: str, b0: float) -> float:

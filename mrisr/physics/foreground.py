@@ -130,8 +130,8 @@ def _bricks(normalised: torch.Tensor) -> np.ndarray:
     cells = v.reshape(*(k for n in v.shape for k in (n // BRICK, BRICK)))
     hit = (cells.mean(dim=(1, 3, 5)) > AIR) | (cells.amax(dim=(1, 3, 5)) > BRIGHT * AIR)
     neighbours = F.avg_pool3d(F.pad(hit[None, None].float(), (1,) * 6), 3, stride=1) * 27
-    kept = (hit[None, None] & (neighbours > FEWEST_NEIGHBOURS + 0.5)).float()
-    return F.max_pool3d(kept, 3, stride=1, padding=1)[0, 0].cpu().numpy() > 0
+    occupied = (hit[None, None] & (neighbours > FEWEST_NEIGHBOURS + 0.5)).float()
+    return F.max_pool3d(occupied, 3, stride=1, padding=1)[0, 0].cpu().numpy() > 0
 
 
 def _tissue(v: np.ndarray, open_axes) -> np.ndarray:

@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from mrisr.errors import InputError, MrisrWarning, UsageError, shown
+from mrisr.errors import InputError, MrisrWarning, UsageError, excerpt
 from mrisr.grid import Grid
 from mrisr.ops.resample import resample3d
 from mrisr.physics import smooth
@@ -121,8 +121,8 @@ class Warp:
         if tuple(x.shape[-3:]) != self.source.shape:
             raise UsageError(f"Warp.forward: expected [..., {self.source.shape}], found x.shape={tuple(x.shape)}")
         matrix = np.linalg.inv(self.source.affine) @ self.target.affine
-        moved = dict(displacement=self.voxels(), modulate=self.gain.to(x.dtype), order=self.order)
-        return resample3d(x, self.target.shape, matrix, **moved)
+        how = dict(displacement=self.voxels(), modulate=self.gain.to(x.dtype), order=self.order)
+        return resample3d(x, self.target.shape, matrix, **how)
 
     def adjoint(self, y: torch.Tensor) -> torch.Tensor:
         """y: [..., X', Y', Z'] -> [..., X, Y, Z], <forward(x), y> = <x, adjoint(y)>."""
@@ -203,23 +203,23 @@ def correction(
         InputError: a displacement above 50 mm, or a displacement field that does not cover the target.
     """
     target = source if target is None else target
-    made = dict(device=device, dtype=dtype)
+    how = dict(device=device, dtype=dtype)
     if done not in ("none", "2D", "3D"):
         raise UsageError(f"correction: done must be 'none', '2D' or '3D', found {done!r}")
     if done == "3D":
-        return Warp(source, target, torch.zeros(3, *target.shape, **made), torch.ones(target.shape, **made), order)
+        return Warp(source, target, torch.zeros(3, *target.shape, **how), torch.ones(target.shape, **how), order)
     _check_covers(distortion, target)
     if done == "2D":
         axis = torch.from_numpy(np.linalg.inv(source.affine[:3, :3])[slice_axis])
-        values = _mapped(partial(_across_slices, distortion, axis / axis.norm()), distortion, target, **made)
+        values = _mapped(partial(_across_slices, distortion, axis / axis.norm()), distortion, target, **how)
         offset, gain = values[:3], values[3]
     elif distortion.degree is None:
-        values = _mapped(partial(_forward, distortion), distortion, target, **made)
+        values = _mapped(partial(_forward, distortion), distortion, target, **how)
         offset, gain = values[:3], values[3]
     else:
-        offset = smooth.polynomial(distortion.displacement_at, target, distortion.degree, **made)
+        offset = smooth.polynomial(distortion.displacement_at, target, distortion.degree, **how)
         top = 3 * max(0, distortion.degree - 1)
-        gain = smooth.polynomial(partial(_determinant, distortion), target, top, **made)[0]
+        gain = smooth.polynomial(partial(_determinant, distortion), target, top, **how)[0]
     _check_size(offset, target, distortion)
     if gain.numel() and float(gain.min()) <= 0:
         where = _place(target, gain.flatten().argmin())
@@ -248,14 +248,14 @@ def simulation(
     """
     target = source if target is None else target
     _check_covers(distortion, target)
-    made = dict(device=device, dtype=dtype)
+    how = dict(device=device, dtype=dtype)
     forward = (
-        smooth.polynomial(distortion.displacement_at, target, distortion.degree, **made)
+        smooth.polynomial(distortion.displacement_at, target, distortion.degree, **how)
         if distortion.degree is not None
         else distortion.displacement_at(_corners(target))
     )
     _check_size(forward, target if forward.ndim == 4 else None, distortion)
-    values = _mapped(partial(_inverse, distortion), distortion, target, **made)
+    values = _mapped(partial(_inverse, distortion), distortion, target, **how)
     gain = 1.0 / values[3].abs() if intensity else torch.ones_like(values[3])
     return Warp(source, target, values[:3], gain, order)
 
@@ -278,9 +278,9 @@ def scanner_correction(meta: dict | None) -> tuple[str, str]:
     for word, state in (("DIS3D", "3D"), ("DIS2D", "2D"), ("ND", "none")):
         if word in words:
             return state, f"ImageType holds {word}"
-    stated = meta.get("NonlinearGradientCorrection")
-    if isinstance(stated, bool):
-        return ("3D" if stated else "none"), f"NonlinearGradientCorrection is {str(stated).lower()}"
+    flag = meta.get("NonlinearGradientCorrection")
+    if isinstance(flag, bool):
+        return ("3D" if flag else "none"), f"NonlinearGradientCorrection is {str(flag).lower()}"
     if words and "SIEMENS" in str(meta.get("Manufacturer", "Siemens")).upper():
         return "none", "ImageType holds neither DIS2D nor DIS3D"
     return "unknown", "nothing says whether the scanner corrected it"
@@ -291,7 +291,7 @@ def check_vendor(name: str, meta: dict | None) -> None:
     maker = str((meta or {}).get("Manufacturer", "")).strip()
     if maker and "SIEMENS" not in maker.upper():
         raise InputError(
-            f"{name}: coefficients of a Siemens coil, but the scan is from {shown(maker)}; give those of its own "
+            f"{name}: coefficients of a Siemens coil, but the scan is from {excerpt(maker)}; give those of its own "
             "scanner as a displacement field"
         )
 
@@ -319,19 +319,19 @@ def _across_slices(distortion: Distortion, normal: torch.Tensor, points: torch.T
     return torch.cat([e, _determinant(distortion, points) / determinant(within)])
 
 
-def _solved(distortion: Distortion, points, project: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """e [3, P] with  e + project d(points + e) = wanted,  by Newton's iteration."""
-    e, project = wanted, project.to(points)
+def _solved(distortion: Distortion, points, project: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """e [3, P] with  e + project d(points + e) = target,  by Newton's iteration."""
+    e, project = target, project.to(points)
     eye = torch.eye(3, dtype=points.dtype, device=points.device)
     for iteration in range(STEPS):
-        left = e + project @ distortion.displacement_at(points + e) - wanted
+        residual = e + project @ distortion.displacement_at(points + e) - target
         if iteration % FRESH == 0:
             slope = eye[..., None] + torch.einsum("ab,bcp->acp", project, distortion.gradient_at(points + e))
-        step = torch.linalg.solve_ex(slope.permute(2, 0, 1), left.T[..., None])[0][..., 0].T
+        step = torch.linalg.solve_ex(slope.permute(2, 0, 1), residual.T[..., None])[0][..., 0].T
         e, size = e - step, float(step.abs().max()) if step.numel() else 0.0
         if size < SETTLED:
             # Far from where it began, or where the mapping is reversed: another branch of a mapping that folds over.
-            far = e.numel() and float((e - wanted).norm(dim=0).max()) > LARGEST
+            far = e.numel() and float((e - target).norm(dim=0).max()) > LARGEST
             if far or float(determinant(slope - eye[..., None]).min()) <= 0:
                 break
             return e
@@ -354,11 +354,11 @@ def determinant(gradient: torch.Tensor) -> torch.Tensor:
     return (a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g))[None]
 
 
-def _mapped(function, distortion: Distortion, grid: Grid, **made) -> torch.Tensor:
+def _mapped(function, distortion: Distortion, grid: Grid, **how) -> torch.Tensor:
     """[offset, det] at every voxel: through Chebyshev points where d is a polynomial, else one by one."""
     if distortion.degree is None:
-        return smooth.voxelwise(function, grid, **made)
-    return smooth.converged(function, grid, GOOD, 2 * distortion.degree + 5, **made)
+        return smooth.voxelwise(function, grid, **how)
+    return smooth.converged(function, grid, GOOD, 2 * distortion.degree + 5, **how)
 
 
 def _corners(grid: Grid) -> torch.Tensor:

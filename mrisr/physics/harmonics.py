@@ -83,31 +83,31 @@ def evaluate(points: torch.Tensor, weights: np.ndarray | torch.Tensor, degree: i
         [C, P], dtype and device of `points`. Differentiable in `points` and in `weights` (where they are a tensor).
     """
     weights = torch.as_tensor(weights, dtype=points.dtype, device=points.device)
-    used = torch.nonzero((weights != 0).any(0))[:, 0].tolist()
-    if not used:
+    columns = torch.nonzero((weights != 0).any(0))[:, 0].tolist()
+    if not columns:
         return points.new_zeros(weights.shape[0], points.shape[1])
-    wanted = {terms(degree)[k]: k for k in used}
-    chunks = [_basis(chunk, wanted) for chunk in points.split(CHUNK, dim=1)]
-    order, kept = chunks[0][0], [chunk[1] for chunk in chunks]
-    some = weights[:, [wanted[term] for term in order]]
-    return torch.cat([some @ values for values in kept], dim=1)
+    column_of = {terms(degree)[k]: k for k in columns}
+    chunks = [_basis(chunk, column_of) for chunk in points.split(CHUNK, dim=1)]
+    order, parts = chunks[0][0], [chunk[1] for chunk in chunks]
+    some = weights[:, [column_of[term] for term in order]]
+    return torch.cat([some @ values for values in parts], dim=1)
 
 
-def _basis(points: torch.Tensor, wanted) -> tuple[list, torch.Tensor]:
+def _basis(points: torch.Tensor, column_of) -> tuple[list, torch.Tensor]:
     """The wanted terms in the order in which they come up, and their values [terms, P]."""
     x, y, z = points
     squared = x * x + y * y + z * z
     order, values = [], []
     cosine, sine = torch.ones_like(x), torch.zeros_like(x)
-    for m in range(1 + max(m for _, m, _ in wanted)):
+    for m in range(1 + max(m for _, m, _ in column_of)):
         if m:
             cosine, sine = x * cosine - y * sine, x * sine + y * cosine
-        top = max((n for n, order_, _ in wanted if order_ == m), default=-1)
+        top = max((n for n, order_, _ in column_of if order_ == m), default=-1)
         before = current = None
         for n in range(m, top + 1):
             before, current = current, _next_degree(n, m, z, squared, current, before)
             for kind, trigonometric in ((COSINE, cosine), (SINE, sine)):
-                if (n, m, kind) in wanted:
+                if (n, m, kind) in column_of:
                     order.append((n, m, kind))
                     values.append(current * trigonometric)
     return order, torch.stack(values)

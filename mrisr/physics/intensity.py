@@ -34,8 +34,8 @@ class Scale:
 
 def intensity_scale(data: np.ndarray) -> tuple[float, float]:
     """(offset, scale) of `robust_scale`."""
-    found = robust_scale(data)
-    return found.offset, found.scale
+    scale = robust_scale(data)
+    return scale.offset, scale.scale
 
 
 def robust_scale(data: np.ndarray) -> Scale:

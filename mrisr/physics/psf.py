@@ -151,11 +151,11 @@ def _zero_filled(size: np.ndarray, acquired) -> np.ndarray:
         return np.zeros(3, bool)
     if not all(isinstance(v, int | float) and not isinstance(v, bool) and np.isfinite(v) for v in acquired):
         return np.zeros(3, bool)
-    stated = np.asarray(acquired, np.float64)
-    return (stated > 1.02 * size) & (stated <= WIDTHS[1])
+    sizes = np.asarray(acquired, np.float64)
+    return (sizes > 1.02 * size) & (sizes <= WIDTHS[1])
 
 
-def _stated(item) -> AxisPSF:
+def _axis_psf(item) -> AxisPSF:
     """One (kind, width mm) entry of the `psf` argument."""
     try:
         kind, width = item
@@ -195,6 +195,6 @@ def parse_psf(
         elif isinstance(item, str):
             axes.append(AxisPSF(item, float(size)))
         else:
-            axes.append(_stated(item))
+            axes.append(_axis_psf(item))
     certain = all(axis.kind != "unknown" for axis in axes)
     return tuple(axes), "stated by the caller", certain

@@ -53,8 +53,8 @@ def converged(function: Function, grid: Grid, tolerance, start: int, *, device="
     count = min(start, MOST_POINTS)
     while True:
         values = polynomial(function, grid, count - 1, device=device, dtype=dtype)
-        found = values[:, sample[0], sample[1], sample[2]].to("cpu", torch.float64)
-        if ((found - expected).abs() <= tolerance).all() or count >= max(grid.shape):
+        interpolation = values[:, sample[0], sample[1], sample[2]].to("cpu", torch.float64)
+        if ((interpolation - expected).abs() <= tolerance).all() or count >= max(grid.shape):
             return values
         if count >= MOST_POINTS:
             return voxelwise(function, grid, device=device, dtype=dtype)

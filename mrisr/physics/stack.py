@@ -48,13 +48,13 @@ class StackModel:
     acquisition: ForwardModel
 
     @classmethod
-    def of(cls, target: Grid, stack: Grid, psf: PSF, moved: np.ndarray | None = None) -> StackModel:
+    def of(cls, target: Grid, stack: Grid, psf: PSF, motion: np.ndarray | None = None) -> StackModel:
         """Of a stack with this point spread (of its own axes).
 
-        moved: [4, 4] mm to mm: where the stack shows what lies at a point of the target's world; None: just there.
+        motion: [4, 4] mm to mm: where the stack shows what lies at a point of the target's world; None: just there.
         """
-        moved = np.eye(4) if moved is None else np.asarray(moved, np.float64)
-        to_target = np.linalg.inv(target.affine) @ np.linalg.inv(moved)
+        motion = np.eye(4) if motion is None else np.asarray(motion, np.float64)
+        to_target = np.linalg.inv(target.affine) @ np.linalg.inv(motion)
         order = nearest_axes(np.linalg.inv(target.affine) @ stack.affine)
         size = tuple(target.voxel_size[a] for a in order)
         between = grids.plan(stack, voxel_size=size)
@@ -75,21 +75,21 @@ class StackModel:
         """A^T v: <Ax, v> = <x, A^T v>."""
         order, flipped = self.turn
         spread = self.acquisition.adjoint(v)
-        turned = tuple(self.target.shape[a] for a in order)
-        x = resample3d_adjoint(spread.contiguous(), turned, self.matrix, order=ORDER)
+        shape_as_stack = tuple(self.target.shape[a] for a in order)
+        x = resample3d_adjoint(spread.contiguous(), shape_as_stack, self.matrix, order=ORDER)
         return (x.flip(flipped) if flipped else x).permute(tuple(int(a) for a in np.argsort(order))).contiguous()
 
     def read(self, x: torch.Tensor) -> torch.Tensor:
         """R x: the volume on the fine grid of the stack."""
         order, flipped = self.turn
-        turned = x.permute(order)
-        turned = turned.flip(flipped) if flipped else turned
-        return resample3d(turned.contiguous(), self.between.shape, self.matrix, order=ORDER)
+        view = x.permute(order)
+        view = view.flip(flipped) if flipped else view
+        return resample3d(view.contiguous(), self.between.shape, self.matrix, order=ORDER)
 
     def covered(self, device: torch.device | str = "cpu") -> torch.Tensor:
         """Which samples of the stack see nothing but what lies on the target's grid: bool [x, y, z]."""
-        turned = tuple(self.target.shape[a] for a in self.turn[0])
-        return self.acquisition.forward(within(self.matrix, self.between.shape, turned, device)) > COVERED
+        shape_as_stack = tuple(self.target.shape[a] for a in self.turn[0])
+        return self.acquisition.forward(within(self.matrix, self.between.shape, shape_as_stack, device)) > COVERED
 
 
 def within(index: np.ndarray, shape, other, device: torch.device | str = "cpu") -> torch.Tensor:
@@ -99,14 +99,14 @@ def within(index: np.ndarray, shape, other, device: torch.device | str = "cpu") 
         index: [4, 4], index of the grid -> index of the other.
         shape, other: voxels of the two along each axis.
     """
-    found = torch.ones(tuple(shape), device=device)
+    mask = torch.ones(tuple(shape), device=device)
     for axis, n in enumerate(other):
         at = index[axis, 3]
         for k, m in enumerate(shape):
             line = torch.arange(m, dtype=torch.float64, device=device) * index[axis, k]
             at = at + line.reshape([-1 if k == j else 1 for j in range(3)])
-        found *= (at >= -0.5 - EDGE) & (at <= n - 0.5 + EDGE)
-    return found
+        mask *= (at >= -0.5 - EDGE) & (at <= n - 0.5 + EDGE)
+    return mask
 
 
 def nearest_axes(index: np.ndarray) -> tuple[int, int, int]:

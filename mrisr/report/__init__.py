@@ -4,9 +4,9 @@ A page shows before (cubic interpolation) and after on one grid, what was measur
 and where the result is from. It needs no server and no network: a folder that can be opened, moved and sent.
 """
 
-from mrisr.report.folder import Place, check, placed, records
+from mrisr.report.folder import Place, check, place_for, records
 from mrisr.report.notebook import show, view
 from mrisr.report.page import failed, is_current, write
 from mrisr.report.table import write_index
 
-__all__ = ["Place", "check", "failed", "is_current", "placed", "records", "show", "view", "write", "write_index"]
+__all__ = ["Place", "check", "failed", "is_current", "place_for", "records", "show", "view", "write", "write_index"]

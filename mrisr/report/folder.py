@@ -25,7 +25,7 @@ from mrisr import schema
 from mrisr.errors import InputError, OutputError, opening
 from mrisr.io.atomic import replacing, replacing_folder
 
-__all__ = ["FORMAT", "INDEX", "Place", "check", "locked", "placed", "put", "read_record", "records"]
+__all__ = ["FORMAT", "INDEX", "Place", "check", "locked", "place_for", "put", "read_record", "records"]
 
 FORMAT = "mrisr-report/1"
 INDEX, RECORD, FAILED, FIGURES = "index.html", "record.json", ".failed.json", "figures"
@@ -73,7 +73,7 @@ class Place:
         return quote(self.page.relative_to(self.folder).as_posix())
 
 
-def placed(folder: str | os.PathLike, name: str) -> Place:
+def place_for(folder: str | os.PathLike, name: str) -> Place:
     """The place of a result. OutputError for a name that leaves the folder."""
     parts = name.split("/")
     if not name or any(part in ("", ".", "..") for part in parts) or "\0" in name:
@@ -95,9 +95,9 @@ def check(place: Place, *, force: bool = False) -> None:
             raise OutputError(f"{path}: was not written by mrisr and stays; give another folder for the report")
         if path.exists() and not owned:
             raise OutputError(f"{path}: exists already; choose another folder, or overwrite it with force (--force)")
-    held = place.figures
-    if held.exists() and not (held / RECORD).is_file():
-        raise OutputError(f"{held}: was not written by mrisr and stays; give another folder for the report")
+    files = place.figures
+    if files.exists() and not (files / RECORD).is_file():
+        raise OutputError(f"{files}: was not written by mrisr and stays; give another folder for the report")
 
 
 def is_ours(page: Path) -> bool:
@@ -136,11 +136,11 @@ def locked(folder: Path) -> Iterator[None]:
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
-            held = True
+            has_lock = True
         except OSError:  # no locks on this file system: each table is whole all the same
-            held = False
+            has_lock = False
         # The one before may have removed the file between opening and locking: then this lock is on nothing.
-        if not held or (path.exists() and os.path.samestat(os.fstat(handle), os.stat(path))):
+        if not has_lock or (path.exists() and os.path.samestat(os.fstat(handle), os.stat(path))):
             break
         os.close(handle)
     try:
@@ -155,7 +155,7 @@ def records(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
     Raises InputError for a record that cannot be read: nothing is left out of a table in silence.
     """
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for here, below, names in os.walk(folder):
         below[:] = sorted(name for name in below if not name.startswith("."))
         if Path(here).name != FIGURES:
@@ -163,18 +163,18 @@ def records(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         above = Path(here).parent.relative_to(folder)
         for stem in below:
             if (Path(here) / stem / RECORD).is_file():
-                found[(above / stem).as_posix()] = Path(here) / stem / RECORD
+                paths[(above / stem).as_posix()] = Path(here) / stem / RECORD
         for name in names:
             if name.endswith(FAILED) and not name.startswith("."):
-                found[(above / name.removesuffix(FAILED)).as_posix()] = Path(here) / name
+                paths[(above / name.removesuffix(FAILED)).as_posix()] = Path(here) / name
         below[:] = []
-    for name in sorted(found):
-        yield name, read_record(found[name])
+    for name in sorted(paths):
+        yield name, read_record(paths[name])
 
 
 def read_record(path: Path) -> dict[str, Any]:
     """A record of ours. InputError for anything else."""
-    held = schema.read(path, largest=LARGEST)
-    if not isinstance(held, dict) or held.get("Format") != FORMAT:
+    record = schema.read(path, largest=LARGEST)
+    if not isinstance(record, dict) or record.get("Format") != FORMAT:
         raise InputError(f"{path}: is not a record of a report ({FORMAT}); remove it, or give another folder")
-    return held
+    return record

@@ -35,14 +35,14 @@ def view(before: Any, after: Any, *, affine: Any = None, input_voxel_size: Any =
         UsageError: neither ipyniivue nor matplotlib is there.
         GeometryError: the two are not the two sides of one upscaling.
     """
-    shown = _pair(before, after, affine, input_voxel_size)
+    pair = _pair(before, after, affine, input_voxel_size)
     if _in_notebook():
         try:
             import ipyniivue
         except ImportError:
-            return _figure(shown)
-        return _widget(ipyniivue, shown)
-    return _figure(shown)
+            return _figure(pair)
+        return _widget(ipyniivue, pair)
+    return _figure(pair)
 
 
 def show(info: Any, before: Any = None, after: Any = None, **place: Any) -> Any:
@@ -126,21 +126,21 @@ def _in_notebook() -> bool:
     return shell is not None and hasattr(shell, "kernel")
 
 
-def _widget(ipyniivue: Any, shown: Pair) -> Any:
-    made = ipyniivue.NiiVue(is_radiological_convention=True, back_color=(0, 0, 0, 1), is_colorbar=False)
+def _widget(ipyniivue: Any, pair: Pair) -> Any:
+    viewer = ipyniivue.NiiVue(is_radiological_convention=True, back_color=(0, 0, 0, 1), is_colorbar=False)
     grey = {"colormap": "gray", "cal_min": 0, "cal_max": 255, "colorbar_visible": False}
-    packed = {name: nifti_bytes(shown, name) for name in ("before", "after")}
-    made.load_volumes([{"data": data, "name": f"{name}.nii.gz", **grey} for name, data in packed.items()])
-    return made
+    packed = {name: nifti_bytes(pair, name) for name in ("before", "after")}
+    viewer.load_volumes([{"data": data, "name": f"{name}.nii.gz", **grey} for name, data in packed.items()])
+    return viewer
 
 
-def _figure(shown: Pair) -> Any:
+def _figure(pair: Pair) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UsageError(ABSENT.format(error)) from error
     pictures = {
-        (plane, what): shown.picture(plane, what) for plane in PLANES for what in ("before", "after", "difference")
+        (plane, what): pair.picture(plane, what) for plane in PLANES for what in ("before", "after", "difference")
     }
     widths = [pictures[plane, "before"].width / pictures[plane, "before"].height for plane in PLANES]
     figure = Figure(figsize=(INCHES * sum(widths), 3 * INCHES), layout="constrained", facecolor="white")

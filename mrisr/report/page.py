@@ -44,34 +44,34 @@ def write(
         OutputError: the page cannot be written, or is there and `force` is not given.
     """
     own = record[story.KEY]
-    shown = pair(source, result, spread)
-    axes = spectra(shown, story.bands_of(own))
-    found = story.numbers(shown, axes, record)
+    pictures = pair(source, result, spread)
+    axes = spectra(pictures, story.bands_of(own))
+    numbers = story.numbers(pictures, axes, record)
     kinds = ["before", "after", "difference"] + ["spread"] * (spread is not None)
     render.put_viewer(place.folder)
     with put(place, force=force) as (figures, page):
-        sizes, loads = _figures(figures, shown, kinds)
-        held = {
+        sizes, loads = _figures(figures, pictures, kinds)
+        entry = {
             "Format": FORMAT,
             "State": "done",
-            "Numbers": asdict(found),
+            "Numbers": asdict(numbers),
             "Grids": {"Input": _grid(source), "Output": _grid(result)},
             "Thumbnail": "axial_after.png",
             "Sidecar": record,
         }
-        (figures / RECORD).write_text(_as_text(held), encoding="utf-8", errors="replace")
+        (figures / RECORD).write_text(_as_text(entry), encoding="utf-8", errors="replace")
         context = {
             "place": place,
             "title": title or place.stem,
-            "numbers": found,
-            "grids": held["Grids"],
+            "numbers": numbers,
+            "grids": entry["Grids"],
             "own": own,
             "axes": [_axis(axis, band, line) for axis, band, line in zip(range(3), own["Bands"], axes)],
             "frames": result.data.shape[3] if result.data.ndim == 4 else 1,
             "planes": [_plane(place, plane, sizes[plane], kinds) for plane in PLANES],
             "kinds": kinds,
             "difference": 100 * WINDOW_SHARE,
-            "spread_top": shown.spread_top if spread is not None else None,
+            "spread_top": pictures.spread_top if spread is not None else None,
             "volumes": {name: f"{FIGURES}/{quote(place.stem)}/{name}.js" for name in ("before", "after")},
             "megabytes": loads / 1e6,
             "viewer": place.root + render.viewer_link(),
@@ -84,13 +84,13 @@ def write(
 def failed(place: Place, name: str, error: str) -> None:
     """Note that a scan has failed; the next page of it takes the note away."""
     make_folder(place.failure.parent)
-    held = {"Format": FORMAT, "State": "failed", "Scan": name, "Error": story.scrubbed(error)}
+    entry = {"Format": FORMAT, "State": "failed", "Scan": name, "Error": story.scrubbed(error)}
     with replacing(place.failure, force=True) as beside:
-        beside.write_text(_as_text(held), encoding="utf-8", errors="replace")
+        beside.write_text(_as_text(entry), encoding="utf-8", errors="replace")
 
 
-def is_current(place: Place, made: dict[str, Any]) -> bool:
-    """Whether the page is there and is of what `made` (source, weights, options, as a sidecar has them) gives."""
+def is_current(place: Place, identity: dict[str, Any]) -> bool:
+    """Whether the page is there and is of what `identity` (source, weights, options, as a sidecar has them) gives."""
     path = place.figures / RECORD
     if not (place.page.is_file() and path.is_file()):
         return False
@@ -98,18 +98,18 @@ def is_current(place: Place, made: dict[str, Any]) -> bool:
         own = read_record(path)["Sidecar"][story.KEY]
     except (InputError, KeyError, TypeError):  # damaged: to be made anew
         return False
-    return all(own.get(key) == value for key, value in made.items())
+    return all(own.get(key) == value for key, value in identity.items())
 
 
-def _figures(folder: Path, shown: Pair, kinds: list[str]) -> tuple[dict[str, tuple[int, int]], int]:
+def _figures(folder: Path, pictures: Pair, kinds: list[str]) -> tuple[dict[str, tuple[int, int]], int]:
     """Write pictures and volumes; (size of each plane's pictures, bytes of the volumes)."""
     sizes, loads = {}, 0
     for plane in PLANES:
         for kind in kinds:
-            picture = shown.picture(plane, kind)
+            picture = pictures.picture(plane, kind)
             picture.save(folder / f"{plane}_{kind}.png", optimize=True)
             sizes[plane] = picture.size
-    for name, text in scripts(shown).items():
+    for name, text in scripts(pictures).items():
         (folder / f"{name}.js").write_text(text, encoding="ascii")
         loads += len(text)
     return sizes, loads

@@ -87,17 +87,17 @@ def _templates():
         raise UsageError(f"report: needs Jinja ({error}); install it: pip install jinja2") from error
     from markupsafe import Markup
 
-    made = jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE / "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.globals["asset"] = lambda name: Markup((HERE / "templates" / name).read_text(encoding="utf-8"))
-    made.globals["misfit"] = MISFIT
-    made.filters["number"] = _number
-    return made
+    environment.globals["asset"] = lambda name: Markup((HERE / "templates" / name).read_text(encoding="utf-8"))
+    environment.globals["misfit"] = MISFIT
+    environment.filters["number"] = _number
+    return environment
 
 
 def _number(value: float | None, digits: int = 2, signed: bool = False) -> str:
@@ -115,5 +115,5 @@ def _hash_of(path: str, size: int, time: int) -> str:
 
 
 def _digest(path: Path) -> str:
-    held = path.stat()
-    return _hash_of(str(path), held.st_size, held.st_mtime_ns)
+    status = path.stat()
+    return _hash_of(str(path), status.st_size, status.st_mtime_ns)

@@ -48,28 +48,28 @@ def spectra(pair, bands) -> list[AxisSpectrum | None]:
     """
     order, _ = preview.closest_axes(pair.affine[:3, :3])
     before, after = (torch.as_tensor(np.ascontiguousarray(v)) for v in (pair.before, pair.after))
-    found = []
+    axes = []
     for axis, (measured, highest) in enumerate(bands):
         if pair.before.shape[axis] < FEWEST:
-            found.append(None)
+            axes.append(None)
             continue
         a, b = power(before, axis), power(after, axis)
         frequency = np.linspace(0, 0.5 / pair.spacing[axis], len(a))
         beyond = (frequency > measured) & (frequency <= highest * 1.001)
-        added = None
+        powers = None
         if highest > measured * 1.001 and beyond.any():
-            added = tuple(float(10 ** (v[beyond] / 10) @ np.ones(beyond.sum())) for v in (a, b))
+            powers = tuple(float(10 ** (v[beyond] / 10) @ np.ones(beyond.sum())) for v in (a, b))
         top = float(a.max())
         curves = (_thinned(v) for v in (frequency, a - top, b - top))
-        found.append(AxisSpectrum(AXIS_NAMES[order.index(axis)], *curves, measured, highest, added))
-    return found
+        axes.append(AxisSpectrum(AXIS_NAMES[order.index(axis)], *curves, measured, highest, powers))
+    return axes
 
 
 def gain(axes) -> float | None:
     """Power of after over before in the synthesised band, all axes together, dB; None where nothing was synthesised."""
-    held = [axis.added for axis in axes if axis is not None and axis.added is not None]
-    before, after = (sum(pair[k] for pair in held) for k in (0, 1))
-    if not held or before <= 0 or after <= 0:
+    gains = [axis.added for axis in axes if axis is not None and axis.added is not None]
+    before, after = (sum(pair[k] for pair in gains) for k in (0, 1))
+    if not gains or before <= 0 or after <= 0:
         return None
     return float(10 * np.log10(after / before))
 

@@ -54,16 +54,16 @@ def numbers(pair: Pair, axes: list[AxisSpectrum | None], record: dict[str, Any])
     """The numbers of one result; `record` is its sidecar."""
     own, window = record[KEY], pair.window[1] - pair.window[0]
     head = pair.head
-    changed = doubt = None
+    change = doubt = None
     if head.any():
-        changed = 100 * float(np.sqrt(np.mean((pair.after[head] - pair.before[head]) ** 2, dtype=np.float64))) / window
+        change = 100 * float(np.sqrt(np.mean((pair.after[head] - pair.before[head]) ** 2, dtype=np.float64))) / window
         if pair.spread is not None:
             doubt = 100 * float(np.median(pair.spread[head])) / window
     fits = [c["Chi2"] for c in own.get("Consistency", ()) if c.get("Chi2") is not None]
     seam = own.get("SeamError")
     return Numbers(
         gain=gain(axes),
-        changed=changed,
+        changed=change,
         measured=100 * math.prod(share for share in shares(own)),
         chi2=max(fits, key=lambda c: abs(math.log(max(c, 1e-30)))) if fits else None,
         seam=None if seam is None else 100 * seam,
@@ -118,17 +118,17 @@ def scrubbed(text: str) -> str:
 
 def _options(options: dict[str, Any]) -> str:
     """Options that were given, as name = value."""
-    return ", ".join(f"{name} = {_shown(value)}" for name, value in options.items() if value is not None)
+    return ", ".join(f"{name} = {_text(value)}" for name, value in options.items() if value is not None)
 
 
-def _shown(value: Any) -> str:
+def _text(value: Any) -> str:
     if isinstance(value, dict):
-        return str(value.get("Name", ", ".join(f"{k} {_shown(v)}" for k, v in value.items())))
+        return str(value.get("Name", ", ".join(f"{k} {_text(v)}" for k, v in value.items())))
     if isinstance(value, list):
-        parts = [" ".join(map(_shown, v)) if isinstance(v, list) else _shown(v) for v in value]
+        parts = [" ".join(map(_text, v)) if isinstance(v, list) else _text(v) for v in value]
         return (" × " if all(isinstance(v, (int, float)) for v in value) else ", ").join(parts)
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _seconds(held: dict[str, float] | None) -> str:
-    return ", ".join(f"{name} {value:.1f}" for name, value in (held or {}).items() if value >= 0.05)
+def _seconds(seconds: dict[str, float] | None) -> str:
+    return ", ".join(f"{name} {value:.1f}" for name, value in (seconds or {}).items() if value >= 0.05)

@@ -10,7 +10,7 @@ from urllib.parse import quote
 from mrisr.errors import OutputError
 from mrisr.io.atomic import replacing
 from mrisr.report import render, story
-from mrisr.report.folder import FIGURES, INDEX, Place, is_ours, locked, make_folder, placed, records
+from mrisr.report.folder import FIGURES, INDEX, Place, is_ours, locked, make_folder, place_for, records
 
 __all__ = ["COLUMNS", "write_index"]
 
@@ -49,7 +49,7 @@ def write_index(folder: Path, *, missing: Sequence[str] = (), title: str = "") -
     with locked(folder):
         if path.exists() and not is_ours(path):
             raise OutputError(f"{path}: was not written by mrisr and stays; give another folder for the report")
-        rows = [_row(placed(folder, name), held) for name, held in records(folder)]
+        rows = [_row(place_for(folder, name), record) for name, record in records(folder)]
         rows += [{"state": "missing", "name": name, "error": "no page yet"} for name in missing]
         count = {state: sum(row["state"] == state for row in rows) for state in ("done", "failed", "missing")}
         doubtful = sum(bool(row.get("numbers", {}).get("warnings")) for row in rows)
@@ -61,18 +61,18 @@ def write_index(folder: Path, *, missing: Sequence[str] = (), title: str = "") -
     return count
 
 
-def _row(place: Place, held: dict[str, Any]) -> dict[str, Any]:
-    if held["State"] != "done":
-        return {"state": "failed", "name": held.get("Scan", place.name), "error": held.get("Error", "")}
+def _row(place: Place, record: dict[str, Any]) -> dict[str, Any]:
+    if record["State"] != "done":
+        return {"state": "failed", "name": record.get("Scan", place.name), "error": record.get("Error", "")}
     link = place.link
     above = link.rsplit("/", 1)[0] + "/" if "/" in link else ""
     return {
         "state": "done",
         "name": place.name,
-        "scan": held["Sidecar"][story.KEY].get("Input", {}).get("Name", ""),
+        "scan": record["Sidecar"][story.KEY].get("Input", {}).get("Name", ""),
         "link": link,
-        "thumbnail": f"{above}{FIGURES}/{quote(place.stem)}/{held['Thumbnail']}",
-        "grids": held["Grids"],
-        "numbers": held["Numbers"],
-        "made": held["Sidecar"][story.KEY].get("Date", ""),
+        "thumbnail": f"{above}{FIGURES}/{quote(place.stem)}/{record['Thumbnail']}",
+        "grids": record["Grids"],
+        "numbers": record["Numbers"],
+        "made": record["Sidecar"][story.KEY].get("Date", ""),
     }

@@ -67,12 +67,12 @@ class Pair:
         """Canonical index that the planes go through: the centre of brightness, a little beside the midline."""
         weight = np.clip((canonical(self.before, self.axes) - self.window[0]) / _span(self.window), 0, 1)
         total = float(weight.sum(dtype=np.float64)) or 1.0
-        found = []
+        centres = []
         for axis in range(3):
             profile = weight.sum(axis=tuple(k for k in range(3) if k != axis), dtype=np.float64)
-            found.append(float(profile @ np.arange(profile.size)) / total)
-        found[0] += OFF_MIDLINE * weight.shape[0]
-        return tuple(int(np.clip(round(c), 0, n - 1)) for c, n in zip(found, weight.shape))
+            centres.append(float(profile @ np.arange(profile.size)) / total)
+        centres[0] += OFF_MIDLINE * weight.shape[0]
+        return tuple(int(np.clip(round(c), 0, n - 1)) for c, n in zip(centres, weight.shape))
 
     def picture(self, plane: str, what: str) -> Image.Image:
         """One plane of "before", "after", "difference" or "spread", with square pixels of the smaller voxel."""
@@ -128,8 +128,8 @@ def pair(source: Volume, result: Volume, spread: Volume | None = None) -> Pair:
     affine[:3, 3] += affine[:3, :3] @ [low for low, _ in box]
     shape = [high - low for low, high in box]
     before = preview.interpolate(scan, source.affine, shape, affine)
-    held = None if spread is None else next(spread.frames())[part]
-    return Pair(before, output[part], affine, preview.percentile_window(before), held)
+    spread_values = None if spread is None else next(spread.frames())[part]
+    return Pair(before, output[part], affine, preview.percentile_window(before), spread_values)
 
 
 def brain_box(data: np.ndarray, affine: np.ndarray) -> list[tuple[int, int]]:
@@ -148,9 +148,9 @@ def brain_box(data: np.ndarray, affine: np.ndarray) -> list[tuple[int, int]]:
         return [(0, n) for n in data.shape]
     box = []
     for axis, (n, step, mm) in enumerate(zip(data.shape, steps, spacing)):
-        held = np.flatnonzero(inside.any(axis=tuple(k for k in range(3) if k != axis)))
+        planes = np.flatnonzero(inside.any(axis=tuple(k for k in range(3) if k != axis)))
         margin = round(MARGIN_MM / mm)
-        box.append((max(0, held[0] * step - margin), min(n, (held[-1] + 1) * step + margin)))
+        box.append((max(0, planes[0] * step - margin), min(n, (planes[-1] + 1) * step + margin)))
     order, signs = preview.closest_axes(affine[:3, :3])
     up, most = order[2], round(BRAIN_MM / spacing[order[2]])
     low, high = box[up]

@@ -36,10 +36,10 @@ def nifti_bytes(pair, name: str) -> bytes:
     grey = np.clip((data - low) / max(high - low, 1e-30), 0, 1) * 255
     image = nib.Nifti1Image(np.rint(grey).astype(np.uint8), affine)
     image.header.set_xyzt_units("mm")
-    held = io.BytesIO()
-    with gzipped.writing(held) as packing:
+    stream = io.BytesIO()
+    with gzipped.writing(stream) as packing:
         packing.write(image.to_bytes())
-    return held.getvalue()
+    return stream.getvalue()
 
 
 def _grid(pair) -> tuple[tuple[int, ...], np.ndarray]:

@@ -149,10 +149,10 @@ class Node:
             LOG.info("a synthetic image: not taken, or it would be upscaled again")
             return SUCCESS
         with self._lock:
-            series, changed = self.spool.add(part, str(header.SeriesInstanceUID), str(header.SOPInstanceUID))
+            series, change = self.spool.add(part, str(header.SeriesInstanceUID), str(header.SOPInstanceUID))
             keys = self._touched.setdefault(event.assoc, {})
-            keys[series.key] = keys.get(series.key, False) or changed
-            if changed:
+            keys[series.key] = keys.get(series.key, False) or change
+            if change:
                 self._last[series.key] = time.monotonic()
                 self._not_before.pop(series.key, None)
         return SUCCESS
@@ -208,8 +208,8 @@ class Node:
                 if quiet >= self.settings.patience:
                     self._fail(series, "half a series: its sender broke off and did not come back; send it again")
             elif quiet >= self.settings.quiet:
-                if series.begun >= MOST_BEGINS:
-                    self._fail(series, f"was begun {series.begun} times, and the node ended every time")
+                if series.attempts >= MOST_BEGINS:
+                    self._fail(series, f"was begun {series.attempts} times, and the node ended every time")
                     return
                 ticket = self.jobs.offer(lambda progress: self._job(series, progress))
                 if ticket is not None:

@@ -53,12 +53,12 @@ class Peer:
     @classmethod
     def parse(cls, text: str) -> Peer:
         """AET@host:port; UsageError says what is wrong."""
-        found = re.fullmatch(r"([^@\\]{1,16})@\[?([^@\]]+?)\]?:(\d{1,5})", text)
+        match = re.fullmatch(r"([^@\\]{1,16})@\[?([^@\]]+?)\]?:(\d{1,5})", text)
         plain = text.isascii() and text.isprintable()  # what a title can be, and what no peer would be found by later
-        if not plain or not found or not found[1].strip() or not 0 < int(found[3]) < 65536:
-            shown = text if plain else ascii(text)
-            raise UsageError(f"--send-to {shown}: expected AET@host:port, such as ORTHANC@127.0.0.1:4242")
-        return cls(found[1].strip(), found[2], int(found[3]))
+        if not plain or not match or not match[1].strip() or not 0 < int(match[3]) < 65536:
+            excerpt = text if plain else ascii(text)
+            raise UsageError(f"--send-to {excerpt}: expected AET@host:port, such as ORTHANC@127.0.0.1:4242")
+        return cls(match[1].strip(), match[2], int(match[3]))
 
     def __str__(self) -> str:
         return f"{self.aet}@{self.host}:{self.port}"

@@ -23,11 +23,11 @@ def entity(title: str) -> AE:
     """An application entity that takes C-ECHO, and C-STORE of MR images in every transfer syntax."""
     # What pynetdicom and pydicom log can hold elements of a data set, names included.
     logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
-    made = AE(ae_title=title)
-    made.add_supported_context(Verification)
+    server = AE(ae_title=title)
+    server.add_supported_context(Verification)
     for kind in STORED:
-        made.add_supported_context(kind, ALL_TRANSFER_SYNTAXES)
-    return made
+        server.add_supported_context(kind, ALL_TRANSFER_SYNTAXES)
+    return server
 
 
 class Server(ThreadedAssociationServer):
@@ -37,10 +37,10 @@ class Server(ThreadedAssociationServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, made: AE, address: tuple[str, int], node: Any) -> None:
+    def __init__(self, application: AE, address: tuple[str, int], node: Any) -> None:
         self._node = node
-        self._held: dict[Any, int] = {}
-        self._held_lock = threading.Lock()
+        self._associations: dict[Any, int] = {}
+        self._associations_lock = threading.Lock()
         handlers = [
             (evt.EVT_C_STORE, node.store),
             (evt.EVT_C_ECHO, lambda event: 0x0000),
@@ -48,8 +48,10 @@ class Server(ThreadedAssociationServer):
             (evt.EVT_DIMSE_RECV, lambda event: self._give_back(event.assoc)),
             (evt.EVT_CONN_CLOSE, lambda event: self._give_back(event.assoc)),
         ]
-        super().__init__(made, address, made.ae_title, made.supported_contexts, evt_handlers=handlers)
-        made._servers.append(self)
+        super().__init__(
+            application, address, application.ae_title, application.supported_contexts, evt_handlers=handlers
+        )
+        application._servers.append(self)
 
     def get_request(self) -> tuple[socket.socket, Any]:
         client, address = super().get_request()
@@ -74,13 +76,13 @@ class Server(ThreadedAssociationServer):
             except InputError as error:
                 LOG.error("%s: hung up", error)
                 raise OSError("too much") from error
-            with self._held_lock:
-                self._held[association] = self._held.get(association, 0) + len(data)
+            with self._associations_lock:
+                self._associations[association] = self._associations.get(association, 0) + len(data)
             return data
 
         stream.recv = recv
 
     def _give_back(self, association: Any) -> None:
-        with self._held_lock:
-            count = self._held.pop(association, 0)
+        with self._associations_lock:
+            count = self._associations.pop(association, 0)
         self._node.budget.give(count)

@@ -160,8 +160,9 @@ class Session:
                 LOG.exception("a bug in mrisr: please report it with the lines below")
                 self.wire.send_text("ERR", f"a bug in mrisr ({type(error).__name__}); see the server's log")
             self.wire.send_close()
-        except Vanished as gone:
-            LOG.error("the client vanished (%s) after %d images; nothing is kept of it", gone, len(self.request.images))
+        except Vanished as error:
+            count = len(self.request.images)
+            LOG.error("the client vanished (%s) after %d images; nothing is kept of it", error, count)
         finally:
             self.wire.release()
             self.wire.hang_up()
@@ -193,13 +194,13 @@ class Session:
     def _configure(self, text: str) -> None:
         """Parameters of OpenRecon's JSON: {"parameters": {"sendoriginal": ..., "voxelsize": ...}}."""
         try:
-            given = json.loads(text) if text.strip() else {}
-            parameters = given.get("parameters", {})
-            known = {str(name).lower(): value for name, value in parameters.items()}
+            values = json.loads(text) if text.strip() else {}
+            parameters = values.get("parameters", {})
+            by_name = {str(name).lower(): value for name, value in parameters.items()}
         except (ValueError, AttributeError, RecursionError):
             self._warn("a text that is no JSON object with parameters is not used")
             return
-        for name, value in known.items():
+        for name, value in by_name.items():
             if name == "sendoriginal":
                 self.request.originals = str(value).strip().lower() in ("true", "1", "yes")
             elif name == "voxelsize":
@@ -239,8 +240,8 @@ class Session:
     def _derive(self) -> tuple[list[MrdImage], list[str]]:
         """All derived images, and what the user has to know; nothing is sent before this has ended."""
         stacks = images_of.stacks(self.request.images, self.request.meta)
-        left = len(self.request.images) - sum(len(stack.images) for stack in stacks)
-        notes = [f"{left} images that are no magnitude are not upscaled"] if left else []
+        rest = len(self.request.images) - sum(len(stack.images) for stack in stacks)
+        notes = [f"{rest} images that are no magnitude are not upscaled"] if rest else []
         if not stacks:
             raise InputError("no magnitude image came; nothing can be upscaled")
         ticket = self.server.jobs.offer(lambda progress: self._upscale(stacks, notes, progress))

@@ -54,13 +54,13 @@ class Wire:
 
     def __init__(self, sock: socket.socket, budget: Budget, limits: Limits) -> None:
         self.sock, self.budget, self.limits = sock, budget, limits
-        self.held = 0
+        self.share = 0
         self._until = time.monotonic() + limits.receive
 
     def release(self) -> None:
         """Give back what the images of this connection hold."""
-        self.budget.give(self.held)
-        self.held = 0
+        self.budget.give(self.share)
+        self.share = 0
 
     def next(self) -> Message:
         """The next message. InputError: garbage or over a limit. Vanished: the connection ended without CLOSE."""
@@ -93,28 +93,28 @@ class Wire:
 
     def _read(self, count: int, hold: bool = False) -> bytes:
         """Exactly `count` bytes; with `hold` they count as held until `release`."""
-        got = bytearray()
-        while len(got) < count:
-            piece = self._receive(min(PIECE, count - len(got)))
+        content = bytearray()
+        while len(content) < count:
+            piece = self._receive(min(PIECE, count - len(content)))
             if hold:
                 self.budget.take(len(piece))
-                self.held += len(piece)
-            got += piece
-        return bytes(got)
+                self.share += len(piece)
+            content += piece
+        return bytes(content)
 
     def _skip(self, count: int) -> None:
         while count:
             count -= len(self._receive(min(PIECE, count)))
 
     def _receive(self, most: int) -> bytes:
-        left = self._until - time.monotonic()
+        seconds = self._until - time.monotonic()
         try:
-            if left <= 0:
+            if seconds <= 0:
                 raise TimeoutError
-            self.sock.settimeout(min(self.limits.idle, left))
+            self.sock.settimeout(min(self.limits.idle, seconds))
             piece = self.sock.recv(most)
         except TimeoutError:
-            if left < self.limits.idle:
+            if seconds < self.limits.idle:
                 why = f"the stream took longer than {self.limits.receive:g} s; see --receive-seconds"
             else:
                 why = f"nothing came for {self.limits.idle:g} s; expected CLOSE at the end"
@@ -152,8 +152,8 @@ class Wire:
         until = time.monotonic() + drain
         try:
             self.sock.shutdown(socket.SHUT_WR)
-            while (left := until - time.monotonic()) > 0:
-                self.sock.settimeout(left)
+            while (seconds := until - time.monotonic()) > 0:
+                self.sock.settimeout(seconds)
                 if not self.sock.recv(PIECE):
                     break
         except OSError:

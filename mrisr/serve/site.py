@@ -57,17 +57,17 @@ class Job:
     state: str = "waiting"
     error: str = ""
     ticket: Ticket | None = None
-    ended: float | None = None
+    end_time: float | None = None
     files: dict[str, Path] = field(default_factory=dict)
 
     def account(self) -> dict[str, Any]:
         """What its browser is told."""
-        held = {"id": self.key, "name": self.name, "state": self.state, "error": self.error}
+        table = {"id": self.key, "name": self.name, "state": self.state, "error": self.error}
         if self.ticket is not None and self.state in ("waiting", "running"):
-            held |= {"stage": self.ticket.stage, "fraction": round(self.ticket.fraction, 3)}
+            table |= {"stage": self.ticket.stage, "fraction": round(self.ticket.fraction, 3)}
         if self.state == "done":
-            held |= {"page": f"scans/{self.key}/report/scan.html", "result": f"scans/{self.key}/{RESULT}"}
-        return held
+            table |= {"page": f"scans/{self.key}/report/scan.html", "result": f"scans/{self.key}/{RESULT}"}
+        return table
 
 
 class Refusal(Exception):
@@ -87,7 +87,7 @@ class Site:
         self._folder = tempfile.TemporaryDirectory(prefix="mrisr-web-")  # readable by its owner only
         self.folder = Path(self._folder.name)
         self.jobs = JobQueue(self.settings.waiting + 1)
-        self._held: dict[str, Job] = {}
+        self._jobs: dict[str, Job] = {}
         self._coming = 0
         self._lock = threading.Lock()
 
@@ -100,14 +100,14 @@ class Site:
         """A place for a scan that is coming. Raises Refusal: 422 for no image's name, 503 where it is busy."""
         ending = nifti.ending_of(Path(name))
         if ending is None:
-            raise Refusal(422, f"{_said(name)}: expected a file name in {', '.join(nifti.WRITE_ENDINGS)}")
+            raise Refusal(422, f"{_error_line(name)}: expected a file name in {', '.join(nifti.WRITE_ENDINGS)}")
         self._forget()
         with self._lock:
             if self._coming + self._busy() > self.settings.waiting:
                 raise Refusal(503, "busy: other scans are being computed, and enough wait; try again in a minute")
             self._coming += 1
         key = secrets.token_urlsafe(16)
-        job = Job(key, _said(name), self.folder / key)
+        job = Job(key, _error_line(name), self.folder / key)
         job.folder.mkdir(mode=0o700)
         return job
 
@@ -128,16 +128,16 @@ class Site:
         job.ticket = ticket
         with self._lock:
             self._coming -= 1
-            self._held[job.key] = job
-        ticket.future.add_done_callback(lambda future: self._ended(job, future))
+            self._jobs[job.key] = job
+        ticket.future.add_done_callback(lambda future: self._finish(job, future))
 
     def job(self, key: str) -> Job:
         """Raises Refusal with 404."""
         self._forget()
-        found = self._held.get(key)
-        if found is None:
+        job = self._jobs.get(key)
+        if job is None:
             raise Refusal(404, "no such scan: it was never here, or is forgotten")
-        return found
+        return job
 
     def remove(self, key: str) -> None:
         """Forget a scan, and end its work. Raises Refusal with 404."""
@@ -145,23 +145,23 @@ class Site:
         if job.ticket is not None:
             job.ticket.cancel()
         with self._lock:
-            self._held.pop(key, None)
-        if job.ended is not None:
+            self._jobs.pop(key, None)
+        if job.end_time is not None:
             shutil.rmtree(job.folder, ignore_errors=True)
 
     def _busy(self) -> int:
-        return sum(job.ended is None for job in self._held.values())
+        return sum(job.end_time is None for job in self._jobs.values())
 
     def _forget(self) -> None:
         """Remove what has been here long enough, and the oldest of too many."""
         with self._lock:
-            ended = sorted((j for j in self._held.values() if j.ended is not None), key=lambda j: j.ended)
+            finished = sorted((j for j in self._jobs.values() if j.end_time is not None), key=lambda j: j.end_time)
             late = time.monotonic() - self.settings.keep
-            surplus = len(ended) - self.settings.results
-            gone = [job for place, job in enumerate(ended) if job.ended < late or place < surplus]
-            for job in gone:
-                del self._held[job.key]
-        for job in gone:
+            surplus = len(finished) - self.settings.results
+            surplus_jobs = [job for place, job in enumerate(finished) if job.end_time < late or place < surplus]
+            for job in surplus_jobs:
+                del self._jobs[job.key]
+        for job in surplus_jobs:
             shutil.rmtree(job.folder, ignore_errors=True)
 
     def _work(self, job: Job, source: Volume, digest: str, progress: Progress) -> None:
@@ -171,23 +171,23 @@ class Site:
         info.warnings = [story.scrubbed(text) for text in info.warnings]
         target = job.folder / RESULT
         nifti.write(result, target, descrip=provenance.description(info.model))
-        made = provenance.Identity({"Name": job.name, "SHA256": digest}, info.weights, {})
-        record = provenance.sidecar(made, info, dtype="float32", size=target.stat().st_size)
+        identity = provenance.Identity({"Name": job.name, "SHA256": digest}, info.weights, {})
+        record = provenance.sidecar(identity, info, dtype="float32", size=target.stat().st_size)
         pages = job.folder / "report"
-        report.write(report.placed(pages, "scan"), source, result, record, spread=info.std, title=job.name)
+        report.write(report.place_for(pages, "scan"), source, result, record, spread=info.std, title=job.name)
         job.files = {f"report/{p.relative_to(pages).as_posix()}": p for p in pages.rglob("*") if p.is_file()}
         job.files[RESULT] = target
 
-    def _ended(self, job: Job, future: Any) -> None:
+    def _finish(self, job: Job, future: Any) -> None:
         error = future.exception()
         if error is not None:
             job.error = _line(error)
             if not isinstance(error, (MrisrError, MemoryError, CancelledError)):
                 LOG.error("a bug: please report it", exc_info=error)
         job.state = "done" if error is None else "failed"
-        job.ended = time.monotonic()
+        job.end_time = time.monotonic()
         LOG.info("a scan: %s", job.state if error is None else f"failed ({type(error).__name__})")
-        if error is not None or job.key not in self._held:
+        if error is not None or job.key not in self._jobs:
             shutil.rmtree(job.folder, ignore_errors=True)
 
 
@@ -210,7 +210,7 @@ def _read(path: Path, name: str, most: int) -> Volume:
         raise Refusal(422, str(error).replace(str(path), name).replace(path.name, name)) from error
 
 
-def _said(name: str) -> str:
+def _error_line(name: str) -> str:
     """A file's name as it may be shown: without folders and control characters, not too long, its ending kept."""
     bare = "".join(c for c in name.replace("\\", "/").rsplit("/", 1)[-1] if c.isprintable())
     return bare if len(bare) <= LONGEST_NAME else f"{bare[:20]}...{bare[-LONGEST_NAME + 23 :]}"

@@ -52,7 +52,7 @@ class Series:
         _flush(self.path)
 
     @property
-    def begun(self) -> int:
+    def attempts(self) -> int:
         """How often a job was begun that did not end, because the whole node did."""
         path = self.path / "begun"
         return path.stat().st_size if path.exists() else 0

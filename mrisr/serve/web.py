@@ -54,9 +54,9 @@ def application(site: Site, hosts: Sequence[str] | None = None) -> Any:
             ("GET", "/scans/{key}/{file:path}", _file),
         )
     ]
-    made = Starlette(routes=routes)
-    made.router.redirect_slashes = False
-    return made
+    app = Starlette(routes=routes)
+    app.router.redirect_slashes = False
+    return app
 
 
 def _answering(work: Callable[[Any], Any], hosts: Sequence[str] | None) -> Callable[[Any], Any]:

@@ -14,7 +14,7 @@ from msgspec import Meta, Struct
 from safetensors.torch import save as to_bytes
 
 from mrisr import schema
-from mrisr.errors import ModelError, TrainingError, shown
+from mrisr.errors import ModelError, TrainingError, excerpt
 from mrisr.io.atomic import replacing
 from mrisr.nn.condition import STEP_SHARE
 from mrisr.nn.grow import grow, reason_not_to_grow
@@ -116,10 +116,10 @@ def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
     for group in optimizer.param_groups:
         for name, own in optimizer.defaults.items():
             if name != "lr" and (group.get(name) or None) != (own or None):  # torch writes some False as None
-                raise ValueError(f"optimizers: {name} is {shown(group.get(name))}, expected {own!r}")
+                raise ValueError(f"optimizers: {name} is {excerpt(group.get(name))}, expected {own!r}")
         for name in ("lr", "peak"):
             if not isinstance(group.get(name), float) or not 0 <= group[name] < 1:
-                raise ValueError(f"optimizers: {name} is {shown(group.get(name))}, expected a number below 1")
+                raise ValueError(f"optimizers: {name} is {excerpt(group.get(name))}, expected a number below 1")
         for p in group["params"]:
             for name, value in optimizer.state.get(p, {}).items():
                 if not isinstance(value, torch.Tensor) or value.shape not in (p.shape, torch.Size([])):

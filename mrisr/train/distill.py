@@ -48,7 +48,7 @@ def decoder_maps(net: nn.Module):
     """A list that receives the decoder's maps, at 1/4 and at 1/2, of every pass through `net` meanwhile."""
     maps: list[torch.Tensor] = []
     levels = (net.decode1, net.decode0)
-    hooks = [level.register_forward_hook(lambda module, given, answer: maps.append(answer)) for level in levels]
+    hooks = [level.register_forward_hook(lambda module, inputs, answer: maps.append(answer)) for level in levels]
     try:
         yield maps
     finally:

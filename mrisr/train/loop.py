@@ -25,7 +25,7 @@ SAVE_SECONDS = 45.0  # between two checkpoints, whatever `save_every` says
 
 def plan(config: TrainConfig) -> dict:
     """What a run would do, without doing it (`--dry-run`)."""
-    train, weights, held = gather_volumes(config)
+    train, weights, held_out = gather_volumes(config)
     net = build(config.preset)
     if config.init:
         checkpoint.initialise(net, config)
@@ -35,7 +35,7 @@ def plan(config: TrainConfig) -> dict:
         "config": json.loads(config.to_json()),
         "parameters": sum(p.numel() for p in net.parameters()),
         "train": [{"name": v.name, "shape": list(v.data.shape), "weight": w} for v, w in zip(train, weights)],
-        "held_out": [v.name for v in held],
+        "held_out": [v.name for v in held_out],
         "voxels_per_step": config.batch * config.patch**3,
     }
 
@@ -67,7 +67,7 @@ def train(config: TrainConfig, out: Path, report=print) -> dict:
     if main:
         with replacing(out / "config.json", force=True) as path:
             Path(path).write_text(config.to_json() + "\n", encoding="utf-8")
-    cases = validation_cases(run.held) if main else []
+    cases = validation_cases(run.held_out) if main else []
     board = _board(out) if main else None
     gains, began, saved, losses = {}, time.time(), time.time(), []
     while run.step < config.steps:

@@ -37,8 +37,8 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     """Linear warm-up, then a cosine from lr to final_lr."""
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
-    done = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return config.final_lr + 0.5 * (config.lr - config.final_lr) * (1 + math.cos(math.pi * min(1.0, done)))
+    progress = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.final_lr + 0.5 * (config.lr - config.final_lr) * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
 class Run:
@@ -54,7 +54,7 @@ class Run:
         self.config, self.out, self.accelerator = config, out, accelerator
         for step in (0, config.steps - 1):  # now, not when the first late patch is due
             share_of(config.patch_at(step)[1], accelerator.num_processes, config.accumulate)
-        self.train, weights, self.held = gather_volumes(config)
+        self.train, weights, self.held_out = gather_volumes(config)
         where = accelerator.device if config.degrade_on == "device" else "cpu"
         how = dict(drop=config.drop, gradnl=config.gradnl, bias=config.bias, device=where)
         self.sampler = PatchSampler(self.train, weights, seed=config.seed, **how)
@@ -123,11 +123,11 @@ class Run:
 
     def advance(self) -> tuple[str, float]:
         """One optimiser step: (what was learnt, the loss averaged over the whole batch)."""
-        config, begun = self.config, time.perf_counter()
+        config, start = self.config, time.perf_counter()
         batch = self._batch()
         stand = places(len(batch.kinds), self.accelerator.process_index, self.accelerator.num_processes)
         draws = Draws(config.seed, self.step, stand)
-        self.seconds["data"] += time.perf_counter() - begun
+        self.seconds["data"] += time.perf_counter() - start
         # Spread evenly rather than drawn, so that short runs have the stated share too.
         share = config.mean_fraction
         mode = MEAN if math.floor((self.step + 1) * share) > math.floor(self.step * share) else SAMPLE
@@ -137,17 +137,17 @@ class Run:
                 group["lr"] = group["peak"] * factor
             optimizer.zero_grad(set_to_none=True)
         value = 0.0
-        for i, (part, drawn) in enumerate(pieces(batch, draws, config.accumulate)):
+        for i, (part, draw) in enumerate(pieces(batch, draws, config.accumulate)):
             last = i == config.accumulate - 1
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
-                name, loss = self._backward(part, drawn, mode)
+                name, loss = self._backward(part, draw, mode)
             value += loss
         self.accelerator.clip_grad_norm_(self.module.parameters(), config.grad_clip)
         for optimizer in self.optimizers:
             optimizer.step()
         self._average()
         self.step += 1
-        self.seconds["step"] += time.perf_counter() - begun
+        self.seconds["step"] += time.perf_counter() - start
         return name, value
 
     def _batch(self) -> Batch:
@@ -233,7 +233,7 @@ class Run:
             "steps": self.step,
             "average": self.chosen,
             "trained_on": [v.name for v in self.train],
-            "held_out": [v.name for v in self.held],
+            "held_out": [v.name for v in self.held_out],
             # Without paths: they say nothing to anybody else.
             "config": {k: v for k, v in json.loads(self.config.to_json()).items() if k not in checkpoint.PATHS},
         }

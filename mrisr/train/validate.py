@@ -58,9 +58,9 @@ class Block:
         reference, image, mask = ((v[0, 0].cpu()) for v in (self.y + self.target, self.y + predicted, self.mask))
         area = metrics.fsc(reference, image, mask, band=self.edge).area
         inner = tuple(slice(n // 8, n - n // 8) for n in reference.shape)
-        kept = _beyond_filter(reference[inner].shape, self.edge)
+        band = _beyond_filter(reference[inner].shape, self.edge)
         power = [
-            float((torch.fft.rfftn(v[inner] - v[inner].mean()).abs().square() * kept).sum()) for v in (image, reference)
+            float((torch.fft.rfftn(v[inner] - v[inner].mean()).abs().square() * band).sum()) for v in (image, reference)
         ]
         return area, (power[0] / max(power[1], 1e-12)) ** 0.5
 
@@ -104,8 +104,8 @@ def _beyond_filter(shape, edge) -> torch.Tensor:
     """1 where a coefficient of `rfftn` lies beyond `edge`, twice where it stands for two, else 0."""
     axes = [torch.fft.fftfreq(n).abs() for n in shape[:2]] + [torch.fft.rfftfreq(shape[2])]
     outside = [a > e + metrics.BAND_GUARD for a, e in zip(axes, edge)]
-    kept = outside[0][:, None, None] | outside[1][None, :, None] | outside[2][None, None, :]
-    return kept * torch.where((axes[2] > 0) & (axes[2] < 0.5), 2.0, 1.0)
+    mask = outside[0][:, None, None] | outside[1][None, :, None] | outside[2][None, None, :]
+    return mask * torch.where((axes[2] > 0) & (axes[2] < 0.5), 2.0, 1.0)
 
 
 def reconstructed(denoiser, case: Block) -> torch.Tensor:
@@ -144,9 +144,9 @@ def validate_samples(denoiser, cases: list[Block], counts) -> dict[str, float]:
     """For each number of steps, over the cases SAMPLED: "steps2/gain" (dB over cubic), "steps2/fsc" and
     "steps2/amplitude"."""
     figures = {}
-    chosen = [case for case in cases if case.name.rpartition("/")[2] in SAMPLED]
-    for steps in counts if chosen else ():
-        rows = [(case.gain(x), *case.beyond(x)) for case in chosen for x in [sample(denoiser, case, steps, counts)]]
+    selection = [case for case in cases if case.name.rpartition("/")[2] in SAMPLED]
+    for steps in counts if selection else ():
+        rows = [(case.gain(x), *case.beyond(x)) for case in selection for x in [sample(denoiser, case, steps, counts)]]
         for name, values in zip(("gain", "fsc", "amplitude"), zip(*rows)):
             figures[f"steps{steps}/{name}"] = float(np.mean(values))
     return figures

@@ -18,11 +18,11 @@ def gather_volumes(config: TrainConfig) -> tuple[list, list[float], list[Trainin
     if config.data:
         paths = [p for source in config.data for p in find_scans(source)]
         volumes = load_volumes(paths)
-    held = [v for v in volumes if v.name.startswith(tuple(config.hold_out))] if config.hold_out else []
-    missing = [h for h in config.hold_out if not any(v.name.startswith(h) for v in held)]
+    held_out = [v for v in volumes if v.name.startswith(tuple(config.hold_out))] if config.hold_out else []
+    missing = [h for h in config.hold_out if not any(v.name.startswith(h) for v in held_out)]
     if missing:
         raise TrainingError(f"hold_out: no scan is named {missing}; found {sorted(v.name for v in volumes)}")
-    train = [v for v in volumes if not any(v is h for h in held)]
+    train = [v for v in volumes if not any(v is h for h in held_out)]
     weights = [1.0 if all(v.fine_axes) else config.thin_weight for v in train]
     for prefix, weight in config.weights:
         if not any(v.name.startswith(prefix) for v in train):
@@ -33,21 +33,21 @@ def gather_volumes(config: TrainConfig) -> tuple[list, list[float], list[Trainin
         train.append(synthetic_volume(seed=1000 + i + config.seed))
         weights.append(1.0)
         maps.append(True)
-    scans = sum(w for w, made in zip(weights, maps) if not made)
-    made = sum(w for w, m in zip(weights, maps) if m)
-    if scans and made:  # the rest is made up, whatever there is of each
+    scans = sum(w for w, of_maps in zip(weights, maps) if not of_maps)
+    of_maps = sum(w for w, m in zip(weights, maps) if m)
+    if scans and of_maps:  # the rest is made up, whatever there is of each
         share = config.synthetic_share
-        each = share / (1 - share) * scans / made if share < 1 else 1.0
+        each = share / (1 - share) * scans / of_maps if share < 1 else 1.0
         weights = [w * each if m else w * (share < 1) for w, m in zip(weights, maps)]
     if not train:
         raise TrainingError("nothing to train on: give data (a folder of scans) or synthetic > 0")
-    kept = [(v, w) for v, w in zip(train, weights) if w > 0]
-    shown = [v for v in held if _shows_truth(v)]
-    if len(shown) < len(held):
-        names = ", ".join(v.name for v in held if not _shows_truth(v))
-        said = f"hold_out: kept out of training, but no truth to validate on (label maps, thick slices): {names}"
-        warnings.warn(said, MrisrWarning, stacklevel=2)
-    return [v for v, _ in kept], [w for _, w in kept], shown
+    pairs = [(v, w) for v, w in zip(train, weights) if w > 0]
+    with_truth = [v for v in held_out if _shows_truth(v)]
+    if len(with_truth) < len(held_out):
+        names = ", ".join(v.name for v in held_out if not _shows_truth(v))
+        message = f"hold_out: kept out of training, but no truth to validate on (label maps, thick slices): {names}"
+        warnings.warn(message, MrisrWarning, stacklevel=2)
+    return [v for v, _ in pairs], [w for _, w in pairs], with_truth
 
 
 def _shows_truth(volume) -> bool:

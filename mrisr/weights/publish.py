@@ -79,11 +79,11 @@ def publish(
 def _with_calibration(entries: list[dict], report: dict, path: Path) -> list[dict]:
     """`entries` with the report's one, which takes the place of an older one for the same samples and steps."""
     schema.check(report, Report, "calibration", error=ModelError)
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if report.get("weights") != found:
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if report.get("weights") != digest:
         raise ModelError(
             f"{path}: the calibration is of other weights (sha256 {str(report.get('weights'))[:12]}, these are "
-            f"{found[:12]}); run mrisr evaluate --safety on these"
+            f"{digest[:12]}); run mrisr evaluate --safety on these"
         )
     new = report["uncertainty"]["stored"]
     same = [new[key] for key in ("samples", "steps")]

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from mrisr import bundle, schema
 from mrisr.bundle.config import Count, Line, Positive, Steps, Word
-from mrisr.errors import ModelError, because, opening, shown
+from mrisr.errors import ModelError, because, excerpt, opening
 
 FOLDER = Path(__file__).parent
 FORMAT = 1
@@ -113,10 +113,10 @@ def load(name: str | Path | LoadedModel = "base") -> LoadedModel:
         path = locate(name)
         of_bundle = bundle.is_bundle(name) and path.parent == Path(name)
     if of_bundle:
-        found = bundle.read(name)
+        folder = bundle.read(name)
         model = _of_file(path, name)
-        _check_bundle(model, found)
-        return replace(model, card=found.file(bundle.CARD_NAME), plan=found.plan())
+        _check_bundle(model, folder)
+        return replace(model, card=folder.file(bundle.CARD_NAME), plan=folder.plan())
     return _of_file(path, name)
 
 
@@ -124,29 +124,30 @@ def _of_file(path: Path, name: str | Path) -> LoadedModel:
     stat = path.stat()
     # One module per file, so that what an engine has compiled for it is found again by the next call.
     key = (str(path.resolve()), stat.st_mtime_ns, stat.st_size)
-    if key not in _loaded:
-        _loaded.clear()
-        _loaded[key] = _load(path, str(name))
-    return replace(_loaded[key], name=str(name))
+    if key not in _CACHE:
+        _CACHE.clear()
+        _CACHE[key] = _load(path, str(name))
+    return replace(_CACHE[key], name=str(name))
 
 
-_loaded: dict[tuple, LoadedModel] = {}
+_CACHE: dict[tuple, LoadedModel] = {}
 
 
-def _check_bundle(model: LoadedModel, found: bundle.Bundle) -> None:
+def _check_bundle(model: LoadedModel, folder: bundle.Bundle) -> None:
     """What a reader in C++ takes from the configuration has to be what Python takes from the weights."""
-    config, net = found.config, model.denoiser.net
-    held = {
+    config, net = folder.config, model.denoiser.net
+    facts = {
         "preset": (config["preset"], model.meta["preset"]),
         "parameters": (config["parameters"], sum(p.numel() for p in net.parameters())),
         "diffusion.sigma_data": (config["diffusion"]["sigma_data"], model.denoiser.sigma_data),
         "network.norm": (config["network"]["norm"], net.config.norm),
         "network.widths": (config["network"]["widths"], list(net.config.widths)),
     }
-    for field, (stated, own) in held.items():
-        if stated != own:
+    for field, (statement, own) in facts.items():
+        if statement != own:
             raise ModelError(
-                f"{found.folder}: config.json has {field} {stated!r}, and the weights {own!r}; export the bundle again"
+                f"{folder.folder}: config.json has {field} {statement!r}, and the weights {own!r}; export the "
+                "bundle again"
             )
 
 
@@ -194,7 +195,7 @@ def read(path: Path) -> tuple[dict, dict]:
     where = f"{path}: the 'mrisr' header"
     meta = schema.parse(header.encode("utf-8", "surrogatepass"), where, error=ModelError)
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        found = shown(meta.get("format")) if isinstance(meta, dict) else type(meta).__name__
-        raise ModelError(f"{path}: weights of format {found}; this mrisr reads format {FORMAT}")
+        version = excerpt(meta.get("format")) if isinstance(meta, dict) else type(meta).__name__
+        raise ModelError(f"{path}: weights of format {version}; this mrisr reads format {FORMAT}")
     schema.check(meta, Meta, where, error=ModelError)
     return meta, tensors

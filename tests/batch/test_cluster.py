@@ -111,7 +111,7 @@ def test_poison_memory_room_and_another_run(make_scans, weights, tmp_path, ledge
     source, out = make_scans(tmp_path / "in", *names), tmp_path / "out"
     (source / "bad.nii").write_bytes((source / "good.nii").read_bytes()[:-40])
     told = Told()
-    with deliver.claimed(out / "other.nii", "another run"):
+    with deliver.claim(out / "other.nii", "another run"):
         outcomes = {o.name: o for o in on_cluster(source, out, weights, told, memory="1500MB")}
     failed = {name: (o.kind, o.exit_code) for name, o in outcomes.items() if o.state == "failed"}
     assert failed == {
@@ -157,18 +157,18 @@ def test_a_process_of_the_same_run_is_waited_for(tmp_path, monkeypatch):
     target, order = tmp_path / "a.nii", []
 
     def second():
-        with deliver.claimed(target, "r1"):
+        with deliver.claim(target, "r1"):
             order.append("second")
 
-    with deliver.claimed(target, "r1"):
+    with deliver.claim(target, "r1"):
         waiting = threading.Thread(target=second)
         waiting.start()
         time.sleep(0.5)
         order.append("first")
-        with pytest.raises(OutputError, match="another run"), deliver.claimed(target, "r2"):
+        with pytest.raises(OutputError, match="another run"), deliver.claim(target, "r2"):
             raise AssertionError
         monkeypatch.setattr(deliver, "PATIENCE", 0.0)
-        with pytest.raises(OutputError, match="another run"), deliver.claimed(target, "r1"):
+        with pytest.raises(OutputError, match="another run"), deliver.claim(target, "r1"):
             raise AssertionError
     waiting.join(60)
     assert order == ["first", "second"] and not list(tmp_path.iterdir())
@@ -314,9 +314,9 @@ def test_no_scheduler_there(make_scans, weights, tmp_path, monkeypatch):
 
 
 def test_words_for_sbatch_are_lines():
-    from mrisr.cli.cluster import _joined
+    from mrisr.cli.cluster import _lines
 
-    assert _joined(("-p", "gpu", "--gres=gpu:1", "--time", "4:0")) == ("-p gpu", "--gres=gpu:1", "--time 4:0")
+    assert _lines(("-p", "gpu", "--gres=gpu:1", "--time", "4:0")) == ("-p gpu", "--gres=gpu:1", "--time 4:0")
     assert launch._variable("distributed.worker.memory.spill") == "DASK_DISTRIBUTED__WORKER__MEMORY__SPILL"
 
 
@@ -334,7 +334,7 @@ def test_masks_by_pattern(make_scans, weights, tmp_path, capsys):
     assert code == 9 and failure["Scan"] == "s/b.nii" and "has no mask; expected" in failure["Error"]
     made = nib.load(out / "s/a.nii").get_fdata()
     assert made[8, 8, 8] != 0 and not made[mask == 0].any()
-    held = provenance.stated(out / "s/a.nii")["Options"]["mask"]
+    held = provenance.record_of(out / "s/a.nii")["Options"]["mask"]
     assert held["Name"] == "a.nii" and len(held["SHA256"]) == 64
     capsys.readouterr()
     assert main([str(w) for w in [*words, "--mask", tmp_path / "masks/a.nii", "--force"]]) == 2

@@ -209,11 +209,11 @@ def test_reading_and_writing_overlap_with_the_network(make_scans, weights, tmp_p
 
 def test_two_runs_do_not_write_one_scan(make_scans, weights, tmp_path):
     source, out = make_scans(tmp_path / "in", "a.nii", "b.nii"), tmp_path / "out"
-    with deliver.claimed(out / "a.nii"):
+    with deliver.claim(out / "a.nii"):
         outcomes = batch(source, out, weights, skip_existing=True)
         assert states(outcomes) == {"a.nii": "failed", "b.nii": "done"}
         assert "another run is working on it" in outcomes[0].error
-        with pytest.raises(OutputError, match="another run"), deliver.claimed(out / "a.nii"):
+        with pytest.raises(OutputError, match="another run"), deliver.claim(out / "a.nii"):
             raise AssertionError
     assert states(batch(source, out, weights, skip_existing=True)) == {"a.nii": "done", "b.nii": "skipped"}
     assert not list(out.glob(".*"))
@@ -222,9 +222,9 @@ def test_two_runs_do_not_write_one_scan(make_scans, weights, tmp_path):
 def test_what_a_killed_run_left_is_removed(make_scans, weights, tmp_path):
     source, out = make_scans(tmp_path / "in", "a.nii"), tmp_path / "out"
     for what, folder in (("part", True), ("claim", False)):
-        left = deliver._hidden(out / "a.nii", what)
+        left = deliver._hidden_name(out / "a.nii", what)
         left.mkdir(parents=True) if folder else left.write_text("")
-    (deliver._hidden(out / "a.nii", "part") / "a.nii").write_text("half")
+    (deliver._hidden_name(out / "a.nii", "part") / "a.nii").write_text("half")
     assert states(batch(source, out, weights, skip_existing=True)) == {"a.nii": "done"}
     assert {p.name for p in out.iterdir()} == {"a.nii", "a.json"}
 

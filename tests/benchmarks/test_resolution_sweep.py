@@ -47,10 +47,10 @@ def middle_mm(subject: Subject) -> np.ndarray:
 
 def test_turned_and_resampled_heads_stay_where_they_are(sweep, subject):
     crop = subject_of("ball", subject.data, subject.grid, crop=32)
-    for found in (sweep.turned(subject, crop, 25.0), sweep.with_voxel(subject, 0.7), sweep.with_voxel(subject, 1.6)):
+    for found in (sweep.turn(subject, crop, 25.0), sweep.with_voxel(subject, 0.7), sweep.with_voxel(subject, 1.6)):
         assert np.abs(middle_mm(found) - (24, 16, 20)).max() < 0.1
         assert found.mask.shape == found.data.shape and found.mask.any()
-    oblique = sweep.turned(subject, crop, 25.0).grid
+    oblique = sweep.turn(subject, crop, 25.0).grid
     assert oblique.shape == (32, 32, 32) and np.allclose(oblique.voxel_size, subject.grid.voxel_size)
     assert np.abs(oblique.affine[0, 1]) > 0.3
     assert np.allclose(sweep.with_voxel(subject, 0.7).grid.voxel_size, 0.7)

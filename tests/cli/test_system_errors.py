@@ -301,7 +301,7 @@ def test_rates_that_somebody_else_wrote(tmp_path, monkeypatch):
     key = Forecast("a").key
     for held in ("[" * 100_000, "{", f'{{"{key}": 1{"0" * 400}}}', f'{{"{key}": NaN}}', f'{{"{key}": -2.0}}'):
         (tmp_path / "rates.json").write_text(held)
-        assert Forecast("a").known is None
+        assert Forecast("a").measurement is None
 
 
 def test_names_that_are_no_utf8(here, scan, weights, mrisr_command):

@@ -109,7 +109,7 @@ def test_what_is_no_label_map_says_why(data, reason):
 
 def test_a_head_is_a_function_of_its_epoch_with_vessels_and_lesions(labels):
     first, again, other = labels.head(3, 0), labels.head(3, 0).clone(), labels.head(3, 1)
-    labels._kept.clear()
+    labels._cache.clear()
     assert torch.equal(again, labels.head(3, 0)) and not torch.equal(first, other)
     found = set()
     for epoch in range(8):
@@ -220,10 +220,10 @@ def test_some_patches_end_where_the_scan_ends_and_masked_scans_have_no_backgroun
     for seed in range(40):
         field = _Field.draw(np.random.default_rng(seed), scanner, 64, 16, at_the_end=True)
         assert all(c.start >= 0 and c.stop <= 64 and c.stop - c.start == 16 for c in field.core)
-        if field.kept[2] != slice(0, field.counts[2]):
+        if field.extent[2] != slice(0, field.counts[2]):
             ends += 1
             positions = field.start()[1][2][field.core[2]]
-            last = field.kept[2].stop - field.kept[2].start - 1
+            last = field.extent[2].stop - field.extent[2].start - 1
             outside = max(-float(positions.min()), float(positions.max()) - last)
             assert 0.25 < outside <= 0.5 + 0.5 / 4  # half a slice, to within half a fine voxel
         line = torch.linspace(0, 1, 64)

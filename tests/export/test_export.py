@@ -38,7 +38,7 @@ def test_graphs_are_plain_onnx_that_tensorrt_takes(exported, precision):
     path = bundle.read(exported[0]).graph("onnx", precision)
     model = onnx.load(path, load_external_data=False)
     onnx.checker.check_model(str(path), full_check=True)
-    assert tensorrt.refused(model) == [] and not model.functions
+    assert tensorrt.objections(model) == [] and not model.functions
     assert [(o.domain, o.version) for o in model.opset_import] == [("", graphs.OPSET)] and graphs.OPSET <= 25
     sizes = [[a.dim_param or a.dim_value for a in i.type.tensor_type.shape.dim] for i in model.graph.input]
     assert sizes[0] == [1, 1, "D", "H", "W"] and sizes[3] == [1, 8, "D/8", "H/8", "W/8"]

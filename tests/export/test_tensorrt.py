@@ -38,7 +38,7 @@ def fake(monkeypatch):
     monkeypatch.setattr(tensorrt_package, "no_driver", lambda: None)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=77))
-    monkeypatch.setattr(engines, "_loaded", {})
+    monkeypatch.setattr(engines, "_PLANS", {})
     return module
 
 

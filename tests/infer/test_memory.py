@@ -150,7 +150,7 @@ print(memory.peak_resident())
 
 def need(**changes):
     given = {
-        "held": 300 * 10**6,
+        "resident_bytes": 300 * 10**6,
         "source_voxels": 10**6,
         "target_voxels": 10**7,
         "width": 32,
@@ -162,7 +162,7 @@ def need(**changes):
 def test_more_of_anything_costs_more():
     base = need().peak(10**6)
     for changes in (
-        {"held": 10**9},
+        {"resident_bytes": 10**9},
         {"target_voxels": 2 * 10**7},
         {"frames": 5},
         {"samples": 3},

@@ -19,7 +19,7 @@ from mrisr.nn.condition import VECTOR_DIM
 
 CPU = torch.device("cpu")
 needs_bfloat16 = pytest.mark.skipif(
-    precision.lacking(CPU) is not None, reason=f"bfloat16 cannot run here: {precision.lacking(CPU)}"
+    precision.absence(CPU) is not None, reason=f"bfloat16 cannot run here: {precision.absence(CPU)}"
 )
 
 
@@ -56,11 +56,11 @@ def net():
 
 def test_a_processor_is_read_never_guessed(processor):
     processor("avx512f", "avx512_bf16")
-    assert precision.instructions() == ("AVX512-BF16",) and precision.lacking(CPU) is None
+    assert precision.instructions() == ("AVX512-BF16",) and precision.absence(CPU) is None
     processor("amx_tile", "amx_bf16", "avx512_bf16")
     assert precision.instructions() == ("AMX-BF16", "AVX512-BF16")
     processor("avx2", "fma", "avx512f")
-    assert precision.lacking(CPU) == "this processor (Some Processor) has neither AMX-BF16 nor AVX512-BF16"
+    assert precision.absence(CPU) == "this processor (Some Processor) has neither AMX-BF16 nor AVX512-BF16"
 
 
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
@@ -131,20 +131,20 @@ def test_a_verdict_is_found_once(monkeypatch, tmp_path):
         asked.append(1)
         return 0.011
 
-    assert [precision.kept(("a", 1), measure) for _ in range(3)] == [0.011] * 3
+    assert [precision.measure_once(("a", 1), measure) for _ in range(3)] == [0.011] * 3
     assert len(asked) == 1
-    precision.kept(("a", 2), measure)
-    assert len(asked) == 2 and len(json.loads((tmp_path / precision.KEPT).read_text())) == 2
-    name = next(iter(json.loads((tmp_path / precision.KEPT).read_text())))
+    precision.measure_once(("a", 2), measure)
+    assert len(asked) == 2 and len(json.loads((tmp_path / precision.FILE_NAME).read_text())) == 2
+    name = next(iter(json.loads((tmp_path / precision.FILE_NAME).read_text())))
     odd = [f'{{"{name}": {value}}}' for value in ("1" + "0" * 400, "true", "-1.0", "NaN", '"0.1"')]
     for damaged in ("", "[1, 2]", "{", "[" * 100_000, *odd):
-        (tmp_path / precision.KEPT).write_text(damaged)
-        assert precision.kept(("a", 1), measure) == 0.011
+        (tmp_path / precision.FILE_NAME).write_text(damaged)
+        assert precision.measure_once(("a", 1), measure) == 0.011
     assert len(asked) == 11
     monkeypatch.setenv("MRISR_CACHE", "off")
-    precision.kept(("a", 1), measure)
+    precision.measure_once(("a", 1), measure)
     monkeypatch.setenv("MRISR_CACHE", "/proc/nowhere")
-    precision.kept(("a", 1), measure)
+    precision.measure_once(("a", 1), measure)
     assert len(asked) == 13
 
 
@@ -211,5 +211,5 @@ def test_a_verdict_is_found_by_another_process(tmp_path, monkeypatch):
     measured = []
     for flags in (one, other):
         monkeypatch.setattr(precision.environment, "processor", lambda flags=flags: ("a processor", flags))
-        precision.kept(("a", 3), lambda: measured.append(1) or 0.011)
+        precision.measure_once(("a", 3), lambda: measured.append(1) or 0.011)
     assert len(measured) == 1

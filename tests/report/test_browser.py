@@ -22,7 +22,7 @@ def made(twin, tmp_path_factory):
             for place, name in enumerate(names):
                 gap = (None, 0.03, 0.01, 0.2)[place % 4]
                 changes = {"SeamError": gap, "Warnings": ["<b>odd</b>"] * place}
-                report.write(report.placed(folder, name), *twin, record(**changes))
+                report.write(report.place_for(folder, name), *twin, record(**changes))
             report.write_index(folder)
         return held[names]
 
@@ -121,7 +121,7 @@ def test_the_viewer(made, record, open_page):
 
 
 def test_a_viewer_without_its_files_says_so(twin, record, browser, tmp_path):
-    place = report.placed(tmp_path, "a")
+    place = report.place_for(tmp_path, "a")
     report.write(place, *twin, record())
     (place.figures / "before.js").unlink()
     page = browser.new_page()

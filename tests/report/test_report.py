@@ -53,7 +53,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_page_and_all_that_it_links(twin, record, tmp_path):
-    place = report.placed(tmp_path / "rep", NASTY)
+    place = report.place_for(tmp_path / "rep", NASTY)
     source, result = twin
     warned = ["/home/someone/data/scan.nii: <script>alert(1)</script> & more"]
     report.write(place, source, result, record(Warnings=warned), spread=result.replace(np.abs(result.data) * 0.02))
@@ -171,7 +171,7 @@ def test_large_volumes_are_copied_at_one_millimetre_at_most(monkeypatch):
 
 
 def test_only_files_of_ours_are_replaced(twin, record, tmp_path):
-    place = report.placed(tmp_path, "a")
+    place = report.place_for(tmp_path, "a")
     report.check(place)
     assert not files(tmp_path)
     report.write(place, *twin, record())
@@ -185,24 +185,24 @@ def test_only_files_of_ours_are_replaced(twin, record, tmp_path):
     report.check(place, force=True)
     report.write(place, *twin, record(Warnings=["x"]), force=True)
     assert files(tmp_path) != before
-    report.check(report.placed(tmp_path, "b"))  # the table is ours: another page may come into it
+    report.check(report.place_for(tmp_path, "b"))  # the table is ours: another page may come into it
     for name in ("c.html", "index.html"):
         (tmp_path / name).write_text("<html>mine")
         with pytest.raises(OutputError, match="was not written by mrisr"):
-            report.check(report.placed(tmp_path, "c"), force=True)
+            report.check(report.place_for(tmp_path, "c"), force=True)
     with pytest.raises(OutputError, match="was not written by mrisr"):
         report.write_index(tmp_path)
     (tmp_path / "index.html").unlink()
     (tmp_path / "figures/d").mkdir()
     (tmp_path / "figures/d/holiday.png").write_text("x")
     with pytest.raises(OutputError, match="was not written by mrisr"):
-        report.check(report.placed(tmp_path, "d"), force=True)
+        report.check(report.place_for(tmp_path, "d"), force=True)
     with pytest.raises(OutputError, match="is a file"):
-        report.check(report.placed(tmp_path / "c.html", "d"), force=True)
+        report.check(report.place_for(tmp_path / "c.html", "d"), force=True)
 
 
 def test_a_write_that_fails_leaves_the_old_page(twin, record, tmp_path, monkeypatch):
-    place = report.placed(tmp_path, "a")
+    place = report.place_for(tmp_path, "a")
     report.write(place, *twin, record())
     before = files(tmp_path)
     monkeypatch.setattr(render, "plot", lambda line: 1 / 0)
@@ -214,18 +214,18 @@ def test_a_write_that_fails_leaves_the_old_page(twin, record, tmp_path, monkeypa
 @pytest.mark.parametrize("name", ["", "../a", "a/../../b", "/a", "a//b", "a\0b"])
 def test_no_page_outside_of_its_folder(name, tmp_path):
     with pytest.raises(OutputError, match="not the name of a result"):
-        report.placed(tmp_path, name)
+        report.place_for(tmp_path, name)
 
 
 def test_a_scan_called_index(twin, record, tmp_path):
-    place = report.placed(tmp_path, "index")
+    place = report.place_for(tmp_path, "index")
     report.write(place, *twin, record())
     report.write_index(tmp_path)
     assert place.page.name == "index.scan.html" and "index.scan.html" in read(tmp_path / "index.html").links
 
 
 def test_failures_and_missing_scans_are_in_the_table(twin, record, tmp_path):
-    one, other = report.placed(tmp_path, "s/a"), report.placed(tmp_path, "s/b")
+    one, other = report.place_for(tmp_path, "s/a"), report.place_for(tmp_path, "s/b")
     report.write(one, *twin, record())
     report.failed(other, "s/b.nii", f"{Path.home()}/x y/b.nii: <i>broken</i>")
     assert report.write_index(tmp_path, missing=["s/c.nii"]) == {"done": 1, "failed": 1, "missing": 1}
@@ -237,7 +237,7 @@ def test_failures_and_missing_scans_are_in_the_table(twin, record, tmp_path):
 
 
 def test_a_table_that_says_the_same_is_not_written_again(twin, record, tmp_path):
-    report.write(report.placed(tmp_path, "a"), *twin, record())
+    report.write(report.place_for(tmp_path, "a"), *twin, record())
     report.write_index(tmp_path)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
     report.write_index(tmp_path)
@@ -245,7 +245,7 @@ def test_a_table_that_says_the_same_is_not_written_again(twin, record, tmp_path)
 
 
 def test_a_damaged_record_is_named(twin, record, tmp_path):
-    place = report.placed(tmp_path, "a")
+    place = report.place_for(tmp_path, "a")
     report.write(place, *twin, record())
     made = {key: record()["Mrisr"][key] for key in ("Input", "WeightsSHA256", "Options")}
     assert report.is_current(place, made) and not report.is_current(place, made | {"Options": {"steps": 2}})
@@ -261,7 +261,7 @@ def test_tables_of_several_processes_lose_no_row(twin, record, tmp_path):
 
     def work(name):
         try:
-            report.failed(report.placed(tmp_path, name), name, "x")
+            report.failed(report.place_for(tmp_path, name), name, "x")
             report.write_index(tmp_path)
         except Exception as error:  # noqa: BLE001 - told below
             errors.append(error)
@@ -291,7 +291,7 @@ def test_frames_and_grids_without_synthesis(twin, record, tmp_path):
     source, result = twin
     four = [v.replace(np.stack([v.data, v.data * 2], axis=-1)) for v in twin]
     bands = [{**b, "MeasuredToCyclesPerMM": b["SynthesisedToCyclesPerMM"]} for b in record()["Mrisr"]["Bands"]]
-    place = report.placed(tmp_path, "a")
+    place = report.place_for(tmp_path, "a")
     report.write(place, *four, record(Bands=bands))
     words = " ".join("".join(read(place.page).words).split())
     assert "first of 2 frames shown" in words and "nothing was synthesised" in words

@@ -13,7 +13,7 @@ import mrisr
 from mrisr.infer.engines import precision
 
 pytestmark = pytest.mark.filterwarnings("ignore::mrisr.errors.MrisrWarning")
-LACKING = precision.lacking(torch.device("cpu"))
+LACKING = precision.absence(torch.device("cpu"))
 
 
 @pytest.fixture

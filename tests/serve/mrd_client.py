@@ -132,4 +132,4 @@ def assert_lives(server) -> None:
     images, _ = stack((8, 8, 4))
     reply = send(server.server_address, *messages(images))
     assert reply.closed and len(reply.images) == 5
-    wait_until(lambda: server.budget.held == 0)
+    wait_until(lambda: server.budget.in_use == 0)

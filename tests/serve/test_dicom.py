@@ -24,7 +24,7 @@ def test_a_series_comes_back_derived_and_nothing_stays(start, pacs):
     assert peers.send(node, sent) == [0] * len(sent)
     wait_until(lambda: empty(node))
     assert set(pacs.stored) == peers.expected(sent)
-    assert node.budget.held == 0
+    assert node.budget.in_use == 0
 
 
 def test_echo_and_titles(start):
@@ -114,7 +114,7 @@ def test_a_peer_that_stalls_within_an_instance_is_let_go(start, pacs):
     assert not pacs.stored
     peers.deliver(node, sent)
     wait_until(lambda: empty(node))
-    assert set(pacs.stored) == peers.expected(sent) and node.budget.held == 0
+    assert set(pacs.stored) == peers.expected(sent) and node.budget.in_use == 0
 
 
 def test_instances_that_come_during_the_job_make_it_begin_again(start, pacs):

@@ -46,7 +46,7 @@ def test_garbage_is_hung_up_on_and_the_node_lives(start, pacs, data):
     raw(node, data)
     peers.deliver(node, sent)
     wait_until(lambda: empty(node) and not node._server.active_associations)
-    assert set(pacs.stored) == peers.expected(sent) and node.budget.held == 0
+    assert set(pacs.stored) == peers.expected(sent) and node.budget.in_use == 0
 
 
 def test_a_claimed_4_gb_is_one_line(start, caplog):
@@ -72,7 +72,7 @@ def test_an_endless_instance_is_hung_up_on(start, caplog):
     except OSError:
         pass
     wait_until(lambda: not node._server.active_associations)
-    assert node.budget.held == 0
+    assert node.budget.in_use == 0
 
 
 def test_an_instance_that_is_no_image(start):

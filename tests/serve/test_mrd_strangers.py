@@ -88,7 +88,7 @@ def test_a_client_that_vanishes_leaves_nothing(mrd_server, where):
     sock = socket.create_connection(server.server_address)
     sock.sendall(b"".join(messages(images))[:5000] if where == "image" else struct.pack("<H", 1) + b"mri")
     sock.close()
-    wait_until(lambda: server.budget.held == 0 and not server._open)
+    wait_until(lambda: server.budget.in_use == 0 and not server._open)
     assert_lives(server)
 
 
@@ -127,7 +127,7 @@ def test_what_all_connections_hold_is_bounded(mrd_server):
     images, _ = client.stack((64, 64, 8))
     reply = client.send(server.server_address, *messages(images))
     assert "would be held" in reply.errors[0]
-    wait_until(lambda: server.budget.held == 0)
+    wait_until(lambda: server.budget.in_use == 0)
 
 
 def test_a_hundred_connections(mrd_server):

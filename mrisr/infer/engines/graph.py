@@ -38,9 +38,9 @@ class Captured:
             self.output = function(*self.inputs)
 
     def __call__(self, *inputs) -> torch.Tensor:
-        for held, given in zip(self.inputs, inputs, strict=True):
-            if held is not None:
-                held.copy_(given)
+        for buffer, value in zip(self.inputs, inputs, strict=True):
+            if buffer is not None:
+                buffer.copy_(value)
         self.graph.replay()
         return self.output.clone()  # the next replay writes into it
 

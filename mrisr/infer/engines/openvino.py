@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mrisr import third_party
+from mrisr import nn, third_party
 from mrisr.environment import cache_folder
 from mrisr.errors import CATCHING, BackendError, MrisrWarning, OutputError, because
 from mrisr.infer.engines import precision
@@ -33,6 +33,7 @@ from mrisr.infer.engines.torch import TorchEngine, limited
 from mrisr.infer.memory import COSTS
 from mrisr.io.atomic import replacing_folder
 from mrisr.nn.condition import GUIDANCE_CHANNELS, GUIDANCE_STRIDE, VECTOR_DIM
+from mrisr.ops import rms_norm
 
 ov = third_party.openvino()
 
@@ -134,33 +135,33 @@ class OpenVINOEngine(Engine):
     cost = COSTS["openvino"]
     device = torch.device("cpu")
 
-    def __init__(self, net: torch.nn.Module, threads: int, asked: str = "float32") -> None:
+    def __init__(self, net: torch.nn.Module, threads: int, request: str = "float32") -> None:
         self.threads = threads
         self._net = net
-        self._used: list[_Compiled] = []
+        self._recent: list[_Compiled] = []
         # Before the pipeline looks at how much memory is held: converting takes some, and of no certain size.
         converted = self._converted()
         key = ("openvino", converted.fingerprint, threads)
-        measured = partial(precision.kept, key, self._difference)
-        self.precision, self.precision_why = precision.decide(asked, self.device, self._lacks_bfloat16(), measured)
+        measured = partial(precision.measure_once, key, self._difference)
+        self.precision, self.precision_why = precision.decide(request, self.device, self._lacks_bfloat16(), measured)
 
     def prepare(self, shape: tuple[int, int, int], *, exact=False, spill=False, tick=None) -> Network:
         compiled = self._converted().compile(tuple(shape), self.threads, self.precision)
-        self._used.append(compiled)
+        self._recent.append(compiled)
         return compiled.network()
 
     def _lacks_bfloat16(self) -> str | None:
-        missing = precision.lacking(self.device)
+        missing = precision.absence(self.device)
         if missing is None and "BF16" not in self._converted().core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             return "OpenVINO does not compute in bfloat16 on this processor"
         return missing
 
     def _difference(self) -> float:
         """From float32 in PyTorch, on the fixed tile."""
-        given = precision.example()
+        inputs = precision.example()
         compiled = self._converted().compile((precision.TILE,) * 3, self.threads, "bfloat16")
-        result = compiled.network()(*given).clone()
-        expected = TorchEngine(self._net, self.device, self.threads).prepare((precision.TILE,) * 3)(*given)
+        result = compiled.network()(*inputs).clone()
+        expected = TorchEngine(self._net, self.device, self.threads).prepare((precision.TILE,) * 3)(*inputs)
         compiled.release()
         return precision.difference(result, expected)
 
@@ -173,9 +174,9 @@ class OpenVINOEngine(Engine):
             return converted
 
     def release(self) -> None:
-        for compiled in self._used:
+        for compiled in self._recent:
             compiled.release()
-        self._used.clear()
+        self._recent.clear()
 
 
 def _wait(request: ov.InferRequest) -> None:
@@ -274,11 +275,8 @@ def _digest(entry: Path) -> str:
 
 def _fingerprint(net: torch.nn.Module) -> str:
     """Of all that the graph is made of: weights, sizes, the code that builds it, library versions."""
-    import mrisr.nn
-    import mrisr.ops.rms_norm
-
     digest = hashlib.sha256(f"{ov.__version__} {torch.__version__} {net.config}".encode())
-    for package in (mrisr.nn, mrisr.ops.rms_norm):
+    for package in (nn, rms_norm):
         for source in sorted(Path(package.__file__).parent.glob("*.py")):
             digest.update(source.read_bytes())
     for name, tensor in net.state_dict().items():

@@ -20,6 +20,8 @@ import torch
 from mrisr import environment, schema
 from mrisr.errors import BackendError, InputError, OutputError, UsageError
 from mrisr.io.atomic import replacing
+from mrisr.nn.condition import Condition
+from mrisr.physics.psf import parse_psf
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 # Of /proc/cpuinfo, in words. (Arm states bf16; the engines there were never measured.)
@@ -30,7 +32,7 @@ TOLERANCE = 0.025
 TILE = 32  # edge of the fixed tile
 # What the network is told of the fixed tile: stored and target voxel, mm; noise; sigma / sigma_data.
 EXAMPLE_VOXELS, EXAMPLE_NOISE, EXAMPLE_SIGMA_RATIO = (1.0, 0.7), 0.02, 20.0
-KEPT = "precision.json"
+FILE_NAME = "precision.json"
 
 
 def asked_for(precision: str) -> str:
@@ -51,7 +53,7 @@ def instructions() -> tuple[str, ...]:
     return tuple(words for flag, words in INSTRUCTIONS.items() if flag in flags)
 
 
-def lacking(device: torch.device) -> str | None:
+def absence(device: torch.device) -> str | None:
     """Why bfloat16 cannot be had on a device; None where it can."""
     if device.type != "cpu":
         major = torch.cuda.get_device_capability(device)[0]
@@ -61,43 +63,40 @@ def lacking(device: torch.device) -> str | None:
     return f"this processor ({environment.processor()[0]}) has neither {' nor '.join(INSTRUCTIONS.values())}"
 
 
-def decide(asked: str, device: torch.device, missing: str | None, difference: Callable[[], float]) -> tuple[str, str]:
+def decide(request: str, device: torch.device, missing: str | None, difference: Callable[[], float]) -> tuple[str, str]:
     """(precision, why) of an engine.
 
     Args:
-        asked: as `asked_for` gives it.
+        request: as `asked_for` gives it.
         missing: why this engine or device has no bfloat16, or None.
         difference: of the engine in bfloat16 from float32, on the fixed tile; called where it decides.
 
     Raises:
         BackendError: bfloat16 was asked for and cannot be had, or gives other values.
     """
-    if asked == "float32":
+    if request == "float32":
         return "float32", "asked for"
-    if asked == "auto" and device.type != "cpu":
+    if request == "auto" and device.type != "cpu":
         return "float32", "auto: float32 on a GPU"
     if missing is not None:
-        if asked == "bfloat16":
+        if request == "bfloat16":
             raise BackendError(f"precision: bfloat16 was asked for, but {missing}; use float32, or auto")
         return "float32", f"auto: {missing}"
     rms = difference()
     if rms <= TOLERANCE:
         has = f", which this processor has ({', '.join(instructions())})" if device.type == "cpu" else ""
-        origin = "asked for" if asked == "bfloat16" else "auto"
+        origin = "asked for" if request == "bfloat16" else "auto"
         return "bfloat16", f"{origin}{has}; differs from float32 by {rms:.2%} of a tile's residual (RMS)"
     wrong = (
         f"bfloat16 differs from float32 by {rms:.2%} of a tile's residual (RMS), at most {TOLERANCE:.1%} is rounding"
     )
-    if asked == "bfloat16":
+    if request == "bfloat16":
         raise BackendError(f"precision: {wrong}; use float32, or auto")
     return "float32", f"auto: {wrong}"
 
 
 def example() -> tuple[torch.Tensor, ...]:
     """The fixed tile: a head-like y with folds and edges, x = 0, a vector as of a cut of k-space, no guidance."""
-    from mrisr.nn.condition import Condition
-    from mrisr.physics.psf import parse_psf
-
     line = torch.linspace(-1, 1, TILE)
     a, b, c = torch.meshgrid(line, line, line, indexing="ij")
     radius = (a**2 + b**2 + c**2).sqrt()
@@ -115,19 +114,19 @@ def difference(values: torch.Tensor, expected: torch.Tensor) -> float:
     return float((values - expected).square().mean().sqrt() / expected.square().mean().sqrt())
 
 
-def kept(key: tuple, measure: Callable[[], float]) -> float:
+def measure_once(key: tuple, measure: Callable[[], float]) -> float:
     """measure(), or what it was when nothing in `key` was different (kept in the cache, where there is one)."""
     model, flags = environment.processor()
     # Sorted: a set has another order in every process.
     facts = (key, TILE, model, sorted(flags), environment.versions())
     name = hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
     folder = environment.cache_folder()
-    path = None if folder is None else folder / KEPT
-    known = _read(path)
-    if name not in known:
-        known[name] = measure()
-        _write(path, known)
-    return known[name]
+    path = None if folder is None else folder / FILE_NAME
+    table = _read(path)
+    if name not in table:
+        table[name] = measure()
+        _write(path, table)
+    return table[name]
 
 
 def _read(path: Path | None) -> dict[str, float]:
@@ -142,13 +141,13 @@ def _read(path: Path | None) -> dict[str, float]:
     return {name: value for name, value in content.items() if isinstance(value, float) and value >= 0}
 
 
-def _write(path: Path | None, known: dict[str, float]) -> None:
+def _write(path: Path | None, table: dict[str, float]) -> None:
     """Beside, then renamed; no cache is no error."""
     if path is None:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path, force=True) as beside:
-            beside.write_text(json.dumps(known), encoding="utf-8")
+            beside.write_text(json.dumps(table), encoding="utf-8")
     except (OSError, OutputError):
         return

@@ -79,8 +79,8 @@ class Program:
         most = 0
         for step in self.steps:
             alive |= {step.target} & set(self.channels)
-            held = sum(self.map_bytes(name, shape) for name in alive if not (spill and self.levels[name] == 0))
-            most = max(most, held + self._working(step, shape, device))
+            size = sum(self.map_bytes(name, shape) for name in alive if not (spill and self.levels[name] == 0))
+            most = max(most, size + self._working(step, shape, device))
             alive -= set(step.frees)
         return most
 

@@ -16,7 +16,10 @@ from mrisr import environment
 from mrisr.errors import BackendError, UsageError
 from mrisr.infer.engines import tensorrt_package
 from mrisr.infer.engines.engine import Engine
+from mrisr.infer.engines.openvino import OpenVINOEngine
 from mrisr.infer.engines.precision import asked_for
+from mrisr.infer.engines.tensorrt import TensorRTEngine
+from mrisr.infer.engines.torch import TorchEngine
 
 NAMES = ("torch", "openvino", "tensorrt")
 
@@ -59,8 +62,8 @@ def pick_device(device: str | torch.device) -> torch.device:
     if kind == "cpu" or (kind == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        built = "no CUDA device was found" if torch.version.cuda else "this PyTorch was built without CUDA"
-        raise BackendError(f"device: {device} was asked for, but {built}; use cpu, or auto")
+        reason = "no CUDA device was found" if torch.version.cuda else "this PyTorch was built without CUDA"
+        raise BackendError(f"device: {device} was asked for, but {reason}; use cpu, or auto")
     index, count = int(number or 0), torch.cuda.device_count()
     if index >= count:
         raise BackendError(f"device: {device} was asked for, but there are {count} CUDA devices, numbered from 0")
@@ -107,7 +110,7 @@ def choose(
     from one that has used an engine.
     """
     check_fork()
-    asked = asked_for(precision)
+    request = asked_for(precision)
     if engine not in ("auto", *NAMES):
         raise UsageError(f"engine: expected one of auto, {', '.join(NAMES)}, found {engine!r}")
     count = thread_count(threads)
@@ -119,12 +122,12 @@ def choose(
             others = [n for n in NAMES if missing(n, where, net, plan) is None]
             raise BackendError(f"engine: {engine} was asked for, but {reason}; use {' or '.join(others)}, or auto")
         # MRISR_PRECISION is not about plans, which are what they were built as.
-        wanted = precision if engine == "tensorrt" else asked
-        return Choice(engine, where, count, wanted, "asked for")
+        precision_of_plan = precision if engine == "tensorrt" else request
+        return Choice(engine, where, count, precision_of_plan, "asked for")
     reason = missing("openvino", where, net)
     if reason is None:
-        return Choice("openvino", where, count, asked, "auto: the fastest engine on a CPU")
-    return Choice("torch", where, count, asked, f"auto: not openvino, because {reason}")
+        return Choice("openvino", where, count, request, "auto: the fastest engine on a CPU")
+    return Choice("torch", where, count, request, f"auto: not openvino, because {reason}")
 
 
 def check_fork() -> None:
@@ -146,13 +149,8 @@ def make(choice: Choice, net: torch.nn.Module, plan=None) -> Engine:
     global _used_in
     _used_in = os.getpid()
     if choice.name == "openvino":
-        from mrisr.infer.engines.openvino import OpenVINOEngine
-
         return OpenVINOEngine(net, choice.threads, choice.precision)
     if choice.name == "tensorrt":
-        from mrisr.infer.engines.tensorrt import TensorRTEngine
-
         return TensorRTEngine(net, choice.device, plan, choice.precision)
-    from mrisr.infer.engines.torch import TorchEngine
 
     return TorchEngine(net, choice.device, choice.threads, choice.precision)

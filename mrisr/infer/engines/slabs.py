@@ -75,9 +75,9 @@ def scratch_folder() -> Path:
 
     Raises MemoryBudgetError where it cannot be written to; warns where it lies in memory itself.
     """
-    stated = os.environ.get("TMPDIR")
+    setting = os.environ.get("TMPDIR")
     try:
-        folder = Path(stated or tempfile.gettempdir())
+        folder = Path(setting or tempfile.gettempdir())
     except FileNotFoundError as error:
         raise MemoryBudgetError(
             f"memory: no folder for the scratch file ({because(error)}); name one in TMPDIR"
@@ -198,14 +198,14 @@ class _Run:
 
     def result(self) -> torch.Tensor:
         program, tick = self.runner.program, self.runner.tick
-        done, total = 0.0, sum(map(program.work, program.steps))
+        progress, total = 0.0, sum(map(program.work, program.steps))
         for step in program.steps:
             getattr(self, "_" + step.op)(step)
             for name in step.frees:
                 del self.maps[name]
-            done += program.work(step)
+            progress += program.work(step)
             if tick is not None:
-                tick(done / total)
+                tick(progress / total)
         return self.out
 
     # --- rows, maps and masks ---
@@ -250,14 +250,14 @@ class _Run:
         rows, *size = self._size(level)
         most = max(b - a for a, b in slabs) + 2
         between = torch.empty((most, *size, channels), device=self.y.device, dtype=self.runner.dtype)
-        made = 0
+        row = 0
         between[0].zero_()
         for start, stop in slabs:
             upto = min(stop + 1, rows)
-            at = made - start + 1
-            if upto > made:
-                produce(made, upto, between[at : at + upto - made].permute(3, 0, 1, 2)[None])
-            made = upto
+            at = row - start + 1
+            if upto > row:
+                produce(row, upto, between[at : at + upto - row].permute(3, 0, 1, 2)[None])
+            row = upto
             if stop == rows:
                 between[stop - start + 1].zero_()
             window = between[: stop - start + 2].permute(3, 0, 1, 2)[None]

@@ -23,7 +23,7 @@ INPUTS, OUTPUT = ("x", "y", "vector", "guidance"), "f"
 # Largest difference from PyTorch in float32, as a share of the largest value, by the precision of the plan's graph.
 TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 
-_loaded: dict[tuple, _Plan] = {}
+_PLANS: dict[tuple, _Plan] = {}
 
 
 class TensorRTEngine(Engine):
@@ -44,21 +44,21 @@ class TensorRTEngine(Engine):
     capturable = True
     threads = 0
 
-    def __init__(self, net: torch.nn.Module, device: torch.device, plan, asked: str = "auto") -> None:
+    def __init__(self, net: torch.nn.Module, device: torch.device, plan, request: str = "auto") -> None:
         self.device, self.precision, self.precision_why = device, plan.precision, "of the plan"
-        if asked not in ("auto", plan.precision):
+        if request not in ("auto", plan.precision):
             raise BackendError(
-                f"precision: {asked} was asked for, and {plan.path} is a plan in {plan.precision}; use auto, or export "
-                f"one with --precision {asked}"
+                f"precision: {request} was asked for, and {plan.path} is a plan in {plan.precision}; use auto, or "
+                f"export one with --precision {request}"
             )
         stat = os.stat(plan.path)
         key = (str(plan.path), stat.st_mtime_ns, stat.st_size, str(device))
-        if key not in _loaded:
-            _loaded.clear()
-            loaded = _Plan(plan, device)
-            _compare(loaded, net, plan)
-            _loaded[key] = loaded
-        self._plan = _loaded[key]
+        if key not in _PLANS:
+            _PLANS.clear()
+            network = _Plan(plan, device)
+            _compare(network, net, plan)
+            _PLANS[key] = network
+        self._plan = _PLANS[key]
         self.tile = self._plan.tile
 
     def prepare(self, shape: tuple[int, int, int], *, exact=False, spill=False, tick=None) -> Network:
@@ -119,12 +119,12 @@ class _Plan:
             "tile=, or export a plan with --smallest and --largest"
         )
 
-    def run(self, *given: torch.Tensor) -> torch.Tensor:
+    def run(self, *inputs: torch.Tensor) -> torch.Tensor:
         # Held until the next call: the work is only queued here.
-        self._held = [t.to(device=self.device, dtype=torch.float32).contiguous() for t in given]
-        if self._output is None or self._output.shape != given[0].shape:
-            self._output = torch.empty_like(self._held[0])
-        for name, tensor in zip(INPUTS, self._held):
+        self._inputs = [t.to(device=self.device, dtype=torch.float32).contiguous() for t in inputs]
+        if self._output is None or self._output.shape != inputs[0].shape:
+            self._output = torch.empty_like(self._inputs[0])
+        for name, tensor in zip(INPUTS, self._inputs):
             if not self._context.set_input_shape(name, tuple(tensor.shape)):
                 raise BackendError(f"tensorrt: the plan does not take {name} of {tuple(tensor.shape)}")
             self._context.set_tensor_address(name, tensor.data_ptr())
@@ -137,24 +137,24 @@ class _Plan:
 def _other_flavour(package: tensorrt_package.Package) -> str:
     if package.flavour == "tensorrt":
         return ", or with --portable"
-    known = ", ".join(name for name in package.api.ComputeCapability.__members__ if name.startswith("SM"))
-    return f" and the extra tensorrt, if the GPU is none of {known}"
+    names = ", ".join(name for name in package.api.ComputeCapability.__members__ if name.startswith("SM"))
+    return f" and the extra tensorrt, if the GPU is none of {names}"
 
 
-def _compare(plan: _Plan, net: torch.nn.Module, stated) -> None:
+def _compare(plan: _Plan, net: torch.nn.Module, notes) -> None:
     """Refuse a plan that gives something else than the weights that it came with."""
     shape = plan.smallest
     g = torch.Generator().manual_seed(0)
     y = torch.rand(1, 1, *shape, generator=g)
     coarse = [n // GUIDANCE_STRIDE for n in shape]
     sizes = (y.shape, None, (1, VECTOR_DIM), (1, GUIDANCE_CHANNELS, *coarse))
-    given = [y if s is None else 0.1 * torch.randn(s, generator=g) for s in sizes]
-    given = [t.to(plan.device) for t in given]
-    expected = TorchEngine(net, plan.device, 1).prepare(shape)(*given)
-    difference = float((plan.run(*given) - expected).abs().max() / expected.abs().max())
-    limit = TOLERANCE[stated.precision]
+    inputs = [y if s is None else 0.1 * torch.randn(s, generator=g) for s in sizes]
+    inputs = [t.to(plan.device) for t in inputs]
+    expected = TorchEngine(net, plan.device, 1).prepare(shape)(*inputs)
+    difference = float((plan.run(*inputs) - expected).abs().max() / expected.abs().max())
+    limit = TOLERANCE[notes.precision]
     if not difference <= limit:
         raise BackendError(
-            f"tensorrt: {stated.path} gives other values than its weights in PyTorch (by {difference:.2g} of the "
+            f"tensorrt: {notes.path} gives other values than its weights in PyTorch (by {difference:.2g} of the "
             f"largest, at most {limit:g} is rounding): it is of other weights or damaged; export the bundle again"
         )

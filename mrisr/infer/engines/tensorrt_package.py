@@ -16,7 +16,7 @@ from typing import Any
 from msgspec import UNSET, Struct, UnsetType
 
 from mrisr import schema
-from mrisr.errors import BackendError, because, shown
+from mrisr.errors import BackendError, because, excerpt
 
 # flavour, which is also the name of mrisr's extra -> (in words, import names: of the whole, and of the bindings alone)
 FLAVOURS = {
@@ -57,10 +57,10 @@ def missing(plan: Path | None = None) -> str | None:
     notes = notes_of(plan) if plan is not None else None
     if notes is None or import_name(notes.flavour):
         return None
-    built = f"{FLAVOURS[notes.flavour][0]} {notes.tensorrt}"
+    maker = f"{FLAVOURS[notes.flavour][0]} {notes.tensorrt}"
     here = ", ".join(FLAVOURS[f][0] for f in FLAVOURS if import_name(f))
     return (
-        f"{plan} was built by {built} and only {here} is installed: pip install '.[{notes.flavour}]', or build the "
+        f"{plan} was built by {maker} and only {here} is installed: pip install '.[{notes.flavour}]', or build the "
         "plan again with mrisr export --format tensorrt"
     )
 
@@ -112,7 +112,7 @@ def notes_of(plan: Path) -> Notes | None:
         return None
     notes = schema.check(schema.read(path, error=BackendError), Notes, str(path), error=BackendError)
     if notes.flavour not in FLAVOURS:
-        raise BackendError(f"{path}: flavour: expected {' or '.join(FLAVOURS)}, found {shown(notes.flavour)}")
+        raise BackendError(f"{path}: flavour: expected {' or '.join(FLAVOURS)}, found {excerpt(notes.flavour)}")
     return notes
 
 

@@ -37,7 +37,7 @@ class TorchEngine(Engine):
     cost = COSTS["torch"]
     layered = True
 
-    def __init__(self, net: torch.nn.Module, device: torch.device, threads: int, asked: str = "float32") -> None:
+    def __init__(self, net: torch.nn.Module, device: torch.device, threads: int, request: str = "float32") -> None:
         self.device = device
         self.threads = threads if device.type == "cpu" else 0
         self.capturable = device.type == "cuda"
@@ -46,7 +46,7 @@ class TorchEngine(Engine):
         self._net.to(device=device, dtype=torch.float32, memory_format=torch.channels_last_3d)
         self.precision = "float32"
         self.precision, self.precision_why = precision.decide(
-            asked, device, self._lacks_bfloat16() if asked != "float32" else None, self._difference
+            request, device, self._lacks_bfloat16() if request != "float32" else None, self._difference
         )
 
     def prepare(
@@ -95,14 +95,14 @@ class TorchEngine(Engine):
             return f"{type(self._net).__name__} is not run layer by layer, as bfloat16 is"
         if self.device.type == "cpu" and not torch.backends.mkldnn.is_available():
             return "this PyTorch was built without oneDNN"
-        return precision.lacking(self.device)
+        return precision.absence(self.device)
 
     def _difference(self) -> float:
         """Of bfloat16 from float32, on the fixed tile."""
-        given = [t.to(self.device) for t in precision.example()]
+        inputs = [t.to(self.device) for t in precision.example()]
         answers = {}
         for self.precision in ("float32", "bfloat16"):
-            answers[self.precision] = self.prepare((precision.TILE,) * 3)(*given)
+            answers[self.precision] = self.prepare((precision.TILE,) * 3)(*inputs)
         return precision.difference(answers["bfloat16"], answers["float32"])
 
     def map_bytes(self, shape: tuple[int, int, int], spill: bool = False) -> float | None:

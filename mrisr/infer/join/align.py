@@ -51,7 +51,7 @@ class Aligned:
         psf: of its own axes.
         values: float32 [x, y, z], in the normalised intensities of the reference.
         noise: standard deviation, in the same.
-        moved: [4, 4], mm to mm: where it shows what the reference shows at a point.
+        motion: [4, 4], mm to mm: where it shows what the reference shows at a point.
         correlation, overlap: with the reference; 1 of the reference itself.
         gain: what its own normalised intensities were multiplied by.
     """
@@ -60,7 +60,7 @@ class Aligned:
     psf: PSF
     values: torch.Tensor
     noise: float
-    moved: np.ndarray
+    motion: np.ndarray
     correlation: float
     overlap: float
     gain: float
@@ -78,24 +78,24 @@ def align(
     values = [(torch.from_numpy(v.data) - s.offset).div_(s.scale) for v, s in zip(volumes, scales)]
     width = common_width(psfs)
     pictures = [picture(lr, v.grid, psf, width) for lr, v, psf in zip(values, volumes, psfs)]
-    fixed, aligned, said = pictures[how.reference], [], []
-    for k, (volume, psf, lr, shown) in enumerate(zip(volumes, psfs, values, pictures)):
+    fixed, aligned, messages = pictures[how.reference], [], []
+    for k, (volume, psf, lr, own) in enumerate(zip(volumes, psfs, values, pictures)):
         same = k == how.reference
-        moved, found = np.eye(4), Agreement(1.0, 1.0, 1.0)
+        motion, agreement = np.eye(4), Agreement(1.0, 1.0, 1.0)
         if not same:
-            _check(Agreement.of(fixed, shown, moved).overlap >= LEAST_OVERLAP, how, said, _apart(volume, volumes, how))
+            apart = _apart(volume, volumes, how)
+            _check(Agreement.of(fixed, own, motion).overlap >= LEAST_OVERLAP, how, messages, apart)
             if how.registered:
-                moved = register(fixed, shown, threads)
-            found = Agreement.of(fixed, shown, moved)
-            _check(found.overlap >= LEAST_OVERLAP, how, said, _apart(volume, volumes, how))
-            fits = found.correlation >= LEAST_CORRELATION
-            _check(fits, how, said, _unlike(volume, volumes, how, found.correlation))
+                motion = register(fixed, own, threads)
+            agreement = Agreement.of(fixed, own, motion)
+            _check(agreement.overlap >= LEAST_OVERLAP, how, messages, apart)
+            alike = agreement.correlation >= LEAST_CORRELATION
+            _check(alike, how, messages, _unlike(volume, volumes, how, agreement.correlation))
         noise = estimate_noise(lr)
-        noise = max(LEAST_NOISE, NOISE_UNKNOWN if noise is None else noise) * found.gain
-        aligned.append(
-            Aligned(volume, psf, lr.mul_(found.gain), noise, moved, found.correlation, found.overlap, found.gain)
-        )
-    return aligned, scales[how.reference], said
+        noise = max(LEAST_NOISE, NOISE_UNKNOWN if noise is None else noise) * agreement.gain
+        fit = agreement.correlation, agreement.overlap, agreement.gain
+        aligned.append(Aligned(volume, psf, lr.mul_(agreement.gain), noise, motion, *fit))
+    return aligned, scales[how.reference], messages
 
 
 @dataclass(frozen=True)
@@ -108,9 +108,9 @@ class Agreement:
     gain: float
 
     @classmethod
-    def of(cls, fixed: Picture, moving: Picture, moved: np.ndarray) -> Agreement:
-        """moved: [4, 4] mm to mm, from the first to the second."""
-        index = np.linalg.inv(moving.grid.affine) @ moved @ fixed.grid.affine
+    def of(cls, fixed: Picture, moving: Picture, motion: np.ndarray) -> Agreement:
+        """motion: [4, 4] mm to mm, from the first to the second."""
+        index = np.linalg.inv(moving.grid.affine) @ motion @ fixed.grid.affine
         there = resample3d(torch.from_numpy(moving.values), fixed.grid.shape, index, order=1).numpy()
         at = np.argwhere(fixed.head) @ index[:3, :3].T + index[:3, 3]
         inside = np.zeros(fixed.head.shape, bool)
@@ -132,12 +132,12 @@ def _refuse_frames(volumes: Sequence[Volume]) -> None:
             )
 
 
-def _check(holds: bool, how: Together, said: list[str], text: str) -> None:
+def _check(holds: bool, how: Together, messages: list[str], text: str) -> None:
     if holds:
         return
     if not how.force:
         raise InputError(f"{text}; leave it out, or force the join")
-    said.append(f"{text}: joined all the same")
+    messages.append(f"{text}: joined all the same")
 
 
 def _apart(volume: Volume, volumes: Sequence[Volume], how: Together) -> str:

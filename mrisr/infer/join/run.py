@@ -61,9 +61,9 @@ def join_volumes(
     _check_options(options)
     _check_memory(volumes, target, options)
     with report.stage("register"):
-        stated = [psf_of(v, options.psf) for v in volumes]
-        stacks, scale, said = align(volumes, [psf for psf, *_ in stated], how, options.threads)
-        messages = give([], said)
+        psfs = [psf_of(v, options.psf) for v in volumes]
+        stacks, scale, texts = align(volumes, [psf for psf, *_ in psfs], how, options.threads)
+        messages = give([], texts)
     with report.stage("join"), torch.inference_mode():
         measured = [measured_on(s, target) for s in stacks]
         begin = interpolated(stacks, target)
@@ -73,15 +73,15 @@ def join_volumes(
     width = finest(stacks, target)
     once = replace(options, mode="mean", steps=1, samples=1)
     for rest in reversed(range(ALTERNATIONS)):
-        asked = once if rest else options
-        prior, info = _network(x, target, width, scale, model, asked, report, stacks[how.reference].volume)
+        options_of_run = once if rest else options
+        prior, info = _network(x, target, width, scale, model, options_of_run, report, stacks[how.reference].volume)
         with report.stage("join"), torch.inference_mode():
             x = solve(measured, prior, prior=prior, trust=TRUST**-2, iterations=AGAIN, tick=report.tick)
     with report.stage("join"), torch.inference_mode():
         after = [_chi2(m, x) for m in measured]
     result = _finish(x, stacks, target, scale, mask, how.reference, options.nonnegative, info.std)
     chi2 = list(zip(before, after))
-    return result, _account(info, stacks, stated, width, target, chi2, messages, how, scale)
+    return result, _account(info, stacks, psfs, width, target, chi2, messages, how, scale)
 
 
 def _finish(x, stacks, target: Grid, scale: Scale, mask, reference: int, nonnegative: bool, std) -> Volume:
@@ -124,7 +124,7 @@ def _check_memory(volumes: Sequence[Volume], target: Grid, options: Options) -> 
 
 def measured_on(stack: Aligned, target: Grid) -> Measured:
     """A stack as the solver sees it, weighted by its noise, where it sees nothing but the target."""
-    model = StackModel.of(target, stack.volume.grid, stack.psf, stack.moved)
+    model = StackModel.of(target, stack.volume.grid, stack.psf, stack.motion)
     return Measured(model, stack.values, model.covered().float().div_(stack.noise**2))
 
 
@@ -132,7 +132,7 @@ def interpolated(stacks: Sequence[Aligned], target: Grid) -> torch.Tensor:
     """The mean of the stacks' cubic interpolations, each within its own field of view: float32 [X, Y, Z]."""
     total, count = torch.zeros(target.shape), torch.zeros(target.shape)
     for s in stacks:
-        index = np.linalg.inv(s.volume.affine) @ s.moved @ target.affine
+        index = np.linalg.inv(s.volume.affine) @ s.motion @ target.affine
         inside = within(index, target.shape, s.volume.grid.shape)
         total += inside * resample3d(s.values, target.shape, index, order=3)
         count += inside
@@ -143,7 +143,7 @@ def finest(stacks: Sequence[Aligned], target: Grid) -> tuple[float, float, float
     """What the finest stack resolves along each axis of the target, mm."""
     width = [np.inf] * 3
     for s in stacks:
-        order = nearest_axes(np.linalg.inv(target.affine) @ np.linalg.inv(s.moved) @ s.volume.affine)
+        order = nearest_axes(np.linalg.inv(target.affine) @ np.linalg.inv(s.motion) @ s.volume.affine)
         for axis, a in enumerate(order):
             width[a] = min(width[a], max(s.psf[axis].width, s.volume.voxel_size[axis]))
     return tuple(max(float(w), v) for w, v in zip(width, target.voxel_size))
@@ -155,10 +155,10 @@ def _network(
     """What the network makes of the joint solution, and the account of it."""
     psf = tuple(AxisPSF("kspace", CUT * w) for w in width)
     cut = ForwardModel.between(target.shape, target.voxel_size, target.shape, target.voxel_size, psf)
-    shown = cut.forward(x).mul(scale.scale).add_(scale.offset).numpy()
+    values = cut.forward(x).mul(scale.scale).add_(scale.offset).numpy()
     denoise = 1.0 if ModelFacts.of(model).denoises else 0.0
     plain = replace(options, psf=psf, denoise=denoise, consistency="off", ends="full", nonnegative=False)
-    scan = Scan(Volume(shown, target.affine, name=like.name, from_outside=False))
+    scan = Scan(Volume(values, target.affine, name=like.name, from_outside=False))
     result, info = upscale_volume(scan, target, model, plain, report)
     return torch.from_numpy(result.data).sub(scale.offset).div_(scale.scale), info
 
@@ -174,25 +174,25 @@ def _chi2(stack: Measured, x: torch.Tensor) -> float:
 
 def _outside(stacks: Sequence[Aligned], target: Grid, mask: np.ndarray | None, reference: int):
     """(voxels whose value is known, the value): outside of the mask, or where most stacks have been masked."""
-    found = [masked_background(s.volume.data) for s in stacks]
-    value = 0.0 if found[reference] is None else found[reference].value
+    masks = [masked_background(s.volume.data) for s in stacks]
+    value = 0.0 if masks[reference] is None else masks[reference].value
     if mask is not None:
         index = np.linalg.inv(stacks[reference].volume.affine) @ target.affine
         return resample3d(torch.from_numpy(~mask).float(), target.shape, index, order=1).numpy() > 0.5, value
-    if found[reference] is None:
+    if masks[reference] is None:
         return None
     votes, count = torch.zeros(target.shape), torch.zeros(target.shape)
-    for s, background in zip(stacks, found):
+    for s, background in zip(stacks, masks):
         if background is None:
             continue
-        index = np.linalg.inv(s.volume.affine) @ s.moved @ target.affine
+        index = np.linalg.inv(s.volume.affine) @ s.motion @ target.affine
         inside = within(index, target.shape, s.volume.grid.shape)
         votes += inside * resample3d(torch.from_numpy(background.mask).float(), target.shape, index, order=1)
         count += inside
     return (votes > 0.5 * count).numpy() & (count > 0).numpy(), value
 
 
-def _account(info: Info, stacks, stated, width, target: Grid, chi2, messages, how: Together, scale: Scale) -> Info:
+def _account(info: Info, stacks, psfs, width, target: Grid, chi2, messages, how: Together, scale: Scale) -> Info:
     """The account of the last answer, as one of the whole."""
     reference = stacks[how.reference]
     total = sum(s.noise**-2 for s in stacks)
@@ -200,8 +200,8 @@ def _account(info: Info, stacks, stated, width, target: Grid, chi2, messages, ho
         StackInfo(
             name=s.volume.name,
             grid=GridInfo.of(s.volume.grid),
-            point_spread=told,
-            transform=tuple(tuple(map(float, row)) for row in s.moved),
+            point_spread=origin,
+            transform=tuple(tuple(map(float, row)) for row in s.motion),
             registered=how.registered and s is not reference,
             correlation=s.correlation,
             overlap=s.overlap,
@@ -211,7 +211,7 @@ def _account(info: Info, stacks, stated, width, target: Grid, chi2, messages, ho
             chi2_before=before,
             chi2_after=after,
         )
-        for s, (_, told, _), (before, after) in zip(stacks, stated, chi2)
+        for s, (_, origin, _), (before, after) in zip(stacks, psfs, chi2)
     )
     why = f"joined by the forward models of {len(stacks)} stacks"
     resolution = tuple(
@@ -223,7 +223,7 @@ def _account(info: Info, stacks, stated, width, target: Grid, chi2, messages, ho
         input=GridInfo.of(reference.volume.grid),
         denoise=0.0,
         resolution=resolution,
-        resolution_from=f"the finest of {len(stacks)} stacks along each axis; each {stated[how.reference][1]}",
+        resolution_from=f"the finest of {len(stacks)} stacks along each axis; each {psfs[how.reference][1]}",
         consistency=(ConsistencyInfo(True, why, *chi2[how.reference], reference.noise),),
         intensity=((scale.offset, scale.scale),),
         warnings=[*messages, *info.warnings],

@@ -38,8 +38,8 @@ class Entry:
     def __str__(self) -> str:
         number = "no number" if self.number is None else str(self.number)
         files = len(self.headers)
-        said = f"{number} ({self.description or 'no description'}, {files} file{'s' * (files > 1)}, UID {self.uid})"
-        return f"{said}: {self.refusal.split(';')[0]}" if self.refusal else said
+        text = f"{number} ({self.description or 'no description'}, {files} file{'s' * (files > 1)}, UID {self.uid})"
+        return f"{text}: {self.refusal.split(';')[0]}" if self.refusal else text
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,24 +59,24 @@ def entries(headers: list[Header]) -> list[Entry]:
     by_uid: dict[str, list[Header]] = {}
     for header in headers:
         by_uid.setdefault(header.series_uid, []).append(header)
-    found = []
-    for uid, held in by_uid.items():
-        refused = next(((h, why) for h in held if (why := check_picture(h))), None)
-        found.append(Entry(uid, tuple(held), refused[1] if refused else ""))
-    return sorted(found, key=lambda e: (e.number is None, e.number or 0, e.uid))
+    result = []
+    for uid, members in by_uid.items():
+        refusal = next(((h, why) for h in members if (why := check_picture(h))), None)
+        result.append(Entry(uid, tuple(members), refusal[1] if refusal else ""))
+    return sorted(result, key=lambda e: (e.number is None, e.number or 0, e.uid))
 
 
-def choose_series(found: list[Entry], wanted: Any, name: str) -> Entry:
-    """The series that `wanted` (a number, UID or description; None: the only one) names."""
-    if wanted is None:
-        usable = [e for e in found if not e.refusal]
+def choose_series(series: list[Entry], choice: Any, name: str) -> Entry:
+    """The series that `choice` (a number, UID or description; None: the only one) names."""
+    if choice is None:
+        usable = [e for e in series if not e.refusal]
         scans = [e for e in usable if not e.own] or usable
         if len(scans) == 1:
             return scans[0]
         if not scans:
-            raise InputError(f"{name}: {found[0].headers[0].part}: {found[0].refusal}{_more(found)}")
-        raise InputError(f"{name}: {len(found)} series; choose one with --series (series= in Python): {_list(found)}")
-    text = str(wanted).strip()
+            raise InputError(f"{name}: {series[0].headers[0].part}: {series[0].refusal}{_more(series)}")
+        raise InputError(f"{name}: {len(series)} series; choose one with --series (series= in Python): {_list(series)}")
+    text = str(choice).strip()
     tests: list[Callable[[Entry], bool]] = [
         lambda e: e.uid == text,
         lambda e: e.number is not None and str(e.number) == text,
@@ -84,14 +84,14 @@ def choose_series(found: list[Entry], wanted: Any, name: str) -> Entry:
         lambda e: bool(text) and text.lower() in e.description.lower(),
     ]
     for test in tests:
-        hits = [e for e in found if test(e)]
+        hits = [e for e in series if test(e)]
         if len(hits) > 1:
             raise InputError(f"{name}: series {text!r} fits {len(hits)}; give the UID of one: {_list(hits)}")
         if hits and hits[0].refusal:
             raise InputError(f"{name}: {hits[0].headers[0].part}: {hits[0].refusal}")
         if hits:
             return hits[0]
-    raise InputError(f"{name}: no series {text!r} (number, UID or description); it holds {_list(found)}")
+    raise InputError(f"{name}: no series {text!r} (number, UID or description); it holds {_list(series)}")
 
 
 def groups(frames: list[Frame]) -> list[Group]:
@@ -111,10 +111,10 @@ def groups(frames: list[Frame]) -> list[Group]:
         ("acquisition", lambda f: f.acquisition),
         ("matrix", lambda f: (f.rows, f.columns)),
     ):
-        if not any(_doubled(held) for held in parted.values()):
+        if not any(_doubled(members) for members in parted.values()):
             break
         finer = _part(frames, [*keys, extra])
-        if len(finer) > len(parted) and len({len(held) for held in finer.values()}) == 1:
+        if len(finer) > len(parted) and len({len(members) for members in finer.values()}) == 1:
             keys, parted = [*keys, extra], finer
     ordered = sorted(parted, key=lambda key: tuple((v is None, str(type(v)), v) for v in _flat(key)))
     differing = [i for i in range(len(keys)) if len({key[i] for key in parted}) > 1]
@@ -124,21 +124,23 @@ def groups(frames: list[Frame]) -> list[Group]:
     ]
 
 
-def choose_group(found: list[Group], wanted: Any, name: str) -> Group:
-    """The group that `wanted` (a number of the list, or words of one entry; None: the only one) names."""
-    if wanted is None:
-        if len(found) == 1:
-            return found[0]
-        mixed = "mixed orientation, " if any("orientation" in g.label for g in found) else ""
+def choose_group(candidates: list[Group], choice: Any, name: str) -> Group:
+    """The group that `choice` (a number of the list, or words of one entry; None: the only one) names."""
+    if choice is None:
+        if len(candidates) == 1:
+            return candidates[0]
+        mixed = "mixed orientation, " if any("orientation" in g.label for g in candidates) else ""
         raise InputError(
-            f"{name}: {mixed}{len(found)} groups of frames in one series; choose one with --group (group= in Python): "
-            f"{_list(found)}"
+            f"{name}: {mixed}{len(candidates)} groups of frames in one series; choose one with --group (group= in "
+            f"Python): {_list(candidates)}"
         )
-    text = str(wanted).strip().lower()
-    hits = [g for g in found if str(g.number) == text] or [g for g in found if text and text in g.label.lower()]
+    text = str(choice).strip().lower()
+    hits = [g for g in candidates if str(g.number) == text] or [
+        g for g in candidates if text and text in g.label.lower()
+    ]
     if len(hits) != 1:
         fit = "none fits" if not hits else f"{len(hits)} fit"
-        raise InputError(f"{name}: group {wanted!r}: {fit}; it holds {_list(found)}")
+        raise InputError(f"{name}: group {choice!r}: {fit}; it holds {_list(candidates)}")
     return hits[0]
 
 
@@ -151,16 +153,16 @@ def _part(frames: list[Frame], keys) -> dict[tuple, list[Frame]]:
 
 def _directions(frames: list[Frame]) -> dict[int, int]:
     """The orientation of each frame as a number: 1 for that of the first frame, and so on."""
-    known: list[np.ndarray] = []
-    found = {}
+    turns: list[np.ndarray] = []
+    number_of = {}
     for frame in frames:
         turn = np.concatenate([frame.along_row, frame.along_column])
-        which = next((i for i, other in enumerate(known) if np.abs(turn - other).max() <= ALIKE), None)
+        which = next((i for i, other in enumerate(turns) if np.abs(turn - other).max() <= ALIKE), None)
         if which is None:
-            known.append(turn)
-            which = len(known) - 1
-        found[id(frame)] = which + 1
-    return found
+            turns.append(turn)
+            which = len(turns) - 1
+        number_of[id(frame)] = which + 1
+    return number_of
 
 
 def _doubled(frames: list[Frame]) -> bool:
@@ -185,10 +187,10 @@ def _label(frame: Frame, differing: list[tuple[str, Any]]) -> str:
     return ", ".join(words)
 
 
-def _list(found: list) -> str:
-    more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-    return "; ".join(map(str, found[:SHOWN])) + more
+def _list(items: list) -> str:
+    more = f"; and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
+    return "; ".join(map(str, items[:SHOWN])) + more
 
 
-def _more(found: list[Entry]) -> str:
-    return f" (and none of the {len(found)} series can be used)" if len(found) > 1 else ""
+def _more(series: list[Entry]) -> str:
+    return f" (and none of the {len(series)} series can be used)" if len(series) > 1 else ""

@@ -6,16 +6,16 @@ from pathlib import Path
 
 from mrisr.errors import InputError, because
 from mrisr.io.dicom.header import parse
-from mrisr.io.dicom.parts import Found, Part
+from mrisr.io.dicom.parts import Content, Part
 from mrisr.io.dicom.values import Values
 
 
-def listed(found: Found) -> Found:
-    """`found` with the images of its DICOMDIR as files to read; names of those that are not there in `absent`.
+def with_images(content: Content) -> Content:
+    """`content` with the images of its DICOMDIR as files to read; names of those that are not there in `absent`.
 
     Raises InputError where the DICOMDIR cannot be read or none of its images is there.
     """
-    part = found.directory
+    part = content.directory
     dataset = parse(part, pixels=False)[0]
     try:
         records = list(dataset.get("DirectoryRecordSequence") or [])
@@ -30,12 +30,12 @@ def listed(found: Found) -> Found:
     for name in paths:
         file = _inside(root, name)
         if file is None:
-            found.absent.append(name)
+            content.absent.append(name)
         else:
-            found.dicom.append(Part(file))
-    if not found.dicom:
+            content.dicom.append(Part(file))
+    if not content.dicom:
         raise InputError(f"{part}: none of its {len(paths)} images is there; give the folder that holds the series")
-    return found
+    return content
 
 
 def _strings(values: Values) -> tuple[str, ...]:

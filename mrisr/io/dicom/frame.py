@@ -118,7 +118,7 @@ def frames(header: Header) -> list[Frame]:
 
 
 def _groups(header: Header, item: Any) -> list[Any]:
-    return [found for key in GROUPS for found in _items(header, item, key)[:1]]
+    return [group for key in GROUPS for group in _items(header, item, key)[:1]]
 
 
 def _items(header: Header, dataset: Any, key: str) -> list[Any]:
@@ -202,22 +202,22 @@ def _frame(header: Header, values: Values, number: int) -> Frame:
 def _first(values: Values, *keys: str) -> float | None:
     """The first of several attributes that is there. Lists are legal here (echoes of one train): the first counts."""
     for key in keys:
-        found = values.numbers(key)
-        if found:
-            return found[0]
+        numbers = values.numbers(key)
+        if numbers:
+            return numbers[0]
     return None
 
 
 def _whole(values: Values, key: str) -> int | None:
-    found = _first(values, key)
-    return None if found is None else int(found)
+    number = _first(values, key)
+    return None if number is None else int(number)
 
 
 def _side(values: Values, key: str) -> int:
-    found = values.whole(key)
-    if found is None or not 1 <= found <= LARGEST_SIDE:
+    number = values.whole(key)
+    if number is None or not 1 <= number <= LARGEST_SIDE:
         raise values.refusal(key, f"1 to {LARGEST_SIDE}")
-    return found
+    return number
 
 
 def _directions(values: Values, orientation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -250,9 +250,9 @@ def _private_text(layer: Any, tag: Any) -> str:
 
 
 def _component(values: Values, kinds: tuple[str, ...]) -> str:
-    stated = values.word("ComplexImageComponent")
-    if stated in ("MAGNITUDE", "PHASE", "REAL", "IMAGINARY"):
-        return stated
+    word = values.word("ComplexImageComponent")
+    if word in ("MAGNITUDE", "PHASE", "REAL", "IMAGINARY"):
+        return word
     letters = {"M": "MAGNITUDE", "P": "PHASE", "R": "REAL", "I": "IMAGINARY"}
     # Value 3 by Siemens and GE, 4 by Philips (`ORIGINAL\PRIMARY\M_SE\M\SE`); PHASE MAP by others.
     for kind in kinds[2:]:
@@ -277,9 +277,9 @@ def decode(frame: Frame, dataset: Any) -> np.ndarray:
             warnings.simplefilter("ignore")
             stored = pixel_array(dataset, index=frame.number - 1 if frame.of > 1 else None)
     except Exception as error:  # noqa: BLE001 - each decoder has errors of its own
-        found = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split())[:200]
         more = "" if frame.syntax in NATIVE else "; compressed pixels need pip install '.[dicom]'"
-        raise InputError(f"{frame.name}: pixels cannot be decoded ({found}){more}; copy or export it again") from error
+        raise InputError(f"{frame.name}: pixels cannot be decoded ({reason}){more}; copy or export it again") from error
     if stored.shape != (frame.rows, frame.columns):
         if stored.shape == (1, frame.rows, frame.columns):
             stored = stored[0]
@@ -295,11 +295,11 @@ def _check_length(frame: Frame, dataset: Any) -> None:
     """Pixels for a row or a column more than the header states: that many columns would shear the picture, unseen."""
     if frame.syntax not in NATIVE:
         return  # each decoder holds its own stream against the header
-    size, held = frame.bits_allocated // 8, len(dataset.PixelData)
+    size, length = frame.bits_allocated // 8, len(dataset.PixelData)
     due = frame.rows * frame.columns * size * frame.of
-    if held - due >= max(min(frame.rows, frame.columns) * size, 2):  # less than a row or a column is padding
+    if length - due >= max(min(frame.rows, frame.columns) * size, 2):  # less than a row or a column is padding
         raise InputError(
-            f"{frame.part}: {held} bytes of pixels, but {due} are due for {frame.rows} rows of {frame.columns} and "
+            f"{frame.part}: {length} bytes of pixels, but {due} are due for {frame.rows} rows of {frame.columns} and "
             f"{frame.of} frame{'s' * (frame.of > 1)}; correct the header, or export again"
         )
 

@@ -40,19 +40,19 @@ def place(frames: tuple[Frame, ...], name: str) -> tuple[tuple[Frame, ...], np.n
     affine[:3, 0] = first.along_row * first.spacing[1]
     affine[:3, 1] = first.along_column * first.spacing[0]
     affine[:3, 2], affine[:3, 3] = step, positions[0]
-    return ordered, LPS_TO_RAS @ affine, _doubts(ordered, step, normal)
+    return ordered, LPS_TO_RAS @ affine, _remarks(ordered, step, normal)
 
 
 def _check_alike(frames: tuple[Frame, ...], name: str) -> None:
     first = frames[0]
     for other in frames[1:]:
-        turned = max(
+        difference = max(
             np.abs(other.along_row - first.along_row).max(), np.abs(other.along_column - first.along_column).max()
         )
-        if turned > ALIKE:
+        if difference > ALIKE:
             raise InputError(
                 f"{name}: mixed orientation: {other.name} lies across {first.name} ({label('ImageOrientationPatient')} "
-                f"differs by {turned:.4g}); a volume is one stack of parallel slices, keep one in the folder"
+                f"differs by {difference:.4g}); a volume is one stack of parallel slices, keep one in the folder"
             )
         if (other.rows, other.columns) != (first.rows, first.columns):
             raise InputError(
@@ -98,24 +98,24 @@ def _check_steps(ordered: tuple[Frame, ...], positions: np.ndarray, steps: np.nd
     )
 
 
-def _doubts(ordered: tuple[Frame, ...], step: np.ndarray, normal: np.ndarray) -> list[str]:
-    found = []
+def _remarks(ordered: tuple[Frame, ...], step: np.ndarray, normal: np.ndarray) -> list[str]:
+    remarks = []
     across = float(step @ normal)
     aside = float(np.linalg.norm(step - across * normal)) / across
     if aside > SHEARED:
         angle = np.degrees(np.arctan(aside))
-        found.append(f"its slices are shifted sideways by {angle:.3g} degrees (a sheared stack); kept as they lie")
-    stated = ordered[0].slice_spacing
-    if stated and stated > 0 and not _agree(stated, across, ordered[0].thickness):
-        times = round(across / stated)
-        said = f"{label('SpacingBetweenSlices')} says {stated:g} mm, but they lie {across:.4g} mm apart"
-        if times > 1 and abs(across / stated - times) < UNEVEN:
-            found.append(f"{said}: each {times}. slice only may have been exported")
+        remarks.append(f"its slices are shifted sideways by {angle:.3g} degrees (a sheared stack); kept as they lie")
+    spacing = ordered[0].slice_spacing
+    if spacing and spacing > 0 and not _agree(spacing, across, ordered[0].thickness):
+        times = round(across / spacing)
+        words = f"{label('SpacingBetweenSlices')} says {spacing:g} mm, but they lie {across:.4g} mm apart"
+        if times > 1 and abs(across / spacing - times) < UNEVEN:
+            remarks.append(f"{words}: each {times}. slice only may have been exported")
         else:
-            found.append(f"{said}: positions count")
-    return found
+            remarks.append(f"{words}: positions count")
+    return remarks
 
 
-def _agree(stated: float, across: float, thickness: float | None) -> bool:
+def _agree(spacing: float, across: float, thickness: float | None) -> bool:
     """Whether the stated spacing is the distance; or the gap, as some vendors have it."""
-    return abs(stated - across) <= 0.05 * across or abs(stated + (thickness or 0.0) - across) <= 0.05 * across
+    return abs(spacing - across) <= 0.05 * across or abs(spacing + (thickness or 0.0) - across) <= 0.05 * across

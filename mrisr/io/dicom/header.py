@@ -126,8 +126,8 @@ def parse(part: Part, *, pixels: bool) -> tuple[Any, str, bool, str, tuple[str, 
     except InputError:
         raise
     except Exception as error:  # noqa: BLE001 - a damaged file raises anything from struct.error to RecursionError
-        found = " ".join(str(error).split())[:160] or type(error).__name__
-        raise InputError(f"{part}: cannot be read as DICOM ({found}); copy it again") from error
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise InputError(f"{part}: cannot be read as DICOM ({reason}); copy it again") from error
     if pixels:
         dataset.file_meta = pydicom.dataset.FileMetaDataset()
         dataset.file_meta.TransferSyntaxUID = syntax
@@ -166,14 +166,14 @@ def _meta(pydicom, stream: io.BytesIO):
 def _inflated(data: bytes, part: Part) -> bytes:
     unpack = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
-        found = unpack.decompress(data, LARGEST_INFLATED)
+        content = unpack.decompress(data, LARGEST_INFLATED)
     except zlib.error as error:
         raise InputError(f"{part}: its deflated data are damaged ({because(error)}); copy it again") from error
     if unpack.unconsumed_tail:
         raise InputError(f"{part}: inflates to more than {LARGEST_INFLATED} bytes; no slice is that large")
     if not unpack.eof:
         raise InputError(f"{part}: its deflated data are cut short; copy it again")
-    return found
+    return content
 
 
 def _pixels_left(dataset, syntax: str, stream: io.BytesIO, part: Part) -> tuple[bool, str]:
@@ -189,13 +189,13 @@ def _pixels_left(dataset, syntax: str, stream: io.BytesIO, part: Part) -> tuple[
         return True, f"its pixels are floating-point numbers ({kind}), which no MR image has"
     if syntax not in NATIVE or not values.has("Rows"):
         return True, ""
-    held = stream.seek(0, io.SEEK_END) - here - (8 if syntax == IMPLICIT else 12)
+    size = stream.seek(0, io.SEEK_END) - here - (8 if syntax == IMPLICIT else 12)
     sides = [values.whole(key) for key in ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel")]
     bits = values.whole("BitsAllocated")
     if sides[0] is None or sides[1] is None or bits is None:
         return True, ""
     due = (sides[0] * sides[1] * (sides[2] or 1) * (sides[3] or 1) * bits + 7) // 8
-    return True, f"its pixels are cut short: {max(0, held)} of {due} bytes" if held < due else ""
+    return True, f"its pixels are cut short: {max(0, size)} of {due} bytes" if size < due else ""
 
 
 def check_picture(header: Header) -> str:

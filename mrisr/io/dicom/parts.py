@@ -57,17 +57,17 @@ class Part:
                         data = stream.read(min(most, size))
         except (OSError, ValueError, KeyError, RuntimeError, NotImplementedError, EOFError) as error:
             raise InputError(
-                f"{self}: cannot be read ({_said(error)}); check its permissions, copy it again"
+                f"{self}: cannot be read ({_reason(error)}); check its permissions, copy it again"
             ) from error
         except (zipfile.BadZipFile, zlib.error) as error:
-            raise InputError(f"{self}: damaged in the zip ({_said(error)}); copy the zip again") from error
+            raise InputError(f"{self}: damaged in the zip ({_reason(error)}); copy the zip again") from error
         if size > LARGEST:
             raise InputError(f"{self}: {size} bytes; a DICOM file ends at {LARGEST}")
         return data
 
 
 @dataclass
-class Found:
+class Content:
     """What a source holds: `dicom` files to read, `broken` ones that ought to be DICOM (and why not), and others."""
 
     name: str
@@ -78,30 +78,30 @@ class Found:
     directory: Part | None = None  # a DICOMDIR that was given as the source
 
 
-def find(source: str | os.PathLike | Iterable[str | os.PathLike]) -> Found:
+def find(source: str | os.PathLike | Iterable[str | os.PathLike]) -> Content:
     """The files of `source`. Raises InputError where it is not there or holds no DICOM file."""
     if not isinstance(source, (str, os.PathLike)):
         paths = [Path(p) for p in source]
         if not paths:
             raise InputError("DICOM series: an empty list; give its files, or their folder")
-        found = Found(f"{paths[0]} and {len(paths) - 1} more" if len(paths) > 1 else str(paths[0]))
-        found.dicom = [Part(_file(p)) for p in paths]  # each was asked for, so each is read or refused
-        return found
+        content = Content(f"{paths[0]} and {len(paths) - 1} more" if len(paths) > 1 else str(paths[0]))
+        content.dicom = [Part(_file(p)) for p in paths]  # each was asked for, so each is read or refused
+        return content
     path = Path(source)
     if path.is_dir():
-        found = _sorted(os.fspath(source), [Part(p) for p in _below(path)])
+        content = _sorted(os.fspath(source), [Part(p) for p in _below(path)])
     elif zipfile.is_zipfile(_file(path)):
-        found = _sorted(os.fspath(source), [Part(path, name) for name in _members(path)])
+        content = _sorted(os.fspath(source), [Part(path, name) for name in _members(path)])
     elif path.name.upper() == "DICOMDIR":
-        return Found(os.fspath(source), directory=Part(path))
+        return Content(os.fspath(source), directory=Part(path))
     else:
-        return Found(os.fspath(source), [Part(path)])
-    if not found.dicom:
+        return Content(os.fspath(source), [Part(path)])
+    if not content.dicom:
         raise InputError(
-            f"{source}: no DICOM file among its {len(found.foreign) + len(found.broken)} files; give the "
+            f"{source}: no DICOM file among its {len(content.foreign) + len(content.broken)} files; give the "
             "folder, DICOMDIR or zip that holds the series"
         )
-    return found
+    return content
 
 
 def is_dicom(path: str | os.PathLike) -> bool:
@@ -147,22 +147,22 @@ def bare(head: bytes) -> bool:
     return False
 
 
-def _sorted(name: str, parts: list[Part]) -> Found:
+def _sorted(name: str, parts: list[Part]) -> Content:
     """Each file to where it belongs. One that is named like the DICOM files, yet is none, is broken, not foreign."""
-    found, others = Found(name), []
+    content, others = Content(name), []
     for part in parts:
         kind = kind_of(part)
         if kind != "dicom":
             others.append((part, kind))
         elif part.name.upper() != "DICOMDIR":  # what it lists lies below the same folder
-            found.dicom.append(part)
-    alike = {_ending(part.name) for part in found.dicom}
+            content.dicom.append(part)
+    alike = {_ending(part.name) for part in content.dicom}
     for part, kind in others:
         if kind != "text" and not part.name.startswith(".") and _ending(part.name) in alike:
-            found.broken.append((part, WHY.get(kind, "is no DICOM file: cut short, or damaged at its start")))
+            content.broken.append((part, WHY.get(kind, "is no DICOM file: cut short, or damaged at its start")))
         else:
-            found.foreign.append(part)
-    return found
+            content.foreign.append(part)
+    return content
 
 
 def _ending(name: str) -> str:
@@ -195,7 +195,7 @@ def _members(path: Path) -> list[str]:
         with zipfile.ZipFile(path) as archive:
             names = [info.filename for info in archive.infolist() if not info.is_dir()]
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise InputError(f"{path}: cannot be read as a zip ({_said(error)}); copy it again") from error
+        raise InputError(f"{path}: cannot be read as a zip ({_reason(error)}); copy it again") from error
     if len(names) > MOST_FILES:
         raise InputError(f"{path}: more than {MOST_FILES} files in the zip; give one with the series only")
     return sorted(names)
@@ -210,9 +210,9 @@ def _file(path: Path) -> Path:
         if not path.is_file():
             raise InputError(f"{path}: is not a regular file; copy it to one first")
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be looked up ({_said(error)}); check its name and permissions") from error
+        raise InputError(f"{path}: cannot be looked up ({_reason(error)}); check its name and permissions") from error
     return path
 
 
-def _said(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__

@@ -50,9 +50,9 @@ def _sixteen_characters(value: float) -> float:
 
 def _window(data: np.ndarray, frames: Sequence[Frame]) -> tuple[float, float]:
     """The median window of the source, or, where it has none, one from the values themselves."""
-    given = [f.window for f in frames if f.window is not None]
-    if given:
-        centre, width = np.median(np.array(given), axis=0)
+    windows = [f.window for f in frames if f.window is not None]
+    if windows:
+        centre, width = np.median(np.array(windows), axis=0)
     else:
         low, high = np.percentile(data[data > data.min()], [1, 99.5]) if np.ptp(data) > 0 else (0.0, 1.0)
         centre, width = (low + high) / 2, high - low

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mrisr.errors import InputError, MrisrWarning
-from mrisr.io.dicom import choose, directory, doubts, geometry, parts, uids
+from mrisr.io.dicom import choose, directory, geometry, parts, remarks, uids
 from mrisr.io.dicom.frame import Frame, decode, frames
 from mrisr.io.dicom.header import DIRECTORY, Header, parse
 from mrisr.io.dicom.header import read as read_header
@@ -18,7 +18,7 @@ from mrisr.io.dicom.values import Values, label
 from mrisr.io.headers import SCANNER, nifti_header
 from mrisr.volume import ACQUISITION_FACTS, Volume
 
-NAMED = 5  # files that a warning names
+MOST_NAMES = 5  # files that a warning names
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,12 +60,12 @@ class Series:
         by_part: dict[parts.Part, list[int]] = {}
         for k, frame in enumerate(self.frames):
             by_part.setdefault(frame.part, []).append(k)
-        for part, held in by_part.items():
+        for part, indices in by_part.items():
             dataset = parse(part, pixels=True)[0]
-            for k in held:
+            for k in indices:
                 with np.errstate(over="ignore"):  # infinite voxels are refused by name
                     data[..., k] = decode(self.frames[k], dataset).T
-        if padded := doubts.padded(self.frames, data):
+        if padded := remarks.padded(self.frames, data):
             warnings.warn(f"{self.name}: {padded}", MrisrWarning, stacklevel=2)
         volume = Volume(data, self.affine, name=self.name, meta=dict(self.meta))
         header = nifti_header(volume)
@@ -90,31 +90,31 @@ def find(source: Any, *, series: int | str | None = None, group: int | str | Non
 
     Gives a MrisrWarning for everything left out, inverted, assumed or doubtful.
     """
-    found = parts.find(source)
-    if found.directory is not None:
-        found = directory.listed(found)
+    content = parts.find(source)
+    if content.directory is not None:
+        content = directory.with_images(content)
     notes: list[str] = []
-    headers = _headers(found, notes)
-    entry = choose.choose_series(choose.entries(headers), series, found.name)
-    _refuse_incomplete(found, entry.headers)
-    _say_left_out(found, headers, entry, notes)
+    headers = _headers(content, notes)
+    entry = choose.choose_series(choose.entries(headers), series, content.name)
+    _refuse_incomplete(content, entry.headers)
+    _say_left_out(content, headers, entry, notes)
     records = [frame for header in entry.headers for frame in frames(header)]
-    _refuse_copies(records, found.name)
+    _refuse_copies(records, content.name)
     volumes = choose.groups(records)
-    chosen = choose.choose_group(volumes, group, found.name)
-    ordered, affine, remarks = geometry.place(chosen.frames, found.name)
+    choice = choose.choose_group(volumes, group, content.name)
+    ordered, affine, of_places = geometry.place(choice.frames, content.name)
     notes += [note for header in entry.headers for note in header.notes]
-    notes += [f"{found.name}: {remark}" for remark in remarks + doubts.of(ordered, records)]
+    notes += [f"{content.name}: {remark}" for remark in of_places + remarks.of(ordered, records)]
     reference = ordered[0].frame_of_reference or next((f.frame_of_reference for f in ordered), "")
     if not reference:
-        reference = uids.made("frame of reference", entry.uid, *sorted(f.sop_instance for f in ordered))
-        notes.append(f"{found.name}: no {label('FrameOfReferenceUID')}; one was generated for what is written")
-    named = f"group {chosen.number} of {len(volumes)} ({chosen.label})" if len(volumes) > 1 else ""
-    widths, remarks = acquired_mm(ordered, float(np.linalg.norm(affine[:3, 2])))
-    notes += [f"{found.name}: {remark}" for remark in remarks]
+        reference = uids.uid_of("frame of reference", entry.uid, *sorted(f.sop_instance for f in ordered))
+        notes.append(f"{content.name}: no {label('FrameOfReferenceUID')}; one was generated for what is written")
+    of_groups = f"group {choice.number} of {len(volumes)} ({choice.label})" if len(volumes) > 1 else ""
+    widths, of_widths = acquired_mm(ordered, float(np.linalg.norm(affine[:3, 2])))
+    notes += [f"{content.name}: {remark}" for remark in of_widths]
     for note in notes:
         warnings.warn(note, MrisrWarning, stacklevel=3)
-    return Series(found.name, ordered, affine, reference, _meta(ordered[0], widths), tuple(notes), named)
+    return Series(content.name, ordered, affine, reference, _meta(ordered[0], widths), tuple(notes), of_groups)
 
 
 def read(source: Any, *, series: int | str | None = None, group: int | str | None = None) -> Volume:
@@ -122,39 +122,39 @@ def read(source: Any, *, series: int | str | None = None, group: int | str | Non
     return find(source, series=series, group=group).volume()
 
 
-def _headers(found: parts.Found, notes: list[str]) -> list[Header]:
-    """The headers of all pictures; one that cannot be read goes to `found.broken`."""
+def _headers(content: parts.Content, notes: list[str]) -> list[Header]:
+    """The headers of all pictures; one that cannot be read goes to `content.broken`."""
     headers, without = [], []
-    alone = len(found.dicom) == 1
-    for part in found.dicom:
+    alone = len(content.dicom) == 1
+    for part in content.dicom:
         try:
             header = read_header(part)
         except InputError as error:
-            if alone or part.member is None and found.name == str(part.path):
+            if alone or part.member is None and content.name == str(part.path):
                 raise
-            found.broken.append((part, str(error)[len(str(part)) + 2 :]))
+            content.broken.append((part, str(error)[len(str(part)) + 2 :]))
             continue
         if header.is_picture:
             headers.append(header)
         elif header.damaged:
-            found.broken.append((part, f"states no {label('Rows')}: cut short, or damaged"))
+            content.broken.append((part, f"states no {label('Rows')}: cut short, or damaged"))
         elif header.values.uid("SOPClassUID") != DIRECTORY:
             without.append(part)
-    if found.broken and not headers:
-        part, why = found.broken[0]
+    if content.broken and not headers:
+        part, why = content.broken[0]
         raise InputError(f"{part}: {why}" if ":" in why or ";" in why else f"{part}: {why}; copy it again")
     if not headers:
-        raise InputError(f"{found.name}: the DICOM files hold no pictures; give the folder of an image series")
+        raise InputError(f"{content.name}: the DICOM files hold no pictures; give the folder of an image series")
     if without:
         notes.append(
-            f"{found.name}: left out {_named(without)}: no pictures (reports, presentation states or the like)"
+            f"{content.name}: left out {_names(without)}: no pictures (reports, presentation states or the like)"
         )
     return headers
 
 
-def _refuse_incomplete(found: parts.Found, headers: tuple[Header, ...]) -> None:
+def _refuse_incomplete(content: parts.Content, headers: tuple[Header, ...]) -> None:
     """Files that may be slices of the volume and cannot be read: without them it would lack a slice, unseen."""
-    broken = [(part, why) for part, why in found.broken]
+    broken = [(part, why) for part, why in content.broken]
     broken += [(h.part, h.cut or "has no pixels") for h in headers if h.cut or not h.has_pixels]
     if broken:
         part, why = broken[0]
@@ -165,29 +165,29 @@ def _refuse_incomplete(found: parts.Found, headers: tuple[Header, ...]) -> None:
         )
 
 
-def _say_left_out(found: parts.Found, headers: list[Header], entry: choose.Entry, notes: list[str]) -> None:
-    if found.foreign:
-        notes.append(f"{found.name}: left out {_named(found.foreign)}: no DICOM")
-    if found.absent:
-        names = ", ".join(found.absent[:NAMED])
-        more = f" and {len(found.absent) - NAMED} more" if len(found.absent) > NAMED else ""
-        notes.append(f"{found.name}: left out {names}{more}: listed in the DICOMDIR, but not there")
+def _say_left_out(content: parts.Content, headers: list[Header], entry: choose.Entry, notes: list[str]) -> None:
+    if content.foreign:
+        notes.append(f"{content.name}: left out {_names(content.foreign)}: no DICOM")
+    if content.absent:
+        names = ", ".join(content.absent[:MOST_NAMES])
+        more = f" and {len(content.absent) - MOST_NAMES} more" if len(content.absent) > MOST_NAMES else ""
+        notes.append(f"{content.name}: left out {names}{more}: listed in the DICOMDIR, but not there")
     others = [e for e in choose.entries([h for h in headers if h.series_uid != entry.uid])]
     if others:
         what = "made by mrisr" if all(e.own for e in others) else "not chosen, or of no use here"
-        notes.append(f"{found.name}: left out {len(others)} other series ({what}): {'; '.join(map(str, others[:3]))}")
+        notes.append(f"{content.name}: left out {len(others)} other series ({what}): {'; '.join(map(str, others[:3]))}")
 
 
 def _refuse_copies(records: list[Frame], name: str) -> None:
-    seen: dict[tuple[str, int], Frame] = {}
+    first: dict[tuple[str, int], Frame] = {}
     for frame in records:
         key = (frame.sop_instance, frame.number)
-        if frame.sop_instance and key in seen:
+        if frame.sop_instance and key in first:
             raise InputError(
-                f"{name}: {frame.name} and {seen[key].name} are copies of one image ({label('SOPInstanceUID')}); "
+                f"{name}: {frame.name} and {first[key].name} are copies of one image ({label('SOPInstanceUID')}); "
                 "remove one"
             )
-        seen[key] = frame
+        first[key] = frame
 
 
 def _meta(first: Frame, widths: tuple[float, float, float]) -> dict[str, Any]:
@@ -206,6 +206,6 @@ def _meta(first: Frame, widths: tuple[float, float, float]) -> dict[str, Any]:
     return {key: facts[key] for key in ACQUISITION_FACTS if facts.get(key) is not None}
 
 
-def _named(found: list[parts.Part]) -> str:
-    names = ", ".join(part.name for part in found[:NAMED])
-    return f"{names} and {len(found) - NAMED} more" if len(found) > NAMED else names
+def _names(files: list[parts.Part]) -> str:
+    names = ", ".join(part.name for part in files[:MOST_NAMES])
+    return f"{names} and {len(files) - MOST_NAMES} more" if len(files) > MOST_NAMES else names

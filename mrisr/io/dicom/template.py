@@ -68,7 +68,7 @@ def base(series: Series, facts: Mapping, series_uid: str) -> Any:
         if key not in dataset:
             setattr(dataset, key, None)
     if not dataset.get("StudyInstanceUID"):
-        dataset.StudyInstanceUID = uids.made("study", *(f.sop_instance for f in series.frames))
+        dataset.StudyInstanceUID = uids.uid_of("study", *(f.sop_instance for f in series.frames))
         warn(f"{series.name}: no {label('StudyInstanceUID')}; one was generated", MrisrWarning, stacklevel=4)
     dataset.SeriesInstanceUID, dataset.FrameOfReferenceUID = series_uid, series.frame_of_reference
     kinds = series.frames[0].image_type
@@ -116,8 +116,8 @@ def _declare(dataset: Any, series: Series, facts: Mapping) -> None:
         + (f" Acquired on {scanner[:128]}." if scanner else "")
     )[:1024]
     dataset.DerivationCodeSequence = [_code("113085", "Spatial resampling")]
-    made_by = f"mrisr {mrisr_version()}, model {model}"
-    dataset.ImageComments = f"RESEARCH, SYNTHETIC DETAIL, not for diagnosis. {made_by}. Read beside the original."
+    maker = f"mrisr {mrisr_version()}, model {model}"
+    dataset.ImageComments = f"RESEARCH, SYNTHETIC DETAIL, not for diagnosis. {maker}. Read beside the original."
     here = Dataset()
     here.PurposeOfReferenceCodeSequence = [_code("109102", "Processing Equipment")]
     here.Manufacturer, here.ManufacturerModelName = MANUFACTURER, "mrisr"
@@ -129,10 +129,10 @@ def _declare(dataset: Any, series: Series, facts: Mapping) -> None:
 def _sequence(dataset: Any, values: Values) -> None:
     """ScanningSequence and SequenceVariant, which enhanced MR says in other words."""
     if "ScanningSequence" not in dataset:
-        found = list(SEQUENCES.get(values.word("EchoPulseSequence"), ["RM"]))
-        found += ["IR"] if values.word("InversionRecovery") == "YES" else []
-        found += ["EP"] if values.word("EchoPlanarPulseSequence") == "YES" else []
-        dataset.ScanningSequence = found
+        words = list(SEQUENCES.get(values.word("EchoPulseSequence"), ["RM"]))
+        words += ["IR"] if values.word("InversionRecovery") == "YES" else []
+        words += ["EP"] if values.word("EchoPlanarPulseSequence") == "YES" else []
+        dataset.ScanningSequence = words
     if "SequenceVariant" not in dataset:
         dataset.SequenceVariant = "SK" if values.word("SegmentedKSpaceTraversal") not in ("", "SINGLE") else "NONE"
 
@@ -162,11 +162,11 @@ def _copy(dataset: Any, values: Values, key: str) -> None:
     from pydicom.datadict import dictionary_VR, tag_for_keyword
 
     for name in (key, RENAMED.get(key)):
-        held = values.layer(name) if name else None
-        if held is None:
+        layer = values.layer(name) if name else None
+        if layer is None:
             continue
         try:
-            value = copy.deepcopy(held[tag_for_keyword(name)].value)
+            value = copy.deepcopy(layer[tag_for_keyword(name)].value)
         except Exception as error:  # noqa: BLE001 - an unreadable value of a damaged header
             warn(
                 f"{values.where}: {label(name)} is left out of what is written ({because(error)})",

@@ -38,8 +38,8 @@ class Values:
 
     def layer(self, key: str) -> Any:
         """The data set that has the attribute, or None."""
-        found = self._element(key, with_layer=True)
-        return None if found is None else found[0]
+        pair = self._element(key, with_layer=True)
+        return None if pair is None else pair[0]
 
     def words(self, key: str) -> tuple[str, ...]:
         """Code words, in capitals."""
@@ -67,56 +67,56 @@ class Values:
 
     def number(self, key: str) -> float | None:
         """One finite number."""
-        found = self._numbers(key, "one number")
-        if len(found) > 1:
+        numbers = self._numbers(key, "one number")
+        if len(numbers) > 1:
             raise self.refusal(key, "one number")
-        return found[0] if found else None
+        return numbers[0] if numbers else None
 
     def whole(self, key: str) -> int | None:
         """One whole number."""
-        found = self.number(key)
-        if found is not None and not found.is_integer():
+        number = self.number(key)
+        if number is not None and not number.is_integer():
             raise self.refusal(key, "a whole number")
-        return None if found is None else int(found)
+        return None if number is None else int(number)
 
     def numbers(self, key: str, count: int | None = None) -> tuple[float, ...]:
         """Exactly `count` finite numbers (None: any)."""
         expected = "numbers" if count is None else f"{count} numbers"
-        found = self._numbers(key, expected)
-        if count is not None and found and len(found) != count:
+        numbers = self._numbers(key, expected)
+        if count is not None and numbers and len(numbers) != count:
             raise self.refusal(key, expected)
-        return found
+        return numbers
 
     def required(self, key: str, count: int) -> tuple[float, ...]:
         """As `numbers`, but they have to be there."""
-        found = self.numbers(key, count)
-        if not found:
+        numbers = self.numbers(key, count)
+        if not numbers:
             raise InputError(f"{self.where}: no {label(key)}; export the series again with its geometry")
-        return found
+        return numbers
 
     def refusal(self, key: str, expected: str) -> InputError:
         """The error for a value that cannot be used."""
         element = self._element(key)
-        found = _shown(element)
+        value = _excerpt(element)
         return InputError(
-            f"{self.where}: {label(key)}: expected {expected}, found {found}; correct the header, or export again"
+            f"{self.where}: {label(key)}: expected {expected}, found {value}; correct the header, or export again"
         )
 
     def _numbers(self, key: str, expected: str) -> tuple[float, ...]:
         values = self._values(key)
         if values == [""]:
             return ()
-        found = []
+        numbers = []
         for value in values:
             if isinstance(value, str) and (len(value) > LONGEST or not NUMBER.fullmatch(value)):
                 raise self.refusal(key, expected)
             try:
-                found.append(float(value))
+                numbers.append(float(value))
             except (TypeError, ValueError, OverflowError) as error:
                 raise self.refusal(key, expected) from error
-            if not math.isfinite(found[-1]):
+            if not math.isfinite(numbers[-1]):
                 raise self.refusal(key, expected)
-        return tuple(found)
+        return tuple(numbers)
 
     def _values(self, key: str) -> list[Any]:
         element = self._element(key)
@@ -173,7 +173,7 @@ def _raw_text(element: Any) -> str:
     return value.decode("latin-1") if isinstance(value, bytes) else str(value)
 
 
-def _shown(element: Any) -> str:
+def _excerpt(element: Any) -> str:
     """A value for a message: short, on one line."""
     value = None if element is None else element.value
     if value is None or value in (b"", ""):

@@ -18,6 +18,7 @@ from warnings import warn
 import numpy as np
 
 from mrisr.errors import GeometryError, InputError, MrisrWarning, OutputError, UsageError
+from mrisr.io.adapters import to_volume
 from mrisr.io.atomic import replacing_folder
 from mrisr.io.dicom import template, uids
 from mrisr.io.dicom.frame import Frame
@@ -81,14 +82,14 @@ def write_series(
     facts = info if isinstance(info, Mapping) else info.to_dict()
     check_folder(folder, force=force)
     stored = quantised(result.data, series.frames)
-    series_uid = uids.made("series", *_job(result, [series, *others], facts))
+    series_uid = uids.uid_of("series", *_job(result, [series, *others], facts))
     names = [f"synth_{k + 1:04d}.dcm" for k in range(result.data.shape[2])]
     # What the source states is kept as it states it; to say what is odd about it could say a name or a UID.
     with config.disable_value_validation(), replacing_folder(folder, force=force, sign=FIRST_NAME) as beside:
         base = template.base(series, facts, series_uid)
         if others:
-            joined = f" Joined with {len(others)} more series of its study; see the source images."
-            base.DerivationDescription = base.DerivationDescription[: 1024 - len(joined)] + joined
+            addition = f" Joined with {len(others)} more series of its study; see the source images."
+            base.DerivationDescription = base.DerivationDescription[: 1024 - len(addition)] + addition
         for k, name in enumerate(names):
             dataset = _slice(base, result, series, stored, k)
             dataset.SourceImageSequence.extend(template.source(f) for other in others for f in other.frames)
@@ -110,10 +111,8 @@ def write(
     force: bool = False,
 ) -> Written:
     """As `write_series`, for a result of any kind (Volume, nibabel image) and a source given as for `find`."""
-    from mrisr.io.adapters import to_volume
-
-    found = source if isinstance(source, Series) else find(source, series=series, group=group)
-    return write_series(to_volume(result)[0], found, info, folder, force=force)
+    of_source = source if isinstance(source, Series) else find(source, series=series, group=group)
+    return write_series(to_volume(result)[0], of_source, info, folder, force=force)
 
 
 def check_source(series: Series) -> None:
@@ -139,14 +138,14 @@ def check_folder(folder: str | os.PathLike, *, force: bool = False) -> None:
             return
         if not target.is_dir():
             raise OutputError(f"{folder}: is a file; give the name of a folder for the derived series")
-        held = sorted(p.name for p in target.iterdir())
+        names = sorted(p.name for p in target.iterdir())
     except (OSError, ValueError) as error:
-        found = getattr(error, "strerror", None) or error
-        raise OutputError(f"{folder}: cannot be written ({found}); choose another name") from error
-    foreign = next((name for name in held if not OWN_NAME.fullmatch(name)), None)
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"{folder}: cannot be written ({reason}); choose another name") from error
+    foreign = next((name for name in names if not OWN_NAME.fullmatch(name)), None)
     if foreign is not None:
         raise OutputError(f"{folder}: holds other things ({foreign}); give a new folder for the derived series")
-    if held and not force:
+    if names and not force:
         raise OutputError(f"{folder}: holds a derived series already; choose another name, or force (--force)")
 
 
@@ -175,7 +174,7 @@ def _slice(base: Any, result: Volume, series: Series, stored: Stored, k: int) ->
         raise GeometryError(f"{result.name}: its axes within slices are not at right angles; DICOM cannot say that")
     ds = lambda values: [DSfloat(float(v), auto_format=True) for v in values]  # noqa: E731
     dataset.InstanceNumber = k + 1
-    dataset.SOPInstanceUID = uids.made("instance", dataset.SeriesInstanceUID, str(k))
+    dataset.SOPInstanceUID = uids.uid_of("instance", dataset.SeriesInstanceUID, str(k))
     dataset.ImagePositionPatient = ds(place[:3, 3] + k * place[:3, 2])
     dataset.ImageOrientationPatient = ds([*along_row, *along_column])
     dataset.PixelSpacing = ds([sizes[1], sizes[0]])
@@ -215,11 +214,13 @@ def _save(dataset: Any, path: Path) -> None:
     meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     meta.TransferSyntaxUID = EXPLICIT
-    meta.ImplementationClassUID = uids.made("implementation")
+    meta.ImplementationClassUID = uids.uid_of("implementation")
     meta.ImplementationVersionName = f"MRISR_{template.mrisr_version()}"[:16]
     dataset.file_meta = meta
     try:
         pydicom.dcmwrite(path, dataset, enforce_file_format=True)
     except (ValueError, TypeError, AttributeError, UnicodeError) as error:
-        found = " ".join(str(error).split())[:160]
-        raise InputError(f"{path.name}: the source's header cannot be written again ({found}); anonymise it") from error
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(
+            f"{path.name}: the source's header cannot be written again ({reason}); anonymise it"
+        ) from error

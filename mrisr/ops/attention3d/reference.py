@@ -78,8 +78,8 @@ class Reference:
             p = torch.where(key, torch.softmax(s, -1), 0.0)
             region.store(out, (p @ v).transpose(1, 2).flatten(2).to(out.dtype))
             if save:
-                found = torch.where(key.any(-1), torch.logsumexp(s, -1), math.inf)
-                region.store(lse, found.transpose(1, 2))
+                values = torch.where(key.any(-1), torch.logsumexp(s, -1), math.inf)
+                region.store(lse, values.transpose(1, 2))
         return out, lse
 
     @staticmethod

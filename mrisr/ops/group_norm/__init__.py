@@ -115,8 +115,8 @@ def _check(x, groups, weight, bias, scale, shift, mask, act, eps) -> None:
     if not eps > 0:
         raise UsageError(f"group_norm: eps must be positive; it is {eps}")
     expected = {"weight": (c,), "bias": (c,), "scale": (n, c), "shift": (n, c), "mask": (n, 1, *shape[2:])}
-    found = {"weight": weight, "bias": bias, "scale": scale, "shift": shift, "mask": mask}
-    for name, tensor in found.items():
+    tensors = {"weight": weight, "bias": bias, "scale": scale, "shift": shift, "mask": mask}
+    for name, tensor in tensors.items():
         if tensor is None:
             continue
         if tuple(tensor.shape) != expected[name]:

@@ -13,10 +13,10 @@ def merge(partials: torch.Tensor, eps: float = 1e-5) -> tuple[torch.Tensor, torc
     total = n.sum(1)
     safe = total.clamp(min=1)
     part = torch.where(n > 0, mean, 0.0)  # an empty slab has no mean
-    joined = (n * part).sum(1) / safe
-    variance = (torch.where(n > 0, m2, 0.0) + n * (part - joined[:, None]) ** 2).sum(1) / safe
+    pooled = (n * part).sum(1) / safe
+    variance = (torch.where(n > 0, m2, 0.0) + n * (part - pooled[:, None]) ** 2).sum(1) / safe
     rstd = (variance + eps).rsqrt()
-    return joined, torch.where(total > 0, rstd, 1.0)
+    return pooled, torch.where(total > 0, rstd, 1.0)
 
 
 def fold(mean, rstd, weight, bias, scale, shift, channels: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -244,8 +244,8 @@ def _checked_displacement(x, displacement, s: Sampling) -> torch.Tensor:
 
 def _separable(backend: str | None) -> bool:
     """Whether whoever was asked for can apply matrices, too."""
-    wanted = asked_for(FAMILY.name, backend)
-    return wanted is None or wanted[0] in ("native", "reference")
+    request = asked_for(FAMILY.name, backend)
+    return request is None or request[0] in ("native", "reference")
 
 
 def _parallel_axes(s: Sampling) -> list[Matrix] | None:
@@ -257,8 +257,8 @@ def _parallel_axes(s: Sampling) -> list[Matrix] | None:
     matrices = []
     for axis, (n, count) in enumerate(zip(s.source, s.target)):
         positions = m[axis, 3] + m[axis, axis] * np.arange(count)
-        held = np.clip(positions, -0.5, n - 0.5) if s.boundary == "linear" else positions
-        matrices.append(bspline_matrix(n, held, s.order, s.boundary))
+        inside = np.clip(positions, -0.5, n - 0.5) if s.boundary == "linear" else positions
+        matrices.append(bspline_matrix(n, inside, s.order, s.boundary))
     return matrices
 
 

@@ -46,16 +46,16 @@ def locate(position: torch.Tensor, n: int, boundary: str) -> tuple[torch.Tensor,
     """
     slope = torch.where(position.isnan(), position, 1.0).detach()
     if boundary == "linear":
-        held = position.clamp(-0.5, n - 0.5)
-        slope = torch.where((held != position) & ~position.isnan(), 0.0, slope)
+        inside = position.clamp(-0.5, n - 0.5)
+        slope = torch.where((inside != position) & ~position.isnan(), 0.0, slope)
     else:
         period = max(1, 2 * (n - 1))
-        held = position - period * (position / period).floor().detach()
-        turned = held > n - 1
-        held = torch.where(turned, period - held, held).clamp(0, n - 1)
-        slope = slope * torch.where(turned, -1.0, 1.0) if n > 1 else slope * 0.0
-    below = held.detach().floor()
-    return below.nan_to_num(0.0).long() + 1, held - below, slope
+        inside = position - period * (position / period).floor().detach()
+        beyond = inside > n - 1
+        inside = torch.where(beyond, period - inside, inside).clamp(0, n - 1)
+        slope = slope * torch.where(beyond, -1.0, 1.0) if n > 1 else slope * 0.0
+    below = inside.detach().floor()
+    return below.nan_to_num(0.0).long() + 1, inside - below, slope
 
 
 class Reference:
@@ -65,7 +65,7 @@ class Reference:
         """Per axis: first tap, weights and their derivatives by the position; each [N or 1, X', Y', Z']."""
         grid = [torch.arange(n, dtype=torch.float64, device=device) for n in s.target]
         i, j, k = grid[0][:, None, None], grid[1][:, None], grid[2]
-        found = []
+        taps = []
         for axis in range(3):
             m = s.matrix[4 * axis : 4 * axis + 4]
             position = (m[0] * i + m[1] * j + m[3] + m[2] * k).expand(s.target)[None]
@@ -73,8 +73,8 @@ class Reference:
                 position = position + displacement[:, axis].double()
             tap, fraction, slope = locate(position, s.source[axis], s.boundary)
             weights, slopes = spline_weights(fraction.to(dtype), s.order)
-            found.append((tap, weights, [w * slope.to(dtype) for w in slopes]))
-        return found
+            taps.append((tap, weights, [w * slope.to(dtype) for w in slopes]))
+        return taps
 
     def _each(self, taps, s: Sampling):
         """(tap counts a, b, c; offset into the coefficients of one volume) for every tap."""

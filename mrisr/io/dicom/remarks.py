@@ -20,7 +20,7 @@ def of(ordered: tuple[Frame, ...], records: list[Frame]) -> list[str]:
 
     Raises InputError for phase images, and for frames that do not belong together.
     """
-    first, found = ordered[0], []
+    first, remarks = ordered[0], []
     kinds = "\\".join(first.image_type)
     if first.component == "PHASE":
         raise InputError(
@@ -28,45 +28,50 @@ def of(ordered: tuple[Frame, ...], records: list[Frame]) -> list[str]:
             "values up; give the magnitude"
         )
     if first.component in ("REAL", "IMAGINARY") or any(kind in MAPS for kind in first.image_type):
-        found.append(
+        remarks.append(
             f"{first.component.lower() or 'a map'}, not a magnitude image ({kinds}); the model knows those only"
         )
     if first.inverted:
-        found.append(f"{label('PhotometricInterpretation')} is MONOCHROME1 (white is low): inverted")
+        remarks.append(f"{label('PhotometricInterpretation')} is MONOCHROME1 (white is low): inverted")
     if first.sop_class not in (MR_IMAGE, ENHANCED_MR, LEGACY_ENHANCED_MR):
-        found.append(f"{label('SOPClassUID')} is {first.sop_class or 'absent'}, not an MR image; read by its modality")
+        remarks.append(
+            f"{label('SOPClassUID')} is {first.sop_class or 'absent'}, not an MR image; read by its modality"
+        )
     if len({f.inverted for f in ordered}) > 1:
         raise InputError(f"{first.name}: MONOCHROME1 and MONOCHROME2 in one volume; export it again")
     patients = {f.values.uid("PatientID") for f in ordered}
     if len(patients) > 1:
         raise InputError(f"{first.name}: {label('PatientID')} is another in other slices; give one patient's folder")
-    return found + _pixels(first) + _lengths(first) + _incomplete(ordered, records)
+    return remarks + _pixels(first) + _lengths(first) + _incomplete(ordered, records)
 
 
 def _pixels(first: Frame) -> list[str]:
     """What was done to the pixels before they came."""
-    values, found = first.values, []
-    taken = (("PixelRepresentation", "no sign"), ("BitsStored", f"all {first.bits_allocated} bits"))
-    found += [f"no {label(key)}: voxels of {what} are taken" for key, what in taken if values.whole(key) is None]
+    values, remarks = first.values, []
+    assumptions = (("PixelRepresentation", "no sign"), ("BitsStored", f"all {first.bits_allocated} bits"))
+    absent = [(key, what) for key, what in assumptions if values.whole(key) is None]
+    remarks += [f"no {label(key)}: voxels of {what} are taken" for key, what in absent]
     high = values.whole("HighBit")
     if high is not None and high != first.bits_stored - 1:
-        found.append(
+        remarks.append(
             f"{label('HighBit')} is {high} where {first.bits_stored} bits are stored, and {first.bits_stored - 1} is "
             "due: the lowest bits are taken"
         )
     if values.word("LossyImageCompression") == "01":
-        found.append(f"{label('LossyImageCompression')}: compressed with losses, whose traces are sharpened too")
+        remarks.append(f"{label('LossyImageCompression')}: compressed with losses, whose traces are sharpened too")
     if values.word("BurnedInAnnotation") == "YES":
-        found.append(f"{label('BurnedInAnnotation')}: text stands in the picture; it is upscaled as if it were tissue")
+        remarks.append(
+            f"{label('BurnedInAnnotation')}: text stands in the picture; it is upscaled as if it were tissue"
+        )
     kind = next((kind for kind in first.image_type if kind in NO_SLICES), None)
     if kind:
-        found.append(f"{label('ImageType')} says {kind}: no slices of a scan to be upscaled")
-    return found
+        remarks.append(f"{label('ImageType')} says {kind}: no slices of a scan to be upscaled")
+    return remarks
 
 
 def _lengths(first: Frame) -> list[str]:
-    stated = (("SliceThickness", first.thickness), ("SpacingBetweenSlices", first.slice_spacing))
-    return [f"{label(k)} is {v:g} mm: not used" for k, v in stated if v is not None and not usable(v)]
+    lengths = (("SliceThickness", first.thickness), ("SpacingBetweenSlices", first.slice_spacing))
+    return [f"{label(k)} is {v:g} mm: not used" for k, v in lengths if v is not None and not usable(v)]
 
 
 def padded(frames: tuple[Frame, ...], data: np.ndarray) -> str:
@@ -87,17 +92,17 @@ def padded(frames: tuple[Frame, ...], data: np.ndarray) -> str:
 
 def _incomplete(ordered: tuple[Frame, ...], records: list[Frame]) -> list[str]:
     """Signs that slices are missing at an end, where positions cannot tell."""
-    first, found = ordered[0], []
-    stated = first.values.number("ImagesInAcquisition")
-    if stated and stated > len(records):
-        found.append(
-            f"{label('ImagesInAcquisition')} says {stated:g}, but there are {len(records)}: slices may be missing at "
+    first, remarks = ordered[0], []
+    count = first.values.number("ImagesInAcquisition")
+    if count and count > len(records):
+        remarks.append(
+            f"{label('ImagesInAcquisition')} says {count:g}, but there are {len(records)}: slices may be missing at "
             "an end"
         )
     numbers = sorted(f.instance for f in ordered if f.instance is not None)
     alone = len(ordered) == len(records) and first.of == 1
     if alone and len(numbers) == len(ordered) and numbers[0] > 1 and numbers[-1] - numbers[0] == len(numbers) - 1:
-        found.append(
+        remarks.append(
             f"{label('InstanceNumber')} runs from {numbers[0]} to {numbers[-1]}: slices before it may be missing"
         )
-    return found
+    return remarks
