@@ -1,4 +1,4 @@
-"""Window attention in Triton: forward, and gradients in two kernels (queries; keys and values).
+"""Window attention in Triton, and what its gradients (attention3d_backward.py) share with it.
 
 A program owns a block of queries (or of keys) of one head and one window. It finds its window's box from the window's
 number, cut to the volume, and reads packed [N, D, H, W, 3, heads, head_dim] memory by token: nothing is partitioned
@@ -21,10 +21,8 @@ LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
 
-# Shapes: qkv [N, D, H, W, 3, heads, HEAD_DIM] with strides, d_qkv the same and dense; out, grad [N, D, H, W, heads,
-# HEAD_DIM]; lse, delta float32 [N, D, H, W, heads]; mask uint8 [N, D, H, W]; gains float32 [HEAD_DIM], their gradients
-# float32 [programs, heads, HEAD_DIM], zeroed. `blocks`: of BLOCK_M queries (key_gradient: BLOCK_N keys) in a whole
-# window.
+# Shapes: qkv [N, D, H, W, 3, heads, HEAD_DIM] with strides; out [N, D, H, W, heads, HEAD_DIM]; lse float32 [N, D, H, W,
+# heads]; mask uint8 [N, D, H, W]; gains float32 [HEAD_DIM]. `blocks`: of BLOCK_M queries in a whole window.
 
 # Sizes change from scan to scan: specialised to, each would be compiled again. (In a tuple they always are.)
 SIZES = [name + axis for name in ("size", "window", "offset") for axis in "012"] + ["blocks", "heads"]
@@ -68,17 +66,6 @@ def _normalise(x, gain_ptr, eps, HEAD_DIM: tl.constexpr, GAINS: tl.constexpr):
     if GAINS:
         x = x * tl.load(gain_ptr + tl.arange(0, HEAD_DIM))[None, :]
     return x
-
-
-@triton.jit
-def _normalise_gradient(d, x, gain_ptr, eps, HEAD_DIM: tl.constexpr, GAINS: tl.constexpr):
-    """(gradient of x, sum over rows of the gradient of the gain) from d, the gradient of `_normalise(x)`."""
-    rms = tl.rsqrt(tl.sum(x * x, 1) / HEAD_DIM + eps)[:, None]
-    unit = x * rms
-    d_gain = tl.sum(d * unit, 0)
-    if GAINS:
-        d = d * tl.load(gain_ptr + tl.arange(0, HEAD_DIM))[None, :]
-    return rms * (d - unit * (tl.sum(d * unit, 1) / HEAD_DIM)[:, None]), d_gain
 
 
 @triton.jit
@@ -181,124 +168,6 @@ def forward_kernel(
         tl.store(lse_ptr + row * heads + head, lse, mask=query)
 
 
-# Writes the queries' part of d_qkv, and delta, the sum over channels of out * grad, for the next kernel.
-@triton.jit(do_not_specialize=SIZES)
-def query_gradient_kernel(
-    d_qkv_ptr, delta_ptr, d_gain_ptr, grad_ptr, out_ptr, lse_ptr, qkv_ptr, mask_ptr, q_gain_ptr, k_gain_ptr,
-    stride_n, stride0, stride1, stride2, size0, size1, size2, window0, window1, window2, offset0, offset1, offset2,
-    blocks, heads, scale, eps,
-    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WORK: tl.constexpr, PRECISION: tl.constexpr,
-    INTERPRETED: tl.constexpr, MASKED: tl.constexpr, NORM: tl.constexpr, Q_GAIN: tl.constexpr, K_GAIN: tl.constexpr,
-):  # fmt: skip
-    program = tl.program_id(0)
-    head = tl.program_id(1)
-    size, stride = (size0, size1, size2), (stride_n, stride0, stride1, stride2)
-    sample, first, extent = _box(program // blocks, size, (window0, window1, window2), (offset0, offset1, offset2))
-    tokens = extent[0] * extent[1] * extent[2]
-    token = program % blocks * BLOCK_M + tl.arange(0, BLOCK_M)
-    if program % blocks * BLOCK_M >= tokens:
-        return
-    lane = tl.arange(0, HEAD_DIM)
-    query = token < tokens
-    row, at = _rows_of(token, sample, first, extent, size, stride)
-    qkv_ptr += head * HEAD_DIM
-    width = heads * HEAD_DIM
-    dy = _load(grad_ptr + head * HEAD_DIM, row * width, query, lane)
-    y = _load(out_ptr + head * HEAD_DIM, row * width, query, lane)
-    delta = tl.sum(dy.to(tl.float32) * y.to(tl.float32), 1)
-    tl.store(delta_ptr + row * heads + head, delta, mask=query)
-    dy = _rounded(dy, WORK, INTERPRETED)
-    q = _load(qkv_ptr, at, query, lane)
-    if NORM:
-        q = _normalise(q.to(tl.float32), q_gain_ptr, eps, HEAD_DIM, Q_GAIN)
-    q = _rounded(q, WORK, INTERPRETED)
-    log = tl.load(lse_ptr + row * heads + head, mask=query, other=float("inf")) * LOG2E
-
-    dq = tl.zeros((BLOCK_M, HEAD_DIM), tl.float32)
-    for start in range(0, tokens, BLOCK_N):
-        other = start + tl.arange(0, BLOCK_N)
-        other_row, other_at = _rows_of(other, sample, first, extent, size, stride)
-        key = _keys(other, tokens, other_row, mask_ptr, MASKED)
-        k = _load(qkv_ptr + width, other_at, key, lane)
-        if NORM:
-            k = _normalise(k.to(tl.float32), k_gain_ptr, eps, HEAD_DIM, K_GAIN)
-        k = _rounded(k, WORK, INTERPRETED)
-        v = _rounded(_load(qkv_ptr + 2 * width, other_at, key, lane), WORK, INTERPRETED)
-        s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * LOG2E)
-        p = tl.where(key[None, :], tl.exp2(s - log[:, None]), 0.0)
-        ds = p * (tl.dot(dy, tl.trans(v), input_precision=PRECISION) - delta[:, None])
-        dq = tl.dot(_rounded(ds, WORK, INTERPRETED), k, dq, input_precision=PRECISION)
-    dq *= scale
-    if NORM:
-        q = _load(qkv_ptr, at, query, lane).to(tl.float32)
-        dq, d_gain = _normalise_gradient(dq, q, q_gain_ptr, eps, HEAD_DIM, Q_GAIN)
-        if Q_GAIN:
-            tl.store(d_gain_ptr + (program.to(tl.int64) * heads + head) * HEAD_DIM + lane, d_gain)
-    to = d_qkv_ptr + (row * 3 * width + head * HEAD_DIM)[:, None] + lane[None, :]
-    tl.store(to, _rounded(dq, WORK, INTERPRETED), mask=query[:, None])
-
-
-# Writes the parts of keys and values.
-@triton.jit(do_not_specialize=SIZES)
-def key_gradient_kernel(
-    d_qkv_ptr, d_gain_ptr, grad_ptr, delta_ptr, lse_ptr, qkv_ptr, mask_ptr, q_gain_ptr, k_gain_ptr,
-    stride_n, stride0, stride1, stride2, size0, size1, size2, window0, window1, window2, offset0, offset1, offset2,
-    blocks, heads, scale, eps,
-    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WORK: tl.constexpr, PRECISION: tl.constexpr,
-    INTERPRETED: tl.constexpr, MASKED: tl.constexpr, NORM: tl.constexpr, Q_GAIN: tl.constexpr, K_GAIN: tl.constexpr,
-):  # fmt: skip
-    program = tl.program_id(0)
-    head = tl.program_id(1)
-    size, stride = (size0, size1, size2), (stride_n, stride0, stride1, stride2)
-    sample, first, extent = _box(program // blocks, size, (window0, window1, window2), (offset0, offset1, offset2))
-    tokens = extent[0] * extent[1] * extent[2]
-    token = program % blocks * BLOCK_N + tl.arange(0, BLOCK_N)
-    if program % blocks * BLOCK_N >= tokens:
-        return
-    lane = tl.arange(0, HEAD_DIM)
-    row, at = _rows_of(token, sample, first, extent, size, stride)
-    qkv_ptr += head * HEAD_DIM
-    width = heads * HEAD_DIM
-    key = _keys(token, tokens, row, mask_ptr, MASKED)
-    k = _load(qkv_ptr + width, at, key, lane)
-    if NORM:
-        k = _normalise(k.to(tl.float32), k_gain_ptr, eps, HEAD_DIM, K_GAIN)
-    k = _rounded(k, WORK, INTERPRETED)
-    v = _rounded(_load(qkv_ptr + 2 * width, at, key, lane), WORK, INTERPRETED)
-
-    dk = tl.zeros((BLOCK_N, HEAD_DIM), tl.float32)
-    dv = tl.zeros((BLOCK_N, HEAD_DIM), tl.float32)
-    for start in range(0, tokens, BLOCK_M):
-        other = start + tl.arange(0, BLOCK_M)
-        query = other < tokens
-        other_row, other_at = _rows_of(other, sample, first, extent, size, stride)
-        q = _load(qkv_ptr, other_at, query, lane)
-        if NORM:
-            q = _normalise(q.to(tl.float32), q_gain_ptr, eps, HEAD_DIM, Q_GAIN)
-        q = _rounded(q, WORK, INTERPRETED)
-        dy = _rounded(_load(grad_ptr + head * HEAD_DIM, other_row * width, query, lane), WORK, INTERPRETED)
-        log = tl.load(lse_ptr + other_row * heads + head, mask=query, other=float("inf")) * LOG2E
-        delta = tl.load(delta_ptr + other_row * heads + head, mask=query, other=0.0)
-        s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * (scale * LOG2E)
-        p = tl.where(key[:, None], tl.exp2(s - log[None, :]), 0.0)
-        dv = tl.dot(_rounded(p, WORK, INTERPRETED), dy, dv, input_precision=PRECISION)
-        ds = p * (tl.dot(v, tl.trans(dy), input_precision=PRECISION) - delta[None, :])
-        dk = tl.dot(_rounded(ds, WORK, INTERPRETED), q, dk, input_precision=PRECISION)
-    dk *= scale
-    if MASKED:
-        dk = tl.where(key[:, None], dk, 0.0)  # NaN in a gradient reaches no token that was not looked at
-        dv = tl.where(key[:, None], dv, 0.0)
-    if NORM:
-        k = _load(qkv_ptr + width, at, key, lane).to(tl.float32)
-        dk, d_gain = _normalise_gradient(dk, k, k_gain_ptr, eps, HEAD_DIM, K_GAIN)
-        if K_GAIN:
-            tl.store(d_gain_ptr + (program.to(tl.int64) * heads + head) * HEAD_DIM + lane, d_gain)
-    to = d_qkv_ptr + ((row) * 3 * width + head * HEAD_DIM)[:, None] + lane[None, :]
-    inside = (token < tokens)[:, None]
-    tl.store(to + width, _rounded(dk, WORK, INTERPRETED), mask=inside)
-    tl.store(to + 2 * width, _rounded(dv, WORK, INTERPRETED), mask=inside)
-
-
 class Tiles(NamedTuple):
     """Sizes of the blocks of queries and keys, and how each kernel is launched."""
 
@@ -342,7 +211,7 @@ def _constants(dtype, head_dim: int, tile: Tiles, masked: bool, norm: bool, q_ga
     }
 
 
-class _Launch:
+class Launch:
     """What the kernels of one call share: geometry, constants, grids."""
 
     def __init__(self, qkv, heads, window, offset, mask, q_gain, k_gain, eps, scale) -> None:
@@ -380,31 +249,18 @@ def forward(qkv, heads, window, offset, mask, q_gain, k_gain, eps, scale, save):
     out = qkv.new_empty((*qkv.shape[:4], qkv.shape[4] // 3))
     lse = qkv.new_empty((*qkv.shape[:4], heads) if save else (0,), dtype=torch.float32)
     if out.numel():
-        launch = _Launch(qkv, heads, window, offset, mask, q_gain, k_gain, eps, scale)
+        launch = Launch(qkv, heads, window, offset, mask, q_gain, k_gain, eps, scale)
         launch.run(forward_kernel, "forward", (out, lse), SAVE=save)
     return out, lse
 
 
-def backward(grad, out, lse, qkv, heads, window, offset, mask, q_gain, k_gain, eps, scale):
-    """Gradients of qkv (contiguous) and of both gains (float32 [2, head_dim]); grad and out dense."""
-    d_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
-    if not d_qkv.numel():
-        return d_qkv, lse.new_zeros((2, qkv.shape[4] // (3 * heads)))
-    launch = _Launch(qkv, heads, window, offset, mask, q_gain, k_gain, eps, scale)
-    delta = torch.empty_like(lse)
-    d_q_gain, d_k_gain = (launch.gain_partials(kernel, lse) for kernel in ("query", "key"))
-    launch.run(query_gradient_kernel, "query", (d_qkv, delta, d_q_gain, grad, out, lse))
-    launch.run(key_gradient_kernel, "key", (d_qkv, d_k_gain, grad, delta, lse))
-    return d_qkv, torch.stack([d_q_gain.sum(0), d_k_gain.sum(0)])
-
-
-def _variant(kernel: str, dtype: str, head_dim: int, masked: bool = False, norm: bool = False) -> tuple:
-    function = {"forward": forward_kernel, "query": query_gradient_kernel, "key": key_gradient_kernel}[kernel]
+def variant(
+    function, kernel: str, dtype: str, head_dim: int, masked: bool = False, norm: bool = False, **more: bool
+) -> tuple:
+    """A compilation of `function` for tests/native/compile_only.py; `more`: constants of its own."""
     kinds = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
     tile = tiles(kinds[dtype], head_dim, kernel)
-    constants = _constants(kinds[dtype], head_dim, tile, masked, norm, norm, norm)
-    if kernel == "forward":
-        constants["SAVE"] = True
+    constants = _constants(kinds[dtype], head_dim, tile, masked, norm, norm, norm) | more
     signature = {}
     for name in function.arg_names:
         if name in ("qkv_ptr", "d_qkv_ptr", "out_ptr", "grad_ptr"):
@@ -418,12 +274,9 @@ def _variant(kernel: str, dtype: str, head_dim: int, masked: bool = False, norm:
 
 
 # float16 makes the machine code of bfloat16, but for the type of the products: one of each kernel stands for all.
-VARIANTS = [
-    _variant(*choice)
-    for kernel in ("forward", "query", "key")
-    for choice in (
-        *((kernel, dtype, head_dim) for dtype in ("bf16", "fp32") for head_dim in (32, 64, 128)),
-        (kernel, "fp16", 64),
-        (kernel, "bf16", 64, True, True),
-    )
-]
+CHOICES = (
+    *((dtype, head_dim) for dtype in ("bf16", "fp32") for head_dim in (32, 64, 128)),
+    ("fp16", 64),
+    ("bf16", 64, True, True),
+)
+VARIANTS = [variant(forward_kernel, "forward", *choice, SAVE=True) for choice in CHOICES]

@@ -74,7 +74,7 @@ class Triton:
         return kernels.forward(qkv, heads, window, offset, mask, f32(q_gain), f32(k_gain), eps, scale, save)
 
     def backward(self, grad, out, lse, qkv, heads, window, offset, mask, q_gain, k_gain, eps, scale):
-        from mrisr.kernels import attention3d as kernels
+        from mrisr.kernels import attention3d_backward as kernels
 
         call = (heads, window, offset, mask, f32(q_gain), f32(k_gain), eps, scale)
         return kernels.backward(grad, out, lse, qkv, *call)
