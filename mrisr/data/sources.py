@@ -80,10 +80,10 @@ def _holds_labels(data: np.ndarray, name: str) -> bool:
     if not labelled.any() or labelled.sum() < MOSTLY_WHOLE * head.sum():
         return False
     levels, counts = np.unique(sample[labelled], return_counts=True)
-    kept = labelled
+    inside = labelled
     if len(levels) > LABEL_COUNT:  # as parcellations have, and scans: those may have a background of one value
-        kept = kept & (sample != levels[counts.argmax()])
-    pairs = kept[1:] & kept[:-1]
+        inside = inside & (sample != levels[counts.argmax()])
+    pairs = inside[1:] & inside[:-1]
     if not pairs.any() or float((sample[1:] == sample[:-1])[pairs].mean()) <= AGREE:
         return False
     if whole.all():

@@ -82,7 +82,7 @@ def upscale_volume(scan: Scan, target: Grid, model: Any, options: Options, repor
             std = np.empty_like(out) if options.samples > 1 else None
             for t, data in enumerate(volume.frames()):
                 result = _frame(stages, runner, data, messages)
-                report.frame(t, result.image[plan.kept], plan.output.affine)
+                report.frame(t, result.image[plan.extent], plan.output.affine)
                 results.append(_stored(result, out[..., t], None if std is None else std[..., t]))
                 del result  # its voxels, which are in `out` now
         account_of_engine = engine_info(runner.engine, plan, results, runner.graphs)

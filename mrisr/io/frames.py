@@ -38,7 +38,7 @@ class FrameWriter:
         self._waiting: queue.Queue[np.ndarray | None] = queue.Queue(maxsize=1)
         self._failed: BaseException | None = None
         self._thread: threading.Thread | None = None
-        self._given = 0
+        self._count = 0
 
     def __enter__(self) -> FrameWriter:
         return self
@@ -48,9 +48,9 @@ class FrameWriter:
 
         Waits for the frame before. Raises OutputError where a frame before could not be written.
         """
-        if index != self._given:
-            raise ValueError(f"frames come in order: expected {self._given}, found {index}")
-        self._given += 1
+        if index != self._count:
+            raise ValueError(f"frames come in order: expected {self._count}, found {index}")
+        self._count += 1
         if self._thread is None:
             self._thread = threading.Thread(target=self._write, args=(image.shape, affine), name="mrisr frames")
             self._thread.start()
@@ -63,8 +63,8 @@ class FrameWriter:
         self._end()
         self._raise()
         frames = self._source.data.shape[3]
-        if self._given != frames:
-            raise ValueError(f"{self._path}: expected {frames} frames, found {self._given}")
+        if self._count != frames:
+            raise ValueError(f"{self._path}: expected {frames} frames, found {self._count}")
 
     def __exit__(self, *error: object) -> None:
         self._end()
@@ -89,12 +89,12 @@ class FrameWriter:
                 stream = files.enter_context(self._path.open("wb"))
                 if self._path.name.lower().endswith(gzipped.ENDINGS):
                     stream = files.enter_context(gzipped.writing(stream))
-                begun = False
+                is_open = False
                 while (image := self._take()) is not None:
-                    if not begun:
+                    if not is_open:
                         first = self._source.replace(image, affine)
                         nifti.write_start(stream, first, self._source.data.shape[3], self._descrip)
-                        begun = True
+                        is_open = True
                     for z in range(0, shape[2], PLANES):
                         stream.write(np.asarray(image[..., z : z + PLANES].T, "<f4", order="C").data)
                 ended = True
