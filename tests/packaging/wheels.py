@@ -118,8 +118,10 @@ def describe(wheel: Path, python: Path, folder: Path) -> Path:
     }
     (info / "sboms").mkdir(exist_ok=True)
     (info / "sboms" / "mrisr.cdx.json").write_text(json.dumps(bill, indent=2) + "\n")
-    call(python, "-m", "wheel", "pack", "-d", folder.parent / "packed", tree)
-    return folder.parent / "packed" / wheel.name
+    packed = folder.parent / "packed"
+    packed.mkdir(exist_ok=True)
+    call(python, "-m", "wheel", "pack", "-d", packed, tree)
+    return packed / wheel.name
 
 
 def pure(python: Path, source: Path, out: Path) -> Path:
