@@ -1,6 +1,6 @@
 """A 4D NIfTI file written frame by frame by a thread, beside what computes the next frame.
 
-Its bytes are those that `mrisr.io.nifti.write` gives the whole series.
+Unpacked, its bytes are those that `mrisr.io.nifti.write` gives the whole series.
 """
 
 from __future__ import annotations

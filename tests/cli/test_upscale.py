@@ -173,3 +173,35 @@ def test_distortions_are_taken_out_on_the_way(scan, weights, tmp_path, mrisr_com
     ):
         end = mrisr_command("upscale", "-i", scan, "-o", tmp_path / "p.nii", "--model", weights, *options)
         assert end.code in (2, 3) and text in end.errors[0] and not (tmp_path / "p.nii").exists()
+
+
+@pytest.fixture
+def frames_of(head, tmp_path):
+    """Path of a 4D scan of three frames."""
+    data = np.stack([k * head((12, 14, 12)) for k in (1, 2, 3)], axis=-1).astype(np.int16)
+    nib.save(nib.Nifti1Image(data, np.diag([2.0, 2.0, 2.0, 1.0])), tmp_path / "in.nii")
+    return tmp_path / "in.nii"
+
+
+def test_frames_are_written_while_the_next_are_computed(frames_of, weights, tmp_path, mrisr_command):
+    """Except within a stated budget, where all wait for the last: the files are the same."""
+    how = ("upscale", "-i", frames_of, "--voxel-size", 1.5, "--model", weights, "--engine", "torch", "--quiet")
+    for name, more in (("apart.nii", ()), ("whole.nii", ("--memory", "8GB"))):
+        assert mrisr_command(*how, "-o", tmp_path / name, *more).code == 0
+    assert (tmp_path / "apart.nii").read_bytes() == (tmp_path / "whole.nii").read_bytes()
+    assert nib.load(tmp_path / "apart.nii").shape[3] == 3
+
+
+def test_a_run_that_breaks_off_among_frames_leaves_nothing(frames_of, weights, tmp_path, mrisr_command, monkeypatch):
+    from mrisr.io.frames import FrameWriter
+
+    plain, before = FrameWriter.add, names(tmp_path)
+
+    def add(writer, index, image, affine):
+        plain(writer, index, image, affine)
+        if index == 1:
+            raise OSError(28, "No space left on device", str(tmp_path / "out.nii"))
+
+    monkeypatch.setattr(FrameWriter, "add", add)
+    end = mrisr_command("upscale", "-i", frames_of, "-o", tmp_path / "out.nii", "--model", weights, "--quiet")
+    assert end.code != 0 and names(tmp_path) == before
