@@ -8,6 +8,7 @@ a label, sources as BIDS URIs.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,14 +18,15 @@ import numpy as np
 
 from mrisr import __version__, schema
 from mrisr import grid as grids
+from mrisr.batch.collisions import refuse_clashes
 from mrisr.batch.deliver import make_folder, write_json
 from mrisr.batch.provenance import DESCRIPTION
 from mrisr.batch.scans import Scan
-from mrisr.errors import InputError, OutputError, UsageError
+from mrisr.errors import InputError, MrisrWarning, OutputError, UsageError
 from mrisr.io import nifti
 from mrisr.io.atomic import replacing
 
-__all__ = ["SUFFIXES", "describe", "find", "prepare", "title"]
+__all__ = ["SUFFIXES", "check_beside", "describe", "find", "prepare", "title"]
 
 SUFFIXES = ("T1w", "T2w", "FLAIR", "PDw")
 ENDINGS = (".nii.gz", ".nii")
@@ -47,7 +49,8 @@ def find(
     sessions: Sequence[str] | None = None,
     join: bool = False,
 ) -> tuple[Scan, ...]:
-    """The scans of a raw dataset, each with its target in the derivative dataset `output`, in order.
+    """The scans of a raw dataset, each with its target in the derivative dataset `output`, in order. A MrisrWarning
+    names participants that have none.
 
     Args:
         options: of `mrisr.upscale`; `voxel_size` or `factor` decides the `res` label.
@@ -57,23 +60,35 @@ def find(
     Raises:
         InputError: no dataset, no such participant or session, or no scan.
         UsageError: a label that is none.
-        OutputError: `output` is the dataset or lies in it elsewhere than below `derivatives`.
+        OutputError: `output` is the dataset or lies in it elsewhere than below `derivatives`, or two scans have one
+            target.
     """
     root, output = Path(root), Path(output)
     _check_dataset(root)
     _check_output(root, output)
-    originals = []
+    originals, without = [], []
+    labels = None if sessions is None else {_label(label, "ses") for label in sessions}
     for subject in _participants(root, "sub", participants):
-        own = _folders(subject, "ses")
-        labels = None if sessions is None else {_label(label, "ses") for label in sessions}
-        places = [subject] * (labels is None) + [f for f in own if labels is None or f.name in labels]
-        for place in places:
-            originals += _images_of(place / "anat")
+        inner = [f for f in _folders(subject, "ses") if labels is None or f.name in labels]
+        places = [subject] * (labels is None) + inner
+        own = [image for place in places for image in _images_of(place / "anat")]
+        originals += own
+        without += [] if own else [subject.name]
     _refuse_absent_sessions(root, sessions, originals)
     if not originals:
         raise InputError(f"{root}: no {', '.join(SUFFIXES)} in sub-*/[ses-*/]anat of the participants asked for")
+    if without:
+        names = ", ".join(without[:12]) + (", ..." if len(without) > 12 else "")
+        where = "" if sessions is None else " in the sessions asked for"
+        warnings.warn(
+            f"{root}: {len(without)} participants have no {', '.join(SUFFIXES)}{where} and are left out ({names})",
+            MrisrWarning,
+            stacklevel=2,
+        )
     groups = _of_one_head(originals) if join else [[image] for image in originals]
-    return tuple(_scan(root, output, images, options) for images in groups)
+    scans = tuple(_scan(root, output, images, options) for images in groups)
+    refuse_clashes(scans)
+    return scans
 
 
 def prepare(root: Path, output: Path) -> None:
@@ -141,6 +156,14 @@ def _check_output(root: Path, output: Path) -> None:
         raise OutputError(f"{output}: lies in the raw dataset; give {root}/derivatives/mrisr, or a folder outside")
 
 
+def check_beside(root: Path, output: Path, folder: Path) -> None:
+    """OutputError where `folder`, whose files BIDS has no names for, lies in the raw or the derivative dataset."""
+    _check_output(root, folder)
+    outer, inner = output.resolve(), folder.resolve()
+    if outer == inner or outer in inner.parents:
+        raise OutputError(f"{folder}: lies in the derivative dataset, which has no place for it; give another folder")
+
+
 def _label(text: str, key: str) -> str:
     """ "01" or "sub-01" -> "sub-01"."""
     bare = text.removeprefix(f"{key}-")
@@ -173,7 +196,7 @@ def _refuse_absent_sessions(root: Path, sessions: Sequence[str] | None, images: 
 
 
 def _images_of(folder: Path) -> list[Path]:
-    """Raw anatomical images of a folder, as BIDS names them; .nii.gz where both kinds are there is refused later."""
+    """Raw anatomical images of a folder, as BIDS names them; .nii beside .nii.gz of one name is refused later."""
     pattern = re.compile(rf"sub-[0-9a-zA-Z]+(_[a-z]+-[0-9a-zA-Z]+)*_({'|'.join(SUFFIXES)})\.nii(\.gz)?")
     return sorted(p for p in folder.glob("sub-*.nii*") if pattern.fullmatch(p.name))
 

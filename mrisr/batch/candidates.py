@@ -48,37 +48,44 @@ class Candidate:
         return nifti.ending_of(self.place, nifti.READ_ENDINGS) if isinstance(self.source, Path) else None
 
 
-def paths_of(text: str | os.PathLike, within: tuple[str, ...] = ()) -> Iterable[Path]:
-    """The paths that one input stands for: itself, the lines of a list, or what a pattern matches. `within` are the
-    lists that name it."""
+def paths_of(text: str | os.PathLike, patterns: list[str], within: tuple[str, ...] = ()) -> Iterable[Path]:
+    """The paths that one input stands for: itself, the lines of a list, or what a pattern matches, which is added to
+    `patterns`. `within` are the lists that name it."""
     path = Path(text)
     if path.suffix.lower() == LIST_ENDING and path.is_file():
         if (real := os.path.realpath(path)) in within:
             raise InputError(f"{path}: the list names itself (by way of {within[-1]}); take that line out")
-        try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"{path}: the list cannot be read ({because(error)}); write one path a line, UTF-8"
-            ) from error
-        entries = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-        if nifti.ending_of(path, nifti.READ_ENDINGS) is None and not entries:
-            raise InputError(f"{path}: the list is empty; expected a file name in each line")
-        beside = [Path(line) if Path(line).is_absolute() else path.parent / line for line in entries]
-        missing = [str(one) for one in beside if not one.exists() and not glob.has_magic(str(one))]
-        if missing:
-            line = entries.index(entries[beside.index(Path(missing[0]))]) + 1
-            raise InputError(
-                f"{path}: line {line} names {missing[0]}, which is not there "
-                f"({len(missing)} of {len(entries)} are missing); expected a file name in each line"
-            )
-        return [item for one in beside for item in paths_of(one, (*within, real))]
+        return [item for one in _lines(path) for item in paths_of(one, patterns, (*within, real))]
     if not path.exists() and glob.has_magic(str(text)):
         matches = sorted(Path(match) for match in glob.glob(str(text), recursive=True))
         if not matches:
             raise InputError(f"{text}: the pattern matches no file")
+        patterns.append(str(text))
         return matches
     return [path]
+
+
+def _lines(path: Path) -> list[str | Path]:
+    """What a list names, from its folder on. InputError where something is not there."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: the list cannot be read ({because(error)}); write one path a line, UTF-8") from error
+    numbers_and_names = ((number, line.strip()) for number, line in enumerate(lines, 1))
+    entries = [(number, name) for number, name in numbers_and_names if name and not name.startswith("#")]
+    if not entries:
+        raise InputError(f"{path}: the list is empty; expected a file name in each line")
+    missing = [(k, name) for k, name in entries if not (path.parent / name).exists() and not glob.has_magic(name)]
+    if missing:
+        number, name = missing[0]
+        raise InputError(
+            f"{path}: line {number} names {path.parent / name}, which is not there ({len(missing)} of {len(entries)} "
+            "are missing); expected a file name in each line"
+        )
+    # Of a line that is a pattern, letters of the folder that the list lies in are none.
+    folder = glob.escape(str(path.parent))
+    beside = ((path.parent / name, name) for _, name in entries)
+    return [there if there.exists() else os.path.join(folder, name) for there, name in beside]
 
 
 def scans_of(path: Path, series: str | None, every_series: bool) -> list[Candidate]:

@@ -187,7 +187,8 @@ def _absolute(scan: Scan) -> Scan:
     at = Path(os.path.abspath(source)) if isinstance(source, Path) else tuple(Path(os.path.abspath(p)) for p in source)
     sidecars = None if scan.sidecars is None else tuple(Path(os.path.abspath(p)) for p in scan.sidecars)
     files = tuple(Path(os.path.abspath(p)) for p in scan.files)
-    return replace(scan, source=at, target=Path(os.path.abspath(scan.target)), files=files, sidecars=sidecars)
+    target, others = Path(os.path.abspath(scan.target)), tuple(map(_absolute, scan.others))
+    return replace(scan, source=at, target=target, files=files, sidecars=sidecars, others=others)
 
 
 def _everywhere(settings: Settings) -> Settings:

@@ -23,7 +23,7 @@ from mrisr.io import dicom, nifti
 from mrisr.io.atomic import check_target, replacing
 from mrisr.volume import Volume
 
-__all__ = ["claim", "make_folder", "write_image", "write_json", "write_series"]
+__all__ = ["check_folder", "claim", "make_folder", "write_image", "write_json", "write_series"]
 
 PATIENCE = 3600.0  # seconds that another process of the same run is waited for
 
@@ -47,8 +47,18 @@ def claim(target: Path, run: str | None = None) -> Iterator[None]:
     finally:
         shutil.rmtree(_hidden_name(target, "part"), ignore_errors=True)
         if handle is not None:
-            path.unlink(missing_ok=True)  # before the lock goes: nobody can hold another file of this name
+            with suppress(PermissionError):  # of another user, in a folder where only owners remove: it does no harm
+                path.unlink(missing_ok=True)  # before the lock goes: nobody can hold another file of this name
             os.close(handle)
+
+
+def check_folder(folder: Path) -> None:
+    """Before the work: OutputError where nobody could make or write the folder, said once and not of every scan."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir():
+        raise OutputError(f"{there}: is a file; give the name of a folder for the results")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise OutputError(f"{there}: no permission to write; choose another output")
 
 
 def make_folder(folder: Path) -> None:
@@ -131,7 +141,7 @@ def _lock(path: Path, target: Path, run: str | None) -> int | None:
     until = time.monotonic() + PATIENCE
     while True:
         try:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            handle = _open(path)
         except OSError as error:
             raise OutputError(f"{path.parent}: cannot be written ({error.strerror}); choose another output") from error
         try:
@@ -152,6 +162,15 @@ def _lock(path: Path, target: Path, run: str | None) -> int | None:
             _sign(handle, run)
             return handle
         os.close(handle)
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except PermissionError:
+        if not path.exists():
+            raise
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # left by a killed run of another user: it can be locked
 
 
 def _sign(handle: int, run: str | None) -> None:

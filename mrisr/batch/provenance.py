@@ -30,6 +30,7 @@ __all__ = [
     "facts_of",
     "identity",
     "made_by",
+    "originals",
     "record_of",
     "same",
     "scrubbed",
@@ -69,6 +70,10 @@ def digest(paths: Iterable[Path]) -> str:
     digests = []
     for path in paths:
         own = hashlib.sha256()
+        if path.is_symlink() and not path.exists():
+            raise InputError(f"{path}: is a link to a file that is not there; fetch the file, or remove the link")
+        if path.exists() and not path.is_file():  # a pipe would be waited for without end
+            raise InputError(f"{path}: is not a regular file; copy it to a file first")
         try:
             with open(path, "rb") as stream:
                 for block in iter(lambda: stream.read(1 << 20), b""):
@@ -95,6 +100,18 @@ def facts_of(scan: Scan) -> dict[str, Any]:
     if scan.from_dicom:
         return {}
     return nifti.sidecar_facts(scan.source, scan.sidecars)
+
+
+def originals(scan: Scan) -> tuple[Path, ...]:
+    """Every file that is there to be read: voxels, and sidecars but those that mrisr has written. No result may take
+    the place of one."""
+    files: list[Path] = []
+    for one in (scan, *scan.others):
+        files += one.files
+        if not one.from_dicom:
+            beside = (nifti.sidecar_of(one.source),) if one.sidecars is None else one.sidecars
+            files += [path for path in beside if path.is_file() and _own(path) is None]
+    return tuple(files)
 
 
 def sidecar(
@@ -240,8 +257,11 @@ def check_sidecar(path: Path, *, force: bool = False) -> None:
 def record_of(image: Path) -> dict[str, Any] | None:
     """What the sidecar of `image` says under KEY; None where there is none of mrisr's."""
     path = sidecar_path(image)
-    if not os.path.isfile(path):  # nor is there one by a name that no file can have
-        return None
+    return _own(path) if os.path.isfile(path) else None  # nor is there one by a name that no file can have
+
+
+def _own(path: Path) -> dict[str, Any] | None:
+    """What the sidecar `path` says under KEY."""
     try:
         record = schema.read(path, largest=LARGEST)
     except InputError:  # somebody else's, or damaged: nothing of ours is stated there

@@ -9,7 +9,7 @@ import errno
 import os
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -21,11 +21,11 @@ from mrisr import preview, report
 from mrisr.batch import pages, per_scan, provenance, warned
 from mrisr.batch.deliver import claim, make_folder, write_image, write_json, write_series
 from mrisr.batch.scans import Scan
-from mrisr.errors import CATCHING, NO_ROOM, BackendError, MrisrError, UsageError
+from mrisr.errors import CATCHING, NO_ROOM, BackendError, MrisrError, OutputError, UsageError
 from mrisr.io import dicom, nifti
 from mrisr.io.atomic import check_target
 
-__all__ = ["FAILED_EXIT", "Listener", "Outcome", "Settings", "one", "run", "write_failures"]
+__all__ = ["FAILED_EXIT", "Listener", "Outcome", "Settings", "one", "run"]
 
 FAILED_EXIT = 9  # of the command, where some scans of several failed
 BUG, MEMORY = 1, 5  # exit codes of what is no MrisrError
@@ -163,16 +163,6 @@ def one(scan: Scan, settings: Settings, progress: Callable[[str, float], None] |
     return ticket.outcome()
 
 
-def write_failures(path: Path, outcomes: Iterable[Outcome]) -> bool:
-    """Write what failed to `path`, or remove what an earlier run has written there; whether any failed."""
-    failed = [outcome.failure() for outcome in outcomes if outcome.state == FAILED]
-    if failed:
-        write_json(path, failed)
-    else:
-        path.unlink(missing_ok=True)
-    return bool(failed)
-
-
 def _at_once(which: str, work: Callable, *args: Any) -> Future:
     """In place of a thread: the work is done now."""
     future: Future = Future()
@@ -292,6 +282,7 @@ class _Ticket:
         """Before the work: a name that fits, and no file of somebody else's that would be lost."""
         target, settings = self.scan.target, self.settings
         if settings.sidecar:
+            self._refuse_original(provenance.sidecar_path(target))
             force = self._may_replace() or provenance.record_of(target) is not None  # one that a killed run left
             provenance.check_sidecar(provenance.sidecar_path(target), force=force)
 
@@ -300,8 +291,14 @@ class _Ticket:
         run which may complete what a killed one left replaces them."""
         again = self.settings.skip_existing or self.settings.run is not None
         for path, _ in self._beside():
+            self._refuse_original(path)
             if os.path.lexists(path):
                 check_target(path, force=again or self._may_replace())
+
+    def _refuse_original(self, path: Path) -> None:
+        """OutputError where `path` is a file that the scan is read from: no option makes it right to replace that."""
+        if os.path.lexists(path) and os.path.realpath(path) in map(os.path.realpath, provenance.originals(self.scan)):
+            raise OutputError(f"{path}: is a file of the original {self.scan.name}; give another folder")
 
     def _may_replace(self) -> bool:
         """Whether the target may be replaced: all by `force`, mrisr's own by `skip_existing`."""

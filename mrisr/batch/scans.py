@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mrisr.batch.candidates import Candidate, paths_of, scans_of
+from mrisr.batch.collisions import refuse_clashes, refuse_found_again, refuse_inside, refuse_originals
 from mrisr.errors import OutputError, UsageError
 from mrisr.io import dicom, nifti
 from mrisr.io.several import check_one_head
@@ -87,10 +88,12 @@ class Scan:
 
 @dataclass(frozen=True)
 class Work:
-    """Scans in order; `folder` is what holds the results, None where the output is one image file."""
+    """Scans in order; `folder` is what holds the results, None where the output is one image file. `searched` are the
+    folders below which scans were looked for."""
 
     scans: tuple[Scan, ...]
     folder: Path | None
+    searched: tuple[Path, ...] = ()
 
 
 def find(
@@ -124,7 +127,8 @@ def find(
         raise UsageError(f"output: expected the name of a file or folder, found {os.fspath(output)!r}; give one")
     output = Path(output)
     single = _is_image_file(output)
-    items = [item for text in texts for item in paths_of(text)]
+    patterns: list[str] = []
+    items = [item for text in texts for item in paths_of(text, patterns)]
     choices = [series] if join is None or series is None else [one.strip() for one in series.split(",")]
     candidates = [scan for item in items for one in choices for scan in scans_of(item, one, every_series)]
     _refuse_doubles(candidates)
@@ -144,12 +148,14 @@ def find(
         one = candidates[0]
         return Work((Scan(one.source, output, _name(one.place), one.files, one.series, group),), None)
     for item in items:
-        _refuse_inside(output, item)
+        refuse_inside(output, item)
     base = Path(os.path.commonpath([f.base.resolve() for f in candidates]))
     alone = len(candidates) == 1 and len(items) == 1
     scans = tuple(_with_target(one, base, output, form, alone, group) for one in candidates)
-    _refuse_clashes(scans)
-    return Work(scans, output)
+    refuse_clashes(scans)
+    refuse_originals(scans)
+    refuse_found_again(output, scans, patterns)
+    return Work(scans, output, tuple(item for item in items if item.is_dir()))
 
 
 def _is_image_file(output: Path) -> bool:
@@ -201,7 +207,7 @@ def _one_of_several(
         scan, folder = Scan(first.source, output, _name(first.place), first.files, first.series, group), None
     else:
         for item in items:
-            _refuse_inside(output, item)
+            refuse_inside(output, item)
         bare = replace(first, own_folder="")
         scan, folder = _with_target(bare, first.base.resolve(), output, form, True, group), output
     others = tuple(
@@ -209,7 +215,10 @@ def _one_of_several(
         for one in scans
         if one is not first
     )
-    return Work((replace(scan, others=others),), folder)
+    scan = replace(scan, others=others)
+    if folder is not None:
+        refuse_originals((scan,))
+    return Work((scan,), folder, tuple(item for item in items if item.is_dir()))
 
 
 def _name(place: Path) -> str:
@@ -229,27 +238,3 @@ def _refuse_doubles(candidates: list[Candidate]) -> None:
         if key in first_by_key:
             raise UsageError(f"input: {one.place} is given twice; leave one out")
         first_by_key[key] = one
-
-
-def _refuse_inside(output: Path, item: Path) -> None:
-    """Results in the folder that is searched would be scans of the next run."""
-    if not item.is_dir():
-        return
-    outer, inner = item.resolve(), output.resolve()
-    if inner == outer:
-        raise OutputError(f"{output}: is the folder of the originals; give another")
-    if outer in inner.parents:
-        raise OutputError(f"{output}: lies inside the input {item}; the next run would find it there, give another")
-
-
-def _refuse_clashes(scans: tuple[Scan, ...]) -> None:
-    first_by_key: dict[str, Scan] = {}
-    for scan in scans:
-        ending = nifti.ending_of(scan.target) or ""  # images that differ in it alone would share a sidecar
-        key = str(scan.target)[: -len(ending) or None].casefold()  # some file systems do not tell capitals apart
-        if key in first_by_key:
-            raise OutputError(
-                f"{scan.target}: would be written from {first_by_key[key].name} and from {scan.name}; rename one of "
-                "them, or give them separate outputs"
-            )
-        first_by_key[key] = scan

@@ -7,7 +7,15 @@ from pathlib import Path
 
 from mrisr.cli import many
 from mrisr.cli.cluster import add_cluster_options
-from mrisr.cli.compute import add_compute_options, add_join_options, add_writing_options, computing, joining
+from mrisr.cli.compute import (
+    add_beside_options,
+    add_compute_options,
+    add_join_options,
+    add_writing_options,
+    check_beside,
+    computing,
+    joining,
+)
 from mrisr.cli.loading import load
 from mrisr.cli.voice import add_voice_options, speaking
 from mrisr.errors import UsageError
@@ -31,6 +39,7 @@ def add_parser(subparsers) -> None:
         parser.add_argument(
             f"--{key}-label", f"--{key}_label", nargs="+", metavar="L", help=f"these {key}s only (default: all)"
         )
+    add_beside_options(parser, ("FOLDER",) * 3)
     add_writing_options(parser)
     parser.add_argument("--force", action="store_true", help="make everything anew")
     add_join_options(
@@ -46,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command; raises MrisrError, returns 0, or 9 where some scans failed."""
     if args.no_sidecar:
         raise UsageError("--no-sidecar: BIDS derivatives have sidecars, and by them a rerun knows what is done")
+    check_beside(args)
     options = {**computing(args), **joining(args)}
     args.skip_existing = not args.force
     root, output = Path(args.bids_dir), Path(args.output_dir)
@@ -60,6 +70,8 @@ def run(args: argparse.Namespace) -> int:
             count = pages.group(scans, Path(args.report or output), title=bids.title(root))
             voice.line(", ".join(f"{n} {state}" for state, n in count.items() if n))
             return 0
+        for folder in filter(None, (args.preview, args.info, args.std)):
+            bids.check_beside(root, output, Path(folder))
         bids.prepare(root, output)
         # One file per task of a cluster: tasks that each have a participant do not write over each other.
         name = "_".join(sorted({scan.name.split("/")[0] for scan in scans})) if args.participant_label else "all"

@@ -114,6 +114,28 @@ def joining(args: argparse.Namespace) -> dict[str, Any]:
     return {"register": not args.no_register, "force": args.join_force}
 
 
+def add_beside_options(
+    parser: argparse.ArgumentParser, names: tuple[str, str, str], record: str = "", spread: str = ""
+) -> None:
+    """Add what is written beside results; `names` of files or folders, `record` and `spread` end their explanations."""
+    preview, info, std = names
+    parser.add_argument(
+        "--preview", metavar=preview, help="zoomed picture of before (cubic), after and difference in three planes"
+    )
+    parser.add_argument(
+        "--info", metavar=info, help=f"record of the run: grids, model, engine, seconds, versions{record}"
+    )
+    parser.add_argument(
+        "--std", metavar=std, help=f"voxel-wise standard deviation of the samples{spread} (needs --samples)"
+    )
+
+
+def check_beside(args: argparse.Namespace) -> None:
+    """UsageError where a spread is asked for that is none."""
+    if args.std and args.samples < 2:
+        raise UsageError(f"--std: needs --samples of at least 2, found {args.samples}; one sample has no spread")
+
+
 def add_writing_options(parser: argparse.ArgumentParser) -> None:
     """Add what a result is stored as and what is written beside it."""
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="stored type; int16 halves it, by a slope")

@@ -61,8 +61,15 @@ def same_file(one: str | Path, other: str | Path) -> bool:
 
 def run(args: argparse.Namespace, work: Work, settings: Settings, failures: Path, voice: Voice) -> int:
     """Upscale `work`, here or on a cluster, say what became of it, write or remove `failures`; the exit code."""
+    from mrisr.batch import collisions, deliver
+    from mrisr.batch import failures as list_of_failures
     from mrisr.batch import run as batch
 
+    deliver.check_folder(work.folder)
+    list_of_failures.check(failures, force=args.force)
+    for path in (settings.std, settings.info):  # images, and what has the names of sidecars
+        for folder in work.searched if path is not None else ():
+            collisions.refuse_inside(path, folder)
     where = cluster.of_arguments(args, work.folder)
     if where is None:
         use_threads(args.threads)
@@ -77,12 +84,12 @@ def run(args: argparse.Namespace, work: Work, settings: Settings, failures: Path
             from mrisr.batch import cluster as many_machines
 
             outcomes = many_machines.run(work.scans, settings, where, listener)
-    failed = batch.write_failures(failures, outcomes)
+    failed = list_of_failures.write(failures, outcomes)
+    voice.line(_total(outcomes, time.perf_counter() - start, failures if failed else None))
     if settings.report is not None:
         from mrisr.batch import pages
 
         pages.table(work.scans, outcomes, settings.report, settings.folder)
-    voice.line(_total(outcomes, time.perf_counter() - start, failures if failed else None))
     if not failed:
         return 0
     return outcomes[0].exit_code if len(outcomes) == 1 else batch.FAILED_EXIT

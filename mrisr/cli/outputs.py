@@ -56,7 +56,7 @@ class Outputs:
             if real in name_of:
                 raise OutputError(f"{path}: is both {name_of[real]} and {name}; give each its own file")
             if any(real == Path(os.path.realpath(path_of_input)) for path_of_input in self.inputs):
-                raise OutputError(f"{path}: is the input file; write to another file")
+                raise OutputError(f"{path}: is a file of the input; write to another file")
             name_of[real] = name
         return self
 

@@ -14,9 +14,11 @@ import mrisr
 from mrisr.cli import many
 from mrisr.cli.cluster import add_cluster_options
 from mrisr.cli.compute import (
+    add_beside_options,
     add_compute_options,
     add_join_options,
     add_writing_options,
+    check_beside,
     computing,
     joining,
     running,
@@ -53,17 +55,8 @@ def add_parser(subparsers) -> None:
     parser.add_argument("--format", choices=("nifti", "dicom"), help="written into a folder (default: as it came in)")
     add_series(parser)
     parser.add_argument("--all-series", action="store_true", help="all DICOM series of a folder, into a folder")
-    parser.add_argument(
-        "--preview", metavar="PNG", help="zoomed picture of before (cubic), after and difference in three planes"
-    )
-    parser.add_argument(
-        "--info",
-        metavar="JSON",
-        help="record of the run: grids, model, engine, seconds, versions; named as the sidecar, it takes its place",
-    )
-    parser.add_argument(
-        "--std", metavar="OUT", help="voxel-wise standard deviation of the samples, an image like -o (needs --samples)"
-    )
+    record, spread = "; named as the sidecar, it takes its place", ", an image like -o"
+    add_beside_options(parser, ("PNG", "JSON", "OUT"), record, spread)
     add_writing_options(parser)
     parser.add_argument("--force", action="store_true", help="overwrite outputs that exist")
     parser.add_argument(
@@ -89,8 +82,7 @@ def add_parser(subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; raises MrisrError, returns 0, or 9 where some scans of several failed."""
-    if args.std and args.samples < 2:
-        raise UsageError(f"--std: needs --samples of at least 2, found {args.samples}; one sample has no spread")
+    check_beside(args)
     if args.skip_existing and args.no_sidecar:
         raise UsageError("--skip-existing: compares sidecars; leave --no-sidecar out")
     if args.series is not None and args.all_series:
@@ -133,8 +125,7 @@ def _one(args: argparse.Namespace, scan, options: dict, voice: Voice) -> int:
     targets |= {"--preview": args.preview, "--info": args.info, "--std": args.std}
     field = options["bias"] if options["bias"] != "auto" else None
     paths = (options["gradnl"], field, options["mask"])
-    files = (*scan.files, *(file for other in scan.others for file in other.files))
-    inputs = (*files, *(path for path in paths if path is not None))
+    inputs = (*provenance.originals(scan), *(path for path in paths if path is not None))
     identity, place = None, _place(args, scan)
     if args.skip_existing:
         identity = _identity(args, scan, options)

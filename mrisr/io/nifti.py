@@ -28,18 +28,27 @@ from nibabel.spatialimages import HeaderDataError, SpatialImage
 
 from mrisr import schema
 from mrisr.errors import GeometryError, InputError, MemoryBudgetError, MrisrWarning, OutputError
-from mrisr.io import gzipped
+from mrisr.io import gzipped, whole_numbers
 from mrisr.io.atomic import check_target, replacing
 from mrisr.io.headers import affine_in_mm, mgh_header, nifti_header, qform
 from mrisr.volume import ACQUISITION_FACTS, Volume, check_dtype, check_shape
 
-__all__ = ["check_output", "ending_of", "from_image", "read", "sidecar_facts", "to_image", "write", "write_start"]
+__all__ = [
+    "check_output",
+    "ending_of",
+    "from_image",
+    "read",
+    "sidecar_facts",
+    "sidecar_of",
+    "to_image",
+    "write",
+    "write_start",
+]
 
 READ_ENDINGS = (".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz", ".mgh", ".mgz")
 WRITE_ENDINGS = (".nii", ".nii.gz", ".mgh", ".mgz")
 MGH_ENDINGS = (".mgh", ".mgz")
 DTYPES = ("float32", "int16")  # that results are stored as
-FILLED = 0.01  # of all voxels: so many with one and the same value were filled with it
 GZIP_MAGIC = b"\x1f\x8b"
 MGH_VERSION = b"\0\0\0\1"
 # TypeError: a header shorter than its format.
@@ -153,7 +162,7 @@ def write(
     if ending not in MGH_ENDINGS:
         _describe(image.header, descrip)
         if dtype != "float32":
-            image = _whole_numbers(image, volume.data, dtype)
+            image = whole_numbers.stored(image, volume.data, dtype, Path(path).name)
     with replacing(path, force=force) as beside:
         if not beside.name.lower().endswith(gzipped.ENDINGS):
             image.to_filename(beside)
@@ -176,22 +185,6 @@ def write_start(stream: BinaryIO, frame: Volume, frames: int, descrip: str | Non
 def _describe(header: Nifti1Header, descrip: str | None) -> None:
     if descrip is not None:
         header["descrip"] = descrip.encode("ascii", "replace")[:79]
-
-
-def _whole_numbers(image: SpatialImage, data: np.ndarray, dtype: str) -> SpatialImage:
-    """`image` with voxels of `dtype`, by slope and intercept."""
-    exact = next((v for v in (0.0, float(data.flat[0])) if (data == np.float32(v)).mean() >= FILLED), None)
-    if exact is None:
-        image.set_data_dtype(dtype)
-        image.header.set_slope_inter(None, None)  # nibabel then takes those that use the whole range
-        return image
-    most = np.iinfo(dtype).max
-    slope = np.float32(max(data.max() - exact, exact - data.min(), np.finfo(np.float32).tiny) / most * (1 + 1e-6))
-    stored = np.rint((data.astype(np.float64) - exact) / slope).astype(dtype)
-    image.header.set_data_dtype(dtype)
-    whole = type(image)(stored, image.affine, image.header)
-    whole.header.set_slope_inter(slope, exact)
-    return whole
 
 
 def _position_stated(image: MGHImage) -> bool:
@@ -348,12 +341,17 @@ def sidecar_facts(path: Path, sidecars: Sequence[Path] | None = None) -> dict:
     earlier one; else the one beside it, if there is one. Warns (MrisrWarning) where one cannot be read, or states a
     value of another kind, which is not used."""
     if sidecars is None:
-        beside = path.with_name(path.name[: -len(ending_of(path, READ_ENDINGS))] + ".json")
+        beside = sidecar_of(path)
         sidecars = [beside] if beside.is_file() else []
     total: dict = {}
     for sidecar in sidecars:
         total |= _facts(sidecar)
     return total
+
+
+def sidecar_of(path: Path) -> Path:
+    """Where the sidecar of the image `path` would be: of the same name, beside it."""
+    return path.with_name(path.name[: -len(ending_of(path, READ_ENDINGS) or "") or None] + ".json")
 
 
 def _facts(sidecar: Path) -> dict:

@@ -16,7 +16,7 @@ import pytest
 
 from mrisr.batch import bids
 from mrisr.cli.main import main
-from mrisr.errors import InputError, OutputError, UsageError
+from mrisr.errors import InputError, MrisrWarning, OutputError, UsageError
 
 OPTIONS = {"voxel_size": 1.5}
 
@@ -131,6 +131,21 @@ def test_inherited_sidecars_the_nearest_last(raw, tmp_path):
     assert len(found["sub-02/ses-b/anat/sub-02_ses-b_PDw.nii.gz"].sidecars) == 1
 
 
+def test_spreads_pictures_and_records_have_a_folder_of_their_own(raw, weights, tmp_path):
+    out, more = tmp_path / "out", ("--participant-label", "02", "--session-label", "a", "--samples", 2, "--quiet")
+    for folder in (out / "std", out, raw / "std"):
+        assert call(raw, out, weights, "--std", folder, *more) == 4 and not out.exists()
+    assert call(raw, out, weights, "--std", tmp_path / "std", *more[:-3]) == 2  # of one sample
+    beside = ("--std", tmp_path / "std", "--info", tmp_path / "info", "--preview", raw / "derivatives/pictures")
+    assert call(raw, out, weights, *beside, *more) == 0
+    name = "sub-02/ses-a/anat/sub-02_ses-a_res-1p5mm_desc-sr_T1w"
+    assert nib.load(tmp_path / f"std/{name}.nii.gz").get_fdata().max() > 0
+    assert json.loads((tmp_path / f"info/{name}.json").read_text())["samples"] == 2
+    assert (raw / f"derivatives/pictures/{name}.png").is_file()
+    before = listing(tmp_path)
+    assert call(raw, out, weights, *beside, *more) == 0 and listing(tmp_path) == before
+
+
 def test_a_second_run_writes_nothing(raw, weights, tmp_path):
     out = tmp_path / "out"
     assert call(raw, out, weights, "--participant-label", "01", "--quiet") == 0
@@ -182,6 +197,22 @@ def test_derivatives_inside_and_another_dataset(raw, weights, tmp_path):
     (other / "dataset_description.json").write_text('{"Name": "fmriprep", "GeneratedBy": [{"Name": "fMRIPrep"}]}')
     with pytest.raises(OutputError, match="is of another dataset"):
         bids.prepare(raw, other)
+
+
+def test_who_has_no_scan_is_named(raw, tmp_path):
+    (raw / "sub-03/anat").mkdir(parents=True)
+    (raw / "sub-03/anat/sub-03_T2starw.nii.gz").write_bytes(b"")
+    with pytest.warns(MrisrWarning, match=r"1 participants have no T1w, .* and are left out \(sub-03\)"):
+        assert len(bids.find(raw, tmp_path / "out", OPTIONS)) == 5
+    with pytest.warns(MrisrWarning, match=r"in the sessions asked for and are left out \(sub-01, sub-03\)"):
+        assert len(bids.find(raw, tmp_path / "out", OPTIONS, sessions=["a"])) == 1
+
+
+def test_one_image_in_two_formats(raw, tmp_path):
+    image = raw / "sub-01/anat/sub-01_T1w.nii.gz"
+    nib.save(nib.load(image), image.with_suffix(""))
+    with pytest.raises(OutputError, match=r"from sub-01/anat/sub-01_T1w.nii and from sub-01/anat/sub-01_T1w.nii.gz"):
+        bids.find(raw, tmp_path / "out", OPTIONS)
 
 
 def test_a_broken_scan_is_in_the_logs(raw, weights, tmp_path):

@@ -8,12 +8,13 @@ import signal
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mrisr.batch import cluster, deliver, launch, provenance, run, scans
+from mrisr.batch import cluster, deliver, failures, launch, provenance, run, scans
 from mrisr.cli.main import main
 from mrisr.errors import BackendError, OutputError, UsageError
 
@@ -128,7 +129,7 @@ def test_poison_memory_room_and_another_run(make_scans, weights, tmp_path, ledge
     assert len(told.lines) <= 1 and starts["z_full1.nii"] in (1, 2)
     assert all("No space left" in line and "taken out" in line for line in told.lines)
     assert {p.name for p in out.iterdir()} == {"good.nii", "good.json", "z_full1.nii", "z_full1.json"}
-    assert run.write_failures(out / "failures.json", outcomes.values())
+    assert failures.write(out / "failures.json", outcomes.values())
     assert len(json.loads((out / "failures.json").read_text())) == 4
     # What is wrong is mended; the rest is completed here, and what is there stays.
     for name in ("hog.nii", "poison.nii"):
@@ -270,8 +271,10 @@ def test_paths_are_the_same_from_any_folder(tmp_path, monkeypatch):
         str(tmp_path / "w.safetensors"), tmp_path / "s", {"device": "cuda"},
     )  # fmt: skip
     assert cluster._everywhere(run.Settings({}, {}, "base")).model == "base"
-    scan = cluster._absolute(scans.Scan(Path("a.nii"), Path("o/a.nii"), "a.nii", (Path("a.nii"),)))
+    one, other = (scans.Scan(Path(n), Path("o/a.nii"), n, (Path(n),)) for n in ("a.nii", "b.nii"))
+    scan = cluster._absolute(replace(one, others=(other,)))
     assert (scan.source, scan.target, scan.name) == (tmp_path / "a.nii", tmp_path / "o/a.nii", "a.nii")
+    assert (scan.others[0].source, scan.others[0].files) == (tmp_path / "b.nii", (tmp_path / "b.nii",))
 
 
 WRONG = {

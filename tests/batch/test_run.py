@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import threading
@@ -12,7 +13,8 @@ import numpy as np
 import pytest
 
 import mrisr
-from mrisr.batch import deliver, provenance, run, scans
+from mrisr.batch import deliver, failures, provenance, run, scans
+from mrisr.cli.main import main
 from mrisr.errors import ModelError, OutputError, UsageError
 
 OPTIONS = {"voxel_size": 1.5, "steps": 1, "samples": 1}
@@ -88,17 +90,84 @@ def test_what_somebody_else_made_is_not_replaced(make_scans, weights, tmp_path):
     assert states(batch(source, out, weights, force=True)) == {"a.nii": "done"}
 
 
+def test_no_option_replaces_an_original(make_scans, weights, tmp_path):
+    """Spreads, pictures and records have the names of the results, which are those of the scans."""
+    source = make_scans(tmp_path / "in", "a.nii")
+    (source / "a.json").write_text('{"EchoTime": 0.1}')
+    before = listing(source)
+    for how in ({"std": source, "options": {**OPTIONS, "samples": 2}}, {"info": source}):
+        for again in ({"force": True}, {"skip_existing": True}):
+            (failed,) = batch(source, tmp_path / "out", weights, **how, **again)
+            assert failed.exit_code == 4 and "is a file of the original a.nii" in failed.error
+    assert listing(source) == before
+
+
+def test_pipes_and_links_to_nothing_are_failed_by_name(make_scans, weights, tmp_path):
+    source = make_scans(tmp_path / "in", "a.nii")
+    os.mkfifo(source / "p.nii.gz")  # which nobody writes: opening it would wait without end
+    (source / "q.nii").symlink_to("annex.nii")
+    outcomes = batch(source, tmp_path / "out", weights)
+    assert states(outcomes) == {"a.nii": "done", "p.nii.gz": "failed", "q.nii": "failed"}
+    assert outcomes[1].exit_code == outcomes[2].exit_code == 3
+    assert "is not a regular file" in outcomes[1].error and "a link to a file that is not there" in outcomes[2].error
+
+
+def test_a_folder_that_cannot_be_written_is_said_once(make_scans, weights, tmp_path, capsys, monkeypatch):
+    make_scans(tmp_path / "in", "a.nii", "b.nii")
+    (tmp_path / "file").write_text("")
+    words = ["upscale", "-i", str(tmp_path / "in"), "--model", str(weights), "-o"]
+    assert main([*words, str(tmp_path / "file")]) == 4
+    assert (
+        capsys.readouterr().err.splitlines()[-1].endswith("file: is a file; give the name of a folder for the results")
+    )
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert main([*words, str(tmp_path / "a" / "b")]) == 4
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.endswith(f"{tmp_path}: no permission to write; choose another output")
+
+
+def test_a_claim_that_another_user_left_is_no_obstacle(tmp_path, monkeypatch):
+    real, target = os.open, tmp_path / "a.nii"
+    path = deliver._hidden_name(target, "claim")
+    path.touch()
+
+    def opened(name, flags, *mode):
+        if flags & os.O_RDWR:
+            raise PermissionError(13, "Permission denied", str(name))
+        return real(name, flags, *mode)
+
+    monkeypatch.setattr(os, "open", opened)
+    with deliver.claim(target), pytest.raises(OutputError, match="another run"), deliver.claim(target):
+        raise AssertionError
+    assert not path.exists()
+    with pytest.raises(OutputError, match="Permission denied"), deliver.claim(target):
+        raise AssertionError
+
+
+@pytest.mark.parametrize("held", ['{"mine": 1}', "[1", '[{"Name": 1}]'])
+def test_a_failures_json_of_somebody_else_stays(held, make_scans, weights, tmp_path, capsys):
+    make_scans(tmp_path / "in", "a.nii")
+    (tmp_path / "out").mkdir()
+    mine = tmp_path / "out" / "failures.json"
+    mine.write_text(held)
+    words = ["upscale", "-i", tmp_path / "in", "-o", tmp_path / "out", "--model", weights, "--voxel-size", 1.8]
+    assert main(list(map(str, words))) == 4
+    assert "is no list of failures that mrisr has written" in capsys.readouterr().err
+    assert listing(tmp_path / "out").keys() == {"failures.json"} and mine.read_text() == held
+    assert main([*map(str, words), "--force"]) == 0 and not mine.exists()
+
+
 def test_a_failed_scan_does_not_stop_the_rest(make_scans, weights, tmp_path):
     source, out = make_scans(tmp_path / "in", "a.nii", "b.nii", "c.nii"), tmp_path / "out"
     (source / "b.nii").write_bytes((source / "a.nii").read_bytes()[:-50])
     outcomes = batch(source, out, weights)
     assert states(outcomes) == {"a.nii": "done", "b.nii": "failed", "c.nii": "done"}
-    assert run.write_failures(out / "failures.json", outcomes)
+    assert failures.write(out / "failures.json", outcomes)
     (failure,) = json.loads((out / "failures.json").read_text())
     assert (failure["Scan"], failure["Kind"], failure["ExitCode"]) == ("b.nii", "InputError", 3)
     assert "truncated or damaged" in failure["Error"] and str(tmp_path) not in failure["Error"]
     shutil.copy(source / "a.nii", source / "b.nii")
-    assert not run.write_failures(out / "failures.json", batch(source, out, weights, skip_existing=True))
+    assert not failures.write(out / "failures.json", batch(source, out, weights, skip_existing=True))
     assert not (out / "failures.json").exists()
 
 

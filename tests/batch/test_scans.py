@@ -8,6 +8,7 @@ import pytest
 
 from mrisr.batch import scans
 from mrisr.errors import InputError, MrisrWarning, OutputError, UsageError
+from mrisr.io.dicom import parts
 
 
 def touched(folder: Path, *names: str) -> Path:
@@ -128,8 +129,12 @@ WRONG = {
     "one sidecar": (["a.mgz", "a.nii"], lambda s, o: (s, o), OutputError, "rename one of them"),
     "inside the input": (["a.nii"], lambda s, o: (s, s / "sub"), OutputError, "lies inside the input"),
     "the input itself": (["a.nii"], lambda s, o: (s, s), OutputError, "is the folder of the originals"),
-    "another format": (["a.nii"], lambda s, o: (s / "a.nii", o.with_suffix(".mha")), OutputError, "not known"),
     "a list of absent files": (["l.txt"], lambda s, o: (s / "l.txt", o), InputError, "line 1 names"),
+    "another format": (["a.nii"], lambda s, o: (s / "a.nii", o.with_suffix(".mha")), OutputError, "not known"),
+    "an original": (["a.nii"], lambda s, o: (s / "a.nii", s), OutputError, "is the original a.nii itself"),
+    "an original by a pattern": (["a.nii", "b.nii"], lambda s, o: (f"{s}/?.nii", s), OutputError, "is the original"),
+    "found by the next run": (["x/a.nii"], lambda s, o: (f"{s}/**/*.nii", s / "o"), OutputError, "the next run would"),
+    "entered by the next run": (["x/a.nii"], lambda s, o: (f"{s}/*", s / "o" / "p"), OutputError, "the next run would"),
 }
 
 
@@ -141,6 +146,39 @@ def test_bad_input_is_one_line(what, places):
     with pytest.raises(error, match=words) as caught:
         scans.find(*given(source, out))
     assert "\n" not in str(caught.value) and not out.exists()
+
+
+def test_an_absent_file_of_a_list_by_its_line(places):
+    source, out = places
+    touched(source, "a.nii")
+    (source / "l.txt").write_text("# scans\n\na.nii\n b.nii\n")
+    with pytest.raises(InputError, match=r"l.txt: line 4 names .*b.nii, which is not there \(1 of 2 are missing\)"):
+        scans.find(source / "l.txt", out)
+
+
+def test_a_pattern_in_a_list_is_no_pattern_of_its_folder(places):
+    source, out = places
+    touched(source / "old [1] ü", "a.nii", "s/b.nii")
+    (source / "old [1] ü" / "l.txt").write_text("*.nii\ns/b.nii\n")
+    assert list(targets(scans.find(source / "old [1] ü" / "l.txt", out), out)) == ["a.nii", "s/b.nii"]
+
+
+def test_notes_that_cannot_be_read_stop_nobody(places, monkeypatch):
+    source, out = places
+    touched(source, "a.nii", "notes.txt", "IM_1")
+    refused = ["notes.txt"]
+    real = parts.Part.read
+
+    def read(part, *most):
+        if part.name in refused:
+            raise InputError(f"{part}: cannot be read (Permission denied)")
+        return real(part, *most)
+
+    monkeypatch.setattr(parts.Part, "read", read)
+    assert list(targets(scans.find(source, out), out)) == ["a.nii"]
+    refused.append("IM_1")  # it may be a slice
+    with pytest.raises(InputError, match="IM_1: cannot be read"):
+        scans.find(source, out)
 
 
 def test_only_dicom_becomes_dicom(places):

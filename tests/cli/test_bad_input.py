@@ -210,7 +210,7 @@ def test_output_over_the_input_is_refused(folders, mrisr_command):
     path = save(source / "a.nii", ramp(*SHAPE))
     before = path.read_bytes()
     end = mrisr_command("upscale", "-i", path, "-o", path, "--force")
-    one_line(end, 4, "is the input file", out)
+    one_line(end, 4, "is a file of the input", out)
     assert path.read_bytes() == before
 
 

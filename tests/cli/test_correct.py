@@ -159,7 +159,7 @@ def test_errors_are_one_line_and_leave_nothing(head_scan, coefficients, tmp_path
         (("--bias", small), 3, "its grid is (25, 28, 24), the scan's (26, 28, 24)"),
         (("--bias", tmp_path / "none.nii"), 3, "no such file"),
         (("--bias", "auto", "-o", work / "o.txt"), 4, "output format is not known"),
-        (("--bias", zeros, "-o", zeros, "--force"), 4, "is the input file"),
+        (("--bias", zeros, "-o", zeros, "--force"), 4, "is a file of the input"),
     ]
     for options, code, words in cases:
         end = mrisr_command("correct", "-i", head_scan, "-o", work / "o.nii", *options)

@@ -46,7 +46,7 @@ def test_three_images_become_one(stacks, weights, tmp_path, mrisr_command):
     end = mrisr_command(*common)
     assert end.code == 4 and len(end.errors) == 1  # it is there
     end = mrisr_command("upscale", "--join", "-i", *paths, "-o", paths[0], "--force", "--model", weights, *HOW)
-    assert end.code == 4 and "is the input file" in end.errors[0]
+    assert end.code == 4 and "is a file of the input" in end.errors[0]
 
 
 def test_what_is_refused_leaves_nothing(stacks, weights, tmp_path, mrisr_command):

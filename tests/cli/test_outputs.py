@@ -62,7 +62,7 @@ def test_refusals_come_before_the_work(tmp_path):
     for words, targets in cases.items():
         with pytest.raises(OutputError, match=words), Outputs(targets):
             pytest.fail("the checks let it through")
-    with pytest.raises(OutputError, match="is the input file"):
+    with pytest.raises(OutputError, match="is a file of the input"):
         Outputs({"a": tmp_path / "old"}, force=True, inputs=(tmp_path / "old",)).__enter__()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["folder", "old"]
 

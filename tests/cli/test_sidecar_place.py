@@ -38,6 +38,16 @@ def test_so_it_does_in_a_folder(call):
     assert call("-i", "scans", "-o", "out", "--std", "out", "--samples", "2", "--steps", "2").code == 2
 
 
+def test_the_sidecar_of_the_original_stays(call):
+    Path("a.json").write_text('{"EchoTime": 0.1}')
+    end = call("-i", "a.nii.gz", "-o", "a.mgz", "--force")
+    assert end.code == 4 and "a.json: is a file of the input" in end.errors[0]
+    assert read("a.json") == {"EchoTime": 0.1} and not os.path.exists("a.mgz")
+    for beside in (("--info", "scans"), ("--std", "scans/std", "--samples", "2", "--steps", "2")):
+        end = call("-i", "scans", "-o", "out", *beside, "--skip-existing")
+        assert end.code == 4 and "scans" in end.errors[0] and not os.path.exists("out")
+
+
 @pytest.mark.parametrize(("source", "target"), [("a.nii.gz", "o.nii"), ("scans", "out")])
 def test_a_json_of_somebody_else_is_kept(source, target, call):
     os.mkdir("out")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import warnings
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from mrisr.errors import OutputError
+from mrisr.errors import MrisrWarning, OutputError
 from mrisr.io import nifti
 from mrisr.io.atomic import replacing
 from mrisr.volume import Volume
@@ -138,6 +139,16 @@ def test_a_shape_beyond_the_format(tmp_path):
     with pytest.raises(OutputError, match=r"shape \(1, 40000, 1\) does not fit NIfTI-1"):
         nifti.write(long, tmp_path / "a.nii")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_outliers_that_leave_few_whole_numbers_are_warned_of(tmp_path):
+    data = np.random.default_rng(0).normal(500, 100, (16, 16, 16)).astype(np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        nifti.write(Volume(data, np.eye(4)), tmp_path / "a.nii", dtype="int16")
+    data[0, 0, 1] = 1e6
+    with pytest.warns(MrisrWarning, match=r"b.nii: int16 leaves 3\d.* steps for 98 % of the values .* write float32"):
+        nifti.write(Volume(data, np.eye(4)), tmp_path / "b.nii", dtype="int16")
 
 
 @pytest.mark.parametrize("filled", [0.0, -7.0, 0.1, -1024.0])

@@ -122,7 +122,10 @@ def kind_of(part: Part) -> str:
     if "." in part.name and FOREIGN.fullmatch(part.name.rsplit(".", 1)[-1].lower()):
         if part.member is None and not part.path.exists():
             return "text"
-        head = part.read(HEAD)
+        try:
+            head = part.read(HEAD)
+        except InputError:  # nobody means it as DICOM: that it cannot be read matters to nobody
+            return "text"
         return "dicom" if head[128:132] == b"DICM" else "text"
     if part.member is None and not part.path.exists():
         return "gone"
