@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mrisr.physics.intensity import estimate_noise, intensity_scale, percentile
+from mrisr.physics.intensity import estimate_noise, estimate_slice_noise, intensity_scale, percentile
 
 
 def head(noise=0.0, seed=0):
@@ -56,3 +56,15 @@ def test_noise_is_estimated_where_anatomy_is_smooth():
     x = torch.from_numpy(0.7 + 0.02 * rng.standard_normal((40, 40, 40)))
     assert estimate_noise(x) == pytest.approx(0.02, rel=0.05)
     assert estimate_noise(torch.zeros(20, 20, 20)) is None
+
+
+def test_noise_of_slices_is_found_where_anatomy_changes_from_one_to_the_next():
+    generator = torch.Generator().manual_seed(3)
+    x, y, z = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in (64, 64, 16)), indexing="ij")
+    anatomy = 0.6 + 0.2 * torch.sin(x / 2 + 1.5 * z) * torch.cos(y / 2)
+    seen = anatomy + 0.02 * torch.randn(anatomy.shape, generator=generator)
+    assert estimate_slice_noise(seen, 2) == pytest.approx(0.02, rel=0.05)
+    assert estimate_slice_noise(seen.permute(2, 0, 1), 0) == pytest.approx(estimate_slice_noise(seen, 2), rel=0.02)
+    assert estimate_noise(seen) > 1.15 * estimate_slice_noise(seen, 2)
+    assert estimate_slice_noise(torch.zeros(20, 20, 20), 2) is None
+    assert estimate_slice_noise(seen[:4], 2) is None

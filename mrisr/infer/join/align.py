@@ -15,7 +15,8 @@ import torch
 from mrisr.errors import InputError
 from mrisr.infer.join.register import Picture, common_width, picture, register
 from mrisr.ops.resample import resample3d
-from mrisr.physics.intensity import Scale, estimate_noise, robust_scale
+from mrisr.physics.degrade import SLICE_KINDS
+from mrisr.physics.intensity import Scale, estimate_noise, estimate_slice_noise, robust_scale
 from mrisr.physics.psf import PSF
 from mrisr.volume import Volume
 
@@ -91,11 +92,22 @@ def align(
             _check(agreement.overlap >= LEAST_OVERLAP, how, messages, apart)
             alike = agreement.correlation >= LEAST_CORRELATION
             _check(alike, how, messages, _unlike(volume, volumes, how, agreement.correlation))
-        noise = estimate_noise(lr)
-        noise = max(LEAST_NOISE, NOISE_UNKNOWN if noise is None else noise) * agreement.gain
+        noise = noise_of(lr, psf) * agreement.gain
         fit = agreement.correlation, agreement.overlap, agreement.gain
         aligned.append(Aligned(volume, psf, lr.mul_(agreement.gain), noise, motion, *fit))
     return aligned, scales[how.reference], messages
+
+
+def noise_of(lr: torch.Tensor, psf: PSF) -> float:
+    """Standard deviation of a stack's noise, normalised: the smaller of what its cells and its planes say, for anatomy
+    only adds to either. Planes that were zero-filled or blurred hide noise: at least half of what the cells say."""
+    found = estimate_noise(lr)
+    found = NOISE_UNKNOWN if found is None else found
+    slices = [axis for axis in range(3) if psf[axis].kind in SLICE_KINDS]
+    of_planes = estimate_slice_noise(lr, slices[0]) if len(slices) == 1 else None
+    if of_planes is not None:
+        found = min(found, max(of_planes, found / 2))
+    return max(LEAST_NOISE, found)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """Stacks in, one volume out: align, join by their forward models, and let the network say what none has measured.
 
-A few times by turns. The joint solution, cut to what the finest of the stacks resolves along every axis (times a
-little, so that what is stated to the network is so), goes to the network as a scan of that resolution. Its answer is
-what the solution is expected to be where the stacks say nothing, and where they are noisy; then they have their say
+A few times by turns. The joint solution goes to the network in several views (`views`), each a scan as it knows them:
+cut to what the finest of the stacks resolves along every axis, times a little, so that what is stated is so; and in
+slices, as each stack would have seen it. Each view hides something else and is wrong elsewhere: the mean of the answers
+is what the solution is expected to be where the stacks say nothing, and where they are noisy; then they have their say
 again.
 """
 
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mrisr import grid as grids
 from mrisr.errors import MemoryBudgetError, UsageError
 from mrisr.grid import Grid
 from mrisr.infer import memory
@@ -24,20 +26,21 @@ from mrisr.infer.join.align import Aligned, Together, align
 from mrisr.infer.progress import Report
 from mrisr.infer.run import Scan, give, upscale_volume
 from mrisr.ops.resample import resample3d
-from mrisr.physics.degrade import ForwardModel
+from mrisr.physics.degrade import SLICE_KINDS, ForwardModel
 from mrisr.physics.foreground import certain, masked_background
 from mrisr.physics.intensity import Scale
-from mrisr.physics.psf import AxisPSF
+from mrisr.physics.psf import PSF, AxisPSF
 from mrisr.physics.stack import Measured, StackModel, nearest_axes, solve, within
 from mrisr.volume import Volume
 
-ALTERNATIONS = 2  # of the network and the stacks: a third gains under 0.1 dB
+ALTERNATIONS = 4  # of the network and the stacks
+PARTS = (1.0, 0.5)  # of a stack's slices that views are of
 CUT = 1.5  # what the network is shown resolves so many times what the finest stack does
 # Standard deviations, as parts of the intensity scale: of the truth around the network's answer, and of the difference
 # of neighbouring voxels.
 TRUST, NEIGHBOURS = 0.08, 0.22
 ITERATIONS, AGAIN = 12, 6  # of conjugate gradients, at first and after every answer
-VOLUMES = 12.0  # float32 target volumes alive at once
+VOLUMES = 13.0  # float32 target volumes alive at once
 
 
 def join_volumes(
@@ -71,10 +74,14 @@ def join_volumes(
         x = solve(measured, begin, smooth=NEIGHBOURS**-2, iterations=ITERATIONS, tick=report.tick)
         del begin
     width = finest(stacks, target)
+    groups = views(stacks, target, width)
     once = replace(options, mode="mean", steps=1, samples=1)
     for rest in reversed(range(ALTERNATIONS)):
-        options_of_run = once if rest else options
-        prior, info = _network(x, target, width, scale, model, options_of_run, report, stacks[how.reference].volume)
+        asked = once if rest else options
+        # The first view is enough to begin with; and a mean of samples of several would have no texture.
+        every = rest < ALTERNATIONS - 1 and asked.mode == "mean"
+        views_of_run = groups if every else groups[:1]
+        prior, info = _network(x, target, views_of_run, scale, model, asked, report, stacks[how.reference].volume)
         with report.stage("join"), torch.inference_mode():
             x = solve(measured, prior, prior=prior, trust=TRUST**-2, iterations=AGAIN, tick=report.tick)
     with report.stage("join"), torch.inference_mode():
@@ -149,18 +156,46 @@ def finest(stacks: Sequence[Aligned], target: Grid) -> tuple[float, float, float
     return tuple(max(float(w), v) for w, v in zip(width, target.voxel_size))
 
 
+def views(stacks: Sequence[Aligned], target: Grid, width) -> list[list[tuple[PSF, Grid]]]:
+    """How the network is shown the joint solution: (point spread along the target's axes, grid), in groups that count
+    alike: what the finest of the stacks resolves; slices as each of them has; slices half as thick.
+
+    Args:
+        width: of `finest`.
+    """
+    groups = [[(tuple(AxisPSF("kspace", CUT * w) for w in width), target)]]
+    for part in PARTS:
+        found = []
+        for s in stacks:
+            order = nearest_axes(np.linalg.inv(target.affine) @ np.linalg.inv(s.motion) @ s.volume.affine)
+            for axis, (profile, size) in enumerate(zip(s.psf, s.volume.voxel_size)):
+                a = order[axis]
+                if profile.kind not in SLICE_KINDS or part * size <= target.voxel_size[a]:
+                    continue
+                psf, sizes = [AxisPSF("kspace", w) for w in width], list(target.voxel_size)
+                psf[a], sizes[a] = replace(profile, width=part * profile.width), part * size
+                view = tuple(psf), grids.plan(target, voxel_size=tuple(sizes))
+                found += [] if view in found else [view]
+        groups += [found] if found else []
+    return groups
+
+
 def _network(
-    x: torch.Tensor, target: Grid, width, scale: Scale, model: Any, options: Options, report: Report, like: Volume
+    x: torch.Tensor, target: Grid, groups, scale: Scale, model: Any, options: Options, report: Report, like: Volume
 ) -> tuple[torch.Tensor, Info]:
-    """What the network makes of the joint solution, and the account of it."""
-    psf = tuple(AxisPSF("kspace", CUT * w) for w in width)
-    cut = ForwardModel.between(target.shape, target.voxel_size, target.shape, target.voxel_size, psf)
-    values = cut.forward(x).mul(scale.scale).add_(scale.offset).numpy()
+    """What the network makes of the joint solution, the mean over the views of it, and the account of the first."""
     denoise = 1.0 if ModelFacts.of(model).denoises else 0.0
-    plain = replace(options, psf=psf, denoise=denoise, consistency="off", ends="full", nonnegative=False)
-    scan = Scan(Volume(values, target.affine, name=like.name, from_outside=False))
-    result, info = upscale_volume(scan, target, model, plain, report)
-    return torch.from_numpy(result.data).sub(scale.offset).div_(scale.scale), info
+    total, first = torch.zeros_like(x), None
+    for group in groups:
+        for psf, grid in group:
+            acquisition = ForwardModel.between(target.shape, target.voxel_size, grid.shape, grid.voxel_size, psf)
+            values = acquisition.forward(x).mul_(scale.scale).add_(scale.offset).numpy()
+            plain = replace(options, psf=psf, denoise=denoise, consistency="off", ends="full", nonnegative=False)
+            scan = Scan(Volume(values, grid.affine, name=like.name, from_outside=False))
+            result, info = upscale_volume(scan, target, model, plain, report)
+            total.add_(torch.from_numpy(result.data), alpha=1 / (len(group) * len(groups)))
+            first = info if first is None else first
+    return total.sub_(scale.offset).div_(scale.scale), first
 
 
 def _chi2(stack: Measured, x: torch.Tensor) -> float:
