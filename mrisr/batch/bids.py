@@ -81,7 +81,7 @@ def find(
         names = ", ".join(without[:12]) + (", ..." if len(without) > 12 else "")
         where = "" if sessions is None else " in the sessions asked for"
         warnings.warn(
-            f"{root}: {len(without)} participants have no {', '.join(SUFFIXES)}{where} and are left out ({names})",
+            f"{root}: left out for want of {', '.join(SUFFIXES)}{where}: {len(without)} of the participants ({names})",
             MrisrWarning,
             stacklevel=2,
         )

@@ -202,9 +202,9 @@ def test_derivatives_inside_and_another_dataset(raw, weights, tmp_path):
 def test_who_has_no_scan_is_named(raw, tmp_path):
     (raw / "sub-03/anat").mkdir(parents=True)
     (raw / "sub-03/anat/sub-03_T2starw.nii.gz").write_bytes(b"")
-    with pytest.warns(MrisrWarning, match=r"1 participants have no T1w, .* and are left out \(sub-03\)"):
+    with pytest.warns(MrisrWarning, match=r"left out for want of T1w, .*: 1 of the participants \(sub-03\)"):
         assert len(bids.find(raw, tmp_path / "out", OPTIONS)) == 5
-    with pytest.warns(MrisrWarning, match=r"in the sessions asked for and are left out \(sub-01, sub-03\)"):
+    with pytest.warns(MrisrWarning, match=r"in the sessions asked for: 2 of the participants \(sub-01, sub-03\)"):
         assert len(bids.find(raw, tmp_path / "out", OPTIONS, sessions=["a"])) == 1
 
 
