@@ -80,12 +80,11 @@ def add_bundle(prefix: Path, model: str) -> None:
 
 
 def add_texts(prefix: Path) -> None:
-    """Guide, examples, licence, and the notices of what is linked."""
+    """Guide, latency, examples, licence, and the notices of what is linked."""
     texts = prefix / "share" / "doc" / "mrisr"
     texts.mkdir(parents=True)
-    for name in ("docs/embedding.md", "CHANGELOG.md"):
-        if (ROOT / name).exists():
-            shutil.copy(ROOT / name, texts)
+    for name in ("docs/embedding.md", "benchmarks/results/latency.md", "CHANGELOG.md"):
+        shutil.copy(ROOT / name, texts)
     shutil.copy(ROOT / "LICENSE", prefix / "LICENSE")
     shutil.copytree(ROOT / "examples" / "embed", prefix / "examples")
     (prefix / "THIRD_PARTY_NOTICES.txt").write_text(notices(), encoding="utf-8")
@@ -123,9 +122,10 @@ def check(prefix: Path) -> None:
         raise SystemExit(f"vendor-kit: versions disagree: {file}, {soname}, {packaged}, {piped}, {mrisr.__version__}")
     if runpath != "$ORIGIN":
         raise SystemExit(f"vendor-kit: the library looks for others in {runpath}; expected $ORIGIN alone")
-    foreign = [p for p in prefix.rglob("*") if p.is_file() and os.fsencode(ROOT) in p.read_bytes()]
-    if foreign:
-        raise SystemExit(f"vendor-kit: {foreign[0].relative_to(prefix)} holds a path of this machine")
+    for path in prefix.rglob("*"):
+        held = sbom.machine_path(path, ROOT) if path.is_file() else None
+        if held is not None:
+            raise SystemExit(f"vendor-kit: {path.relative_to(prefix)} holds a path of this machine ({held})")
 
 
 def pack(prefix: Path, archive: Path) -> None:

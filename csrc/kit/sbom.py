@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -38,6 +39,14 @@ SYSTEM = {
     "libgcc_s.so.1": ("libgcc", "GPL-3.0-or-later WITH GCC-exception-3.1"),
 }
 SYMBOLS = {"glibc": "GLIBC", "libstdc++": "GLIBCXX", "libgcc": "GCC"}
+
+
+def machine_path(file: Path, root: Path) -> str | None:
+    """A path that only the building machine has, of the checkout or of a package whose headers are compiled in, that
+    `file` holds."""
+    places = [root, *(Path(importlib.util.find_spec(p).origin).parent for p in ("openvino", "nlohmann_json"))]
+    content = file.read_bytes()
+    return next((str(place) for place in places if os.fsencode(place) in content), None)
 
 
 def _readelf(*arguments: str | Path) -> str:

@@ -74,8 +74,16 @@ def test_the_numbers_agree_and_no_path_of_the_builder_is_left(kit):
     assert f'PACKAGE_VERSION "{mrisr.__version__}"' in (kit / "lib/cmake/mrisr/mrisrConfigVersion.cmake").read_text()
     assert f"Version: {mrisr.__version__}\n" in (kit / "lib/pkgconfig/mrisr.pc").read_text()
     assert f"#define MRISR_ABI_VERSION {soname.rpartition('.')[2]}\n" in (kit / "include/mrisr.h").read_text()
-    for path in kit.rglob("*"):
-        assert not path.is_file() or os.fsencode(ROOT) not in path.read_bytes(), path
+    import sbom
+
+    assert [path for path in kit.rglob("*") if path.is_file() and sbom.machine_path(path, ROOT)] == []
+
+
+def test_everything_that_its_readme_names_is_there(kit):
+    cells = re.findall(r"^\| (`[^|]+`) \|", (kit / "README.md").read_text(), re.M)
+    names = [name for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
+    assert "share/doc/mrisr/latency.md" in names and len(names) >= 9
+    assert [name for name in names if not (kit / name).exists()] == []
 
 
 def test_the_bundle_has_both_precisions(kit):
