@@ -29,7 +29,10 @@ SUCCESS, OUT_OF_RESOURCES, NOT_WHAT_IT_SAYS, NOT_UNDERSTOOD = 0x0000, 0xA700, 0x
 NEEDED = ["SOPInstanceUID", "SeriesInstanceUID", "SyntheticData", "Rows"]
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MOST_BEGINS = 3
+ALL = ""  # in place of the key of one series
+HALF = "half a series: its sender broke off, or files of it were refused, and it did not come back; send it again"
 BUG = "a bug in mrisr: please report it with the lines below"
+TO_ASK = 10.0  # seconds that a connection may take to say what it wants; each has a seat meanwhile
 PDU = 1 << 18  # bytes, the most that a peer is told to send at once
 
 # derive(folder of DICOM files, empty folder to fill, progress)
@@ -79,6 +82,7 @@ class Node:
         self.budget = Budget(self.settings.hold)
         self._lock = threading.RLock()
         self._touched: dict[Any, dict[str, bool]] = {}  # association -> series -> changed by it
+        self._refused: dict[Any, set[str]] = {}  # association -> series of which something was refused
         self._last: dict[str, float] = {}  # series -> when it last changed
         self._jobs: dict[str, Ticket] = {}
         self._not_before: dict[str, float] = {}  # series -> when to try again
@@ -118,11 +122,23 @@ class Node:
     # Reception, in the threads of the associations
 
     def store(self, event: Any) -> int:
-        """Answer a C-STORE: its status. Success only once the file is on the disk to stay."""
+        """Answer a C-STORE: its status. Success only once the file is on the disk to stay. What is refused its series
+        lacks, however the association ends."""
+        status, series = OUT_OF_RESOURCES, ALL
+        try:
+            status, series = self._stored(event)
+            return status
+        finally:
+            if status != SUCCESS:
+                with self._lock:
+                    self._refused.setdefault(event.assoc, set()).add(series)
+
+    def _stored(self, event: Any) -> tuple[int, str]:
+        """(status, the key of the series that it is about, ALL where that is not known)"""
         data = event.request.DataSet.getbuffer()
         if self.spool.free() < self.settings.reserve + len(data):
             LOG.error("the disk is full (less than %.0f MB free): not stored", self.settings.reserve / 1e6)
-            return OUT_OF_RESOURCES
+            return OUT_OF_RESOURCES, ALL
         try:
             part = self.spool.write(lambda stream: _dicom_file(stream, event.file_meta, data))
             try:
@@ -134,44 +150,52 @@ class Node:
                 LOG.error("an instance cannot be written (%s): not stored", error.strerror or error)
             else:
                 LOG.error("the disk is full: not stored")
-            return OUT_OF_RESOURCES
+            return OUT_OF_RESOURCES, ALL
 
-    def _keep(self, event: Any, part: Path) -> int:
+    def _keep(self, event: Any, part: Path) -> tuple[int, str]:
         try:
             header = _header(part)
         except InputError as error:
-            LOG.error("%s", error)
-            return NOT_UNDERSTOOD
+            LOG.error("%s: not stored", error)
+            return NOT_UNDERSTOOD, ALL
+        uid = str(header.get("SeriesInstanceUID") or "")
+        missing = [name for name in ("SOPInstanceUID", "SeriesInstanceUID", "Rows") if not header.get(name)]
+        if missing:
+            LOG.error("an instance has no %s: not stored", ", ".join(missing))
+            return NOT_UNDERSTOOD, self.spool.key(uid) if uid else ALL
         if header.SOPInstanceUID != event.request.AffectedSOPInstanceUID:
             LOG.error("an instance has another UID than its sender says: not stored")
-            return NOT_WHAT_IT_SAYS
+            return NOT_WHAT_IT_SAYS, self.spool.key(uid)
         if header.get("SyntheticData") == "YES":
             LOG.info("a synthetic image: not taken, or it would be upscaled again")
-            return SUCCESS
+            return SUCCESS, self.spool.key(uid)
         with self._lock:
-            series, change = self.spool.add(part, str(header.SeriesInstanceUID), str(header.SOPInstanceUID))
+            series, change = self.spool.add(part, uid, str(header.SOPInstanceUID))
             keys = self._touched.setdefault(event.assoc, {})
             keys[series.key] = keys.get(series.key, False) or change
             if change:
                 self._last[series.key] = time.monotonic()
                 self._not_before.pop(series.key, None)
-        return SUCCESS
+        return SUCCESS, series.key
 
     def _settle(self) -> None:
-        """Series of associations that have ended: whole where the end was in order."""
+        """Series of associations that have ended: whole where the end was in order and nothing of them was refused."""
         with self._lock:
-            for association in [a for a in self._touched if not a.is_alive()]:
-                keys = self._touched[association]
+            for association in [a for a in {**self._touched, **self._refused} if not a.is_alive()]:
+                keys, refused = self._touched.get(association, {}), self._refused.get(association, set())
                 for key, changed in list(keys.items()):
                     series = self.spool.series(key)
                     if series.path.exists() and (changed or not series.released):
                         self._last[key] = time.monotonic()
-                        if association.is_released:
-                            series.set_released(True)
-                        else:
+                        if not association.is_released:
                             LOG.warning("series %s: its sender broke off after %d files", key, len(series.stamp()))
+                        elif {key, ALL} & refused:
+                            LOG.warning("series %s: %d files, and others were refused", key, len(series.stamp()))
+                        else:
+                            series.set_released(True)
                     del keys[key]  # after an OSError the next round goes on here
-                del self._touched[association]
+                self._touched.pop(association, None)
+                self._refused.pop(association, None)
 
     # Jobs
 
@@ -206,7 +230,7 @@ class Node:
             quiet = now - self._last.setdefault(key, now)
             if not series.released:
                 if quiet >= self.settings.patience:
-                    self._fail(series, "half a series: its sender broke off and did not come back; send it again")
+                    self._fail(series, HALF)
             elif quiet >= self.settings.quiet:
                 if series.attempts >= MOST_BEGINS:
                     self._fail(series, f"was begun {series.attempts} times, and the node ended every time")
@@ -221,13 +245,12 @@ class Node:
             return any(key in keys for keys in self._touched.values())
 
     def _fail(self, series: Series, why: str) -> None:
+        LOG.error("series %s: %s (kept in %s)", series.key, why, self.spool.failed / series.key)
         try:
             self.spool.fail(series, why)
+            self._last.pop(series.key, None)
         except OSError as error:
-            self._put_off(series, f"{why}; cannot be put aside ({error})")
-            return
-        LOG.error("series %s: %s (kept in %s)", series.key, why, self.spool.failed / series.key)
-        self._last.pop(series.key, None)
+            self._put_off(series, f"cannot be put aside ({error})")
 
     def _job(self, series: Series, progress: Progress) -> None:
         key, start = series.key, time.monotonic()
@@ -324,17 +347,16 @@ def _dicom_file(stream: Any, meta: Any, data: memoryview) -> None:
 
 
 def _header(path: Path) -> Any:
-    """The few elements that say what to do with an instance. InputError where it is no image."""
+    """The few elements that say what to do with an instance. InputError where it is no DICOM."""
     from pydicom import dcmread
 
     try:
         header = dcmread(path, stop_before_pixels=True, specific_tags=NEEDED)
-        missing = [name for name in ("SOPInstanceUID", "SeriesInstanceUID", "Rows") if not header.get(name)]
+        for name in NEEDED:
+            header.get(name)  # converted here, where what is damaged is caught
+        return header
     except Exception as error:  # noqa: BLE001 - pydicom has no error of its own for bytes that are no DICOM
-        raise InputError(f"an instance cannot be read as DICOM ({type(error).__name__}): not stored") from error
-    if missing:
-        raise InputError(f"an instance has no {', '.join(missing)}: not stored")
-    return header
+        raise InputError(f"an instance cannot be read as DICOM ({type(error).__name__})") from error
 
 
 def _listen(node: Node, address: tuple[str, int]) -> Any:
@@ -346,7 +368,8 @@ def _listen(node: Node, address: tuple[str, int]) -> Any:
     entity.require_calling_aet = list(settings.callers)
     entity.maximum_associations = settings.associations
     entity.maximum_pdu_size = PDU
-    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = settings.timeout
+    entity.dimse_timeout = entity.network_timeout = settings.timeout
+    entity.acse_timeout = min(settings.timeout, TO_ASK)
     try:
         server = server_of(entity, address, node)
     except OSError as error:

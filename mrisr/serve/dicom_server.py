@@ -46,7 +46,7 @@ class Server(ThreadedAssociationServer):
             (evt.EVT_C_ECHO, lambda event: 0x0000),
             (evt.EVT_CONN_OPEN, self._opened),
             (evt.EVT_DIMSE_RECV, lambda event: self._give_back(event.assoc)),
-            (evt.EVT_CONN_CLOSE, lambda event: self._give_back(event.assoc)),
+            (evt.EVT_CONN_CLOSE, lambda event: self._closed(event.assoc)),
         ]
         super().__init__(
             application, address, application.ae_title, application.supported_contexts, evt_handlers=handlers
@@ -59,7 +59,10 @@ class Server(ThreadedAssociationServer):
         return client, address
 
     def verify_request(self, request: socket.socket, client_address: Any) -> bool:
-        return len(self.active_associations) < self._node.settings.associations + SPARE
+        free = len(self.active_associations) < self._node.settings.associations + SPARE
+        if not free:
+            LOG.warning("turned away: %d connections are open", self._node.settings.associations + SPARE)
+        return free
 
     def _opened(self, event: Any) -> None:
         """Have every read of the connection bounded."""
@@ -81,6 +84,12 @@ class Server(ThreadedAssociationServer):
             return data
 
         stream.recv = recv
+
+    def _closed(self, association: Any) -> None:
+        """Free its seat: pynetdicom waits for the request of a connection that is gone as if it were there."""
+        self._give_back(association)
+        if association.requestor.primitive is None:
+            association.dul.to_user_queue.put(None)  # what no request in time gives
 
     def _give_back(self, association: Any) -> None:
         with self._associations_lock:

@@ -106,6 +106,18 @@ def test_a_hundred_connections(start, pacs, caplog):
     assert set(pacs.stored) == peers.expected(sent)
 
 
+def test_connections_that_are_gone_have_no_seat(start, pacs, monkeypatch):
+    """As of a port scanner: opened, closed, nothing said. The time-out is of those that stay."""
+    monkeypatch.setattr("mrisr.serve.dicom.TO_ASK", 300.0)
+    node, sent = start(associations=2, timeout=300.0), peers.series(2)
+    for _ in range(60):
+        socket.create_connection(node.address, timeout=60).close()
+    wait_until(lambda: not node._server.active_associations)
+    peers.deliver(node, sent)
+    wait_until(lambda: empty(node))
+    assert set(pacs.stored) == peers.expected(sent)
+
+
 def test_more_associations_than_allowed_are_refused(start):
     node = start(associations=2)
     open_ones = [peers.associate(node) for _ in range(4)]

@@ -126,6 +126,32 @@ def test_what_is_put_aside_again_has_all_that_came(start, pacs):
     assert "4 of 9" in (failed / "reason.txt").read_text()
 
 
+# Files that were refused are missing in their series, however politely its sender ends
+
+
+def test_a_series_of_which_files_were_refused_waits_for_its_sender(start, pacs, monkeypatch, caplog):
+    node, sent, room = start(), peers.series(6), iter([10**12] * 3)
+    monkeypatch.setattr(Spool, "free", lambda self: next(room, 100))
+    assert peers.send(node, sent) == [0] * 3 + [0xA700] * 3
+    monkeypatch.undo()
+    wait_until(lambda: "3 files, and others were refused" in caplog.text)
+    time.sleep(0.5)
+    assert not pacs.stored and len(node.spool.all()) == 1
+    peers.deliver(node, sent)
+    wait_until(lambda: empty(node))
+    assert set(pacs.stored) == peers.expected(sent) and pacs.times == 6
+
+
+def test_an_image_that_is_not_understood_spoils_its_own_series_only(start, pacs):
+    node, one, other = start(patience=0.5), peers.series(3), peers.series(3)
+    del one[1].Rows
+    assert peers.send(node, one + other) == [0, 0xC000, 0, 0, 0, 0]
+    wait_until(lambda: empty(node))
+    (failed,) = node.spool.failed.iterdir()
+    assert "files of it were refused" in (failed / "reason.txt").read_text()
+    assert set(pacs.stored) == peers.expected(other) and not node._refused
+
+
 # A folder that cannot be worked with for a moment
 
 

@@ -219,8 +219,17 @@ def _save(dataset: Any, path: Path) -> None:
     dataset.file_meta = meta
     try:
         pydicom.dcmwrite(path, dataset, enforce_file_format=True)
+    except OSError as error:
+        raise _cause(error) from None
     except (ValueError, TypeError, AttributeError, UnicodeError) as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = " ".join(str(_cause(error)).split())[:160]
         raise InputError(
             f"{path.name}: the source's header cannot be written again ({reason}); anonymise it"
         ) from error
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What pydicom has wrapped: the wrapper's text is a whole traceback, and it has no errno."""
+    while type(error.__cause__) is type(error):
+        error = error.__cause__
+    return error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -281,3 +282,18 @@ def test_the_number_of_the_series(number, written, tmp_path, made):
     result, info = run(series, 0.8)
     ds = pydicom.dcmread(dicom.write_series(result, series, info, tmp_path / "out").files[0])
     assert ds.SeriesNumber == written
+
+
+def test_a_disk_that_fills_is_one_line_and_leaves_nothing(tmp_path, made):
+    """pydicom wraps what the system says into a whole traceback, without its number."""
+    series = quiet_find(made.series(tmp_path / "source"))
+    result, info = run(series, 0.8)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))  # bytes of a file: within the pixels
+    try:
+        with pytest.raises(OutputError) as error:
+            dicom.write_series(result, series, info, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "cannot be written (File too large); make room there" in str(error.value) and "\n" not in str(error.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["source"]
