@@ -162,10 +162,28 @@ def table(content: dict) -> str:
             f"| {row['share']:g} | {row['seeds']} | {row['steps']} | {row['cpu_seconds']:.0f} | "
             f"{row['pairs_share']:.0%} | {' | '.join(cells)} |"
         )
+    lines += kinds_table(content["rows"])
     if len(content["summary"]) < 2 or min(row["seeds"] for row in content["summary"]) < 2:
         lines += ["", "One seed of a share has no spread: no difference to it here is known to be one."]
     lines += ["", f"`{content['command']}`; commit {content['commit']}, {content['date']}.", ""]
     return "\n".join(lines)
+
+
+def kinds_table(rows: list[dict]) -> list[str]:
+    """The gains by contrast and kind of scan, mean over people and seeds."""
+    kinds = list(dict.fromkeys(name.rpartition("/")[2] for name in rows[0]["gains"] if "/" in name))
+    columns = [(contrast, kind) for kind in kinds for contrast in CONTRASTS]
+    lines = ["", "By kind of scan, the same gains:", ""]
+    lines += ["| share | " + " | ".join(f"{kind}, {contrast}" for contrast, kind in columns) + " |"]
+    lines += ["|---" * (len(columns) + 1) + "|"]
+    for share in sorted({row["share"] for row in rows}):
+        cells = []
+        for contrast, kind in columns:
+            values = [row["gains"][f"{person}/{kind}"] for row in rows if row["share"] == share
+                      for person, of in HELD_OUT.items() if of == contrast]  # fmt: skip
+            cells.append(f"{np.mean(values):.2f}")
+        lines.append(f"| {share:g} | {' | '.join(cells)} |")
+    return lines
 
 
 def write(rows: list[dict], about: dict, folder: Path) -> None:
