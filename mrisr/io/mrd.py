@@ -8,6 +8,7 @@ there: such files are shifted, and nothing in them says so.
 from __future__ import annotations
 
 import ctypes
+import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from mrisr.errors import GeometryError, InputError, because
+from mrisr.errors import CATCHING, GeometryError, InputError, because
 from mrisr.grid import Grid
 from mrisr.volume import Volume
 
@@ -38,8 +39,11 @@ NAMESPACE = "{http://www.ismrm.org/ISMRMRD}"
 
 def load_ismrmrd() -> Any:
     """The ismrmrd package, or an InputError that says how to get it."""
+    loaded = sys.modules.get("ismrmrd")
+    if loaded is not None:  # connections ask at once, and filters of warnings are of the whole process
+        return loaded
     try:
-        with warnings.catch_warnings():  # importing it resets the filters of the whole program
+        with CATCHING, warnings.catch_warnings():  # importing it resets the filters of the whole program
             import ismrmrd
     except ImportError as error:
         raise InputError("the MRD stream needs ismrmrd; install it with: pip install '.[mrd]'") from error

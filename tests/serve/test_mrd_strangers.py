@@ -154,6 +154,15 @@ def test_a_hundred_connections(mrd_server):
     assert_lives(server)
 
 
+def test_images_leave_the_filters_of_warnings_alone(mrd_server, monkeypatch):
+    """They are of the whole process: swapped by two connections at once, those of a job would be lost."""
+    import warnings
+
+    server, (images, _) = mrd_server(), client.stack((8, 8, 4))
+    monkeypatch.setattr(warnings, "catch_warnings", None)
+    assert len(client.send(server.server_address, *messages(images)).images) == 5
+
+
 def test_one_job_at_a_time(mrd_server):
     running, most = [], []
 
