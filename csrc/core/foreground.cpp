@@ -205,7 +205,7 @@ void each(const Box& b, const Call& call) {
 // Mark what holds `value` and is connected to a solid part of it. How much that is, 0 where it is no background.
 Background mark(std::uint8_t* state, const float* v, const Box& b, float value, const BackgroundRule& rule,
                 std::uint32_t* queue) {
-  Background found;
+  Background background;
   for (Index i = 0; i < b.count(); ++i) state[i] = v[i] == value ? kOpen : kClosed;
   each_row(b, [&](Index i, Index j) {
     const std::uint8_t* rows[9];
@@ -222,14 +222,14 @@ Background mark(std::uint8_t* state, const float* v, const Box& b, float value, 
     Index here = 0;
     count_row(here, within, rows, b.n[2]);
     if (here == 0) return;
-    if (found.voxels == 0) found.first = std::find(row, row + b.n[2], kReached) - state;
-    found.voxels += here;
+    if (background.voxels == 0) background.first = std::find(row, row + b.n[2], kReached) - state;
+    background.voxels += here;
     around = around || i == 0 || j == 0 || i == b.n[0] - 1 || j == b.n[1] - 1 || row[0] == kReached ||
              row[b.n[2] - 1] == kReached;
   });
-  const auto all = static_cast<double>(b.count()), marked = static_cast<double>(found.voxels);
+  const auto all = static_cast<double>(b.count()), marked = static_cast<double>(background.voxels);
   const bool good = around && marked >= rule.share * all && static_cast<double>(within) >= rule.solid * marked;
-  return good && found.voxels < b.count() ? found : Background{};
+  return good && background.voxels < b.count() ? background : Background{};
 }
 
 // Whether the bricks of one row of them hold tissue, from the sums and the largest of their columns.
@@ -269,12 +269,12 @@ MRISR_VARIANTS(brick_row, brick_row_body,
 
 // How many of the 27 bricks at and around one are marked.
 int around(const std::uint8_t* marked, const Box& b, Index i, Index j, Index k) {
-  int found = 0;
+  int count = 0;
   for (Index x = std::max<Index>(0, i - 1); x <= std::min(b.n[0] - 1, i + 1); ++x)
     for (Index y = std::max<Index>(0, j - 1); y <= std::min(b.n[1] - 1, j + 1); ++y)
       for (Index z = std::max<Index>(0, k - 1); z <= std::min(b.n[2] - 1, k + 1); ++z)
-        found += marked[(x * b.n[1] + y) * b.n[2] + z];
-  return found;
+        count += marked[(x * b.n[1] + y) * b.n[2] + z];
+  return count;
 }
 
 // The value that most voxels of the faces have, by a majority vote and a count.
@@ -324,11 +324,12 @@ void tissue(std::uint8_t* out, const float* v, const Index n[3], const bool open
 Background masked_background(std::uint8_t* out, const float* v, const Index n[3], const BackgroundRule& rule,
                              std::uint32_t* queue) {
   const Box b{{n[0], n[1], n[2]}};
-  Background found = mark(out, v, b, 0.0f, rule, queue);
+  Background background = mark(out, v, b, 0.0f, rule, queue);
   float value = 0;
-  if (found.voxels == 0 && constant_faces(v, b, value) && value != 0) found = mark(out, v, b, value, rule, queue);
-  for (Index i = 0; i < b.count(); ++i) out[i] = found.voxels > 0 && out[i] == kReached ? 1 : 0;
-  return found;
+  if (background.voxels == 0 && constant_faces(v, b, value) && value != 0)
+    background = mark(out, v, b, value, rule, queue);
+  for (Index i = 0; i < b.count(); ++i) out[i] = background.voxels > 0 && out[i] == kReached ? 1 : 0;
+  return background;
 }
 
 void bricks(std::uint8_t* out, std::uint8_t* spare, const float* v, const Index n[3], const BrickRule& rule,

@@ -209,14 +209,14 @@ void stats_channels_last(double* partials, const Source& x, const std::uint8_t* 
       const Index slab = unit % slabs, n = unit / slabs, v1 = std::min(s.voxels, (slab + 1) * kSlab);
       std::fill(groups.begin(), groups.end(), Moments());
       for (Index v = slab * kSlab; v < v1;) {
-        const Index left = std::min(step, v1 - v), rows = left / repeats, taken = rows > 0 ? rows * repeats : left;
-        const float* from = x.read((n * s.voxels + v) * s.channels, taken * s.channels, block.data());
+        const Index left = std::min(step, v1 - v), rows = left / repeats, count = rows > 0 ? rows * repeats : left;
+        const float* from = x.read((n * s.voxels + v) * s.channels, count * s.channels, block.data());
         const std::uint8_t* m = mask ? mask + n * s.voxels + v : nullptr;
         if (rows > 0)
           add_block(groups.data(), s.groups, from, m, rows, repeats * s.channels, s.channels, wide);
         else
           add_block(groups.data(), s.groups, from, m, left, s.channels, s.channels, narrow);
-        v += taken;
+        v += count;
       }
       for (Index g = 0; g < s.groups; ++g)
         store(partials + (unit * s.groups + g) * 3, groups[static_cast<std::size_t>(g)]);

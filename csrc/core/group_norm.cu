@@ -78,7 +78,7 @@ __global__ void merge_fold_kernel(double* __restrict__ mean, double* __restrict_
                                   const double* __restrict__ partials, const FilmParams film, const NormShape shape,
                                   Index slabs, double eps) {
   __shared__ Moments lanes[32];
-  __shared__ double found[2];
+  __shared__ double stats[2];
   const Index n = blockIdx.x / shape.groups, g = blockIdx.x % shape.groups;
   const Index run = (slabs + 31) / 32, from = threadIdx.x * run, to = from + run < slabs ? from + run : slabs;
   Moments mine;
@@ -91,17 +91,17 @@ __global__ void merge_fold_kernel(double* __restrict__ mean, double* __restrict_
   if (threadIdx.x == 0) {
     Moments all;
     for (int lane = 0; lane < 32; ++lane) all.add(lanes[lane].n, lanes[lane].mean, lanes[lane].m2);
-    found[0] = mean[blockIdx.x] = all.mean;
-    found[1] = rstd[blockIdx.x] = all.n == 0 ? 1.0 : 1.0 / sqrt(all.m2 / all.n + eps);
+    stats[0] = mean[blockIdx.x] = all.mean;
+    stats[1] = rstd[blockIdx.x] = all.n == 0 ? 1.0 : 1.0 / sqrt(all.m2 / all.n + eps);
   }
   __syncwarp();
-  const float m = static_cast<float>(found[0]);
+  const float m = static_cast<float>(stats[0]);
   for (Index k = threadIdx.x; k < shape.per_group(); k += 32) {
     const Index c = g * shape.per_group() + k, i = n * shape.channels + c;
     const double scale = film.scale ? 1.0 + film.scale[i] : 1.0, shift = film.shift ? film.shift[i] : 0.0;
-    const double a = (film.weight ? film.weight[c] : 1.0) * found[1] * scale;
+    const double a = (film.weight ? film.weight[c] : 1.0) * stats[1] * scale;
     out.a[i] = static_cast<float>(a);
-    out.b[i] = static_cast<float>((film.bias ? film.bias[c] : 0.0) * scale + shift - (found[0] - m) * a);
+    out.b[i] = static_cast<float>((film.bias ? film.bias[c] : 0.0) * scale + shift - (stats[0] - m) * a);
     out.m[i] = m;
   }
 }

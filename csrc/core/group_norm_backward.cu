@@ -55,12 +55,12 @@ __global__ void __launch_bounds__(kThreads, 4)
   for (Index unit = blockIdx.x; unit < s.n * slabs * chunks; unit += gridDim.x) {
     const Index piece = unit / chunks, c = (unit - piece * chunks) * kColumns + column;
     const Index n = piece / slabs, slab = piece - n * slabs;
-    double found[2] = {0, 0};
+    double part[2] = {0, 0};
     if (c < s.channels)
-      sum_voxels(found, grad, x, slope_of(folded, n * s.channels + c, active),
+      sum_voxels(part, grad, x, slope_of(folded, n * s.channels + c, active),
                  (n * s.voxels + slab * kSlab) * s.channels + c, s.channels, row, slab_voxels(s.voxels, slab), kRows);
-    rows[row][column][0] = found[0];
-    rows[row][column][1] = found[1];
+    rows[row][column][0] = part[0];
+    rows[row][column][1] = part[1];
     __syncthreads();
     if (row < 2 && c < s.channels) {
       double total = 0;
@@ -80,11 +80,11 @@ __global__ void __launch_bounds__(kThreads)
   for (Index unit = blockIdx.x; unit < s.n * slabs * s.channels; unit += gridDim.x) {
     const Index piece = unit / s.channels, c = unit - piece * s.channels, n = piece / slabs, slab = piece - n * slabs;
     const Index line = n * s.channels + c;
-    double found[2];
-    sum_voxels(found, grad, x, slope_of(folded, line, active), line * s.voxels + slab * kSlab, 1, threadIdx.x,
+    double part[2];
+    sum_voxels(part, grad, x, slope_of(folded, line, active), line * s.voxels + slab * kSlab, 1, threadIdx.x,
                slab_voxels(s.voxels, slab), kThreads);
     for (int k = 0; k < 2; ++k) {
-      const double total = block_sum(found[k]);
+      const double total = block_sum(part[k]);
       if (threadIdx.x == 0) sums[unit * 2 + k] = total;
     }
     __syncthreads();

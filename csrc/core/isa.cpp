@@ -17,18 +17,18 @@ Isa detect() {
 #else
   const Isa best = Isa::base;
 #endif
-  const char* asked = std::getenv("MRISR_ISA");
-  if (asked == nullptr) return best;
-  if (std::strcmp(asked, "base") == 0) return Isa::base;
-  if (std::strcmp(asked, "v3") == 0 && best >= Isa::v3) return Isa::v3;
+  const char* setting = std::getenv("MRISR_ISA");
+  if (setting == nullptr) return best;
+  if (std::strcmp(setting, "base") == 0) return Isa::base;
+  if (std::strcmp(setting, "v3") == 0 && best >= Isa::v3) return Isa::v3;
   return best;
 }
 
 }  // namespace
 
 Isa isa() {
-  static const Isa found = detect();
-  return found;
+  static const Isa best_here = detect();
+  return best_here;
 }
 
 const char* isa_name() {

@@ -89,14 +89,14 @@ class Pool {
  private:
   void serve(int id) {
     inside = true;
-    std::uint64_t seen = 0;
+    std::uint64_t last = 0;
     for (;;) {
       Job* job;
       {
         std::unique_lock<std::mutex> hold(lock_);
-        // A worker born inside a generation joins it: `seen` starts behind.
-        wake_.wait(hold, [&] { return generation_ != seen; });
-        seen = generation_;
+        // A worker born inside a generation joins it: `last` starts behind.
+        wake_.wait(hold, [&] { return generation_ != last; });
+        last = generation_;
         if (stop_) return;
         if (id >= helpers_ || job_ == nullptr) continue;
         job = job_;

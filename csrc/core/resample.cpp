@@ -158,7 +158,7 @@ struct Job {
     return {start + m[2] * static_cast<double>(k), m[2], s.source[axis], s.boundary};
   }
 
-  const T* moved(Index batch, int axis, Index row, Index k) const {
+  const T* shift(Index batch, int axis, Index row, Index k) const {
     if (displacement == nullptr) return nullptr;
     return displacement + ((s.one_displacement ? 0 : batch) * 3 + axis) * voxels + row * s.target[2] + k;
   }
@@ -168,9 +168,9 @@ template <class T, int Order>
 MRISR_INLINE void prepare_row(Chunk<T, Order>& chunk, const Job<T>& job, Index batch, Index row, Index k, Index count,
                               bool derivatives) {
   const Index i = row / job.s.target[1], j = row % job.s.target[1];
-  const T* const moved[3] = {job.moved(batch, 0, row, k), job.moved(batch, 1, row, k), job.moved(batch, 2, row, k)};
+  const T* const shift[3] = {job.shift(batch, 0, row, k), job.shift(batch, 1, row, k), job.shift(batch, 2, row, k)};
   const Line lines[3] = {job.line(0, i, j, k), job.line(1, i, j, k), job.line(2, i, j, k)};
-  prepare(chunk, moved, count, lines, derivatives);
+  prepare(chunk, shift, count, lines, derivatives);
 }
 
 template <class T, int Order>
@@ -248,7 +248,7 @@ MRISR_INLINE void reach_any(std::int32_t* low, std::int32_t* high, const Job<T>&
   *high = 0;
   for (Index k = 0; k < job.s.target[2]; k += kChunk) {
     const Index count = std::min(kChunk, job.s.target[2] - k);
-    locate_body(at, job.moved(batch, 0, row, k), count, job.line(0, row / job.s.target[1], row % job.s.target[1], k));
+    locate_body(at, job.shift(batch, 0, row, k), count, job.line(0, row / job.s.target[1], row % job.s.target[1], k));
     for (Index v = 0; v < count; ++v) {
       *low = std::min(*low, at.tap[v]);
       *high = std::max(*high, at.tap[v]);

@@ -100,8 +100,8 @@ void across_lines(float* out, const float* columns, float* block, const AxisMatr
     const AxisBand& band = matrix.bands[i / kRows];
     const Index rows = std::min(kRows, matrix.n_out - i);
     const bool whole = rows == kRows && width == kCols;
-    float *const to = out + i * inner, *const made = whole ? to : block;
-    dot_block(made, whole ? inner : kCols, matrix.coefficients + band.at, columns + band.first * kCols, band.count);
+    float *const to = out + i * inner, *const rows_out = whole ? to : block;
+    dot_block(rows_out, whole ? inner : kCols, matrix.coefficients + band.at, columns + band.first * kCols, band.count);
     for (Index r = 0; !whole && r < rows; ++r) std::memcpy(to + r * inner, block + r * kCols, sizeof(float) * width);
   }
 }

@@ -47,11 +47,11 @@ MRISR_INLINE void locate_body(Located<T>& to, const T* displacement, Index count
     for (Index v = 0; v < count; ++v) {
       const double p = line.start + line.step * static_cast<double>(v) + (displacement ? displacement[v] : T(0));
       double q = p - period * std::floor(p / period);
-      const bool turned = q > end;
-      q = turned ? period - q : q;
+      const bool beyond = q > end;
+      q = beyond ? period - q : q;
       q = q > end ? end : q < 0.0 ? 0.0 : q;
       const double below = std::floor(q);
-      to.slope[v] = p != p ? static_cast<T>(p) : line.n == 1 ? T(0) : turned ? T(-1) : T(1);
+      to.slope[v] = p != p ? static_cast<T>(p) : line.n == 1 ? T(0) : beyond ? T(-1) : T(1);
       to.fraction[v] = static_cast<T>(q - below);
       to.tap[v] = static_cast<std::int32_t>(below == below ? below : 0.0) + 1;
     }

@@ -53,8 +53,8 @@ MRISR_HD inline StepRow step_row(const SamplerStep& s) {
 
 // What is no number stays none, infinities too: an overflow must be seen.
 MRISR_NOISE_FN float step_clamp(float v, float low, float high) {
-  const float held = v < low ? low : (v > high ? high : v);
-  return v - v == 0.0f ? held : v;
+  const float clamp = v < low ? low : (v > high ? high : v);
+  return v - v == 0.0f ? clamp : v;
 }
 
 MRISR_NOISE_FN float step_normal(const StepRow& r, std::uint64_t voxel) {

@@ -50,12 +50,12 @@ void check_size(std::size_t size, const char* name) {
 
 // An older caller's structure is shorter than ours: the members that it lacks keep what _init gives them.
 template <class T>
-T taken(const T* given, const char* name, void (*init)(T*, std::size_t)) {
+T copy_of(const T* theirs, const char* name, void (*init)(T*, std::size_t)) {
   T own;
   init(&own, sizeof own);
-  if (given == nullptr) return own;
-  check_size(given->struct_size, name);
-  std::memcpy(&own, given, std::min(given->struct_size, sizeof own));
+  if (theirs == nullptr) return own;
+  check_size(theirs->struct_size, name);
+  std::memcpy(&own, theirs, std::min(theirs->struct_size, sizeof own));
   own.struct_size = sizeof own;
   return own;
 }
@@ -165,15 +165,15 @@ MRISR_API mrisr_status mrisr_open(const char* bundle, const mrisr_open_options* 
     require(model, "model");
     *model = nullptr;
     require(bundle, "bundle");
-    const mrisr_open_options how = taken(options, "options", mrisr_open_options_init);
-    auto found = std::make_shared<mrisr::runtime::Model>();
-    found->config = mrisr::runtime::read_bundle(bundle, how.skip_checksums == 0);
-    found->log = how.log;
-    found->log_user = how.log_user;
-    found->folder = bundle;
-    found->cache = how.cache != nullptr ? how.cache : "";
-    found->onnxruntime = how.onnxruntime != nullptr ? how.onnxruntime : "";
-    *model = new mrisr_model{std::move(found)};
+    const mrisr_open_options how = copy_of(options, "options", mrisr_open_options_init);
+    auto result = std::make_shared<mrisr::runtime::Model>();
+    result->config = mrisr::runtime::read_bundle(bundle, how.skip_checksums == 0);
+    result->log = how.log;
+    result->log_user = how.log_user;
+    result->folder = bundle;
+    result->cache = how.cache != nullptr ? how.cache : "";
+    result->onnxruntime = how.onnxruntime != nullptr ? how.onnxruntime : "";
+    *model = new mrisr_model{std::move(result)};
   });
 }
 
@@ -200,15 +200,15 @@ MRISR_API mrisr_status mrisr_plan(mrisr_model* model, const mrisr_plan_options* 
     *job = nullptr;
     require(model, "model");
     require(options, "options");
-    mrisr_plan_options how = taken(options, "options", mrisr_plan_options_init);
+    mrisr_plan_options how = copy_of(options, "options", mrisr_plan_options_init);
     mrisr_engine_vtable engine{};
     if (how.engine != nullptr) {
-      engine = taken(how.engine, "engine", mrisr_engine_vtable_init);
+      engine = copy_of(how.engine, "engine", mrisr_engine_vtable_init);
       how.engine = &engine;
     }
-    auto made = std::make_unique<mrisr_job>();
-    made->job = mrisr::runtime::plan_job(model->model, how);
-    *job = made.release();
+    auto result = std::make_unique<mrisr_job>();
+    result->job = mrisr::runtime::plan_job(model->model, how);
+    *job = result.release();
   });
 }
 
@@ -240,7 +240,7 @@ MRISR_API mrisr_status mrisr_run(mrisr_job* job, const mrisr_run_options* option
   return guarded([&] {
     require(job, "job");
     require(options, "options");
-    const mrisr_run_options how = taken(options, "options", mrisr_run_options_init);
+    const mrisr_run_options how = copy_of(options, "options", mrisr_run_options_init);
     mrisr_run_info own;
     mrisr_run_info_init(&own, sizeof own);
     if (info != nullptr) given_back(info, own, "info");

@@ -32,9 +32,9 @@ Axes::Axes(const Matrix (&matrices)[3]) {
 }
 
 Triple Axes::result(const Triple& shape) const {
-  Triple found = shape;
-  for (const Packed& p : steps_) found[p.axis] = p.matrix.n_out;
-  return found;
+  Triple result = shape;
+  for (const Packed& p : steps_) result[p.axis] = p.matrix.n_out;
+  return result;
 }
 
 std::int64_t Axes::between(const Triple& shape) const {

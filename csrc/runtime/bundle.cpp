@@ -96,7 +96,7 @@ void read_network(Config& config, const Field& root) {
   const std::string plain = "1 1 D H W", coarse = "1 " + std::to_string(config.guidance.channels) + " D/8 H/8 W/8";
   const std::string shapes[] = {plain, plain, "1 " + std::to_string(config.vector.length), coarse};
   const char* const names[] = {"x", "y", "vector", "guidance"};
-  bool seen[4] = {};
+  bool is_there[4] = {};
   for (const Field& port : network["inputs"].list(4, 4)) {
     port.exactly({"name", "shape"});
     const std::string name = word(port["name"]), shape = shape_of(port);
@@ -104,11 +104,11 @@ void read_network(Config& config, const Field& root) {
       if (name == names[i]) {
         if (shape != shapes[i]) refuse(port.where(), "expected the shape " + shapes[i] + ", found " + shape);
         config.network.inputs[i] = name;
-        seen[i] = true;
+        is_there[i] = true;
       }
   }
   for (int i = 0; i < 4; ++i)
-    if (!seen[i]) refuse(network.where(), std::string("inputs: lacks ") + names[i]);
+    if (!is_there[i]) refuse(network.where(), std::string("inputs: lacks ") + names[i]);
   const Field output = network["outputs"].list(1, 1)[0];
   output.exactly({"name", "shape"});
   config.network.output = word(output["name"]);
@@ -276,17 +276,17 @@ using File = std::unique_ptr<std::FILE, Close>;
 // Size of a file of the bundle, which has to be a regular file inside of the folder.
 std::int64_t regular(const std::string& folder, const std::string& name) {
   const std::string path = folder + "/" + name;
-  struct stat found;
-  if (lstat(path.c_str(), &found) != 0) refuse(path, "is missing; export or copy the bundle again");
-  if (S_ISLNK(found.st_mode)) {
+  struct stat status;
+  if (lstat(path.c_str(), &status) != 0) refuse(path, "is missing; export or copy the bundle again");
+  if (S_ISLNK(status.st_mode)) {
     const std::unique_ptr<char, decltype(&std::free)> real(realpath(path.c_str(), nullptr), &std::free);
     const std::unique_ptr<char, decltype(&std::free)> home(realpath(folder.c_str(), nullptr), &std::free);
-    if (real == nullptr || home == nullptr || stat(path.c_str(), &found) != 0) refuse(path, "is a link to nothing");
+    if (real == nullptr || home == nullptr || stat(path.c_str(), &status) != 0) refuse(path, "is a link to nothing");
     if (std::string(real.get()).rfind(std::string(home.get()) + "/", 0) != 0)
       refuse(path, "is a link out of the bundle; copy the file instead");
   }
-  if (!S_ISREG(found.st_mode)) refuse(path, "is not a regular file");
-  return static_cast<std::int64_t>(found.st_size);
+  if (!S_ISREG(status.st_mode)) refuse(path, "is not a regular file");
+  return static_cast<std::int64_t>(status.st_size);
 }
 
 File open_file(const std::string& path) {
@@ -307,9 +307,9 @@ void check_file(const std::string& folder, const FileEntry& entry) {
 
 }  // namespace
 
-const FileEntry* Config::file(std::string_view wanted) const {
+const FileEntry* Config::file(std::string_view name) const {
   for (const FileEntry& entry : files)
-    if (entry.name == wanted) return &entry;
+    if (entry.name == name) return &entry;
   return nullptr;
 }
 
@@ -348,8 +348,8 @@ Config parse_config(std::string_view text, const std::string& where) {
 }
 
 Config read_bundle(const std::string& folder, bool checksums) {
-  struct stat found;
-  if (stat(folder.c_str(), &found) != 0 || !S_ISDIR(found.st_mode))
+  struct stat status;
+  if (stat(folder.c_str(), &status) != 0 || !S_ISDIR(status.st_mode))
     refuse(folder, "there is no such folder; give the folder that `mrisr export` made");
   const std::int64_t size = regular(folder, kConfig);
   const std::string path = folder + "/" + kConfig;

@@ -29,9 +29,9 @@ class Correction {
       c_.residual[i] = spectrum > null ? c_.modes[i] / (spectrum + static_cast<float>(damping)) : 0.0f;
     });
     job_.from_modes.apply(c_.modes, c_.residual, coarse_, c_.a, c_.b, w_.scratch, job_.threads);
-    job_.adjoint.apply(w_.found, c_.modes, coarse_, c_.a, c_.b, w_.scratch, job_.threads);
+    job_.adjoint.apply(w_.residual, c_.modes, coarse_, c_.a, c_.b, w_.scratch, job_.threads);
     parallel_for(product(fine_), 1 << 16, job_.threads, [&](Index begin, Index end) {
-      for (Index i = begin; i < end; ++i) w_.y[i] += w_.found[i];
+      for (Index i = begin; i < end; ++i) w_.y[i] += w_.residual[i];
     });
     info.corrected = 1;
     info.chi2_after = residual();
@@ -83,10 +83,10 @@ class Correction {
 
   // The largest eigenvalue.
   double top() const {
-    double found = 1;
+    double product = 1;
     for (int d = 0; d < 3; ++d)
-      if (!job_.spectrum[d].empty()) found *= *std::max_element(job_.spectrum[d].begin(), job_.spectrum[d].end());
-    return static_cast<float>(found);
+      if (!job_.spectrum[d].empty()) product *= *std::max_element(job_.spectrum[d].begin(), job_.spectrum[d].end());
+    return static_cast<float>(product);
   }
 
   // What is left of the residual's power at a damping.
@@ -94,8 +94,8 @@ class Correction {
     const double damping = std::exp(log_damping);
     std::fill_n(c_.partial, coarse_[0], 0.0);
     each_mode([&](std::int64_t i, std::int64_t x, float spectrum) {
-      const double kept = damping / (static_cast<double>(spectrum) + damping), mode = c_.modes[i];
-      c_.partial[x] += mode * mode * kept * kept;
+      const double share = damping / (static_cast<double>(spectrum) + damping), mode = c_.modes[i];
+      c_.partial[x] += mode * mode * share * share;
     });
     double sum = 0;
     for (Index x = 0; x < coarse_[0]; ++x) sum += c_.partial[x];

@@ -40,7 +40,7 @@ class Denoiser {
     plan();
   }
 
-  // x0 of the whole volume into w.found: of the mean mode where x is null. done, share: of the progress.
+  // x0 of the whole volume into w.residual: of the mean mode where x is null. done, share: of the progress.
   void run(const float* x, double sigma, double done, double share) {
     const auto level = static_cast<float>(sigma), data = static_cast<float>(config_.diffusion.sigma_data);
     const auto square = static_cast<float>(config_.diffusion.sigma_data * config_.diffusion.sigma_data);
@@ -49,7 +49,7 @@ class Denoiser {
     c_out_ = level * data / std::sqrt(total);
     c_in_ = 1.0f / std::sqrt(total);
     fill_vector(level);
-    fill(w_.found, product(job_.target.shape), 0.0f);
+    fill(w_.residual, product(job_.target.shape), 0.0f);
     std::int64_t number = 0;
     each_active([&](const Triple& index) {
       tile(x, index);
@@ -112,25 +112,25 @@ class Denoiser {
   // mrisr/infer/denoise.py: where noise is taken out, its part of the band goes too, and has no local mean.
   void keep_measured() {
     if (job_.projects() && job_.denoise < 1) {
-      prepare(Kept::band);
+      prepare(Filter::band);
       subtract(1.0f - static_cast<float>(job_.denoise));
     }
     if (!job_.projects() || job_.denoise > 0) {
-      prepare(Kept::mean);
+      prepare(Filter::mean);
       subtract(1.0f);
     }
   }
 
-  enum class Kept { nothing, band, mean };
+  enum class Filter { nothing, band, mean };
 
-  void prepare(Kept kept) {
-    if (kept_ == kept) return;
-    kept_ = kept;
+  void prepare(Filter filter) {
+    if (filter_ == filter) return;
+    filter_ = filter;
     for (int d = 0; d < 3; ++d) {
       inside_[d] = std::min(plan_.stop[d], plan_.shape[d]) - plan_.start[d];
       const double voxel = job_.target.voxel[d],
                    width = config_.consistency.mean_widths * std::max(job_.psf[d].width, voxel);
-      if (kept == Kept::band)
+      if (filter == Filter::band)
         band_matrix(w_.band.matrix, w_.band.work, inside_[d], voxel, job_.psf[d]);
       else
         mean_matrix(w_.band.matrix, w_.band.work, inside_[d], voxel, width);
@@ -142,7 +142,7 @@ class Denoiser {
   // What `prepare` was called for, times `share`, is no part of the residual.
   void subtract(float share) const {
     const Index n1 = plan_.shape[1], n2 = plan_.shape[2];
-    float* const corner = w_.found + (plan_.start[0] * n1 + plan_.start[1]) * n2 + plan_.start[2];
+    float* const corner = w_.residual + (plan_.start[0] * n1 + plan_.start[1]) * n2 + plan_.start[2];
     const auto rows = [&](auto&& call) {
       parallel_for(inside_[0] * inside_[1], 64, job_.threads, [&](Index begin, Index end) {
         for (Index row = begin; row < end; ++row)
@@ -188,15 +188,15 @@ class Denoiser {
     parallel_for(n, kGrain, job_.threads, [&](Index begin, Index end) { std::fill(to + begin, to + end, value); });
   }
 
-  bool turned() const { return job_.order != std::array<int, 3>{0, 1, 2}; }
+  bool reorders() const { return job_.order != std::array<int, 3>{0, 1, 2}; }
 
   // The part of a volume under a tile, times `gain`, as the network sees it; `spare` is as large.
   void show(float* to, float* spare, const float* volume, const Triple& start, float gain) const {
     const Triple size = plan_.tile();
-    float* const stored = turned() ? spare : to;
+    float* const stored = reorders() ? spare : to;
     const View<const float, 3> from = contiguous3(volume, plan_.shape[0], plan_.shape[1], plan_.shape[2]);
     cpu::gather(contiguous3(stored, size[0], size[1], size[2]), from, start.data(), job_.threads);
-    if (turned()) permute(to, stored, size, job_.order, job_.threads);
+    if (reorders()) permute(to, stored, size, job_.order, job_.threads);
     if (gain == 1.0f) return;
     parallel_for(product(size), kGrain, job_.threads, [&](Index begin, Index end) {
       for (Index i = begin; i < end; ++i) to[i] *= gain;
@@ -216,22 +216,22 @@ class Denoiser {
     if (x == nullptr)
       fill(net.tile_x, voxels, 0.0f);
     else
-      show(net.tile_x, net.turned, x, start, c_in_);
-    show(net.tile_y, net.turned, w_.y, start, 1.0f);
+      show(net.tile_x, net.tile_spare, x, start, c_in_);
+    show(net.tile_y, net.tile_spare, w_.y, start, 1.0f);
     const Index coarse = config_.guidance.stride * config_.guidance.stride * config_.guidance.stride;
     fill(net.guidance, config_.guidance.channels * (voxels / coarse), 0.0f);
-    const mrisr_tile given{sizeof(mrisr_tile), {shown_[0], shown_[1], shown_[2]},
-                           net.tile_x,         net.tile_y,
-                           w_.vector,          net.guidance,
-                           net.tile_f,         nullptr};
-    job_.engine->run(given, progress_);
+    const mrisr_tile call{sizeof(mrisr_tile), {shown_[0], shown_[1], shown_[2]},
+                          net.tile_x,         net.tile_y,
+                          w_.vector,          net.guidance,
+                          net.tile_f,         nullptr};
+    job_.engine->run(call, progress_);
     float* answer = net.tile_f;
-    if (turned()) {
-      permute(net.turned, answer, shown_, back_, job_.threads);
-      answer = net.turned;
+    if (reorders()) {
+      permute(net.tile_spare, answer, shown_, back_, job_.threads);
+      answer = net.tile_spare;
     }
     finish(answer, x, start, voxels);
-    cpu::blend_add(contiguous3(w_.found, plan_.shape[0], plan_.shape[1], plan_.shape[2]),
+    cpu::blend_add(contiguous3(w_.residual, plan_.shape[0], plan_.shape[1], plan_.shape[2]),
                    contiguous3<const float>(answer, size[0], size[1], size[2]), start.data(), weights, job_.threads);
   }
 
@@ -256,13 +256,13 @@ class Denoiser {
   TilePlan plan_{};
   Triple shown_{}, inside_{};
   std::array<int, 3> back_{};
-  Kept kept_ = Kept::nothing;
+  Filter filter_ = Filter::nothing;
   cpu::AxisMatrix band_[3]{};
   std::int64_t active_ = 0;
   float c_skip_ = 0, c_out_ = 0, c_in_ = 0;
 };
 
-// One sample: its x0 at the end, into w.found.
+// One sample: its x0 at the end, into w.residual.
 void draw(const Job& job, const Workspace& w, Denoiser& denoise, std::uint64_t seed, int sample) {
   const Triple& n = job.target.shape;
   const Index voxels = product(n);
@@ -280,17 +280,17 @@ void draw(const Job& job, const Workspace& w, Denoiser& denoise, std::uint64_t s
     if (step + 1 == job.steps) break;
     const std::int64_t clock[3] = {step, sample, static_cast<std::int64_t>(seed)};
     SamplerStep s{};
-    s.next = following, s.x0 = w.found, s.x = x, s.f = w.found, s.before = step == 0 ? nullptr : before;
+    s.next = following, s.x0 = w.residual, s.x = x, s.f = w.residual, s.before = step == 0 ? nullptr : before;
     s.table = job.solver.data(), s.rows = job.steps, s.clock = clock;
     s.low = -limit, s.high = limit;
     s.count = voxels;
     cpu::sampler_step(s, job.threads);
     std::swap(x, following);
     parallel_for(voxels, kGrain, job.threads,
-                 [&](Index begin, Index end) { std::copy(w.found + begin, w.found + end, before + begin); });
+                 [&](Index begin, Index end) { std::copy(w.residual + begin, w.residual + end, before + begin); });
   }
   parallel_for(voxels, kGrain, job.threads, [&](Index begin, Index end) {
-    for (Index i = begin; i < end; ++i) w.found[i] = step_clamp(w.found[i], -limit, limit);
+    for (Index i = begin; i < end; ++i) w.residual[i] = step_clamp(w.residual[i], -limit, limit);
   });
 }
 
@@ -308,10 +308,10 @@ void denoise(Job& job, const Workspace& w, double noise, std::uint64_t seed, Pro
     const auto count = static_cast<float>(k + 1), degrees = static_cast<float>(job.samples - 1);
     parallel_for(voxels, kGrain, job.threads, [&](Index begin, Index end) {
       for (Index i = begin; i < end; ++i) {  // Welford: no difference of large squares
-        const float x = w.found[i], delta = first ? 0.0f : x - w.mean[i];
+        const float x = w.residual[i], delta = first ? 0.0f : x - w.mean[i];
         w.mean[i] = first ? x : w.mean[i] + delta / count;
         w.spread[i] = first ? 0.0f : w.spread[i] + delta * (x - w.mean[i]);
-        if (last) w.found[i] = w.mean[i], w.spread[i] = std::sqrt(w.spread[i] / degrees);
+        if (last) w.residual[i] = w.mean[i], w.spread[i] = std::sqrt(w.spread[i] / degrees);
       }
     });
   }

@@ -8,7 +8,7 @@
 
 namespace mrisr::runtime {
 
-// Into w.found (and w.spread, of several samples); w.y is the start. noise: of the scan, negative where it is not known.
+// Into w.residual (and w.spread, of several samples); w.y is the start. noise: of the scan, negative where it is not known.
 // Fills the parts of info that are about tiles.
 void denoise(Job& job, const Workspace& w, double noise, std::uint64_t seed, Progress& progress, mrisr_run_info& info);
 

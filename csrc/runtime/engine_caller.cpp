@@ -27,15 +27,15 @@ class CallerEngine final : public Engine {
 
   void run(const mrisr_tile& tile, Watch& watch) override {
     if (watch.cancelled()) MRISR_FAIL(MRISR_ERROR_CANCELLED, "cancelled by the caller");
-    mrisr_tile given = tile;
-    given.stream = table_.stream;
-    if (table_.memory == MRISR_MEMORY_HOST) return check(table_.run(table_.user, &given), "run");
+    mrisr_tile call = tile;
+    call.stream = table_.stream;
+    if (table_.memory == MRISR_MEMORY_HOST) return check(table_.run(table_.user, &call), "run");
     const void* const from[] = {tile.x, tile.y, tile.vector, tile.guidance};
     for (int i = 0; i < 4; ++i)
       check(table_.copy_in(table_.user, device_[i], from[i], bytes_[i], table_.stream), "copy_in");
-    given.x = device_[0], given.y = device_[1], given.vector = device_[2], given.guidance = device_[3];
-    given.f = device_[4];
-    check(table_.run(table_.user, &given), "run");
+    call.x = device_[0], call.y = device_[1], call.vector = device_[2], call.guidance = device_[3];
+    call.f = device_[4];
+    check(table_.run(table_.user, &call), "run");
     check(table_.copy_out(table_.user, tile.f, device_[4], bytes_[4], table_.stream), "copy_out");
     check(table_.wait(table_.user, table_.stream), "wait");
   }

@@ -105,10 +105,10 @@ class OpenVinoNetwork final : public Network {
   // Into `to`, where one of that kind is there.
   bool take(std::list<Ready>& to, const Triple& size, int threads, mrisr_precision precision) const {
     const std::lock_guard<std::mutex> hold(idle_lock_);
-    const auto found =
+    const auto place =
         std::find_if(idle_.begin(), idle_.end(), [&](const Ready& r) { return r.fits(size, threads, precision); });
-    if (found == idle_.end()) return false;
-    to.splice(to.begin(), idle_, found);
+    if (place == idle_.end()) return false;
+    to.splice(to.begin(), idle_, place);
     return true;
   }
 
@@ -123,12 +123,12 @@ class OpenVinoNetwork final : public Network {
   // Difference of bfloat16 from float32 on the fixed tile; found once per number of threads.
   double bfloat16_difference(int threads) const {
     const std::lock_guard<std::mutex> hold(lock_);
-    const auto known = differences_.find(threads);
-    if (known != differences_.end()) return known->second;
+    const auto entry = differences_.find(threads);
+    if (entry != differences_.end()) return entry->second;
     const FixedTile tile(config_);
-    const double found =
+    const double rms =
         difference(on_tile(tile, threads, MRISR_PRECISION_BFLOAT16), on_tile(tile, threads, MRISR_PRECISION_FLOAT32));
-    return differences_[threads] = found;
+    return differences_[threads] = rms;
   }
 
  private:
@@ -167,8 +167,8 @@ class OpenVinoEngine final : public Engine {
         ready_.splice(ready_.begin(), ready_, it);
         return false;
       }
-    const bool found = network_.take(ready_, size, threads_, precision_.value);
-    if (!found) {
+    const bool is_idle = network_.take(ready_, size, threads_, precision_.value);
+    if (!is_idle) {
       ov::CompiledModel compiled = network_.compile(size, threads_, precision_.value);
       guarded("make a request", [&] {
         ov::InferRequest request = compiled.create_infer_request();
@@ -176,7 +176,7 @@ class OpenVinoEngine final : public Engine {
       });
     }
     while (ready_.size() > kKeepShapes) ready_.pop_back();
-    return !found;
+    return !is_idle;
   }
 
   void run(const mrisr_tile& tile, Watch& watch) override {
@@ -227,16 +227,16 @@ class Undisturbed final : public Watch {
 };
 
 std::vector<float> OpenVinoNetwork::on_tile(const FixedTile& tile, int threads, mrisr_precision precision) const {
-  std::vector<float> found(tile.y.size());
-  mrisr_tile given{};
-  given.struct_size = sizeof given;
-  std::fill_n(given.size, 3, tile.edge);
-  given.x = tile.x.data(), given.y = tile.y.data();
-  given.vector = tile.vector.data(), given.guidance = tile.guidance.data();
-  given.f = found.data();
+  std::vector<float> answer(tile.y.size());
+  mrisr_tile call{};
+  call.struct_size = sizeof call;
+  std::fill_n(call.size, 3, tile.edge);
+  call.x = tile.x.data(), call.y = tile.y.data();
+  call.vector = tile.vector.data(), call.guidance = tile.guidance.data();
+  call.f = answer.data();
   Undisturbed watch;
-  OpenVinoEngine(*this, threads, {precision, ""}, false).run(given, watch);
-  return found;
+  OpenVinoEngine(*this, threads, {precision, ""}, false).run(call, watch);
+  return answer;
 }
 
 std::unique_ptr<Engine> OpenVinoNetwork::engine(int threads, mrisr_precision asked) const {

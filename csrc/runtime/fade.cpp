@@ -51,7 +51,7 @@ struct Limits {
 void fade(const Job& job, const Workspace& w, float zero) {
   const Limits limits(job, w, zero);
   fill_weights(job, w);
-  float* const plain = w.found;
+  float* const plain = w.residual;
   job.plain.apply(plain, w.lr, job.source.shape, w.fade.a, w.fade.b, w.scratch, job.threads);
   parallel_for(product(job.target.shape), kGrain, job.threads, [&](Index begin, Index end) {
     for (Index i = begin; i < end; ++i) {

@@ -16,7 +16,7 @@ constexpr Index kGrain = 1 << 16;
 
 void add_residual(const Job& job, const Workspace& w) {
   parallel_for(product(job.target.shape), kGrain, job.threads, [&](Index begin, Index end) {
-    for (Index i = begin; i < end; ++i) w.y[i] += w.found[i];
+    for (Index i = begin; i < end; ++i) w.y[i] += w.residual[i];
   });
 }
 

@@ -8,7 +8,7 @@
 
 namespace mrisr::runtime {
 
-// From the start in w.y and the residual in w.found (and the spread in w.spread) to the caller's output. Fills the parts
+// From the start in w.y and the residual in w.residual (and the spread in w.spread) to the caller's output. Fills the parts
 // of info that are about consistency.
 void finish(const Job& job, const Workspace& w, const mrisr_run_options& options, const Frame& frame,
             mrisr_run_info& info);

@@ -80,22 +80,22 @@ Grid source_grid(const std::int64_t shape[3], const double affine[16]) {
 
 Grid target_grid(const Grid& source, const double voxel_size[3], const double factor[3], const Config& config) {
   const bool by_factor = factor[0] != 0 || factor[1] != 0 || factor[2] != 0;
-  double given[3];
+  double size[3];
   for (int d = 0; d < 3; ++d) {
     const double own = source.voxel[d], most = config.grid.voxel_size;
-    given[d] = by_factor                                      ? factor[d]
-               : voxel_size[d] != 0                           ? voxel_size[d]
-               : own <= most * (1 + config.grid.same_spacing) ? own
-                                                              : most;
+    size[d] = by_factor                                      ? factor[d]
+              : voxel_size[d] != 0                           ? voxel_size[d]
+              : own <= most * (1 + config.grid.same_spacing) ? own
+                                                             : most;
   }
   Grid target{};
   double ratio[3], offset[3];
   for (int d = 0; d < 3; ++d) {
-    if (!(std::isfinite(given[d]) && given[d] > 0))
+    if (!(std::isfinite(size[d]) && size[d] > 0))
       MRISR_FAIL(MRISR_ERROR_ARGUMENT, (by_factor ? "factor" : "voxel_size")
-                                           << ": expected three positive numbers, found " << given[0] << ", "
-                                           << given[1] << ", " << given[2]);
-    ratio[d] = by_factor ? 1.0 / given[d] : given[d] / source.voxel[d];
+                                           << ": expected three positive numbers, found " << size[0] << ", " << size[1]
+                                           << ", " << size[2]);
+    ratio[d] = by_factor ? 1.0 / size[d] : size[d] / source.voxel[d];
     const double n_in = static_cast<double>(source.shape[d]);
     const double n_out = std::max(1.0, std::floor(n_in / ratio[d] + 0.5 + shared::kHeaderRounding));
     if (n_out > kLongestAxis)
@@ -142,7 +142,7 @@ const char* kind_name(mrisr_psf_kind kind) {
 }
 
 Psf stated_psf(const mrisr_axis_psf psf[3], const std::array<double, 3>& voxel) {
-  Psf found{};
+  Psf result{};
   for (int d = 0; d < 3; ++d) {
     if (psf[d].kind < MRISR_PSF_UNKNOWN || psf[d].kind > MRISR_PSF_SUPERGAUSSIAN)
       MRISR_FAIL(MRISR_ERROR_ARGUMENT,
@@ -153,19 +153,19 @@ Psf stated_psf(const mrisr_axis_psf psf[3], const std::array<double, 3>& voxel) 
     if (!(std::isfinite(psf[d].width) && psf[d].width >= 0))
       MRISR_FAIL(MRISR_ERROR_ARGUMENT,
                  "psf[" << d << "].width: expected mm above 0, or 0 for the stored voxel size, found " << psf[d].width);
-    found[d] = {static_cast<mrisr_psf_kind>(psf[d].kind), psf[d].width > 0 ? psf[d].width : voxel[d],
-                static_cast<mrisr_psf_window>(psf[d].window)};
+    result[d] = {static_cast<mrisr_psf_kind>(psf[d].kind), psf[d].width > 0 ? psf[d].width : voxel[d],
+                 static_cast<mrisr_psf_window>(psf[d].window)};
   }
-  return found;
+  return result;
 }
 
 Psf assumed_psf(const std::array<double, 3>& voxel, double thick_slice_ratio) {
   const double shortest = *std::min_element(voxel.begin(), voxel.end());
-  Psf found{};
+  Psf result{};
   for (int d = 0; d < 3; ++d)
-    found[d] = {voxel[d] >= thick_slice_ratio * shortest ? MRISR_PSF_GAUSSIAN : MRISR_PSF_KSPACE, voxel[d],
-                MRISR_WINDOW_BOX};
-  return found;
+    result[d] = {voxel[d] >= thick_slice_ratio * shortest ? MRISR_PSF_GAUSSIAN : MRISR_PSF_KSPACE, voxel[d],
+                 MRISR_WINDOW_BOX};
+  return result;
 }
 
 double log_width(const AxisPsf& psf, double voxel) { return std::max(0.0, std::log2(psf.width / voxel)); }

@@ -182,9 +182,9 @@ double estimate_noise(const float* v, const Triple& shape, const Config& config,
   visit([&](const float* const*) { ++inside; });
   if (inside < config.noise.fewest_cells) return -1;
   const std::int64_t step = std::max<std::int64_t>(1, inside / config.noise.sample);
-  std::int64_t seen = 0, count = 0;
+  std::int64_t cell = 0, count = 0;
   visit([&](const float* const* p) {
-    if (seen++ % step != 0) return;
+    if (cell++ % step != 0) return;
     float d[4];
     for (int i = 0; i < 4; ++i) d[i] = p[i][0] - p[i][1];
     sample[count++] = std::fabs((d[0] - d[1]) - (d[2] - d[3]));

@@ -20,10 +20,10 @@ class Builder {
 
   bool null() { return put({}); }
   bool boolean(bool value) {
-    Json found;
-    found.kind = Json::Kind::boolean;
-    found.boolean = value;
-    return put(std::move(found));
+    Json node;
+    node.kind = Json::Kind::boolean;
+    node.boolean = value;
+    return put(std::move(node));
   }
   bool number_integer(std::int64_t value) { return put(whole(value)); }
   bool number_unsigned(std::uint64_t value) {
@@ -32,10 +32,10 @@ class Builder {
   }
   bool number_float(double value, const std::string&) { return put(real(value)); }
   bool string(std::string& value) {
-    Json found;
-    found.kind = Json::Kind::text;
-    found.text = std::move(value);
-    return put(std::move(found));
+    Json node;
+    node.kind = Json::Kind::text;
+    node.text = std::move(value);
+    return put(std::move(node));
   }
   bool binary(std::vector<std::uint8_t>&) { return false; }  // JSON has none
 
@@ -65,17 +65,17 @@ class Builder {
 
  private:
   static Json whole(std::int64_t value) {
-    Json found = real(static_cast<double>(value));
-    found.whole = true;
-    found.integer = value;
-    return found;
+    Json node = real(static_cast<double>(value));
+    node.whole = true;
+    node.integer = value;
+    return node;
   }
 
   static Json real(double value) {
-    Json found;
-    found.kind = Json::Kind::number;
-    found.number = value;
-    return found;
+    Json node;
+    node.kind = Json::Kind::number;
+    node.number = value;
+    return node;
   }
 
   // Where the value is kept: parents do not grow while a child is open, so that pointers into them hold.
@@ -95,9 +95,9 @@ class Builder {
   bool open(Json::Kind kind) {
     if (open_.size() >= kDepth)
       MRISR_FAIL(MRISR_ERROR_MODEL, where_ << ": nests more than " << kDepth << " levels deep");
-    Json found;
-    found.kind = kind;
-    open_.push_back(&keep(std::move(found)));
+    Json node;
+    node.kind = kind;
+    open_.push_back(&keep(std::move(node)));
     return true;
   }
 
@@ -128,10 +128,10 @@ Json parse_json(std::string_view text, const std::string& where) {
   const std::size_t nul = text.find('\0');
   if (nul != std::string_view::npos) MRISR_FAIL(MRISR_ERROR_MODEL, where << ": not JSON (NUL at byte " << nul << ")");
   if (text.substr(0, 3) == "\xef\xbb\xbf") MRISR_FAIL(MRISR_ERROR_MODEL, where << ": not JSON (a byte order mark)");
-  Json found;
-  Builder builder(found, where);
+  Json node;
+  Builder builder(node, where);
   nlohmann::json::sax_parse(text.begin(), text.end(), &builder);
-  return found;
+  return node;
 }
 
 std::string shown(const Json& value) {
@@ -175,9 +175,9 @@ void Field::exactly(std::initializer_list<const char*> names) const {
 }
 
 Field Field::operator[](const char* name) const {
-  const Json* found = value_->kind == Json::Kind::object ? value_->find(name) : nullptr;
-  if (found == nullptr) MRISR_FAIL(MRISR_ERROR_MODEL, where_ << ": lacks " << name);
-  return {*found, where_ + "." + name};
+  const Json* entry = value_->kind == Json::Kind::object ? value_->find(name) : nullptr;
+  if (entry == nullptr) MRISR_FAIL(MRISR_ERROR_MODEL, where_ << ": lacks " << name);
+  return {*entry, where_ + "." + name};
 }
 
 double Field::number(double low, double high, bool above) const {
@@ -209,12 +209,12 @@ const std::string& Field::text() const {
 
 const std::string& Field::word(std::size_t longest, std::string_view marks, const char* meaning) const {
   const bool text = value_->kind == Json::Kind::text;
-  const std::string& found = value_->text;
+  const std::string& word = value_->text;
   const auto fits = [&](char c) { return alphanumeric(c) || marks.find(c) != std::string_view::npos; };
-  if (!text || found.empty() || found.size() > longest || !alphanumeric(found[0]) ||
-      !std::all_of(found.begin(), found.end(), fits))
+  if (!text || word.empty() || word.size() > longest || !alphanumeric(word[0]) ||
+      !std::all_of(word.begin(), word.end(), fits))
     wrong(meaning);
-  return found;
+  return word;
 }
 
 const std::string& Field::line() const {
@@ -236,19 +236,19 @@ const std::string& Field::one_of(std::initializer_list<const char*> values) cons
 std::vector<Field> Field::list(std::size_t fewest, std::size_t most) const {
   if (value_->kind != Json::Kind::list || value_->list.size() < fewest || value_->list.size() > most)
     wrong("a list of " + std::to_string(fewest) + " to " + std::to_string(most) + " entries");
-  std::vector<Field> found;
+  std::vector<Field> fields;
   for (std::size_t i = 0; i < value_->list.size(); ++i)
-    found.emplace_back(value_->list[i], where_ + "[" + std::to_string(i) + "]");
-  return found;
+    fields.emplace_back(value_->list[i], where_ + "[" + std::to_string(i) + "]");
+  return fields;
 }
 
 std::vector<std::pair<std::string, Field>> Field::table(std::size_t fewest, std::size_t most) const {
   if (value_->kind != Json::Kind::object || value_->object.size() < fewest || value_->object.size() > most)
     wrong("an object of " + std::to_string(fewest) + " to " + std::to_string(most) + " entries");
-  std::vector<std::pair<std::string, Field>> found;
+  std::vector<std::pair<std::string, Field>> fields;
   for (const auto& entry : value_->object)
-    found.emplace_back(entry.first, Field(entry.second, where_ + "." + entry.first));
-  return found;
+    fields.emplace_back(entry.first, Field(entry.second, where_ + "." + entry.first));
+  return fields;
 }
 
 }  // namespace mrisr::runtime

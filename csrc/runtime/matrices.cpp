@@ -121,10 +121,10 @@ Matrix fourier_matrix(std::int64_t n_in, const std::vector<double>& positions, c
   for (std::int64_t m = 0; m < 4 * n_in; ++m) table[m] = std::cos(kPi * static_cast<double>(m) / (2.0 * n));
   for (std::int64_t k = 0; k < n_in; ++k)
     for (std::int64_t j = 0; j < n_in; ++j) analysis.row(k)[j] = table[k * (2 * j + 1) % (4 * n_in)];
-  Matrix found(static_cast<std::int64_t>(positions.size()), n_in);
-  for (std::int64_t i = 0; i < found.rows; ++i) {
+  Matrix result(static_cast<std::int64_t>(positions.size()), n_in);
+  for (std::int64_t i = 0; i < result.rows; ++i) {
     cosines(synthesis.data(), n_in, kPi * (positions[i] + 0.5) / n);
-    double* row = found.row(i);
+    double* row = result.row(i);
     for (std::int64_t k = 0; k < n_in; ++k) {
       const double weight = synthesis[k] * gain[k];
       if (weight == 0) continue;
@@ -132,7 +132,7 @@ Matrix fourier_matrix(std::int64_t n_in, const std::vector<double>& positions, c
       for (std::int64_t j = 0; j < n_in; ++j) row[j] += weight * from[j];
     }
   }
-  return found;
+  return result;
 }
 
 Matrix bspline_matrix(std::int64_t n_in, const std::vector<double>& positions, int order) {

@@ -24,24 +24,24 @@ double number_in(const char* path, const char* name) {
   std::FILE* file = std::fopen(path, "r");
   if (file == nullptr) return -1;
   char line[256];
-  double found = -1;
-  while (found < 0 && std::fgets(line, sizeof line, file) != nullptr) {
+  double bytes = -1;
+  while (bytes < 0 && std::fgets(line, sizeof line, file) != nullptr) {
     std::uint64_t value;
     if (std::strncmp(line, name, std::strlen(name)) == 0 &&
         std::sscanf(line + std::strlen(name), "%" SCNu64, &value) == 1)
-      found = static_cast<double>(value);
+      bytes = static_cast<double>(value);
   }
   std::fclose(file);
-  return found;
+  return bytes;
 }
 
 double available_bytes() {
   struct sysinfo machine;
-  double found = sysinfo(&machine) == 0 ? static_cast<double>(machine.totalram) * machine.mem_unit : 4e9;
+  double bytes = sysinfo(&machine) == 0 ? static_cast<double>(machine.totalram) * machine.mem_unit : 4e9;
   const double free_kb = number_in("/proc/meminfo", "MemAvailable:");
-  if (free_kb >= 0) found = std::min(found, 1024 * free_kb);
+  if (free_kb >= 0) bytes = std::min(bytes, 1024 * free_kb);
   const double limited = group_free_bytes("");
-  return limited >= 0 ? std::min(found, limited) : found;
+  return limited >= 0 ? std::min(bytes, limited) : bytes;
 }
 
 // A group of one kind: the files of its limit and use, and the line of memory.stat with pages of files that can be dropped.
@@ -79,19 +79,19 @@ bool is_folder(const std::string& path) {
 
 // The part of 60 % of what is free that is this process's: MRISR_WORKERS.
 double workers() {
-  const char* stated = std::getenv("MRISR_WORKERS");
-  if (stated == nullptr || *stated == '\0') return 1;
+  const char* setting = std::getenv("MRISR_WORKERS");
+  if (setting == nullptr || *setting == '\0') return 1;
   char* end = nullptr;
-  const long found = std::strtol(stated, &end, 10);
-  if (*end != '\0' || found < 1)
-    MRISR_FAIL(MRISR_ERROR_ARGUMENT, "MRISR_WORKERS: expected a whole number of at least 1, found '" << stated << "'");
-  return static_cast<double>(found);
+  const long count = std::strtol(setting, &end, 10);
+  if (*end != '\0' || count < 1)
+    MRISR_FAIL(MRISR_ERROR_ARGUMENT, "MRISR_WORKERS: expected a whole number of at least 1, found '" << setting << "'");
+  return static_cast<double>(count);
 }
 
 }  // namespace
 
 double group_free_bytes(const std::string& root) {
-  double found = -1;
+  double least = -1;
   std::ifstream mounts(root + "/proc/self/mountinfo");
   for (std::string line; std::getline(mounts, line);) {
     const std::size_t dash = line.find(" - ");
@@ -113,12 +113,12 @@ double group_free_bytes(const std::string& root) {
       if (folder.find("/..") != std::string::npos || !is_folder(folder)) folder = top;
       for (;; folder.resize(folder.rfind('/'))) {
         const double left = left_in(folder, kind);
-        if (left >= 0 && (found < 0 || left < found)) found = left;
+        if (left >= 0 && (least < 0 || left < least)) least = left;
         if (folder.size() <= top.size()) break;
       }
     }
   }
-  return found;
+  return least;
 }
 
 std::uint64_t resident_bytes() {
@@ -136,7 +136,7 @@ std::uint64_t default_budget() {
 }
 
 std::int64_t Demand::tile_voxels(std::uint64_t budget) const {
-  const double room = static_cast<double>(budget) - held - fixed - volumes;
+  const double room = static_cast<double>(budget) - resident - fixed - volumes;
   return room < 0 ? -1 : static_cast<std::int64_t>(std::min(room / std::max(per_voxel, 1.0), 1e15));
 }
 
@@ -160,7 +160,7 @@ void refuse(std::uint64_t budget, const Demand& need, std::int64_t tile_voxels, 
   MRISR_FAIL(MRISR_ERROR_MEMORY, "memory: a budget of "
                                      << show_bytes(static_cast<double>(budget))
                                      << " is too small for this job; the smallest that works is "
-                                     << show_bytes(need.peak(tile_voxels)) << " (process " << show_bytes(need.held)
+                                     << show_bytes(need.peak(tile_voxels)) << " (process " << show_bytes(need.resident)
                                      << ", engine " << show_bytes(need.fixed) << ", volumes "
                                      << show_bytes(need.volumes) << ", " << what << ' '
                                      << show_bytes(need.per_voxel * static_cast<double>(tile_voxels))

@@ -14,12 +14,12 @@ std::uint64_t default_budget();  // this worker's part of 60 % of what is free, 
 // root: where /proc and /sys are, "" for the system's own.
 double group_free_bytes(const std::string& root);
 
-// peak = held + fixed + volumes + per_voxel * voxels of a tile
+// peak = resident + fixed + volumes + per_voxel * voxels of a tile
 struct Demand {
-  double held, fixed, volumes, per_voxel;
+  double resident, fixed, volumes, per_voxel;
 
   double peak(std::int64_t tile_voxels) const {
-    return held + fixed + volumes + per_voxel * static_cast<double>(tile_voxels);
+    return resident + fixed + volumes + per_voxel * static_cast<double>(tile_voxels);
   }
   // Voxels of the largest tile inside the budget; below 1 where nothing fits.
   std::int64_t tile_voxels(std::uint64_t budget) const;

@@ -183,21 +183,21 @@ void plan_engine(Job& job, const mrisr_plan_options& options) {
 void plan_tile(Job& job, const mrisr_plan_options& options) {
   const Config& config = job.model->config;
   const std::int64_t smallest = smallest_tile(config);
-  const bool given = options.tile[0] != 0 || options.tile[1] != 0 || options.tile[2] != 0;
+  const bool has_tile = options.tile[0] != 0 || options.tile[1] != 0 || options.tile[2] != 0;
   for (int d = 0; d < 3; ++d) {
-    if (given && (options.tile[d] < smallest || options.tile[d] > (std::int64_t{1} << 20)))
+    if (has_tile && (options.tile[d] < smallest || options.tile[d] > (std::int64_t{1} << 20)))
       MRISR_FAIL(MRISR_ERROR_ARGUMENT, "tile: expected 0, or at least "
                                            << smallest << " voxels along every axis, found " << options.tile[0] << ", "
                                            << options.tile[1] << ", " << options.tile[2]);
     job.tile[d] = options.tile[d];
   }
-  if (given && config.network.whole_only)
+  if (has_tile && config.network.whole_only)
     MRISR_FAIL(MRISR_ERROR_ARGUMENT, "tile: model '"
                                          << config.name
                                          << "' normalises over the whole head, which tiles would each do for "
                                             "themselves; leave tile at 0");
   job.tile_fixed = within("tile_fixed", options.tile_fixed, 0, 1) == 1;
-  if (job.tile_fixed && !given)
+  if (job.tile_fixed && !has_tile)
     MRISR_FAIL(MRISR_ERROR_ARGUMENT, "tile_fixed: needs a tile; state its size, for example 96, 96, 96");
   for (std::int64_t& n : job.tile) n = round_up(n, config.tiling.brick);
 }
@@ -206,7 +206,7 @@ void plan_memory(Job& job, const mrisr_plan_options& options) {
   const Config& config = job.model->config;
   const Triple& fine = job.target.shape;
   const Cost engine = job.engine->cost();
-  job.need.held = static_cast<double>(resident_bytes());
+  job.need.resident = static_cast<double>(resident_bytes());
   job.need.fixed = engine.fixed;
   job.need.per_voxel = shared::kPieceBytes + engine.per_voxel;
   job.need.volumes = volume_bytes(product(job.source.shape), product(fine), {job.steps, job.samples, job.corrects()});

@@ -54,42 +54,41 @@ std::string bfloat16_instructions() {
   std::ifstream file("/proc/cpuinfo");
   for (std::string line; std::getline(file, line);) {
     if (line.rfind("flags", 0) != 0) continue;
-    std::string found;
+    std::string names;
     std::istringstream flags(line);
     for (std::string flag; flags >> flag;)
       if (flag == "amx_bf16" || flag == "avx512_bf16")
-        found += (found.empty() ? "" : ", ") + std::string(flag == "amx_bf16" ? "AMX-BF16" : "AVX512-BF16");
-    return found;
+        names += (names.empty() ? "" : ", ") + std::string(flag == "amx_bf16" ? "AMX-BF16" : "AVX512-BF16");
+    return names;
   }
   return {};
 }
 
-double difference(const std::vector<float>& found, const std::vector<float>& expected) {
+double difference(const std::vector<float>& values, const std::vector<float>& expected) {
   double apart = 0, size = 0;
   for (std::size_t i = 0; i < expected.size(); ++i) {
-    if (!std::isfinite(found[i])) return std::numeric_limits<double>::infinity();
-    const double d = static_cast<double>(found[i]) - expected[i];
+    if (!std::isfinite(values[i])) return std::numeric_limits<double>::infinity();
+    const double d = static_cast<double>(values[i]) - expected[i];
     apart += d * d;
     size += static_cast<double>(expected[i]) * expected[i];
   }
   return size > 0 ? std::sqrt(apart / size) : std::numeric_limits<double>::infinity();
 }
 
-Precision decide(mrisr_precision asked, const std::string& missing, const std::function<double()>& measure) {
-  if (asked == MRISR_PRECISION_FLOAT32) return {MRISR_PRECISION_FLOAT32, "asked for"};
-  const bool must = asked == MRISR_PRECISION_BFLOAT16;
+Precision decide(mrisr_precision request, const std::string& missing, const std::function<double()>& measure) {
+  if (request == MRISR_PRECISION_FLOAT32) return {MRISR_PRECISION_FLOAT32, "asked for"};
+  const bool must = request == MRISR_PRECISION_BFLOAT16;
   if (!missing.empty()) {
     if (must)
       MRISR_FAIL(MRISR_ERROR_ENGINE, "precision: bfloat16 was asked for, but " << missing << "; use float32, or auto");
     return {MRISR_PRECISION_FLOAT32, "auto: " + missing};
   }
-  const double found = measure();
-  if (found <= shared::kTolerance)
+  const double rms = measure();
+  if (rms <= shared::kTolerance)
     return {MRISR_PRECISION_BFLOAT16,
             (must ? "asked for, which this processor has (" : "auto, which this processor has (") +
-                bfloat16_instructions() + "); differs from float32 by " + percent(found) +
-                " of a tile's residual (RMS)"};
-  const std::string wrong = "bfloat16 differs from float32 by " + percent(found) +
+                bfloat16_instructions() + "); differs from float32 by " + percent(rms) + " of a tile's residual (RMS)"};
+  const std::string wrong = "bfloat16 differs from float32 by " + percent(rms) +
                             " of a tile's residual (RMS), at most " + percent(shared::kTolerance) + " expected";
   if (must) MRISR_FAIL(MRISR_ERROR_ENGINE, "precision: " << wrong << "; use float32, or auto");
   return {MRISR_PRECISION_FLOAT32, "auto: " + wrong};

@@ -25,11 +25,11 @@ struct FixedTile {
 // "AMX-BF16, AVX512-BF16", as the processor states itself; empty where it has neither.
 std::string bfloat16_instructions();
 
-// Root mean square of found - expected, as a share of that of expected; infinite where something is not finite.
-double difference(const std::vector<float>& found, const std::vector<float>& expected);
+// Root mean square of values - expected, as a share of that of expected; infinite where something is not finite.
+double difference(const std::vector<float>& values, const std::vector<float>& expected);
 
 // What to compute in, and why. `missing`: why bfloat16 cannot be had, or empty; `measure`: its difference from float32 on
 // the fixed tile, called where it decides. Raises MRISR_ERROR_ENGINE where bfloat16 was asked for and cannot be had.
-Precision decide(mrisr_precision asked, const std::string& missing, const std::function<double()>& measure);
+Precision decide(mrisr_precision request, const std::string& missing, const std::function<double()>& measure);
 
 }  // namespace mrisr::runtime

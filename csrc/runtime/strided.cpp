@@ -6,13 +6,13 @@
 
 namespace mrisr::runtime {
 
-Strides strides_of(const std::int64_t given[3], const Triple& shape, const char* name) {
-  if (given[0] == 0 && given[1] == 0 && given[2] == 0) return {{shape[1] * shape[2], shape[2], 1}};
+Strides strides_of(const std::int64_t strides[3], const Triple& shape, const char* name) {
+  if (strides[0] == 0 && strides[1] == 0 && strides[2] == 0) return {{shape[1] * shape[2], shape[2], 1}};
   for (int d = 0; d < 3; ++d)
-    if (given[d] == 0 || std::abs(given[d]) > (std::int64_t{1} << 40))
-      MRISR_FAIL(MRISR_ERROR_ARGUMENT, name << ": expected three strides in elements, or all 0, found " << given[0]
-                                            << ", " << given[1] << ", " << given[2]);
-  return {{given[0], given[1], given[2]}};
+    if (strides[d] == 0 || std::abs(strides[d]) > (std::int64_t{1} << 40))
+      MRISR_FAIL(MRISR_ERROR_ARGUMENT, name << ": expected three strides in elements, or all 0, found " << strides[0]
+                                            << ", " << strides[1] << ", " << strides[2]);
+  return {{strides[0], strides[1], strides[2]}};
 }
 
 std::pair<std::intptr_t, std::intptr_t> bytes_of(const void* start, const Strides& stride, const Triple& n,

@@ -14,7 +14,7 @@ struct Strides {
 };
 
 // All 0: those of a dense volume. `name` begins the error text.
-Strides strides_of(const std::int64_t given[3], const Triple& shape, const char* name);
+Strides strides_of(const std::int64_t strides[3], const Triple& shape, const char* name);
 
 // Where a strided volume lies: its first byte, and one past its last.
 std::pair<std::intptr_t, std::intptr_t> bytes_of(const void* start, const Strides& stride, const Triple& n,

@@ -79,17 +79,17 @@ struct Cut {
 
 // Every useful cut of an axis, one for each number of tiles: of several sizes the smallest is cheapest.
 int useful_cuts(Cut* cuts, std::int64_t length, const Config& config) {
-  int found = 0;
-  cuts[found++] = {length, 1};
+  int count_of_cuts = 0;
+  cuts[count_of_cuts++] = {length, 1};
   for (std::int64_t size = smallest_tile(config); size < length; size += config.tiling.brick) {
     const std::int64_t count = tiles_along(length, size, config.tiling);
-    Cut* same = std::find_if(cuts, cuts + found, [&](const Cut& c) { return c.count == count; });
-    if (same != cuts + found)
+    Cut* same = std::find_if(cuts, cuts + count_of_cuts, [&](const Cut& c) { return c.count == count; });
+    if (same != cuts + count_of_cuts)
       same->size = std::min(same->size, size);
-    else if (found < kMostCuts)
-      cuts[found++] = {size, count};
+    else if (count_of_cuts < kMostCuts)
+      cuts[count_of_cuts++] = {size, count};
   }
-  return found;
+  return count_of_cuts;
 }
 
 Triple cheapest_tile(const Triple& extent, std::int64_t most, const Config& config) {
@@ -186,15 +186,15 @@ void foreground_bricks(const float* normalised, const Triple& shape, const Confi
   cpu::bricks(bricks, spare, normalised, shape.data(), rule, threads);
 }
 
-void plan_tiles(TilePlan& plan, const Triple& shape, const std::uint8_t* bricks, const Triple& given, bool fixed,
+void plan_tiles(TilePlan& plan, const Triple& shape, const std::uint8_t* bricks, const Triple& tile, bool fixed,
                 std::int64_t most, const Config& config) {
   plan.shape = shape;
   foreground_box(plan, bricks, config);
-  if (fixed) grow_box(plan, given, config);
+  if (fixed) grow_box(plan, tile, config);
   const Triple extent = plan.extent();
   Triple sizes = extent;
-  if (given[0] != 0)
-    for (int d = 0; d < 3; ++d) sizes[d] = std::min(round_up(given[d], config.tiling.brick), extent[d]);
+  if (tile[0] != 0)
+    for (int d = 0; d < 3; ++d) sizes[d] = std::min(round_up(tile[d], config.tiling.brick), extent[d]);
   else if (product(extent) > most)
     sizes = cheapest_tile(extent, most, config);
   for (int d = 0; d < 3; ++d) {

@@ -46,7 +46,7 @@ Workspace lay_out(const Job& job, void* base) {
   Arena arena(base);
   w.lr = arena.take<float>(n);
   w.y = arena.take<float>(fine);
-  w.found = arena.take<float>(fine);
+  w.residual = arena.take<float>(fine);
   if (job.sample) w.state = arena.take<float>(fine);
   if (job.steps > 1) w.following = arena.take<float>(fine), w.before = arena.take<float>(fine);
   if (job.samples > 1) w.mean = arena.take<float>(fine), w.spread = arena.take<float>(fine);
@@ -80,7 +80,7 @@ Workspace lay_out(const Job& job, void* base) {
   w.network.tile_x = arena.take<float>(job.largest_tile);
   w.network.tile_y = arena.take<float>(job.largest_tile);
   w.network.tile_f = arena.take<float>(job.largest_tile);
-  w.network.turned = arena.take<float>(job.largest_tile);
+  w.network.tile_spare = arena.take<float>(job.largest_tile);
   w.network.guidance = arena.take<float>(config.guidance.channels * (job.largest_tile / 512 + 1));
   arena.back_to(shared);
   lay_out_band(w, arena, target);

@@ -8,7 +8,7 @@ namespace mrisr::runtime {
 
 struct Workspace {
   // All the way through.
-  float *lr, *y, *found;              // the normalised scan; the start, later the result; the residual
+  float *lr, *y, *residual;           // the normalised scan; the start, later the result; the residual
   float *state, *following, *before;  // of the sampler, beyond what it needs null
   float *mean, *spread;               // of several samples
   float* scratch;                     // of axis_apply
@@ -24,7 +24,7 @@ struct Workspace {
     float *a, *b;                    // between the products that make y
   } start;
   struct {
-    float *tile_x, *tile_y, *tile_f, *turned, *guidance;  // of one tile
+    float *tile_x, *tile_y, *tile_f, *tile_spare, *guidance;  // of one tile
   } network;
   struct {
     double *matrix, *work;
