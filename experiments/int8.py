@@ -79,7 +79,7 @@ class Shown:
 @contextmanager
 def in_place_of_bfloat16(converted, model) -> Iterator[None]:
     """Inside, what asks for bfloat16 gets `model`; its layers that are not int8 are in bfloat16."""
-    plain, float_graph, gate = type(converted).compile, converted.model, precision.kept
+    plain, float_graph, gate = type(converted).compile, converted.model, precision.measure_once
 
     def compile_(self, shape, threads, computes_in):
         self.model = model if computes_in == "bfloat16" else float_graph
@@ -87,11 +87,11 @@ def in_place_of_bfloat16(converted, model) -> Iterator[None]:
 
     converted.compiled.clear()
     type(converted).compile = compile_
-    precision.kept = lambda key, measure: 0.0  # the gate is bfloat16's
+    precision.measure_once = lambda key, measure: 0.0  # the gate is bfloat16's
     try:
         yield
     finally:
-        type(converted).compile, precision.kept = plain, gate
+        type(converted).compile, precision.measure_once = plain, gate
         converted.model = float_graph
         converted.compiled.clear()
 

@@ -206,7 +206,7 @@ def main() -> int:
     teacher.PROBES = PROBES
     read_once()
     data = tuple(args.data)
-    earlier = record.kept("synthetic_share", args.results)[0]
+    earlier = record.previous("synthetic_share", args.results)[0]
     rows = earlier.get("rows", [])
     if earlier and earlier["minutes"] != args.minutes:
         parser.error(f"{args.results} holds runs of {earlier['minutes']:g} minutes; delete them or give another folder")

@@ -101,13 +101,13 @@ def align(
 def noise_of(lr: torch.Tensor, psf: PSF) -> float:
     """Standard deviation of a stack's noise, normalised: the smaller of what its cells and its planes say, for anatomy
     only adds to either. Planes that were zero-filled or blurred hide noise: at least half of what the cells say."""
-    found = estimate_noise(lr)
-    found = NOISE_UNKNOWN if found is None else found
+    sigma = estimate_noise(lr)
+    sigma = NOISE_UNKNOWN if sigma is None else sigma
     slices = [axis for axis in range(3) if psf[axis].kind in SLICE_KINDS]
     of_planes = estimate_slice_noise(lr, slices[0]) if len(slices) == 1 else None
     if of_planes is not None:
-        found = min(found, max(of_planes, found / 2))
-    return max(LEAST_NOISE, found)
+        sigma = min(sigma, max(of_planes, sigma / 2))
+    return max(LEAST_NOISE, sigma)
 
 
 @dataclass(frozen=True)

@@ -77,11 +77,11 @@ def join_volumes(
     groups = views(stacks, target, width)
     once = replace(options, mode="mean", steps=1, samples=1)
     for rest in reversed(range(ALTERNATIONS)):
-        asked = once if rest else options
+        settings = once if rest else options
         # The first view is enough to begin with; and a mean of samples of several would have no texture.
-        every = rest < ALTERNATIONS - 1 and asked.mode == "mean"
+        every = rest < ALTERNATIONS - 1 and settings.mode == "mean"
         views_of_run = groups if every else groups[:1]
-        prior, info = _network(x, target, views_of_run, scale, model, asked, report, stacks[how.reference].volume)
+        prior, info = _network(x, target, views_of_run, scale, model, settings, report, stacks[how.reference].volume)
         with report.stage("join"), torch.inference_mode():
             x = solve(measured, prior, prior=prior, trust=TRUST**-2, iterations=AGAIN, tick=report.tick)
     with report.stage("join"), torch.inference_mode():
@@ -165,7 +165,7 @@ def views(stacks: Sequence[Aligned], target: Grid, width) -> list[list[tuple[PSF
     """
     groups = [[(tuple(AxisPSF("kspace", CUT * w) for w in width), target)]]
     for part in PARTS:
-        found = []
+        of_part = []
         for s in stacks:
             order = nearest_axes(np.linalg.inv(target.affine) @ np.linalg.inv(s.motion) @ s.volume.affine)
             for axis, (profile, size) in enumerate(zip(s.psf, s.volume.voxel_size)):
@@ -175,8 +175,8 @@ def views(stacks: Sequence[Aligned], target: Grid, width) -> list[list[tuple[PSF
                 psf, sizes = [AxisPSF("kspace", w) for w in width], list(target.voxel_size)
                 psf[a], sizes[a] = replace(profile, width=part * profile.width), part * size
                 view = tuple(psf), grids.plan(target, voxel_size=tuple(sizes))
-                found += [] if view in found else [view]
-        groups += [found] if found else []
+                of_part += [] if view in of_part else [view]
+        groups += [of_part] if of_part else []
     return groups
 
 
