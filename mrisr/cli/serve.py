@@ -211,7 +211,9 @@ def _web(args: argparse.Namespace) -> int:
         import starlette  # noqa: F401 - asked for before a model is loaded
         import uvicorn  # noqa: F401
     except ImportError as error:
-        raise UsageError(f"serve web: needs starlette and uvicorn ({error}); pip install 'mrisr[web]'") from error
+        raise UsageError(
+            f"serve web: needs starlette and uvicorn ({error}); install them: pip install '.[web]'"
+        ) from error
     from mrisr.serve.site import Settings
     from mrisr.serve.web import Server
 

@@ -304,7 +304,7 @@ def test_a_port_that_is_taken_and_libraries_that_are_absent(serve, capsys, monke
     words = ["serve", "web", "--port", str(port), "--model", str(weights)]
     assert main(words) == 2 and "cannot listen there" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    assert main(words) == 2 and "pip install 'mrisr[web]'" in capsys.readouterr().err
+    assert main(words) == 2 and "pip install '.[web]'" in capsys.readouterr().err
 
 
 def test_in_a_browser(browser, serve, scan, tmp_path):

@@ -1,0 +1,21 @@
+"""What messages say is to be installed."""
+
+from __future__ import annotations
+
+import re
+from importlib import metadata
+from pathlib import Path
+
+
+def test_hints_name_what_works_and_extras_that_exist():
+    """mrisr is on no index: what is to be installed of it comes from a clone."""
+    package = Path(__file__).resolve().parents[2] / "mrisr"
+    extras = set(metadata.metadata("mrisr").get_all("Provides-Extra"))
+    hints = {
+        (path.name, hint)
+        for path in package.rglob("*.py")
+        for hint in re.findall(r"pip install ['\"]?([\w.\[\],-]+)", path.read_text(encoding="utf-8"))
+    }
+    assert len(hints) > 5 and not {hint for hint in hints if hint[1].startswith("mrisr")}
+    named = {extra for _, hint in hints for extra in re.findall(r"[\w-]+", "".join(re.findall(r"\[(.*)\]", hint)))}
+    assert {"web", "cluster"} <= named <= extras
