@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from importlib import metadata
 from pathlib import Path
 
 
 def test_hints_name_what_works_and_extras_that_exist():
     """mrisr is on no index: what is to be installed of it comes from a clone."""
     package = Path(__file__).resolve().parents[2] / "mrisr"
-    extras = set(metadata.metadata("mrisr").get_all("Provides-Extra"))
+    section = (package.parent / "pyproject.toml").read_text().partition("[project.optional-dependencies]")[2]
+    extras = set(re.findall(r"^([\w-]+) = ", section.partition("\n[")[0], flags=re.MULTILINE))
     hints = {
         (path.name, hint)
         for path in package.rglob("*.py")
