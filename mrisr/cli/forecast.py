@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 
-from mrisr import environment, schema
+from mrisr import environment
 from mrisr.errors import InputError, OutputError
 from mrisr.io.atomic import replacing
 
@@ -90,6 +90,8 @@ class Forecast:
         if self.path is None:
             return {}
         try:
+            from mrisr import schema
+
             rates = schema.read(self.path)
         except InputError:  # not there yet, or cut off: a forecast less
             return {}

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 from mrisr.cli import bench
 from mrisr.train import teacher
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_train_then_resume_then_use(tmp_path, scan, mrisr_command, monkeypatch):
@@ -74,3 +79,12 @@ def test_bench_runs_operators_then_the_reference_job(tmp_path, mrisr_command, mo
     monkeypatch.setattr(bench, "__file__", str(tmp_path / "mrisr" / "cli" / "bench.py"))
     end = mrisr_command("bench")
     assert end.code == 0 and end.out == "==== ops\nran ops\n==== end_to_end\nran end_to_end\n"
+
+
+def test_the_command_alone_says_what_is_missing(tmp_path):
+    """-S: without site-packages, as where mrisr was installed without what it depends on."""
+    program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from mrisr.cli.main import main; sys.exit(main())"
+    words = [sys.executable, "-S", "-c", program, "upscale", "-i", "a.nii", "-o", "b.nii"]
+    ended = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 3 and "Traceback" not in ended.stderr
+    assert "which is not installed; install what mrisr depends on" in ended.stderr
