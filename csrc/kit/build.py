@@ -123,9 +123,9 @@ def check(prefix: Path) -> None:
     if runpath != "$ORIGIN":
         raise SystemExit(f"vendor-kit: the library looks for others in {runpath}; expected $ORIGIN alone")
     for path in prefix.rglob("*"):
-        held = sbom.machine_path(path, ROOT) if path.is_file() else None
-        if held is not None:
-            raise SystemExit(f"vendor-kit: {path.relative_to(prefix)} holds a path of this machine ({held})")
+        place = sbom.machine_path(path, ROOT) if path.is_file() else None
+        if place is not None:
+            raise SystemExit(f"vendor-kit: {path.relative_to(prefix)} holds a path of this machine ({place})")
 
 
 def pack(prefix: Path, archive: Path) -> None:
