@@ -120,8 +120,8 @@ def test_the_innermost_stage_counts(scripts, monkeypatch):
         with watch.stage("import"):
             work(5.0, 0.5)
     work(1.0, 1.0)
-    found = watch.done()
-    assert {name: (stage["wall_s"], stage["cpu_s"]) for name, stage in found.items()} == {
+    results = watch.results()
+    assert {name: (stage["wall_s"], stage["cpu_s"]) for name, stage in results.items()} == {
         "rest": (1.0, 1.0),
         "read": (2.0, 1.0),
         "import": (5.0, 0.5),

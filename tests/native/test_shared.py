@@ -15,6 +15,9 @@ ITS_OWN = {
     "kMostThreads", "kMostSteps", "kMostSamples", "kMostCuts", "kKinds", "kAlign", "kRead", "kStarted", "kDenoised",
     "kRound",  # of SHA-256
     "kLowest", "kHighest",  # of int16
+    # of ONNX Runtime, which is libmrisr's engine and not Python's: its names, memory and binary interface
+    "kUsualName", "kNoEvents", "kCpuFixed", "kCpuMaps", "kApiVersion", "kFatal", "kFloat", "kDeviceAllocator",
+    "kDefaultMemory",
 }  # fmt: skip
 
 
