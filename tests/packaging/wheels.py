@@ -141,12 +141,15 @@ def bare(wheel: Path, python: str, work: Path) -> str:
     fresh = environment(work, python)
     call(fresh, "-m", "pip", "install", "-q", "--no-deps", "--no-index", wheel)
     said = call(
-        fresh, "-c", "import mrisr; print(mrisr.__version__)\ntry: mrisr.upscale\nexcept ImportError as e: print(e)"
+        fresh,
+        "-c",
+        "import mrisr; print(mrisr.__version__)\ntry: mrisr.upscale\nexcept ImportError as e: print(e)",
+        cwd=work,
     )
     if MISSING not in said:
         raise Failed(f"without PyTorch it says {said!r}")
     command = subprocess.run(
-        [fresh.with_name("mrisr"), "upscale", "-i", "a.nii", "-o", "b.nii"], capture_output=True, text=True
+        [fresh.with_name("mrisr"), "upscale", "-i", "a.nii", "-o", "b.nii"], cwd=work, capture_output=True, text=True
     )
     if command.returncode != 3 or MISSING not in command.stderr:
         raise Failed(f"the command without PyTorch: {command.returncode} {command.stderr!r}")
@@ -183,9 +186,10 @@ def complete(wheel: Path, fresh: Path, work: Path) -> str:
     """In an environment with all dependencies: a scan from Python by PyTorch, one from the command line by OpenVINO."""
     call(fresh, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--force-reinstall", wheel)
     work.mkdir()
-    said = call(fresh, "-c", SCAN, work / "in.nii", OMP_NUM_THREADS="1").strip().splitlines()[-1]
+    # In a folder of its own: Python looks into the one it is started in first, and that may be the checkout.
+    said = call(fresh, "-c", SCAN, work / "in.nii", cwd=work, OMP_NUM_THREADS="1").strip().splitlines()[-1]
     command = (fresh.with_name("mrisr"), "upscale", "-i", work / "in.nii", "-o", work / "out.nii.gz")
-    call(*command, "--threads", 1, "--engine", "openvino", OMP_NUM_THREADS="1", MRISR_CACHE="off")
+    call(*command, "--threads", 1, "--engine", "openvino", cwd=work, OMP_NUM_THREADS="1", MRISR_CACHE="off")
     if not (work / "out.nii.gz").is_file() or not (work / "out.json").is_file():
         raise Failed("the command leaves no image, or no sidecar")
     return said
