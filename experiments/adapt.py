@@ -54,6 +54,7 @@ _IN_PLANE = ("kspace", "kspace")
 SLICES = {
     "thick3": Case("thick3", (1, 1, 3), (*_IN_PLANE, "gaussian")),
     "thick4": CASES["thick4"],
+    "thick5": Case("thick5", (1, 1, 5), (*_IN_PLANE, "gaussian")),
     "slices5": Case("slices5", (1, 1, 5), (*_IN_PLANE, "supergaussian"), noise=0.02),
 }
 PATCH, VOXELS = 48, 4 * 48**3  # voxels along a patch, and of a step
