@@ -1,8 +1,8 @@
 """The measured figures of every page, from the committed result files and from nothing else.
 
 python benchmarks/readme_tables.py            writes them between the markers of README.md, docs/quality.md,
-                                              docs/performance.md, docs/your_data.md, docs/join.md and of every model
-                                              card there is
+                                              docs/performance.md, docs/your_data.md, docs/join.md, docs/adapt.md and of
+                                              every model card there is
 python benchmarks/readme_tables.py --check    exits 1 where one of them says something else
 """
 
@@ -80,6 +80,44 @@ JOINED = {
     "moved": "three, noise, head moved between them",
     "two": "two stacks, 2 % noise",
 }
+
+
+ADAPTED = {"thick3": 3, "thick4": 4, "thick5": 5}  # case -> voxels across a slice
+ADAPT_RECIPE, ADAPT_STEPS = "network-measured", 450  # what the package does
+
+
+def adapted(folder: Path = RESULTS) -> str:
+    """docs/adapt.md: on and off, by person and thickness; then by thickness."""
+    result = _read(folder, "adapt")
+    rows = [r for r in (result or {"rows": []})["rows"] if (r["recipe"], r["steps"]) == (ADAPT_RECIPE, ADAPT_STEPS)]
+    rows = [row for case in ADAPTED for row in rows if row["case"] == case]
+    if not rows:
+        return "Not measured in this version yet (`experiments/adapt.py`)."
+    lines = [
+        "| slices | person | cubic | `base` | adapted | gain | planes held back |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        values = " | ".join(f"{row[name]:.2f}" for name in ("cubic", "base", "adapted"))
+        lines.append(
+            f"| {ADAPTED[row['case']]} voxels | {row['person']} | {values} | {row['gain']:+.2f} | "
+            f"{row['held_back_gain']:+.2f} |"
+        )
+    means = []
+    for case, voxels in ADAPTED.items():
+        gains = [row["gain"] for row in rows if row["case"] == case]
+        if gains:
+            means.append(
+                f"{sum(gains) / len(gains):+.2f} dB at {voxels} voxels ({min(gains):+.2f} to {max(gains):+.2f})"
+            )
+    low, high = (limit(row["cpu_seconds"] for row in rows) for limit in (min, max))
+    lines += [
+        "",
+        f"PSNR in dB of whole heads of people nobody trained on, slices simulated from finer scans; {ADAPT_STEPS} "
+        f"steps, {low:.0f} to {high:.0f} s of one core ([file](../benchmarks/results/adapt.json), sha256 "
+        f"{result['model'][:12]}, by `{result['command']}`). Mean gain: {', '.join(means)}.",
+    ]
+    return "\n".join(lines)
 
 
 def joined_stacks(folder: Path = RESULTS) -> str:
@@ -278,6 +316,7 @@ def pages() -> dict[Path, Callable[[], str]]:
         DOCS / "quality.md": quality_page,
         DOCS / "your_data.md": your_data,
         DOCS / "join.md": joined_stacks,
+        DOCS / "adapt.md": adapted,
         DOCS / "performance.md": lambda: performance_tables.performance(RESULTS),
     }
     writers = {README: readme_table}

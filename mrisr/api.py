@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from mrisr import grid as grids
+from mrisr.adapt.run import Adaptation, upscale_adapted
 from mrisr.corrections import corrections, read_mask
 from mrisr.errors import CATCHING, MrisrWarning, UsageError, excerpt
 from mrisr.infer.engines.precision import asked_for
@@ -43,6 +45,8 @@ def upscale(
     force: bool = False,
     device: str = "auto",
     model: Any = "base",
+    adapt: float | None = None,
+    keep_adapted: str | os.PathLike | None = None,
     mode: str | None = None,
     steps: int = 1,
     samples: int = 1,
@@ -94,13 +98,20 @@ def upscale(
         device: "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:N".
         model: a shipped name, a path to .safetensors or of a bundle (`mrisr export`), or what `mrisr.load_model`
             returned.
+        adapt: seconds (1 to 3600), or None: before it answers, let the network learn from the scan's own sharp planes;
+            of thick slices only (docs/adapt.md). From 120 s on it is always the same 450 steps, and with less 3.75
+            steps for each second, so that the result is the same on a faster machine; where the seconds run out before
+            the steps, a warning says that it depends on the clock. Where planes that are not learnt from gain nothing,
+            the answer is that of `model`, with a warning. `info.adapt` tells.
+        keep_adapted: a .safetensors file for the weights that have learnt, to be given as `model` for other scans of
+            the session in the same contrast. Of the scan it holds nothing but voxel sizes.
         mode: "mean" (the faithful picture, bit-equal for every seed), "sample" (realistic texture, noise
             included), or None: "mean", but "sample" where `steps` or `samples` is above 1.
         steps: network evaluations per sample, at most 1000.
         samples: number of samples, at most 10 000. The result is their mean, and `info.std` their voxel-wise standard
             deviation (n - 1), in input intensity units, as a `Volume` on the target grid; `info.std_scale` has the
             factors that make intervals of it.
-        seed: of the samples; a sample depends on (seed, voxel index) only, not on tiles or device.
+        seed: of the samples; a sample depends on (seed, voxel index) only, not on tiles or device. And of `adapt`.
         ensemble: 1, or 2, 4 or 8: in mode "mean", average that many mirrorings of the scan (none; and all three axes;
             or every two; or all eight), mirrored back. As many times the work, for a somewhat better mean.
         denoise: how much of the noise is taken out of what was measured, 0 to 1. 0: what was measured stays as it is,
@@ -152,7 +163,9 @@ def upscale(
 
     Raises:
         UsageError: a wrong argument.
-        InputError, GeometryError: a scan that cannot be used, or that does not fit those it is to be joined with.
+        InputError, GeometryError: a scan that cannot be used, that does not fit those it is to be joined with, or from
+            which there is nothing to learn (adapt).
+        OutputError: keep_adapted cannot be written there.
         MemoryBudgetError: the budget is too small (the message names the smallest that works).
         ModelError: no such model.
         BackendError: the device, engine or precision cannot be had, or the process was forked from one that has used
@@ -161,6 +174,7 @@ def upscale(
     check_fork()
     asked_for(precision)
     mode = choose_mode(mode, steps, samples)
+    adaptation = Adaptation.of(adapt, keep_adapted)
     how = dict(
         device=device,
         engine=engine,
@@ -184,6 +198,11 @@ def upscale(
     grid = dict(voxel_size=voxel_size, factor=factor)
     if len(several) > 1:
         _refuse_of_one(affine, input_voxel_size, gradnl, bias)
+        if adaptation is not None:
+            raise UsageError(
+                "adapt: is of one scan, and several are joined, which show each other what they are blind to; adapt to "
+                "one of them, keep the weights (keep_adapted), and give them as model"
+            )
         with reporting(progress) as report:
             pair = _join(several, (series, group), grid, mask, model, Options(**how), together, report)
         return pair if return_info else pair[0]
@@ -200,7 +219,10 @@ def upscale(
             scan = Scan(source, corrections(source, gradnl, bias, **correction_options), head)
         with report.stage("load model"):
             network = model if hasattr(model, "denoiser") else registry.load(model)
-        result, info = upscale_volume(scan, target, network, Options(**how), report)
+        if adaptation is None:
+            result, info = upscale_volume(scan, target, network, Options(**how), report)
+        else:
+            result, info = upscale_adapted(scan, target, network, Options(**how), adaptation, report)
         info.warnings[:0] = messages
         output = restore(result)
     return (output, info) if return_info else output

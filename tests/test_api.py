@@ -75,9 +75,9 @@ def test_an_array_without_a_place_is_1_mm_and_says_so(kinds, random_model):
 
 def test_the_signature_is_the_promised_one():
     promised = (
-        "volume voxel_size factor affine input_voxel_size series group reference register force device model mode "
-        "steps samples seed ensemble denoise psf gradnl gradnl_done slice_axis bias bias_out consistency mask "
-        "nonnegative ends memory tile engine threads precision progress return_info"
+        "volume voxel_size factor affine input_voxel_size series group reference register force device model adapt "
+        "keep_adapted mode steps samples seed ensemble denoise psf gradnl gradnl_done slice_axis bias bias_out "
+        "consistency mask nonnegative ends memory tile engine threads precision progress return_info"
     )
     parameters = inspect.signature(mrisr.upscale).parameters
     assert " ".join(parameters) == promised

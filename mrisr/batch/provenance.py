@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -169,6 +170,7 @@ def sidecar(
         ],
         **_distortions(info),
         **_stacks(info),
+        **_adapted(info),
         "Seconds": {stage: round(seconds, 3) for stage, seconds in info.seconds.items()},
         "Warnings": list(info.warnings),
     }
@@ -209,6 +211,29 @@ def _stacks(info: Any) -> dict[str, Any]:
             }
             for s in info.stacks
         ]
+    }
+
+
+def _adapted(info: Any) -> dict[str, Any]:
+    """What the network has learnt from the scan."""
+    adapt = info.adapt
+    if adapt is None:
+        return {}
+    return {
+        "Adapted": {
+            "Used": adapt.used,
+            "WeightsSHA256": adapt.weights,
+            "Seconds": round(adapt.seconds, 1),
+            "SecondsAtMost": adapt.limit,
+            "Steps": adapt.steps,
+            "StepsPlanned": adapt.planned,
+            "InTime": adapt.in_time,
+            "Loss": None if adapt.loss is None else [round(v, 5) for v in adapt.loss],
+            "HeldBackGainDB": None if not math.isfinite(adapt.gain_db) else round(adapt.gain_db, 4),
+            "Seed": adapt.seed,
+            "SlicesMM": round(adapt.slices_mm, 4),
+            "Precision": adapt.precision,
+        }
     }
 
 

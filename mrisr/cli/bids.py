@@ -8,6 +8,8 @@ from pathlib import Path
 from mrisr.cli import many
 from mrisr.cli.cluster import add_cluster_options
 from mrisr.cli.compute import (
+    adapting,
+    add_adapt_options,
     add_beside_options,
     add_compute_options,
     add_join_options,
@@ -46,6 +48,7 @@ def add_parser(subparsers) -> None:
         parser,
         "scans of one session that differ in acq-ax, acq-sag and acq-cor alone become one, desc-join (needs SimpleITK)",
     )
+    add_adapt_options(parser, keep=False)
     add_voice_options(parser)
     add_compute_options(parser)
     add_cluster_options(parser)
@@ -56,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     if args.no_sidecar:
         raise UsageError("--no-sidecar: BIDS derivatives have sidecars, and by them a rerun knows what is done")
     check_beside(args)
-    options = {**computing(args), **joining(args)}
+    options = {**computing(args), **joining(args), **adapting(args)}
     args.skip_existing = not args.force
     root, output = Path(args.bids_dir), Path(args.output_dir)
     with speaking(args) as voice:

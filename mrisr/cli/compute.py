@@ -114,6 +114,39 @@ def joining(args: argparse.Namespace) -> dict[str, Any]:
     return {"register": not args.no_register, "force": args.join_force}
 
 
+def add_adapt_options(parser: argparse.ArgumentParser, keep: bool) -> None:
+    """Add learning from the scan itself; keep: and keeping the weights, of one scan."""
+    group = parser.add_argument_group("the scan teaches too")
+    group.add_argument(
+        "--adapt",
+        type=positive_float,
+        metavar="SECONDS",
+        help="let the network learn from each scan's own sharp planes first, of thick slices: 120 are what was "
+        "measured, on two cores with AMX; a slower machine needs more (at most 3600)",
+    )
+    if keep:
+        group.add_argument(
+            "--keep-adapted",
+            metavar="FILE",
+            help="with --adapt: the weights, as .safetensors, to be the --model of other scans of this session and "
+            "contrast; not written where learning has gained nothing",
+        )
+
+
+def adapting(args: argparse.Namespace) -> dict[str, Any]:
+    """The argument of `mrisr.upscale` that lets the network learn; none without --adapt. Raises UsageError."""
+    if args.adapt is None:
+        if getattr(args, "keep_adapted", None) is not None:
+            raise UsageError("--keep-adapted: needs --adapt")
+        return {}
+    if args.join:
+        raise UsageError(
+            "--adapt: is of one scan, and --join makes one of several; adapt to one of them, keep its weights "
+            "(--keep-adapted) and give them as --model"
+        )
+    return {"adapt": args.adapt}
+
+
 def add_beside_options(
     parser: argparse.ArgumentParser, names: tuple[str, str, str], record: str = "", spread: str = ""
 ) -> None:

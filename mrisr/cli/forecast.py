@@ -30,6 +30,7 @@ class Forecast:
         self.guess = GUESS["cuda"] if device.startswith("cuda") else GUESS["cpu"] / environment.cores()
         self.expected = 0.0
         self.voxels = 0
+        self._stage = "network"
         self._began: float | None = None
         self._last_fraction = 0.0
 
@@ -40,17 +41,20 @@ class Forecast:
 
     def scan(self, voxels: int) -> None:
         """A scan with so many output voxels times evaluations comes next."""
-        self.voxels, self.expected, self._began, self._last_fraction = voxels, self.rate * voxels / 1e6, None, 0.0
+        self.voxels, self.expected, self._stage = voxels, self.rate * voxels / 1e6, "network"
+        self._began, self._last_fraction = None, 0.0
 
     def tick(self, stage: str, fraction: float) -> None:
         """What `mrisr.upscale` tells."""
-        if stage != "network":
+        if stage not in ("network", "adapt"):
             return
         now = time.perf_counter()
+        if stage != self._stage:  # the network, learning, and the network again
+            self._stage, self._began = stage, None
         if self._began is None:
             self._began = now
         self._last_fraction = fraction
-        if fraction >= 1.0 and self.voxels:
+        if fraction >= 1.0 and self.voxels and stage == "network":
             self.voxels, voxels = 0, self.voxels  # the end is told twice
             self._learn(1e6 * (now - self._began) / voxels)
 

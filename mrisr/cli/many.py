@@ -30,6 +30,8 @@ def settings(args: argparse.Namespace, folder: Path, options: dict[str, Any]) ->
     from mrisr.batch.run import Settings
 
     per_scan.check(options, several=True)
+    if getattr(args, "keep_adapted", None) is not None:
+        raise UsageError("--keep-adapted: are the weights of one scan, and there are several; give one, and one -o")
     beside = {name: getattr(args, name, None) for name in ("std", "preview", "info")}
     for name, path in beside.items():
         if path is not None and Path(path).suffix and not Path(path).is_dir():

@@ -14,6 +14,8 @@ import mrisr
 from mrisr.cli import many
 from mrisr.cli.cluster import add_cluster_options
 from mrisr.cli.compute import (
+    adapting,
+    add_adapt_options,
     add_beside_options,
     add_compute_options,
     add_join_options,
@@ -31,6 +33,7 @@ from mrisr.cli.voice import Voice, add_voice_options, speaking
 from mrisr.errors import UsageError
 
 SIDECAR = "the sidecar (--no-sidecar)"
+KEEP = "--keep-adapted"
 
 
 def add_parser(subparsers) -> None:
@@ -75,6 +78,7 @@ def add_parser(subparsers) -> None:
         metavar="N",
         help="with --join: the input, counted from 0, whose orientation and field of view OUT has (default: 0)",
     )
+    add_adapt_options(parser, keep=True)
     add_voice_options(parser)
     add_compute_options(parser)
     add_cluster_options(parser)
@@ -89,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--all-series: takes every series; leave --series out")
     if args.reference is not None and not args.join:
         raise UsageError("--reference: needs --join")
-    options = {**computing(args), **joining(args)}
+    options = {**computing(args), **joining(args), **adapting(args)}
     with speaking(args) as voice:
         # Where it is sure to be needed; --threads has to be known to the library when it is loaded.
         if not (args.skip_existing or args.cluster or args.threads) and all(map(os.path.exists, args.input)):
@@ -122,9 +126,10 @@ def _one(args: argparse.Namespace, scan, options: dict, voice: Voice) -> int:
     target = scan.target
     beside = _sidecar(args, target)
     targets = {"--output": target, SIDECAR: beside}
-    targets |= {"--preview": args.preview, "--info": args.info, "--std": args.std}
+    targets |= {"--preview": args.preview, "--info": args.info, "--std": args.std, KEEP: args.keep_adapted}
     field = options["bias"] if options["bias"] != "auto" else None
-    paths = (options["gradnl"], field, options["mask"])
+    weights = args.model if args.keep_adapted and os.path.isfile(args.model) else None
+    paths = (options["gradnl"], field, options["mask"], weights)
     inputs = (*provenance.originals(scan), *(path for path in paths if path is not None))
     identity, place = None, _place(args, scan)
     if args.skip_existing:
@@ -156,7 +161,8 @@ def _one(args: argparse.Namespace, scan, options: dict, voice: Voice) -> int:
         others, other_series = scan.read_others(series, force=args.join_force)
         use_threads(args.threads)
         with _frames(args, scan, source, outputs) as frames:
-            result, info = _upscale(args, source, others, options, voice, frames)
+            adapted = {"keep_adapted": outputs.stage(KEEP)} if args.keep_adapted else {}
+            result, info = _upscale(args, source, others, options | adapted, voice, frames)
             if frames is not None:
                 frames.finish()
         info.warnings[:0] = [note for one in (series, *other_series) if one for note in one.notes]
@@ -177,7 +183,7 @@ def _one(args: argparse.Namespace, scan, options: dict, voice: Voice) -> int:
             dicom.write_series(result, series, info, outputs.stage("--output"), others=other_series)
         if beside is not None or place is not None:
             size = provenance.size_of(outputs.stage("--output"))
-            identity = identity or _identity(args, scan, options, info.weights)
+            identity = identity or _identity(args, scan, options, info.adapt.base if info.adapt else info.weights)
             record = provenance.sidecar(identity, info, dtype=args.dtype, size=size)
         if beside is not None:
             write_text(outputs.stage(SIDECAR), provenance.as_text(record))
@@ -291,10 +297,11 @@ def _check_targets(args: argparse.Namespace) -> None:
     """Outputs cost nothing to look at: what is wrong with them is found before the work, and before the input."""
     from mrisr.batch import provenance
 
-    for option, path, extension in (("--preview", args.preview, ".png"), ("--info", args.info, ".json")):
+    endings = (("--preview", args.preview, ".png"), ("--info", args.info, ".json"))
+    for option, path, extension in (*endings, (KEEP, args.keep_adapted, ".safetensors")):
         if path is not None and Path(path).suffix.lower() != extension:
             raise UsageError(f"{option}: expected a file name ending in {extension}, found {path}")
-    for path in filter(None, (args.output, args.preview, args.info, args.std)):
+    for path in filter(None, (args.output, args.preview, args.info, args.std, args.keep_adapted)):
         check_place(path, force=args.force or args.skip_existing)
     beside = _sidecar(args, Path(args.output))
     if beside is not None:
@@ -320,8 +327,15 @@ def _summary(source, result, info, path: str) -> str:
     return (
         f"{grid(source)}\n{partners}  -> {grid(result)}: {path}\n"
         f"model {info.model}, mode {info.mode}{averaged}, {info.engine.name} on {info.engine.device}, {seconds:.1f} s\n"
-        f"point spread {info.resolution_from}\n{_distortions(info)}{info.notice}"
+        f"point spread {info.resolution_from}\n{_adapted(info)}{_distortions(info)}{info.notice}"
     )
+
+
+def _adapted(info) -> str:
+    if info.adapt is None:
+        return ""
+    end = "" if info.adapt.used else "; not used"
+    return f"learnt from the scan: {info.adapt.steps} steps, held-back planes {info.adapt.gain_db:+.2f} dB{end}\n"
 
 
 def _distortions(info) -> str:

@@ -140,7 +140,7 @@ def _part(stage: str, fraction: float) -> float:
     """What is before the network is nothing, what comes after it is all but done."""
     if stage in ("consistency", "finish"):
         return 0.99
-    return fraction if stage == "network" else 0.0
+    return fraction if stage in ("network", "adapt") else 0.0
 
 
 def _seconds_left(forecast: Forecast, finished: int, scans: int, elapsed: float) -> float:

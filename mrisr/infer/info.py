@@ -155,6 +155,36 @@ class StackInfo:
     chi2_after: float
 
 
+@dataclass(frozen=True)
+class AdaptInfo:
+    """What a network has learnt from the scan before it answered (`adapt`).
+
+    used: whether the result is of the adapted weights; False: the planes that were held back gained nothing, and it is
+    what the weights before, sha256 `base`, answer. limit: seconds that were given; seconds: that learning took. steps:
+    that were taken of `planned`; in_time: False where the seconds ran out, so that the result depends on the clock.
+    loss: mean over the first and the last tenth of the steps, in units of the residual's variance. gain_db: PSNR that
+    the held-back planes have gained. weights: sha256 of the adapted weights as a file, "" where they are not used.
+    slices_mm, voxel_mm: slices that were made to learn from, and the voxels they were made of. device, precision: of
+    learning.
+    """
+
+    used: bool
+    limit: float
+    seconds: float
+    steps: int
+    planned: int
+    in_time: bool
+    loss: tuple[float, float] | None
+    gain_db: float
+    base: str
+    weights: str
+    seed: int
+    slices_mm: float
+    voxel_mm: float
+    device: str
+    precision: str
+
+
 @dataclass
 class Info:
     """Everything about one run.
@@ -162,7 +192,8 @@ class Info:
     `tiles` is of the frame that took most voxels, with the largest seam error and the largest file of any frame;
     `frame_tiles` has one for every frame, where they are not all the same.
 
-    `stacks`: what became of each of several scans that were joined; empty of one.
+    `stacks`: what became of each of several scans that were joined; empty of one. `adapt`: what the network has learnt
+    from the scan itself; None where that was not asked for.
 
     `denoise`: 0 (the measured band holds what was measured, noise included) to 1 (its noise is taken out).
 
@@ -202,6 +233,7 @@ class Info:
     std_scale: dict[float, float] | None = None
     frame_tiles: tuple[TileInfo, ...] = ()
     stacks: tuple[StackInfo, ...] = ()
+    adapt: AdaptInfo | None = None
     std: Any = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:

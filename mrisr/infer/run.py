@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -55,19 +55,22 @@ class Stages:
     report: Report
 
 
-def upscale_volume(scan: Scan, target: Grid, model: Any, options: Options, report: Report) -> tuple[Volume, Info]:
+def upscale_volume(
+    scan: Scan, target: Grid, model: Any, options: Options, report: Report, messages: Sequence[str] = ()
+) -> tuple[Volume, Info]:
     """Bring a scan onto `target`: (result in the input's intensity units, the account).
 
     Args:
         target: from `mrisr.grid.plan(volume.grid, ...)`.
         model: `mrisr.load_model(...)`: a LoadedModel.
+        messages: warnings of this scan that were given already; they go into the account, and are not given again.
 
     Raises:
         MemoryBudgetError, BackendError, UsageError.
     """
     with report.stage("prepare"):
         stages, engine = _prepare(scan, target, model, options, report)
-        plan, volume, messages = stages.plan, scan.volume, give([], stages.plan.warnings)
+        plan, volume, messages = stages.plan, scan.volume, give(list(messages), stages.plan.warnings)
     if scan.corrections.estimates:
         with report.stage("bias"):
             field = estimate_field(volume.data, volume.grid, options.threads)

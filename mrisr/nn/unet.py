@@ -119,6 +119,8 @@ class UNet(nn.Module):
         [N, 1, D, H, W]. The last convolution starts at zero, so an untrained network adds nothing.
     """
 
+    transient = False  # its weights are of one run: no engine keeps on disk what it makes of them
+
     def __init__(self, config: UNetConfig):
         super().__init__()
         self.config = config

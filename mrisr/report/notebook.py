@@ -85,6 +85,10 @@ class Account:
         fits = [f"χ² {c.chi2_after:.3g}" if c.chi2_after is not None else "χ² not tested" for c in info.consistency]
         self.rows.append(("consistency", "; ".join(f"{f} ({c.why})" for f, c in zip(fits, info.consistency))))
         self.rows.append(("model", f"{info.model}, mode {info.mode}, {info.samples} sample(s) of {info.steps} step(s)"))
+        if info.adapt is not None:
+            end = "" if info.adapt.used else "; not used"
+            learnt = f"{info.adapt.steps} steps, held-back planes {info.adapt.gain_db:+.2f} dB{end}"
+            self.rows.append(("learnt from the scan", learnt))
         where = f"{info.engine.name} on {info.engine.device}, {info.engine.precision}"
         self.rows.append(("engine", f"{where}, {sum(info.seconds.values()):.1f} s"))
         self.warnings, self.notice = list(info.warnings), info.notice

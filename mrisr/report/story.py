@@ -95,6 +95,7 @@ def provenance(record: dict[str, Any]) -> list[tuple[str, str]]:
         ("Model", own.get("Model")),
         ("Weights, SHA-256", own.get("WeightsSHA256")),
         ("Options", _options(own.get("Options") or {})),
+        ("Learnt from the scan", _learning(own.get("Adapted"))),
         ("Mode", own.get("Mode")),
         ("Ran on", ran),
         ("Tiles", " – ".join(filter(None, (own.get("Tiles"), own.get("Seam"))))),
@@ -106,6 +107,16 @@ def provenance(record: dict[str, Any]) -> list[tuple[str, str]]:
         ("Made", own.get("Date")),
     ]
     return [(name, scrubbed(str(text))) for name, text in rows if text]
+
+
+def _learning(own: dict[str, Any] | None) -> str:
+    """What the network has learnt from the scan itself."""
+    if not own:
+        return ""
+    gain = own.get("HeldBackGainDB")
+    text = f"{own.get('Steps')} steps in {own.get('Seconds') or 0:.0f} s"
+    text += "" if gain is None else f", planes that were held back {gain:+.2f} dB"
+    return text if own.get("Used") else f"{text}; not used"
 
 
 def scrubbed(text: str) -> str:

@@ -11,7 +11,6 @@ from typing import Annotated, Literal
 
 import torch
 from msgspec import Meta, Struct
-from safetensors.torch import save as to_bytes
 
 from mrisr import schema
 from mrisr.errors import ModelError, TrainingError, excerpt
@@ -188,7 +187,6 @@ def forget_step_share(net: torch.nn.Module) -> None:
 
 def export_weights(path: Path, tensors: dict[str, torch.Tensor], meta: dict) -> None:
     """Weights as safetensors with `meta` (JSON) in the header, atomically."""
-    plain = {k: v.detach().float().contiguous().cpu() for k, v in tensors.items()}
-    whole = to_bytes(plain, metadata={"mrisr": json.dumps(meta)})  # save_file makes what only its owner reads
+    whole = registry.as_bytes({k: v.float() for k, v in tensors.items()}, meta)  # save_file: only its owner reads it
     with replacing(path, force=True) as beside:
         beside.write_bytes(whole)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import sys
 from pathlib import Path
 
@@ -57,7 +56,6 @@ def publish(
     if Path(name).name != name or name.endswith(".safetensors"):
         raise UsageError(f"name: expected a plain name such as teacher-small, found {name!r}")
     import torch
-    from safetensors.torch import save as to_bytes
 
     path = registry.locate(source)
     meta, tensors = registry.read(path)
@@ -70,7 +68,7 @@ def publish(
     if calibration is not None:
         meta["uncertainty"] = _with_calibration(meta.get("uncertainty", []), calibration, path)
     target = folder / f"{name}.safetensors"
-    whole = to_bytes({k: t.contiguous() for k, t in tensors.items()}, metadata={"mrisr": json.dumps(meta)})
+    whole = registry.as_bytes(tensors, meta)
     with replacing(target, force=True) as beside:
         beside.write_bytes(whole)
     return target

@@ -6,6 +6,7 @@ A file may hold half precision (`mrisr.weights.publish`); what is loaded is floa
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -199,3 +200,11 @@ def read(path: Path) -> tuple[dict, dict]:
         raise ModelError(f"{path}: weights of format {version}; this mrisr reads format {FORMAT}")
     schema.check(meta, Meta, where, error=ModelError)
     return meta, tensors
+
+
+def as_bytes(tensors: dict, meta: dict) -> bytes:
+    """A weights file: tensors as they are, `meta` as JSON in the header. The same give the same bytes."""
+    from safetensors.torch import save
+
+    plain = {key: tensor.detach().contiguous().cpu() for key, tensor in tensors.items()}
+    return save(plain, metadata={"mrisr": json.dumps(meta)})

@@ -8,12 +8,9 @@ constants, changes the time by less than 3 %, so the graph is the plain network.
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import hashlib
 import logging
 import shutil
-import sys
 import threading
 import warnings
 import weakref
@@ -30,7 +27,7 @@ from mrisr.errors import CATCHING, BackendError, MrisrWarning, OutputError, beca
 from mrisr.infer.engines import precision
 from mrisr.infer.engines.engine import Engine, Network
 from mrisr.infer.engines.torch import TorchEngine, limited
-from mrisr.infer.memory import COSTS
+from mrisr.infer.memory import COSTS, return_freed_memory
 from mrisr.io.atomic import replacing_folder
 from mrisr.nn.condition import GUIDANCE_CHANNELS, GUIDANCE_STRIDE, VECTOR_DIM
 from mrisr.ops import rms_norm
@@ -222,20 +219,12 @@ def _convert(net: torch.nn.Module) -> ov.Model:
         ) from error
     finally:
         net.train(training)
-        _return_freed_memory()
-
-
-def _return_freed_memory() -> None:
-    """Give what converting has freed (hundreds of megabytes) back to the system; glibc does not by itself."""
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
+        return_freed_memory()
 
 
 def _from_disk_or_converted(net: torch.nn.Module, fingerprint: str, core: ov.Core) -> ov.Model:
     folder = cache_folder()
-    if folder is None:
+    if folder is None or getattr(net, "transient", False):
         return _convert(net)
     entry = folder / f"openvino-{fingerprint}"
     try:

@@ -1,0 +1,151 @@
+"""The steps of learning, and what the planes say that were held back."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from mrisr.adapt.lessons import Lesson, Patches, measured, one_of_each_axis, turned_back
+from mrisr.adapt.plan import Course
+from mrisr.diffusion.precond import Denoiser
+from mrisr.infer.engines.torch import limited
+from mrisr.nn.condition import Condition
+from mrisr.physics.foreground import certain
+
+RATE, MOMENTS = 2e-4, (0.9, 0.99)  # of Adam
+WARMUP, LEAST = 10, 0.05  # steps, and the part of the rate that the cosine ends at
+AVERAGE = 0.98  # decay of the average of the weights, which is what leaves
+LARGEST_GRADIENT = 1.0
+CONTEXT = 16  # voxels of the head on each side of the planes that judge
+BREADTH = 64  # voxels on each side of the middle of those planes
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What became of learning.
+
+    Attributes:
+        denoiser: the network, the average over its steps, on the CPU.
+        losses: of every step; the last is not finite where learning has failed.
+        seconds: that it took.
+        in_time: all steps were taken; False: the seconds ran out, and the result depends on the clock.
+    """
+
+    denoiser: Denoiser
+    losses: tuple[float, ...]
+    seconds: float
+    in_time: bool
+
+    @property
+    def finite(self) -> bool:
+        return all(map(math.isfinite, self.losses))
+
+
+def learn(
+    start: Denoiser, course_lessons: list[Lesson], course: Course, name: str, tick: Callable[[float], None]
+) -> Outcome:
+    """Fine-tune a copy of `start`; InputError where the lessons have no room for a patch.
+
+    The error of a step is that of what the scan has measured; in all else the network is held to what `start` answers.
+    """
+    began = time.perf_counter()
+    patches = Patches(course_lessons, course.seed, name)
+    learner = copy.deepcopy(start).to(course.device).train().requires_grad_(True)
+    mean = copy.deepcopy(start).to(course.device)
+    base = copy.deepcopy(start).to(course.device) if course.device.type != "cpu" else start
+    optimizer = torch.optim.Adam(learner.parameters(), lr=RATE, betas=MOMENTS)
+    losses: list[float] = []
+    with torch.inference_mode(False), torch.enable_grad(), limited(_threads(course)):
+        while len(losses) < course.steps and time.perf_counter() - began < course.seconds:
+            losses.append(_step(learner, base, patches, optimizer, course, rate_at(len(losses), course.steps)))
+            if not math.isfinite(losses[-1]):
+                break
+            _average(mean, learner, len(losses))
+            tick(len(losses) / course.steps)
+    in_time = len(losses) == course.steps or (bool(losses) and not math.isfinite(losses[-1]))
+    return Outcome(mean.cpu().eval(), tuple(losses), time.perf_counter() - began, in_time)
+
+
+def rate_at(step: int, steps: int) -> float:
+    """The part of the learning rate at a step: a short rise, then a cosine."""
+    return min(1.0, (step + 1) / WARMUP) * (LEAST + (1 - LEAST) * 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+
+def _step(learner: Denoiser, base: Denoiser, patches: Patches, optimizer, course: Course, rate: float) -> float:
+    """One step; its loss, in units of the residual's variance. Where that is not finite nothing is learnt."""
+    target, y, cond, edges = patches.batch()
+    target, y, cond = target.to(course.device), y.to(course.device), cond.to(course.device)
+    with _reduced(course):
+        answer = learner.mean(y, cond).float()
+        with torch.no_grad():
+            before = base.mean(y, cond).float()
+    drift = answer - before
+    error = drift + measured(answer - (target - y) - drift, edges)
+    loss = error.square().mean() / learner.sigma_data**2
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        return value
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(learner.parameters(), LARGEST_GRADIENT)
+    for group in optimizer.param_groups:
+        group["lr"] = rate * RATE
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return value
+
+
+@torch.no_grad()
+def _average(mean: Denoiser, learner: Denoiser, steps: int) -> None:
+    share = min(AVERAGE, steps / (steps + 9))
+    for a, b in zip(mean.parameters(), learner.parameters()):
+        a.lerp_(b, 1 - share)
+
+
+def _reduced(course: Course):
+    """Convolutions in bfloat16, where that was decided."""
+    return torch.autocast(course.device.type, torch.bfloat16) if course.precision == "bfloat16" else nullcontext()
+
+
+def _threads(course: Course) -> int:
+    return course.threads if course.device.type == "cpu" else 0
+
+
+@torch.no_grad()
+def judged(denoiser: Denoiser, course_lessons: list[Lesson], course: Course) -> float:
+    """PSNR, dB of range 1, of what the scan has measured in the reserved planes, by one lesson of each axis."""
+    judge = denoiser if course.device.type == "cpu" else copy.deepcopy(denoiser).to(course.device)
+    total, count = 0.0, 0
+    with limited(_threads(course)):
+        for lesson in one_of_each_axis(course_lessons):
+            where, planes = _judging(lesson)
+            target, y = (v[where] for v in (lesson.target, lesson.y))
+            answer = _answer(judge, y.permute(lesson.order).contiguous()[None, None], lesson.cond, course)[0, 0]
+            error = measured(target - y - turned_back(lesson, answer), lesson.edges)
+            error, tissue = (v.index_select(lesson.thick, planes) for v in (error, certain(target)))
+            total, count = total + float(error[tissue].square().sum()), count + int(tissue.sum())
+    return -10 * math.log10(max(total, 1e-30) / max(count, 1))
+
+
+def _answer(judge: Denoiser, y: torch.Tensor, cond: Condition, course: Course) -> torch.Tensor:
+    with _reduced(course):
+        return judge.mean(y.to(course.device), cond.to(course.device)).float().cpu()
+
+
+def _judging(lesson: Lesson) -> tuple[tuple[slice, ...], torch.Tensor]:
+    """(what is looked at: the reserved planes with their surroundings; which planes of that judge)."""
+    low, high = lesson.reserve
+    where = []
+    for axis, n in enumerate(lesson.y.shape):
+        thick = axis == lesson.thick
+        first, end = (low - CONTEXT, high + CONTEXT) if thick else (n // 2 - BREADTH, n // 2 + BREADTH)
+        first = max(0, first)
+        where.append(slice(first, first + (min(n, end) - first) // 8 * 8))
+    planes = torch.arange(low, high) - where[lesson.thick].start
+    length = where[lesson.thick].stop - where[lesson.thick].start
+    return tuple(where), planes[planes < length]

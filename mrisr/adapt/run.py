@@ -1,0 +1,182 @@
+"""Answer, learn from the answer's own sharp planes, be judged, and answer again."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mrisr.adapt.learn import Outcome, judged, learn
+from mrisr.adapt.lessons import lessons
+from mrisr.adapt.plan import MOST_SECONDS, STEPS, STEPS_PER_SECOND, Course, check_seconds, course_of
+from mrisr.errors import ModelError, OutputError, UsageError
+from mrisr.grid import Grid
+from mrisr.infer import memory
+from mrisr.infer.facts import Options
+from mrisr.infer.info import AdaptInfo, Info
+from mrisr.infer.progress import Report
+from mrisr.infer.run import Scan, give, upscale_volume
+from mrisr.io.atomic import check_target, replacing
+from mrisr.physics.foreground import masked_background, without_foreign_value
+from mrisr.physics.intensity import estimate_noise
+from mrisr.volume import Volume
+from mrisr.weights import registry
+
+ENDING = ".safetensors"
+OF_BASE_ONLY = ("uncertainty",)  # of a header: what was measured of the weights before
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What `mrisr.upscale` was asked for: seconds of learning, and the file that keeps the weights, or None."""
+
+    seconds: float
+    keep: Path | None
+
+    @classmethod
+    def of(cls, seconds: Any, keep: str | os.PathLike | None) -> Adaptation | None:
+        """None: there is nothing to learn. Raises UsageError, OutputError."""
+        limit = check_seconds(seconds)
+        if keep is None:
+            return cls(limit, None) if limit else None
+        if not limit:
+            raise UsageError("keep_adapted: there are weights to keep only with adapt=SECONDS")
+        path = Path(keep)
+        if path.suffix != ENDING:
+            raise OutputError(f"{path}: expected a file name ending in {ENDING} for adapted weights")
+        check_target(path)
+        return cls(limit, path)
+
+
+def upscale_adapted(
+    scan: Scan, target: Grid, model: Any, options: Options, how: Adaptation, report: Report
+) -> tuple[Volume, Info]:
+    """As `mrisr.infer.run.upscale_volume`, by a network that has learnt from this scan where that made it better.
+
+    The weights are written to `how.keep` as soon as they are judged, where they are better.
+
+    Raises:
+        InputError: the scan has nothing to learn from. UsageError, BackendError: what cannot learn.
+        MemoryBudgetError; OutputError: the weights cannot be written.
+    """
+    if how.keep is not None and "preset" not in model.meta:
+        raise ModelError(f"keep_adapted: {model.name} is of no preset, by which a weights file is read again")
+    course = course_of(scan.volume, target, model, options, how.seconds)
+    result, info = upscale_volume(scan, target, model, options, report)
+    messages = info.warnings
+    with report.stage("adapt"):
+        outcome, gain = _learnt(scan, result, info, model, course, report)
+        adapted = _weights(model, course, outcome, gain)
+        give(messages, _warnings(how, course, outcome, gain, model))
+        account = _account(course, outcome, gain, model, adapted)
+        if account.used and how.keep is not None:
+            with replacing(how.keep) as beside:
+                beside.write_bytes(_file(adapted))
+    del outcome
+    memory.return_freed_memory()
+    if account.used:
+        del result
+        result, info = upscale_volume(scan, target, adapted, options, report, messages)
+    return result, replace(info, adapt=account, seconds=dict(report.seconds))
+
+
+def _learnt(
+    scan: Scan, result: Volume, info: Info, model: Any, course: Course, report: Report
+) -> tuple[Outcome, float]:
+    """(what became of learning, dB that the reserved planes have gained)."""
+    ((offset, scale),) = info.intensity
+    normalised = [(torch.from_numpy(_image(v)) - offset) / scale for v in (scan.volume, result)]
+    name = scan.volume.name or "scan"
+    course_lessons = lessons(normalised[1], course, estimate_noise(normalised[0]), course.seed, name)
+    outcome = learn(model.denoiser, course_lessons, course, name, lambda part: report.tick(0.95 * part))
+    if not outcome.finite or not outcome.losses:
+        return outcome, float("-inf")
+    before, after = (judged(d, course_lessons, course) for d in (model.denoiser, outcome.denoiser))
+    return outcome, after - before
+
+
+def _image(volume: Volume) -> np.ndarray:
+    """The one frame, a background that somebody has written there as dark as the head's darkest."""
+    data = np.array(next(volume.frames()), np.float32)
+    masked = masked_background(data)
+    return data if masked is None else without_foreign_value(data, masked)
+
+
+def _weights(model: Any, course: Course, outcome: Outcome, gain: float) -> registry.LoadedModel:
+    """The network that has learnt, as one that is loaded; its hash is that of the file that would keep it."""
+    outcome.denoiser.net.requires_grad_(False)
+    outcome.denoiser.net.transient = True
+    meta = {key: value for key, value in model.meta.items() if key not in OF_BASE_ONLY}
+    meta["name"] = f"{model.meta.get('name') or 'weights'}, adapted"
+    others = [w for axis, w in enumerate(course.widths) if axis != course.thick]
+    meta["adapted"] = {
+        "from": model.sha256,
+        "steps": len(outcome.losses),
+        "seed": course.seed,
+        "in_time": outcome.in_time,
+        "precision": course.precision,
+        "gain_db": round(gain, 3) if np.isfinite(gain) else None,
+        "slices_mm": round(course.widths[course.thick], 3),
+        "in_plane_mm": [round(w, 3) for w in others],
+        "voxel_mm": round(course.voxel, 3),
+    }
+    adapted = registry.LoadedModel(outcome.denoiser, f"{model.name}, adapted", meta, "", model.card)
+    return replace(adapted, sha256=hashlib.sha256(_file(adapted)).hexdigest())
+
+
+def _file(adapted: registry.LoadedModel) -> bytes:
+    return registry.as_bytes(adapted.denoiser.net.state_dict(), adapted.meta)
+
+
+def _warnings(how: Adaptation, course: Course, outcome: Outcome, gain: float, model: Any) -> list[str]:
+    texts = []
+    if not outcome.in_time:
+        texts.append(
+            f"adapt: {how.seconds:g} s were over after {len(outcome.losses)} of {course.steps} steps: how far learning "
+            f"got, and so the result, depends on the speed of this machine; {_enough(outcome)}"
+        )
+    if not gain > 0:
+        why = f"{gain:+.2f} dB" if np.isfinite(gain) else "the loss was no number" if outcome.losses else "no step"
+        nothing = "" if how.keep is None else f"; {how.keep.name} is not written"
+        texts.append(
+            f"adapt: the planes that were held back gained nothing by learning ({why}): this is the answer of "
+            f"{model.name}, not adapted{nothing}"
+        )
+    return texts
+
+
+def _enough(outcome: Outcome) -> str:
+    """The seconds that would do on this machine."""
+    seconds = 10 * math.ceil(0.1 * STEPS * outcome.seconds / max(1, len(outcome.losses)))
+    if not outcome.losses or seconds > MOST_SECONDS:
+        return "another machine has time for all"
+    return f"adapt={max(seconds, math.ceil(STEPS / STEPS_PER_SECOND))} has time for all {STEPS}"
+
+
+def _account(course: Course, outcome: Outcome, gain: float, model: Any, adapted: registry.LoadedModel) -> AdaptInfo:
+    few = max(1, len(outcome.losses) // 10)
+    ends = (outcome.losses[:few], outcome.losses[-few:])
+    used = bool(gain > 0)
+    return AdaptInfo(
+        used=used,
+        limit=course.seconds,
+        seconds=outcome.seconds,
+        steps=len(outcome.losses),
+        planned=course.steps,
+        in_time=outcome.in_time,
+        loss=tuple(float(np.mean(part)) for part in ends) if outcome.losses else None,
+        gain_db=float(gain),
+        base=model.sha256,
+        weights=adapted.sha256 if used else "",
+        seed=course.seed,
+        slices_mm=course.widths[course.thick],
+        voxel_mm=course.voxel,
+        device=str(course.device),
+        precision=course.precision,
+    )
