@@ -84,9 +84,10 @@ MRISR_INLINE void mean_row_body(float* __restrict__ to, const float* const rows[
   for (Index k0 = 0; k0 < n; k0 += kColumns) {
     const Index count = std::min(kColumns, n - k0), first = k0 == 0 ? 0 : k0 - 1;
     const Index from = first - k0 + 1, many = std::min(n, k0 + count + 1) - first;
-    for (Index c = 0; c < many; ++c) column[from + c] = 0;
-    for (int r = 0; r < 9; ++r)
-      for (Index c = 0; c < many; ++c) column[from + c] += rows[r][first + c];
+    const float *const a = rows[0] + first, *const b = rows[1] + first, *const c = rows[2] + first;
+    const float *const d = rows[3] + first, *const e = rows[4] + first, *const f = rows[5] + first;
+    const float *const g = rows[6] + first, *const h = rows[7] + first, *const l = rows[8] + first;
+    for (Index k = 0; k < many; ++k) column[from + k] = a[k] + b[k] + c[k] + d[k] + e[k] + f[k] + g[k] + h[k] + l[k];
     if (k0 == 0) column[0] = column[1];
     if (k0 + count == n) column[count + 1] = column[count];
     for (Index k = 0; k < count; ++k) to[k0 + k] = (column[k] + column[k + 1] + column[k + 2]) * (1.0f / 27.0f);
@@ -131,15 +132,41 @@ MRISR_INLINE void grow_row_body(std::uint8_t* __restrict__ to, const std::uint8_
     const Index count = std::min(kColumns, n - k0), first = k0 == 0 ? 0 : k0 - 1;
     const Index from = first - k0 + 1, many = std::min(n, k0 + count + 1) - first;
     column[0] = column[count + 1] = 0;
-    for (Index c = 0; c < many; ++c) column[from + c] = 0;
-    for (int r = 0; r < 9; ++r)
-      for (Index c = 0; c < many; ++c) column[from + c] |= static_cast<std::uint8_t>(rows[r][first + c] != air);
+    const std::uint8_t *const a = rows[0] + first, *const b = rows[1] + first, *const c = rows[2] + first;
+    const std::uint8_t *const d = rows[3] + first, *const e = rows[4] + first, *const f = rows[5] + first;
+    const std::uint8_t *const g = rows[6] + first, *const h = rows[7] + first, *const l = rows[8] + first;
+    for (Index k = 0; k < many; ++k)
+      column[from + k] = (a[k] != air) | (b[k] != air) | (c[k] != air) | (d[k] != air) | (e[k] != air) | (f[k] != air) |
+                         (g[k] != air) | (h[k] != air) | (l[k] != air);
     for (Index k = 0; k < count; ++k) to[k0 + k] = column[k] | column[k + 1] | column[k + 2];
   }
 }
 MRISR_VARIANTS(grow_row, grow_row_body,
                (std::uint8_t* __restrict__ to, const std::uint8_t* const rows[9], std::uint8_t air, Index n),
                (to, rows, air, n))
+
+// What of a row of means is tissue for certain, may be, or is air. Whether any is.
+MRISR_INLINE void sort_row_body(std::uint8_t* __restrict__ to, const float* __restrict__ mean, float level,
+                                float certain, Index n, bool& any) {
+  static_assert(kClosed == 0 && kOpen == 1 && kReached == 2);
+  int most = 0;
+  for (Index k = 0; k < n; ++k) {
+    const int state = (mean[k] > level ? 1 : 0) + (mean[k] > certain ? 1 : 0);  // the level is no higher
+    to[k] = static_cast<std::uint8_t>(state);
+    most = std::max(most, state);
+  }
+  any = any || most == kReached;
+}
+MRISR_VARIANTS(sort_row, sort_row_body,
+               (std::uint8_t* __restrict__ to, const float* __restrict__ mean, float level, float certain, Index n,
+                bool& any),
+               (to, mean, level, certain, n, any))
+
+// Closed where a row was reached, else open.
+MRISR_INLINE void invert_row_body(std::uint8_t* row, Index n) {
+  for (Index k = 0; k < n; ++k) row[k] = row[k] != kReached;
+}
+MRISR_VARIANTS(invert_row, invert_row_body, (std::uint8_t* row, Index n), (row, n))
 
 void grow(std::uint8_t* out, const std::uint8_t* state, std::uint8_t air, const Box& b, int threads) {
   parallel_for(b.n[0] * b.n[1], 16, threads, [&](Index begin, Index end) {
@@ -301,17 +328,14 @@ void tissue(std::uint8_t* out, const float* v, const Index n[3], const bool open
   local_means(mean, v, b, threads);
   const float level = level_of(mean, b, open, rule), certain = static_cast<float>(rule.certain);
   bool any = false;
-  for (Index i = 0; i < b.count(); ++i) {
-    spare[i] = mean[i] > certain ? kReached : mean[i] > level ? kOpen : kClosed;
-    any = any || spare[i] == kReached;
-  }
+  sort_row(spare, mean, level, certain, b.count(), any);
   if (!any) {
     std::fill_n(out, b.count(), std::uint8_t{1});
     return;
   }
   auto* const queue = reinterpret_cast<std::uint32_t*>(mean);  // the means have done their work
   spread(spare, b, queue);
-  for (Index i = 0; i < b.count(); ++i) spare[i] = spare[i] == kReached ? kClosed : kOpen;
+  invert_row(spare, b.count());
   for (int axis = 0; axis < 3; ++axis)
     if (open[axis])
       each_on_faces(b, axis, [&](Index at) {

@@ -13,9 +13,9 @@ namespace mrisr {
 namespace cpu {
 namespace {
 
-constexpr Index kRows = 4;     // output samples computed together: each loaded input vector is used four times
-constexpr Index kCols = 32;    // lines of the volume computed together
-constexpr Index kTurned = 16;  // output samples along the last axis turned back together: a cache line of each
+constexpr Index kRows = kAxisRows;  // output samples computed together: each loaded input vector is used four times
+constexpr Index kCols = 32;         // lines of the volume computed together
+constexpr Index kTurned = 16;       // output samples along the last axis turned back together: a cache line of each
 
 #if defined(__GNUC__) || defined(__clang__)
 typedef float Vec __attribute__((vector_size(64), aligned(64)));

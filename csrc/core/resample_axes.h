@@ -15,6 +15,7 @@ void axis_apply(float* out, const float* x, const double* matrix, Index outer, I
                 double drop, int threads);
 
 // The same in two parts, for callers that own all memory: a matrix packed once, and applied.
+constexpr Index kAxisRows = 4;  // of a matrix, packed together
 struct AxisBand {
   Index first, count, at;  // columns first .. first + count of four rows, packed at coefficients + at
 };

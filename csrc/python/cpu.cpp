@@ -119,6 +119,32 @@ void bind_cpu(py::module_& m) {
                     shape.data(), {size, air, bright, fewest}, threads);
       },
       release());
+  m.def(
+      "fade",
+      [](Address image, Address spread, Address scan, Address head, Triple coarse, Triple fine,
+         std::array<Address, 3> plain, std::array<Address, 3> share, std::array<Address, 3> ends, double drop,
+         float floor, float ceiling, float least, int threads) {
+        Fade f{};
+        const double *of_plain[3], *of_share[3];
+        for (int d = 0; d < 3; ++d) {
+          f.coarse[d] = coarse[d], f.fine[d] = fine[d];
+          f.ends[d] = at<const float>(ends[d], "ends");
+          of_plain[d] = at<const double>(plain[d], "plain"), of_share[d] = at<const double>(share[d], "share");
+        }
+        f.limits = {floor, ceiling, least};
+        cpu::fade(at<float>(image, "image"), at<float>(spread, "spread"), at<const float>(scan, "scan"),
+                  at<const std::uint8_t>(head, "head"), f, of_plain, of_share, drop, threads);
+      },
+      release());
+  m.def(
+      "misfit",
+      [](Address made, Address scan, float level, Index planes, Index plane, int threads) {
+        std::vector<double> partial(static_cast<std::size_t>(2 * std::max<Index>(planes, 0)));
+        const Misfit found = cpu::misfit(at<float>(made, "made"), at<const float>(scan, "scan"), level, planes, plane,
+                                         partial.data(), threads);
+        return std::pair<double, Index>(found.squares, found.voxels);
+      },
+      release());
   m.def("group_norm_slabs", [](Index voxels) { return NormShape{1, 1, voxels, 1, false}.slabs(); });
   m.def(
       "group_norm_merge",

@@ -11,12 +11,14 @@
 #include <type_traits>
 
 #include "attention3d.h"
+#include "fade.h"
 #include "foreground.h"
 #include "resample_axes.h"
 #include "tiles.h"
 #include "rms_norm.h"
 #include "group_norm.h"
 #include "isa.h"
+#include "misfit.h"
 #include "noise.h"
 #include "resample_prefilter.h"
 #include "resample.h"

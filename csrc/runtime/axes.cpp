@@ -53,6 +53,11 @@ std::int64_t Axes::scratch(int threads) const {
   return most;
 }
 
+const cpu::AxisMatrix* Axes::matrix(int axis) const {
+  const auto found = std::find_if(steps_.begin(), steps_.end(), [&](const Packed& p) { return p.axis == axis; });
+  return found == steps_.end() ? nullptr : &found->matrix;
+}
+
 void Axes::apply(float* out, const float* x, const Triple& shape, float* a, float* b, float* scratch,
                  int threads) const {
   if (steps_.empty()) {

@@ -18,6 +18,8 @@ class Axes {
   // Floats of each of the two buffers between the products, and of the scratch memory.
   std::int64_t between(const Triple& shape) const;
   std::int64_t scratch(int threads) const;
+  // Of an axis; null where nothing changes along it.
+  const cpu::AxisMatrix* matrix(int axis) const;
   // out, a, b and x are four different arrays; x [shape], out [result(shape)], a and b [between(shape)].
   void apply(float* out, const float* x, const Triple& shape, float* a, float* b, float* scratch, int threads) const;
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "misfit.h"
 #include "shared.h"
 
 namespace mrisr::runtime {
@@ -43,27 +44,9 @@ class Correction {
   // c_.residual = (lr - H y) in the foreground, else 0; its chi^2 per degree of freedom.
   double residual() {
     job_.forward.apply(c_.residual, w_.y, fine_, c_.a, c_.b, w_.scratch, job_.threads);
-    parallel_for(coarse_[0], 1, job_.threads, [&](Index begin, Index end) {
-      for (Index x = begin; x < end; ++x) {
-        double sum = 0, count = 0;
-        for (Index i = x * plane(); i < (x + 1) * plane(); ++i) {
-          const bool inside = w_.lr[i] > level_;
-          const float left = inside ? w_.lr[i] - c_.residual[i] : 0.0f;
-          c_.residual[i] = left;
-          sum += static_cast<double>(left) * left;
-          count += inside ? 1 : 0;
-        }
-        c_.partial[2 * x] = sum;
-        c_.partial[2 * x + 1] = count;
-      }
-    });
-    double sum = 0;
-    inside_ = 0;
-    for (Index x = 0; x < coarse_[0]; ++x) {  // by planes, whatever the thread count
-      sum += c_.partial[2 * x];
-      inside_ += c_.partial[2 * x + 1];
-    }
-    return inside_ > 0 ? sum / inside_ / (sigma_ * sigma_) : 0.0;
+    const Misfit found = cpu::misfit(c_.residual, w_.lr, level_, coarse_[0], plane(), c_.partial, job_.threads);
+    inside_ = static_cast<double>(found.voxels);
+    return inside_ > 0 ? found.squares / inside_ / (sigma_ * sigma_) : 0.0;
   }
 
   double value(int axis, std::int64_t i) const { return job_.spectrum[axis].empty() ? 1.0 : job_.spectrum[axis][i]; }

@@ -10,6 +10,9 @@ namespace mrisr::runtime {
 // interpolation in air and beyond the end slices; w.spread fades there.
 void fade(const Job& job, const Workspace& w, float zero);
 
+// Floats of w.fade.scratch.
+std::int64_t fade_scratch(const Job& job);
+
 // w.fade.weights: above config.fade.half where the target is background.
 void resample_background(const Job& job, const Workspace& w);
 

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "fade.h"
+
 namespace mrisr::runtime {
 namespace {
 
@@ -15,14 +17,19 @@ void lay_out_band(Workspace& w, Arena& arena, const Triple& target) {
 
 void lay_out_fade(Workspace& w, Arena& arena, const Job& job) {
   const Triple& coarse = job.source.shape;
-  const std::int64_t n = product(coarse), between = std::max(job.plain.between(coarse), job.linear.between(coarse));
-  w.fade.head = arena.take<float>(n);
+  const std::int64_t n = product(coarse), between = job.linear.between(coarse);
+  const std::size_t shared = arena.mark();
+  w.fade.tissue = arena.take<std::uint8_t>(n);
+  w.fade.spare = arena.take<std::uint8_t>(n);
+  const std::size_t after = arena.mark();
   w.fade.mean = arena.take<float>(n);
+  arena.back_to(after);
+  w.fade.scratch = arena.take<float>(fade_scratch(job));
+  arena.back_to(shared);
+  w.fade.head = arena.take<float>(n);
   w.fade.weights = arena.take<float>(product(job.target.shape));
   w.fade.a = arena.take<float>(between);
   w.fade.b = arena.take<float>(between);
-  w.fade.tissue = arena.take<std::uint8_t>(n);
-  w.fade.spare = arena.take<std::uint8_t>(n);
 }
 
 void lay_out_consistency(Workspace& w, Arena& arena, const Job& job) {

@@ -32,8 +32,9 @@ struct Workspace {
     float *coefficients[3], *a, *b;
   } band;
   struct {
-    float *head, *mean, *weights, *a, *b;
     std::uint8_t *tissue, *spare;
+    float *mean, *scratch;          // to find the head, then to fade
+    float *head, *weights, *a, *b;  // of a background that comes back
   } fade;
   struct {
     float *residual, *modes, *a, *b;

@@ -13,8 +13,10 @@ import numpy as np
 import torch
 
 from mrisr import grid as grids
+from mrisr import native
 from mrisr.grid import Grid
 from mrisr.ops.resample import bspline_matrix, interpolation_matrix
+from mrisr.ops.resample.axes import DROP
 from mrisr.physics.degrade import SLICE_KINDS
 from mrisr.physics.psf import PSF
 
@@ -72,6 +74,42 @@ class Fade:
                 shape = [-1 if a == axis else 1 for a in range(3)]
                 weights *= torch.as_tensor(line, dtype=weights.dtype, device=weights.device).reshape(shape)
         return weights
+
+    def apply(
+        self,
+        image: torch.Tensor,
+        std: torch.Tensor | None,
+        scan: torch.Tensor,
+        head: np.ndarray,
+        limits: Limits,
+        threads: int,
+    ) -> None:
+        """What `mrisr.infer.finish.fade` does, in place and in one pass of the native core (csrc/core/fade.cpp).
+
+        Args:
+            image, std: float32 [X, Y, Z] on the target, contiguous, on the CPU; no spread: None.
+            scan: likewise [x, y, z].
+            head: uint8 [x, y, z] of `mrisr.physics.foreground.tissue`.
+        """
+        double = [
+            [None if m is None else np.ascontiguousarray(m, np.float64) for m in of] for of in (self.cubic, self.linear)
+        ]
+        ends = [None if line is None else np.ascontiguousarray(line, np.float32) for line in self.ends]
+        scan = scan.contiguous()
+        native.module().fade(
+            image.data_ptr(),
+            0 if std is None else std.data_ptr(),
+            scan.data_ptr(),
+            head.ctypes.data,
+            tuple(scan.shape),
+            tuple(image.shape),
+            *([0 if m is None else m.ctypes.data for m in of] for of in (*double, ends)),
+            DROP,
+            limits.floor,
+            limits.ceiling,
+            LEAST,
+            threads,
+        )
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from mrisr import native
 from mrisr.infer.corrections import Corrector, Displacement
 from mrisr.infer.fade import Limits
 from mrisr.infer.info import ConsistencyInfo
@@ -88,12 +89,21 @@ def fade(
     """The image (in place, as the spread), held to what a scan can have, with plain interpolation in air and beyond the
     end slices."""
     head = tissue(frame.lr.cpu().numpy(), corrector.fade.open_axes, max(1, threads))
+    limits = Limits.of(frame.lr, -frame.scale.offset / frame.scale.scale)
+    if _native(image, corrector):
+        corrector.fade.apply(image, std, frame.lr, head, limits, max(1, threads))
+        return image
     weights = corrector.network_weights(torch.from_numpy(head).to(frame.lr))
     plain = corrector.interpolate(frame.lr)
     if std is not None:
         std *= weights
-    image = Limits.of(frame.lr, -frame.scale.offset / frame.scale.scale).hold(image, plain)
-    return image.sub_(plain).mul_(weights).add_(plain)
+    return limits.hold(image, plain).sub_(plain).mul_(weights).add_(plain)
+
+
+def _native(image: torch.Tensor, corrector: Corrector) -> bool:
+    """Whether the native core can do it: nothing is displaced, and the image lies in the processor's memory."""
+    on_cpu = image.device.type == "cpu" and image.dtype == torch.float32 and image.is_contiguous()
+    return on_cpu and not corrector.corrections.displaces and native.reason() is None
 
 
 def finish(

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from mrisr import native
 from mrisr.errors import UsageError
 from mrisr.ops.resample import apply_axes, transposed
 from mrisr.physics.degrade import ForwardModel
-from mrisr.physics.foreground import certain
+from mrisr.physics.foreground import CERTAIN, certain
 
 # Below this share of the intensity scale a residual is rounding, not signal: clean scans are fitted no closer.
 NOISE_FLOOR = 1e-3
@@ -43,14 +44,31 @@ class Consistency:
 
 def residual_chi2(x: torch.Tensor, lr: torch.Tensor, model: ForwardModel, noise_sigma: float) -> float:
     """chi^2 per degree of freedom of lr - H x over the foreground of `lr` (normalised intensities)."""
-    mask = certain(lr)
-    return _chi2((lr - model.forward(x))[mask], max(noise_sigma, NOISE_FLOOR))
+    return _residual(x, lr, model).chi2(max(noise_sigma, NOISE_FLOOR))
 
 
-def _chi2(values: torch.Tensor, sigma: float) -> float:
-    if values.numel() == 0:
-        return 0.0
-    return float(values.double().square().mean()) / sigma**2
+@dataclass(frozen=True)
+class _Residual:
+    """lr - H x in the foreground of `lr`, and 0 elsewhere; the sum of its squares, over so many voxels."""
+
+    values: torch.Tensor
+    squares: float
+    voxels: int
+
+    def chi2(self, sigma: float) -> float:
+        return self.squares / self.voxels / sigma**2 if self.voxels else 0.0
+
+
+def _residual(x: torch.Tensor, lr: torch.Tensor, model: ForwardModel) -> _Residual:
+    made = model.forward(x)
+    if made is x or made.device.type != "cpu" or made.dtype != torch.float32 or native.reason() is not None:
+        mask = certain(lr)
+        values = (lr - made).masked_fill_(~mask, 0)
+        return _Residual(values, float(values.double().square().sum()), int(mask.sum()))
+    scan = lr.contiguous()
+    planes, plane = scan.shape[0], scan[0].numel()
+    found = native.module().misfit(made.data_ptr(), scan.data_ptr(), CERTAIN, planes, plane, torch.get_num_threads())
+    return _Residual(made, *found)
 
 
 def correct(x: torch.Tensor, lr: torch.Tensor, model: ForwardModel, noise_sigma: float) -> Consistency:
@@ -65,19 +83,17 @@ def correct(x: torch.Tensor, lr: torch.Tensor, model: ForwardModel, noise_sigma:
     if not (np.isfinite(noise_sigma) and noise_sigma >= 0):
         raise UsageError(f"correct: noise_sigma must be finite and >= 0, found {noise_sigma}")
     sigma = max(noise_sigma, NOISE_FLOOR)
-    mask = certain(lr)
-    residual = (lr - model.forward(x)) * mask
-    before = _chi2(residual[mask], sigma)
+    residual = _residual(x, lr, model)
+    before = residual.chi2(sigma)
     if before <= 1.0:
         return Consistency(x, before, before, False)
     bases, spectrum = _eigen(model, lr)
-    modes = apply_axes(residual, transposed(bases))
-    damping = _discrepancy(modes.double().square(), spectrum.double(), sigma**2 * int(mask.sum()))
+    modes = apply_axes(residual.values, transposed(bases))
+    damping = _discrepancy(modes.double().square(), spectrum.double(), sigma**2 * residual.voxels)
     fitted = torch.where(spectrum > NULL * spectrum.max(), modes / (spectrum + damping), 0.0)
     dual = apply_axes(fitted, bases)
     corrected = x + model.adjoint(dual)
-    after = _chi2((lr - model.forward(corrected))[mask], sigma)
-    return Consistency(corrected, before, after, True)
+    return Consistency(corrected, before, residual_chi2(corrected, lr, model, noise_sigma), True)
 
 
 def _eigen(model: ForwardModel, like: torch.Tensor):

@@ -12,7 +12,13 @@ from scipy import ndimage
 
 import mrisr
 from mrisr import grid as grids
+from mrisr import native
+from mrisr.infer import finish
+from mrisr.infer.corrections import Corrections, Corrector, Displacement
 from mrisr.infer.fade import Limits
+from mrisr.infer.start import Frame
+from mrisr.physics.intensity import Scale
+from mrisr.physics.psf import auto_psf
 from mrisr.weights import registry
 from tests import real_data
 
@@ -82,6 +88,53 @@ def test_limits_keep_the_units_of_the_scan():
     there = [(v - 20) / 700 for v in (scan, plain, answer)]
     again = Limits.of(there[0], -20 / 700).hold(there[2], there[1]) * 700 + 20
     assert torch.allclose(held, again, atol=1e-3) and not torch.equal(held, answer)
+
+
+@pytest.mark.skipif(native.reason() is not None, reason="the native core was not built: PyTorch is the one way")
+@pytest.mark.parametrize("threads", [1, 2, 7])
+@pytest.mark.parametrize(
+    ("shape", "size", "wanted"),
+    [
+        ((21, 26, 18), (1.0, 1.0, 1.0), 0.7),  # the second axis first
+        ((30, 24, 7), (0.9, 1.1, 4.0), 0.8),  # end slices; the first axis first
+        ((7, 24, 30), (4.0, 1.0, 1.0), (1.0, 0.8, 0.6)),  # the first axis last
+        ((23, 24, 20), (1.0, 1.0, 1.0), (1.0, 1.0, 0.6)),  # nothing changes along it
+        ((23, 24, 20), (1.0, 1.0, 1.0), 1.0),  # nor along any
+        ((33, 20, 22), (0.5, 1.0, 1.0), (1.3, 0.7, 1.0)),  # fewer voxels than before
+    ],
+)
+def test_the_native_core_fades_as_pytorch_does(shape, size, wanted, threads):
+    rng = np.random.default_rng(3)
+    scan = torch.from_numpy(np.clip(rng.normal(0.5, 0.4, shape), -0.1, 1).astype(np.float32))
+    scan[:, :6] *= 0.02  # air
+    source = grids.Grid(shape, np.diag([*size, 1.0]))
+    target = grids.plan(source, voxel_size=wanted)
+    psf = auto_psf(size)[0]
+    corrector = Corrector(Corrections(), source, target, psf)
+    frame = Frame(scan, Scale(-0.02, 1.0), 0.02, None, Displacement(), ())
+    image, spread = (torch.from_numpy(rng.normal(0.5, 0.6, target.shape).astype(np.float32)) for _ in range(2))
+    image[1, 2, 3] = torch.nan
+    ours = image.clone(), spread.clone()
+    assert finish._native(ours[0], corrector)
+    finish.fade(*ours, frame, corrector, threads)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finish, "_native", lambda *_: False)
+        plain = finish.fade(image, spread, frame, corrector, threads)
+    for found, expected in zip(ours, (plain, spread)):
+        assert torch.equal(found.isnan(), expected.isnan())
+        assert torch.equal(found.nan_to_num(), expected.nan_to_num())
+    assert ours[0].isnan().sum() == 1 and (ours[1] == 0).any() and (ours[1] != 0).any()
+
+
+@pytest.mark.skipif(native.reason() is not None, reason="the native core was not built")
+def test_fading_says_what_does_not_fit():
+    refused = pytest.raises(ValueError, match="without a matrix axis 1 must stay as it is: 5, 6")
+    image, scan, head = np.zeros((4, 6, 6), np.float32), np.zeros((4, 5, 6), np.float32), np.ones((4, 5, 6), np.uint8)
+    with refused:
+        native.module().fade(
+            image.ctypes.data, 0, scan.ctypes.data, head.ctypes.data, scan.shape, image.shape, *[[0] * 3] * 3,
+            1e-9, 0.0, 1.0, 0.1, 1,
+        )  # fmt: skip
 
 
 def test_the_head_does_not_depend_on_what_the_background_was_filled_with(head):

@@ -77,3 +77,20 @@ def test_bad_noise_is_named():
     model, truth, _, _ = setting()
     with pytest.raises(UsageError, match="noise_sigma"):
         correct(truth, model.forward(truth), model, float("nan"))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_native_sums_are_those_of_float64(threads):
+    """Whatever the thread count, and where nothing counts."""
+    model, truth, generator, _ = setting(shape=(33, 30, 29))
+    lr = model.forward(truth)
+    lr[2:5] = 0.1  # no tissue
+    x = truth + 0.1 * torch.randn(truth.shape, generator=generator)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found, nothing = residual_chi2(x, lr, model, 0.05), residual_chi2(x, 0.1 * lr, model, 0.05)
+    finally:
+        torch.set_num_threads(before)
+    left = (lr.double() - model.forward(x).double())[lr > 0.15]
+    assert found == pytest.approx(float(left.square().mean()) / 0.05**2, rel=1e-6) and nothing == 0.0
