@@ -121,33 +121,37 @@ def adapted(folder: Path = RESULTS) -> str:
 
 
 def joined_stacks(folder: Path = RESULTS) -> str:
-    """docs/join.md: a row for each person and case, then what strangers looked like."""
+    """docs/join.md: a row for each person and case, what a whole head costs, then what strangers looked like."""
     result = _read(folder, "join")
     if not result:
         return "Not measured in this version yet (`experiments/join.py`)."
     columns = ("cubic", "base", "mean", "plain", "joined")
-    lines = [
-        "| stacks | person | best single, cubic | best single, `base` | mean of cubics | no network | joined | gain |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    rows = [row for case in JOINED for row in result["rows"] if row["case"] == case]
-    for row in rows:
-        values = " | ".join(f"{row[name]:.1f}" for name in columns)
-        lines.append(f"| {JOINED[row['case']]} | {row['person']} | {values} | {row['joined'] - row['cubic']:+.1f} |")
-    seconds, memory = (max(row[name] for row in rows) for name in ("cpu_seconds", "memory_gb"))
-    off = max(s["off_mm"] for row in rows for s in row["stacks"])
-    motion = max(s["moved_mm"] for row in rows for s in row["stacks"])
+    judged = [row for case in JOINED for row in result["rows"] if row["case"] == case]
+    crops = sorted({row["crop"] for row in judged})
+    titles = ["stacks", "person", "best single, cubic", "best single, `base`", "mean of cubics", "no network", "joined"]
+    titles += ["gain", "of it, the network's", *(f"gain in {n}^3" for n in crops[:-1])]
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    for row in judged:
+        if row["crop"] == crops[-1]:
+            values = " | ".join(f"{row[name]:.1f}" for name in columns)
+            same = [r for r in judged if (r["person"], r["case"]) == (row["person"], row["case"]) and r is not row]
+            gains = [row["joined"] - row["cubic"], row["joined"] - row["plain"]]
+            gains += [other["joined"] - other["cubic"] for other in sorted(same, key=lambda r: r["crop"])]
+            gains = " | ".join(f"{gain:+.2f}" for gain in gains)
+            lines.append(f"| {JOINED[row['case']]} | {row['person']} | {values} | {gains} |")
+    off = max(s["off_mm"] for row in judged for s in row["stacks"])
+    motion = max(s["moved_mm"] for row in judged for s in row["stacks"])
     lines += [
         "",
-        f"PSNR in dB, in the middle {result['crop']}^3 voxels of people nobody trained on, slices of "
+        f"PSNR in dB, in the middle {crops[-1]}^3 voxels of people nobody trained on, slices of "
         f"{result['thickness_voxels']} voxels simulated from finer scans ([file](../benchmarks/results/join.json), "
         f"sha256 {result['model'][:12]}, by `{result['command']}`). The single stacks have not moved. A head that "
-        f"moved by up to {motion:.1f} mm on the mean was found to {off:.2f} mm; {seconds:.0f} s of one core, "
-        f"{memory:.1f} GB.",
+        f"moved by up to {motion:.1f} mm on the mean was found to {off:.2f} mm.",
     ]
+    lines[-1] += _whole_heads(result["rows"])
     strangers = [row for row in result["rows"] if "correlation" in row]
     if strangers:
-        alike = min(s["correlation"] for row in rows for s in row["stacks"])
+        alike = min(s["correlation"] for row in judged for s in row["stacks"])
         most = max(row["correlation"] for row in strangers)
         refusals = sum(bool(row["refused"]) for row in strangers)
         lines[-1] += (
@@ -155,6 +159,19 @@ def joined_stacks(folder: Path = RESULTS) -> str:
             f"at most ({refusals} of {len(strangers)} such pairs are refused)."
         )
     return "\n".join(lines)
+
+
+def _whole_heads(rows: list[dict]) -> str:
+    """What one, two and three stacks of a whole head took."""
+    costs = sorted((row for row in rows if "count" in row), key=lambda row: row["count"])
+    if not costs:
+        return ""
+    shape = " x ".join(map(str, costs[0]["voxels"]))
+    each = "; ".join(
+        f"{row['count']} stack{'s' * (row['count'] > 1)}: {row['cpu_seconds']:.0f} s, {row['memory_gb']:.1f} GB"
+        for row in costs
+    )
+    return f" A whole head of {shape} voxels by the command line on one core, processor time and peak memory: {each}."
 
 
 def your_data(folder: Path = RESULTS) -> str:

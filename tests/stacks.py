@@ -28,12 +28,42 @@ def phantom(seed: int = 0) -> np.ndarray:
     return (inside * (500 + 60 * folds) + 300 * np.exp(-(((radius - 0.9) / 0.06) ** 2))).astype(np.float32)
 
 
-def stack(truth: np.ndarray, axis: int, moved=None, noise: float = 0.0) -> Volume:
-    grid = plan(FINE, voxel_size=tuple(THICK if a == axis else 1 for a in range(3)))
+def stack(
+    truth: np.ndarray,
+    axis: int,
+    moved=None,
+    noise: float = 0.0,
+    *,
+    voxels=(1.0, 1.0, THICK),
+    degrees=0.0,
+    part=(0.0, 1.0),
+) -> Volume:
+    """Slices across an axis of the phantom.
+
+    moved: the head, as of `StackModel`. voxels: in plane, and across. degrees: the stack is turned by, about two axes.
+    part: which of the slices there are, from 0 to 1.
+    """
+    sizes = [*voxels[:2]]
+    sizes.insert(axis, voxels[2])
+    grid = plan(FINE, voxel_size=tuple(sizes))
+    first, end = (int(p * grid.shape[axis]) for p in part)
+    shape = tuple(end - first if a == axis else n for a, n in enumerate(grid.shape))
+    start = np.eye(4)
+    start[axis, 3] = first
+    grid = Grid(shape, _turned(degrees) @ grid.affine @ start)
     psf = tuple(AxisPSF("gaussian" if a == axis else "kspace", v) for a, v in enumerate(grid.voxel_size))
     values = StackModel.of(FINE, grid, psf, moved).forward(torch.from_numpy(truth)).numpy()
     values += noise * np.random.default_rng(axis).standard_normal(values.shape)
     return Volume(values.astype(np.float32), grid.affine, name=("sagittal", "coronal", "axial")[axis])
+
+
+def _turned(degrees: float) -> np.ndarray:
+    """[4, 4] mm to mm: by so much about z, and then about x, at the phantom's centre."""
+    c, s = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    turn = np.eye(4)
+    turn[:3, :3] = np.array([[1, 0, 0], [0, c, -s], [0, s, c]]) @ np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+    turn[:3, 3] = FINE.center - turn[:3, :3] @ FINE.center
+    return turn
 
 
 def series(volume, folder, number: int, **facts):

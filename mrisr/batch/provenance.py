@@ -204,6 +204,7 @@ def _stacks(info: Any) -> dict[str, Any]:
                 "Registered": s.registered,
                 "Correlation": round(s.correlation, 4),
                 "Overlap": round(s.overlap, 4),
+                "Gain": float(f"{s.gain:.6g}"),
                 "Weight": round(s.weight, 4),
                 "NoiseSigma": round(s.noise_sigma, 6),
                 "Chi2Before": round(s.chi2_before, 4),

@@ -23,7 +23,7 @@ from mrisr.batch.candidates import Candidate, paths_of, scans_of
 from mrisr.batch.collisions import refuse_clashes, refuse_found_again, refuse_inside, refuse_originals
 from mrisr.errors import OutputError, UsageError
 from mrisr.io import dicom, nifti
-from mrisr.io.several import check_one_head
+from mrisr.io.several import Statement, check_one_head
 from mrisr.volume import Volume
 
 __all__ = ["FORMS", "Scan", "Work", "find"]
@@ -76,9 +76,13 @@ class Scan:
         own: the series of this scan. Raises InputError where two are not of one head by their headers, unless `force`.
         """
         pairs = [other.read() for other in self.others]
-        series = [one for _, one in pairs if one is not None]
-        check_one_head([*([] if own is None else [own]), *series], force)
-        return [volume for volume, _ in pairs], series
+        scans = [(self, own), *((other, one) for other, (_, one) in zip(self.others, pairs))]
+        check_one_head([scan.statement(one) for scan, one in scans] if self.others else [], force)
+        return [volume for volume, _ in pairs], [one for _, one in pairs if one is not None]
+
+    def statement(self, series: dicom.Series | None) -> Statement:
+        """What header or sidecar state; series: of `read`."""
+        return Statement.of_image(self.source, self.sidecars) if series is None else Statement.of_series(series)
 
     @property
     def to_dicom(self) -> bool:

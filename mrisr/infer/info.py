@@ -135,10 +135,10 @@ class StackInfo:
     """One of several scans that were joined.
 
     transform: 4 rows, mm to mm: where this stack shows what the reference shows at a point; registered: whether it was
-    looked for. correlation, overlap: with the reference, within the head. gain: what its intensities were multiplied
-    by, each stack scaled by its own head. noise_sigma: as a part of the reference's intensity scale; weight: 1 /
-    variance, of all stacks together 1. chi2_before, chi2_after: of the mean of all interpolations, and of the result,
-    as `ConsistencyInfo` has them.
+    looked for. correlation, overlap: with the reference, within the head. gain: what its voxels were multiplied by to
+    be as bright as the reference's (least squares, within the head that both show). noise_sigma: as a part of the
+    reference's intensity scale; weight: 1 / variance, of all stacks together 1. chi2_before, chi2_after: of the mean of
+    all interpolations, and of the result, as `ConsistencyInfo` has them.
     """
 
     name: str

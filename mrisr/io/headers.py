@@ -19,7 +19,7 @@ from nibabel.spatialimages import HeaderDataError
 from mrisr.errors import MrisrWarning, OutputError, because
 from mrisr.volume import Volume
 
-__all__ = ["affine_in_mm", "mgh_header", "nifti_header", "qform"]
+__all__ = ["affine_in_mm", "mgh_header", "nifti_header", "places", "qform"]
 
 SCANNER, ALIGNED = 1, 2  # NIfTI codes of an sform or qform
 MM_PER_UNIT = {1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units & 7: metre, millimetre, micrometre
@@ -30,6 +30,13 @@ SHEAR = 1e-5  # the largest entry by which float32 axes of unit length miss bein
 def affine_in_mm(affine: np.ndarray, header: object) -> np.ndarray:
     """`affine` (4, 4) in the spatial unit of `header` -> float64 in mm. An unstated unit is mm."""
     return np.diag([_mm(header)] * 3 + [1.0]) @ affine
+
+
+def places(header: object) -> bool:
+    """Whether a header says where its voxels lie; without, nibabel puts the middle of them at the origin."""
+    if isinstance(header, MGHHeader):
+        return bool(header["goodRASFlag"])
+    return not isinstance(header, Nifti1Header) or bool(header["sform_code"] or header["qform_code"])
 
 
 def qform(header: Nifti1Header) -> np.ndarray | None:
@@ -55,7 +62,7 @@ def nifti_header(volume: Volume, shape: tuple[int, ...] | None = None) -> Nifti1
         header = Nifti1Header()
         mgh = isinstance(volume.header, MGHHeader)
         # Without the flag a position was never stored: what nibabel gives is FreeSurfer's default, not the scanner's.
-        scanner = bool(volume.header["goodRASFlag"]) if mgh else "ImageType" in volume.meta
+        scanner = places(volume.header) if mgh else "ImageType" in volume.meta
         code = SCANNER if scanner else ALIGNED
         header.set_xyzt_units("mm", "msec" if mgh else 0)
         header.set_sform(volume.affine, code)

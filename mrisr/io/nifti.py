@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import product
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
 import nibabel as nib
 import numpy as np
@@ -336,16 +336,18 @@ def _warn(message: str) -> None:
     warnings.warn(message, MrisrWarning, stacklevel=5)
 
 
-def sidecar_facts(path: Path, sidecars: Sequence[Path] | None = None) -> dict:
-    """ACQUISITION_FACTS from the BIDS sidecars of the image `path`: those given, of which a later one overrules an
-    earlier one; else the one beside it, if there is one. Warns (MrisrWarning) where one cannot be read, or states a
-    value of another kind, which is not used."""
+def sidecar_facts(
+    path: Path, sidecars: Sequence[Path] | None = None, kinds: dict[str, Any] = ACQUISITION_FACTS
+) -> dict[str, Any]:
+    """Those facts of `kinds` that the BIDS sidecars of the image `path` state: those given, of which a later one
+    overrules an earlier one; else the one beside it, if there is one. Warns (MrisrWarning) where one cannot be read, or
+    states a value of another kind, which is not used."""
     if sidecars is None:
         beside = sidecar_of(path)
         sidecars = [beside] if beside.is_file() else []
     total: dict = {}
     for sidecar in sidecars:
-        total |= _facts(sidecar)
+        total |= _facts(sidecar, kinds)
     return total
 
 
@@ -354,7 +356,7 @@ def sidecar_of(path: Path) -> Path:
     return path.with_name(path.name[: -len(ending_of(path, READ_ENDINGS) or "") or None] + ".json")
 
 
-def _facts(sidecar: Path) -> dict:
+def _facts(sidecar: Path, kinds: dict[str, Any]) -> dict[str, Any]:
     try:
         content = schema.read(sidecar, largest=LARGEST_SIDECAR, depth=SIDECAR_DEPTH, lenient=True)
         content = schema.check(content, dict, str(sidecar))
@@ -363,7 +365,7 @@ def _facts(sidecar: Path) -> dict:
         _warn(f"{sidecar}: the sidecar cannot be read ({reason}); its facts are not used")
         return {}
     facts = {}
-    for name, kind in ACQUISITION_FACTS.items():
+    for name, kind in kinds.items():
         if name not in content:
             continue
         try:

@@ -135,7 +135,7 @@ def solve(
     start: torch.Tensor,
     *,
     prior: torch.Tensor | None = None,
-    trust: float = 0.0,
+    trust: float | torch.Tensor = 0.0,
     smooth: float = 0.0,
     iterations: int = 12,
     tolerance: float = 1e-3,
@@ -145,14 +145,14 @@ def solve(
 
     Args:
         start: float [X, Y, Z], where they begin.
-        prior, trust: what x is expected to be, and 1 / variance of that.
+        prior, trust: what x is expected to be, and 1 / variance of that; a number, or float [X, Y, Z].
         smooth: 1 / variance of the difference of two neighbours.
         iterations: at most.
         tolerance: of the residual's norm over that of the right-hand side.
     """
 
     def normal(x: torch.Tensor) -> torch.Tensor:
-        out = trust * x if trust else torch.zeros_like(x)
+        out = torch.zeros_like(x) if prior is None else trust * x
         for s in stacks:
             out += s.model.adjoint(s.weight * s.model.forward(x))
         return out.add_(roughness(x), alpha=smooth) if smooth else out

@@ -69,6 +69,50 @@ def test_what_is_refused_leaves_nothing(stacks, weights, tmp_path, mrisr_command
     assert end.code == 0 and any("joined all the same" in line for line in end.warnings)
 
 
+def images(stacks):
+    """Images that do not belong beside `ax.nii.gz`, by name: (what is written, what is said of it)."""
+    sag = stacks["sag"]
+    away = sag.affine.copy()
+    away[0, 3] += 200
+    nowhere = nib.Nifti1Image(sag.data, None)
+    nowhere.header.set_zooms(sag.voxel_size)
+    nowhere.header["sform_code"] = nowhere.header["qform_code"] = 0
+    plain = nib.Nifti1Image(sag.data, sag.affine)
+    return {
+        "away": (nib.Nifti1Image(sag.data, away), None, "does not overlap ax.nii.gz by a third of the head"),
+        "series": (nib.Nifti1Image(np.stack([sag.data] * 3, axis=3), sag.affine), None, "3 frames; stacks to join"),
+        "nowhere": (nowhere, None, "its header does not say where it lies"),
+        "person": (nib.Nifti1Image(stack(phantom(7), 0).data, sag.affine), None, "is unlike ax.nii.gz, correlation"),
+        "patient": (plain, {"PatientID": "2"}, r"is of another patient than ax.nii.gz \(PatientID\)"),
+        "frame": (plain, {"FrameOfReferenceUID": "1.3"}, "is of another frame of reference than"),
+        "echo": (plain, {"EchoTime": 0.09}, r"has another contrast than ax.nii.gz \(EchoTime 90 and 10 ms\)"),
+    }
+
+
+@pytest.mark.parametrize("name", ["away", "series", "nowhere", "person", "patient", "frame", "echo"])
+def test_an_image_that_does_not_belong(stacks, weights, tmp_path, mrisr_command, name):
+    first = written(stacks["ax"], tmp_path / "ax.nii.gz")
+    facts = {"EchoTime": 0.01, "PatientID": "1", "FrameOfReferenceUID": "1.2"}
+    (tmp_path / "ax.json").write_text(json.dumps(facts))
+    image, sidecar, text = images(stacks)[name]
+    second = tmp_path / f"{name}.nii.gz"
+    nib.save(image, second)
+    if sidecar:
+        second.with_name(f"{name}.json").write_text(json.dumps(sidecar))
+    before = sorted(tmp_path.iterdir())
+    common = ("upscale", "--join", "-o", tmp_path / "out.nii.gz", "--model", weights, *HOW)
+    for pair in ((first, second), (second, first)) if name == "nowhere" else ((first, second),):
+        end = mrisr_command(*common, "-i", *pair)
+        assert end.code == 3 and len(end.errors) == 1
+        assert re.search(f"{name}.nii.gz: {text}", end.errors[0].replace(f"{tmp_path}/", "")), end.errors
+        assert sorted(tmp_path.iterdir()) == before
+    if name == "echo":
+        end = mrisr_command(*common, "-i", first, second, "--join-force")
+        assert end.code == 0 and any("another contrast" in line for line in end.warnings)
+        own = json.loads((tmp_path / "out.json").read_text())["Mrisr"]["Stacks"]
+        assert [s["Gain"] for s in own] == pytest.approx([1, 1], abs=0.01)
+
+
 def test_several_series_of_one_study(stacks, weights, tmp_path, mrisr_command):
     pydicom = pytest.importorskip("pydicom", reason="the dicom extra (pydicom) is not installed")
     study = tmp_path / "study"

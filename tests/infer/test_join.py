@@ -11,7 +11,7 @@ from mrisr.evaluate.baselines import cubic
 from mrisr.infer.join import run as joining
 from mrisr.infer.join.align import Together, align
 from mrisr.physics.psf import parse_psf
-from mrisr.physics.stack import solve
+from mrisr.physics.stack import StackModel, solve
 from mrisr.volume import Volume
 from tests.stacks import FINE, phantom, stack
 
@@ -100,6 +100,50 @@ def test_a_stack_s_point_spread_is_read_as_that_of_one_scan(still, random_model,
 def test_one_alone_is_as_ever(still, random_model):
     how = HOW | {"model": random_model("local"), "return_info": False}
     assert np.array_equal(mrisr.upscale(still[:1], **how).data, mrisr.upscale(still[0], **how).data)
+
+
+@pytest.mark.parametrize(
+    "third, least",
+    [
+        ({"voxels": (0.8, 0.8, 5.0)}, 1.5),
+        ({"voxels": (0.8, 1.3, 3.0)}, 3.0),
+        ({"part": (0.3, 0.8)}, 1.5),
+        ({"degrees": 15.0}, 2.0),
+        ({"degrees": 45.0}, 2.0),
+        ({"noise": 80.0}, 0.0),
+    ],
+    ids=str,
+)
+def test_a_third_stack_of_another_kind_helps_all_the_same(truth, third, least):
+    two = [stack(truth, axis, noise=8.0) for axis in (2, 0)]
+    without = decibels(truth, plainly(two))
+    assert decibels(truth, plainly([*two, stack(truth, 1, **{"noise": 8.0} | third)])) > without + least
+
+
+def test_each_stack_s_brightness_is_found(truth, still):
+    psfs = [parse_psf("auto", s.voxel_size)[0] for s in still]
+    brighter = [v.replace(v.data * np.float32(g)) for v, g in zip(still, (1.0, 1.7, 0.2))]
+    plain, others = (align(stacks, psfs, Together(registered=False), 1)[0] for stacks in (still, brighter))
+    assert [1 / s.gain for s in others] == pytest.approx([1.0, 1.7, 0.2], rel=0.01)
+    for one, other in zip(plain, others):
+        assert (one.values - other.values).abs().max() < 1e-5 * one.values.max()
+        assert other.noise == pytest.approx(one.noise, rel=1e-3)
+
+
+def test_work_grows_by_as_much_with_every_stack(still, random_model, monkeypatch):
+    passes, reads = [], []
+    of_network, of_stack = joining.upscale_volume, StackModel.forward
+    monkeypatch.setattr(joining, "upscale_volume", lambda *a: passes.append(1) or of_network(*a))
+    monkeypatch.setattr(StackModel, "forward", lambda *a: reads.append(1) or of_stack(*a))
+    model, counts = random_model("local"), []
+    for stacks in (still[:2], still, [*still, still[0].replace(still[0].data)]):
+        passes.clear(), reads.clear()
+        mrisr.upscale(stacks, model=model, register=False, **HOW)
+        counts.append((len(passes), len(reads) / len(stacks)))
+    assert [n for n, _ in counts] == [16, 22, 22]  # as many more for each further orientation
+    # Twice before and after for chi2, and a few for each of the rounds of conjugate gradients.
+    most = 2 + joining.ITERATIONS + 1 + joining.ALTERNATIONS * (joining.AGAIN + 1)
+    assert all(2 < per_stack <= most for _, per_stack in counts)
 
 
 def test_tiles_exact_and_samples(still, random_model):

@@ -54,7 +54,7 @@ class Aligned:
         noise: standard deviation, in the same.
         motion: [4, 4], mm to mm: where it shows what the reference shows at a point.
         correlation, overlap: with the reference; 1 of the reference itself.
-        gain: what its own normalised intensities were multiplied by.
+        gain: what its voxels were multiplied by to be as bright as the reference's.
     """
 
     volume: Volume
@@ -80,7 +80,7 @@ def align(
     width = common_width(psfs)
     pictures = [picture(lr, v.grid, psf, width) for lr, v, psf in zip(values, volumes, psfs)]
     fixed, aligned, messages = pictures[how.reference], [], []
-    for k, (volume, psf, lr, own) in enumerate(zip(volumes, psfs, values, pictures)):
+    for k, (volume, psf, lr, own, scale) in enumerate(zip(volumes, psfs, values, pictures, scales)):
         same = k == how.reference
         motion, agreement = np.eye(4), Agreement(1.0, 1.0, 1.0)
         if not same:
@@ -93,7 +93,8 @@ def align(
             alike = agreement.correlation >= LEAST_CORRELATION
             _check(alike, how, messages, _unlike(volume, volumes, how, agreement.correlation))
         noise = noise_of(lr, psf) * agreement.gain
-        fit = agreement.correlation, agreement.overlap, agreement.gain
+        gain = agreement.gain * scales[how.reference].scale / scale.scale
+        fit = agreement.correlation, agreement.overlap, gain
         aligned.append(Aligned(volume, psf, lr.mul_(agreement.gain), noise, motion, *fit))
     return aligned, scales[how.reference], messages
 

@@ -36,11 +36,12 @@ from mrisr.volume import Volume
 ALTERNATIONS = 4  # of the network and the stacks
 PARTS = (1.0, 0.5)  # of a stack's slices that views are of
 CUT = 1.5  # what the network is shown resolves so many times what the finest stack does
-# Standard deviations, as parts of the intensity scale: of the truth around the network's answer, and of the difference
-# of neighbouring voxels.
-TRUST, NEIGHBOURS = 0.08, 0.22
+# Standard deviations, as parts of the intensity scale: of the truth around the network's answer to one view, and around
+# its answer to several where these agree; and of the difference of neighbouring voxels.
+FIRST, AGREED, NEIGHBOURS = 0.10, 0.03, 0.30
+APART = 6.0  # times the variance of those answers, which is added to the square of the second
 ITERATIONS, AGAIN = 12, 6  # of conjugate gradients, at first and after every answer
-VOLUMES = 13.0  # float32 target volumes alive at once
+VOLUMES = 15.0  # float32 target volumes alive at once
 
 
 def join_volumes(
@@ -76,14 +77,18 @@ def join_volumes(
     width = finest(stacks, target)
     groups = views(stacks, target, width)
     once = replace(options, mode="mean", steps=1, samples=1)
+    trust: float | torch.Tensor = FIRST**-2
     for rest in reversed(range(ALTERNATIONS)):
         settings = once if rest else options
         # The first view is enough to begin with; and a mean of samples of several would have no texture.
         every = rest < ALTERNATIONS - 1 and settings.mode == "mean"
         views_of_run = groups if every else groups[:1]
-        prior, info = _network(x, target, views_of_run, scale, model, settings, report, stacks[how.reference].volume)
+        prior, spread, info = _network(
+            x, target, views_of_run, scale, model, settings, report, stacks[how.reference].volume
+        )
         with report.stage("join"), torch.inference_mode():
-            x = solve(measured, prior, prior=prior, trust=TRUST**-2, iterations=AGAIN, tick=report.tick)
+            trust = trust if spread is None else trust_of(spread)
+            x = solve(measured, prior, prior=prior, trust=trust, iterations=AGAIN, tick=report.tick)
     with report.stage("join"), torch.inference_mode():
         after = [_chi2(m, x) for m in measured]
     result = _finish(x, stacks, target, scale, mask, how.reference, options.nonnegative, info.std)
@@ -182,20 +187,33 @@ def views(stacks: Sequence[Aligned], target: Grid, width) -> list[list[tuple[PSF
 
 def _network(
     x: torch.Tensor, target: Grid, groups, scale: Scale, model: Any, options: Options, report: Report, like: Volume
-) -> tuple[torch.Tensor, Info]:
-    """What the network makes of the joint solution, the mean over the views of it, and the account of the first."""
+) -> tuple[torch.Tensor, torch.Tensor | None, Info]:
+    """What the network makes of the joint solution: the mean over the views of it, their variance (None of one), and
+    the account of the first."""
     denoise = 1.0 if ModelFacts.of(model).denoises else 0.0
-    total, first = torch.zeros_like(x), None
+    count = sum(map(len, groups))
+    mean, squares, first = torch.zeros_like(x), torch.zeros_like(x) if count > 1 else None, None
     for group in groups:
+        part = 1 / (len(group) * len(groups))
         for psf, grid in group:
             acquisition = ForwardModel.between(target.shape, target.voxel_size, grid.shape, grid.voxel_size, psf)
             values = acquisition.forward(x).mul_(scale.scale).add_(scale.offset).numpy()
             plain = replace(options, psf=psf, denoise=denoise, consistency="off", ends="full", nonnegative=False)
             scan = Scan(Volume(values, grid.affine, name=like.name, from_outside=False))
             result, info = upscale_volume(scan, target, model, plain, report)
-            total.add_(torch.from_numpy(result.data), alpha=1 / (len(group) * len(groups)))
+            answer = torch.from_numpy(result.data).sub_(scale.offset).div_(scale.scale)
+            mean.add_(answer, alpha=part)
+            if squares is not None:
+                squares.addcmul_(answer, answer, value=part)
             first = info if first is None else first
-    return total.sub_(scale.offset).div_(scale.scale), first
+    return mean, None if squares is None else squares.addcmul_(mean, mean, value=-1).clamp_(min=0), first
+
+
+def trust_of(spread: torch.Tensor) -> torch.Tensor:
+    """How far the mean of several answers of the network counts, 1 / variance, from the variance of the answers: where
+    they differ it errs more (on training scans their spread and the error of their mean correlate by 0.7)."""
+    around = torch.nn.functional.avg_pool3d(spread[None, None], 3, 1, 1, count_include_pad=False)[0, 0]
+    return around.mul_(APART).add_(AGREED**2).reciprocal_()
 
 
 def _chi2(stack: Measured, x: torch.Tensor) -> float:
