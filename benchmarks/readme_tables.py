@@ -94,13 +94,14 @@ def adapted(folder: Path = RESULTS) -> str:
     if not rows:
         return "Not measured in this version yet (`experiments/adapt.py`)."
     lines = [
-        "| slices | person | cubic | `base` | adapted | gain | planes held back |",
-        "|---|---|---|---|---|---|---|",
+        "| slices | person | cubic | `base` | adapted | gain | gain inside | planes held back |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         values = " | ".join(f"{row[name]:.2f}" for name in ("cubic", "base", "adapted"))
+        within = f"{row['gain_inside']:+.2f}" if "gain_inside" in row else "not taken"
         lines.append(
-            f"| {ADAPTED[row['case']]} voxels | {row['person']} | {values} | {row['gain']:+.2f} | "
+            f"| {ADAPTED[row['case']]} voxels | {row['person']} | {values} | {row['gain']:+.2f} | {within} | "
             f"{row['held_back_gain']:+.2f} |"
         )
     means = []
@@ -115,7 +116,8 @@ def adapted(folder: Path = RESULTS) -> str:
         "",
         f"PSNR in dB of whole heads of people nobody trained on, slices simulated from finer scans; {ADAPT_STEPS} "
         f"steps, {low:.0f} to {high:.0f} s of one core ([file](../benchmarks/results/adapt.json), sha256 "
-        f"{result['model'][:12]}, by `{result['command']}`). Mean gain: {', '.join(means)}.",
+        f"{result['model'][:12]}, by `{result['command']}`). Inside: 15 mm and more within the head. Mean "
+        f"gain: {', '.join(means)}.",
     ]
     return "\n".join(lines)
 
