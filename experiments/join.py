@@ -8,7 +8,7 @@ median head); `moved` (the same noise, and the head turned by 2 degrees about an
 between stacks, of which nothing is told); `two` (the first two stacks of `noisy`). PSNR in the head, six voxels from
 the box's faces. Yardsticks are of stacks that have not moved: `cubic` and `base` on the best single one. `plain` is the
 joint solution without a network, with the smoothness that is best on training scans; `plain_best` with the best for
-this very one. `whole`: one, two and three stacks of the whole head of the first person by the
+this very one. `whole`: one, two and three stacks of the whole head of one person by the
 command line, each in a process of its own: seconds and memory. `stranger`: of what is not one head. Writes join.json;
 with --record into benchmarks/results, row by row.
 """
@@ -53,6 +53,7 @@ CROPS = (64, 96)  # fine voxels; of the box in the middle of the head
 SMOOTHNESS = (0.15, 0.22, NEIGHBOURS, 0.45)  # of the joint solution without a network
 THICK, BORDER = 4, 6  # fine voxels
 MOVES = (((0, 0, 0), (0, 0, 0)), ((2, -2, 2), (2, -2, 2)), ((-2, 2, 2), (-2, 2, 2)))  # degrees, mm
+WHOLE = "t1w_1mm_uih_a"  # whose whole head is joined, too
 NAMES = ("axial", "sagittal", "coronal")
 
 
@@ -246,7 +247,7 @@ def main() -> int:
             subject = subject_of(person, head.data, head.grid, crop)
             for case in args.cases:
                 # Strangers need one crop, and a whole head is none.
-                if case in ("stranger", "whole") and crop != args.crop[0] or case == "whole" and person != PEOPLE[0]:
+                if case in ("stranger", "whole") and crop != args.crop[0] or case == "whole" and person != WHOLE:
                     continue
                 rows = rows_of(case, person, head, subject, args)
                 print(*rows, sep="\n", flush=True)
