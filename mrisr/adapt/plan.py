@@ -53,6 +53,7 @@ class Course:
         widths: per axis the longer of acquired and stored voxel, mm.
         psf, stored: of the scan as the lessons exchange its axes, none finer in plane than `voxel`.
         shifts: voxels by which the new slices are moved.
+        memory: bytes that learning takes at most, see `demand`.
     """
 
     seconds: float
@@ -68,6 +69,7 @@ class Course:
     psf: PSF
     stored: tuple[float, float, float]
     shifts: tuple[int, ...]
+    memory: int = 0
 
     @property
     def edges(self) -> tuple[float, float, float]:
@@ -136,8 +138,7 @@ def course_of(volume: Volume, target: Grid, model: Any, options: Options, second
         stored=tuple(max(s, voxel) if a != thick else s for a, s in enumerate(stored)),
         shifts=tuple(k * max(1, whole) // count for k in range(count)),
     )
-    _check_memory(course, target, model, options)
-    return course
+    return replace(course, memory=_within_budget(course, target, model, options))
 
 
 def _slices(psf: PSF, stored, shape, name: str) -> tuple[int, tuple[float, float, float]]:
@@ -204,7 +205,8 @@ def demand(course: Course, target: Grid, model: Any, resident: int) -> int:
     return int(resident + volumes) + learner
 
 
-def _check_memory(course: Course, target: Grid, model: Any, options: Options) -> None:
+def _within_budget(course: Course, target: Grid, model: Any, options: Options) -> int:
+    """What learning takes. MemoryBudgetError where that is more than there is."""
     budget = memory.parse_budget(options.memory)
     if budget is None:
         budget = memory.default_budget(course.device)
@@ -214,3 +216,4 @@ def _check_memory(course: Course, target: Grid, model: Any, options: Options) ->
             f"memory: learning from the scan takes {memory.show(need, up=True)}, and the budget is "
             f"{memory.show(budget)}; raise memory, ask for a coarser voxel_size, crop the input, or leave adapt out"
         )
+    return need

@@ -83,7 +83,8 @@ def upscale_adapted(
     if account.used:
         del result
         result, info = upscale_volume(scan, target, adapted, options, report, messages)
-    return result, replace(info, adapt=account, seconds=dict(report.seconds))
+    most = max(info.memory_expected, course.memory)
+    return result, replace(info, adapt=account, memory_expected=most, seconds=dict(report.seconds))
 
 
 def _learnt(

@@ -22,6 +22,7 @@ from mrisr.adapt.lessons import Patches, measured
 from mrisr.errors import BackendError, InputError, MemoryBudgetError, ModelError, MrisrWarning, OutputError, UsageError
 from mrisr.infer.facts import Options
 from mrisr.nn.presets import build
+from mrisr.report.notebook import Account
 from mrisr.train.checkpoint import export_weights
 from mrisr.volume import Volume
 from tests.stacks import FINE, phantom, stack
@@ -96,6 +97,8 @@ def test_what_has_learnt_answers_otherwise_and_says_so(scan, model):
     assert np.array_equal(mrisr.upscale(scan, model=model, **HOW)[0].data, base.data)
     assert ("adapt", 1.0) in told and "adapt" in info.seconds and info.to_dict()["adapt"]["steps"] == 6
     json.loads(info.to_json())
+    assert info.memory_expected > plain.memory_expected
+    assert "learnt from the scan  6 steps, held-back planes +" in repr(Account(info))
 
 
 def test_the_same_again_is_the_same_and_another_seed_is_not(scan, model):
