@@ -3,12 +3,10 @@
 #include <cstring>
 
 #include "isa.h"
+#include "pages.h"
 
 #if defined(__SSE2__)
 #include <immintrin.h>
-#endif
-#if defined(__linux__)
-#include <sys/mman.h>
 #endif
 
 namespace mrisr {
@@ -89,19 +87,6 @@ void stream_copy(float* to, const float* from, Index count) {
     for (Index k = 0; k < 16; k += 4) _mm_stream_ps(to + i + k, _mm_loadu_ps(from + i + k));
 #endif
   std::memcpy(to + i, from + i, static_cast<std::size_t>(count - i) * sizeof(float));
-}
-
-// Fresh memory arrives page by page while it is written; by 2 MiB pages that is several times quicker. A hint: where the
-// system does not take it, nothing changes.
-void ask_for_large_pages(void* data, Index bytes) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr std::uintptr_t kPage = std::uintptr_t{2} << 20;
-  const auto begin = (reinterpret_cast<std::uintptr_t>(data) + kPage - 1) / kPage * kPage;
-  const auto end = (reinterpret_cast<std::uintptr_t>(data) + static_cast<std::uintptr_t>(bytes)) / kPage * kPage;
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#else
-  (void)data, (void)bytes;
-#endif
 }
 
 }  // namespace

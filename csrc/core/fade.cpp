@@ -86,7 +86,7 @@ struct Chain {
     for (Index b = 0; b < count; ++b)
       bands[b] = {from[b].count > 0 ? from[b].first - low : 0, from[b].count, from[b].at};
     float* const out = turns.take();
-    const AxisMatrix part{std::max<Index>(high - low, 1), rows, bands, whole.coefficients};
+    const AxisMatrix part{std::max<Index>(high - low, 1), rows, whole.lines, whole.size, bands, whole.coefficients};
     axis_apply(out, x + low * plane(order.before), part, 1, plane(order.before), scratch, 1);
     return out;
   }
@@ -215,7 +215,8 @@ void fade(float* image, float* spread, const float* scan, const std::uint8_t* he
     if (matrix == nullptr) continue;
     bands[i].resize(static_cast<std::size_t>(axis_bands(f.fine[d])));
     coefficients[i].resize(static_cast<std::size_t>(axis_coefficients(f.fine[d], f.coarse[d])));
-    packed[i] = axis_pack(bands[i].data(), coefficients[i].data(), matrix, f.fine[d], f.coarse[d], drop);
+    packed[i] = axis_pack(bands[i].data(), coefficients[i].data(), matrix, f.fine[d], f.coarse[d], drop,
+                          d == 2 ? Lines::along : Lines::across);
     (i < 3 ? f.between.plain : f.between.share)[d] = &packed[i];
   }
   check(f);

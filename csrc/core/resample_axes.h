@@ -15,13 +15,21 @@ void axis_apply(float* out, const float* x, const double* matrix, Index outer, I
                 double drop, int threads);
 
 // The same in two parts, for callers that own all memory: a matrix packed once, and applied.
-constexpr Index kAxisRows = 4;  // of a matrix, packed together
+constexpr Index kAxisRows = 4;  // of a matrix for lines beside each other, packed together
+
+enum class Lines {
+  across,  // beside each other: what lies behind the axis is computed together
+  along,   // behind each other: the axis is the last one, inner is 1
+};
+
 struct AxisBand {
-  Index first, count, at;  // columns first .. first + count of four rows, packed at coefficients + at
+  Index first, count, at;  // columns first .. first + count of some rows, packed at coefficients + at
 };
 
 struct AxisMatrix {
   Index n_in, n_out;
+  Lines lines;
+  Index size;  // of coefficients
   const AxisBand* bands;
   const float* coefficients;
 };
@@ -29,7 +37,8 @@ struct AxisMatrix {
 Index axis_bands(Index n_out);                     // AxisBands that axis_pack writes
 Index axis_coefficients(Index n_out, Index n_in);  // floats that it writes at most
 Index axis_scratch(Index n_in, int threads);       // floats that axis_apply works in
-AxisMatrix axis_pack(AxisBand* bands, float* coefficients, const double* matrix, Index n_out, Index n_in, double drop);
+AxisMatrix axis_pack(AxisBand* bands, float* coefficients, const double* matrix, Index n_out, Index n_in, double drop,
+                     Lines lines);
 void axis_apply(float* out, const float* x, const AxisMatrix& matrix, Index outer, Index inner, float* scratch,
                 int threads);
 

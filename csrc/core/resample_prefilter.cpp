@@ -1,12 +1,14 @@
 #include "resample_prefilter.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
-#include <vector>
+#include <memory>
 
+#include "fetch.h"
 #include "isa.h"
+#include "pages.h"
 #include "parallel.h"
+#include "resample_poles.h"
 #include "transpose.h"
 
 namespace mrisr {
@@ -20,195 +22,22 @@ void check_spline(int order, Boundary boundary, const char* op) {
 namespace cpu {
 namespace {
 
-constexpr Index kCols = 32;  // lines filtered together; a row of the scratch is one sample of each
-
-// One root inside the unit circle of the sampled B-spline. start[k]: what sample k adds to the first value of the causal
-// recursion, the whole periodic extension summed up; beyond the last entry it is below 2^-60.
-struct Pole {
-  double root;
-  std::vector<double> start;
-};
-
-struct Poles {
-  double gain = 1.0;  // makes a constant come back
-  int sign = +1;      // +1: lines are even about both end samples; -1: odd, with zeros there
-  std::vector<Pole> list;
-};
-
-Pole pole_of(double root, Index n, int sign) {
-  const Index reach = static_cast<Index>(60.0 / -std::log2(std::fabs(root))) + 1, period = 2 * (n - 1);
-  const auto power = [&](Index k) { return std::pow(root, static_cast<double>(k)); };
-  Pole pole{root, std::vector<double>(static_cast<std::size_t>(std::min(n, reach)))};
-  for (Index k = 0; k < static_cast<Index>(pole.start.size()); ++k) {
-    const bool end = k == 0 || k == n - 1;
-    pole.start[k] = (end ? power(k) : sign * power(k) + power(period - k)) / (1.0 - power(period));
-  }
-  return pole;
-}
-
-Poles poles_of(int order, Index n, Boundary boundary) {
-  Poles poles;
-  if (order == 1 || n == 1) return poles;
-  poles.sign = boundary == Boundary::linear ? -1 : +1;
-  poles.gain = order == 3 ? 6.0 : 120.0;
-  if (order == 3) {
-    poles.list = {pole_of(std::sqrt(3.0) - 2.0, n, poles.sign)};
-  } else {
-    const double a = std::sqrt(67.5 - std::sqrt(4436.25)), b = std::sqrt(67.5 + std::sqrt(4436.25));
-    const double c = std::sqrt(26.25);
-    poles.list = {pole_of(a + c - 6.5, n, poles.sign), pole_of(b - c - 6.5, n, poles.sign)};
-  }
-  return poles;
-}
-
-// A row of the scratch that is carried from one to the next in registers: through memory, each would wait for the last
-// to be stored.
-template <class T>
-struct Row {
-#if defined(__GNUC__) || defined(__clang__)
-  typedef T Lane __attribute__((vector_size(64)));
-#else
-  typedef T Lane;
-#endif
-  static constexpr int kLanes = static_cast<int>(kCols * sizeof(T) / sizeof(Lane));
-  Lane v[kLanes];
-
-  __attribute__((always_inline)) void load(const T* from) { std::memcpy(v, from, sizeof v); }
-  __attribute__((always_inline)) void store(T* to) const { std::memcpy(to, v, sizeof v); }
-};
-
-// One pole, in place, lines [n, kCols], n >= 2.
-template <class T>
-MRISR_INLINE void one_pole(T* lines, Index n, const Pole& pole, int sign) {
-  double start[kCols] = {};
-  for (std::size_t k = 0; k < pole.start.size(); ++k)
-    for (Index c = 0; c < kCols; ++c) start[c] += pole.start[k] * lines[static_cast<Index>(k) * kCols + c];
-  for (Index c = 0; c < kCols; ++c) lines[c] = static_cast<T>(start[c]);
-  const T z = static_cast<T>(pole.root);
-  Row<T> carried, here;
-  carried.load(lines);
-  for (Index k = 1; k < n; ++k) {
-    here.load(lines + k * kCols);
-    for (int l = 0; l < Row<T>::kLanes; ++l) carried.v[l] = here.v[l] + z * carried.v[l];
-    carried.store(lines + k * kCols);
-  }
-  T* end = lines + (n - 1) * kCols;
-  if (sign > 0) {
-    const T scale = static_cast<T>(pole.root / (pole.root * pole.root - 1.0));
-    for (Index c = 0; c < kCols; ++c) end[c] = scale * (end[c] + z * end[c - kCols]);
-  } else {
-    std::fill(end, end + kCols, T(0));
-  }
-  carried.load(end);
-  for (Index k = n - 2; k >= 0; --k) {
-    here.load(lines + k * kCols);
-    for (int l = 0; l < Row<T>::kLanes; ++l) carried.v[l] = z * (carried.v[l] - here.v[l]);
-    carried.store(lines + k * kCols);
-  }
-  if (sign < 0) std::fill(lines, lines + kCols, T(0));
-}
+MRISR_VARIANTS(filter_f32, filter_body,
+               (Rows<float> to, Rows<const float> from, float* block, Index n, const Poles<float>& poles, Index units,
+                bool ramp, LineByLine& soon),
+               (to, from, block, n, poles, units, ramp, soon))
+MRISR_VARIANTS(filter_f64, filter_body,
+               (Rows<double> to, Rows<const double> from, double* block, Index n, const Poles<double>& poles,
+                Index units, bool ramp, LineByLine& soon),
+               (to, from, block, n, poles, units, ramp, soon))
 
 template <class T>
-MRISR_INLINE void all_poles(T* lines, Index n, const Poles& poles) {
-  const T gain = static_cast<T>(poles.gain);
-  for (Index i = 0; i < n * kCols; ++i) lines[i] *= gain;
-  for (const Pole& pole : poles.list) one_pole(lines, n, pole, poles.sign);
-}
-
-// Odd about the ends: a spline of a straight line is that line, so the line through the two ends is set aside and what
-// is left is odd with zero ends. ends: the values at both ends.
-template <class T>
-MRISR_INLINE void filter_body(T* lines, Index n, const Poles& poles) {
-  if (poles.list.empty()) return;
-  if (poles.sign > 0) return all_poles(lines, n, poles);
-  T first[kCols], last[kCols];
-  std::memcpy(first, lines, sizeof first);
-  std::memcpy(last, lines + (n - 1) * kCols, sizeof last);
-  for (Index k = 0; k < n; ++k) {
-    const T u = static_cast<T>(static_cast<double>(k) / static_cast<double>(n - 1));
-    for (Index c = 0; c < kCols; ++c) lines[k * kCols + c] -= first[c] * (1 - u) + last[c] * u;
-  }
-  std::memset(static_cast<void*>(lines), 0, sizeof first);
-  std::memset(static_cast<void*>(lines + (n - 1) * kCols), 0, sizeof last);
-  all_poles(lines, n, poles);
-  for (Index k = 0; k < n; ++k) {
-    const T u = static_cast<T>(static_cast<double>(k) / static_cast<double>(n - 1));
-    for (Index c = 0; c < kCols; ++c) lines[k * kCols + c] += first[c] * (1 - u) + last[c] * u;
-  }
-}
-
-// Odd: both the filter between zero ends and the matrix it inverts are symmetric, so only the set-aside line is
-// transposed. Even: the matrix is symmetric but for a factor 1/2 at both ends.
-template <class T>
-MRISR_INLINE void filter_adjoint_body(T* lines, Index n, const Poles& poles, T* copy) {
-  if (poles.list.empty()) return;
-  T* end = lines + (n - 1) * kCols;
-  if (poles.sign > 0) {
-    for (Index c = 0; c < kCols; ++c) lines[c] *= 2, end[c] *= 2;
-    all_poles(lines, n, poles);
-    for (Index c = 0; c < kCols; ++c) lines[c] *= T(0.5), end[c] *= T(0.5);
-    return;
-  }
-  std::memcpy(copy, lines, sizeof(T) * n * kCols);
-  std::memset(static_cast<void*>(lines), 0, sizeof(T) * kCols);
-  std::memset(static_cast<void*>(end), 0, sizeof(T) * kCols);
-  all_poles(lines, n, poles);
-  double first[kCols] = {}, last[kCols] = {};
-  for (Index k = 0; k < n; ++k) {
-    const double u = static_cast<double>(k) / static_cast<double>(n - 1);
-    for (Index c = 0; c < kCols; ++c) {
-      const double rest = static_cast<double>(copy[k * kCols + c]) - lines[k * kCols + c];
-      first[c] += (1 - u) * rest;
-      last[c] += u * rest;
-    }
-  }
-  for (Index c = 0; c < kCols; ++c) {
-    lines[c] += static_cast<T>(first[c]);
-    end[c] += static_cast<T>(last[c]);
-  }
-}
-
-MRISR_VARIANTS(filter_f32, filter_body, (float* lines, Index n, const Poles& poles), (lines, n, poles))
-MRISR_VARIANTS(filter_f64, filter_body, (double* lines, Index n, const Poles& poles), (lines, n, poles))
-MRISR_VARIANTS(filter_adjoint_f32, filter_adjoint_body, (float* lines, Index n, const Poles& poles, float* copy),
-               (lines, n, poles, copy))
-MRISR_VARIANTS(filter_adjoint_f64, filter_adjoint_body, (double* lines, Index n, const Poles& poles, double* copy),
-               (lines, n, poles, copy))
-
-void filter(float* lines, Index n, const Poles& p) { filter_f32(lines, n, p); }
-void filter(double* lines, Index n, const Poles& p) { filter_f64(lines, n, p); }
-void filter_adjoint(float* lines, Index n, const Poles& p, float* copy) { filter_adjoint_f32(lines, n, p, copy); }
-void filter_adjoint(double* lines, Index n, const Poles& p, double* copy) { filter_adjoint_f64(lines, n, p, copy); }
-
-// Coefficients past both ends of `inside` [n, kCols]. Taken outwards by turns, each reads one that is already there.
-template <class T>
-void extend(T* inside, Index n, Index halo, bool odd) {
-  T *first = inside, *last = inside + (n - 1) * kCols;
-  const Index inwards = n == 1 ? 0 : 1;
-  odd = odd && n > 1;
-  for (Index k = 1; k <= halo; ++k)
-    for (Index c = 0; c < kCols; ++c) {
-      const T low = first[inwards * k * kCols + c];
-      first[-k * kCols + c] = odd ? 2 * first[c] - low : low;
-      const T high = last[-inwards * k * kCols + c];
-      last[k * kCols + c] = odd ? 2 * last[c] - high : high;
-    }
-}
-
-template <class T>
-void extend_adjoint(T* inside, Index n, Index halo, bool odd) {
-  T *first = inside, *last = inside + (n - 1) * kCols;
-  const Index inwards = n == 1 ? 0 : 1;
-  odd = odd && n > 1;
-  for (Index k = halo; k >= 1; --k)
-    for (Index c = 0; c < kCols; ++c) {
-      const T high = last[k * kCols + c];
-      if (odd) last[c] += 2 * high;
-      last[-inwards * k * kCols + c] += odd ? -high : high;
-      const T low = first[-k * kCols + c];
-      if (odd) first[c] += 2 * low;
-      first[inwards * k * kCols + c] += odd ? -low : low;
-    }
+void filter(Rows<T> to, Rows<const T> from, T* block, Index n, const Poles<T>& poles, Index units, bool ramp,
+            LineByLine& soon) {
+  if constexpr (sizeof(T) == sizeof(float))
+    filter_f32(to, from, block, n, poles, units, ramp, soon);
+  else
+    filter_f64(to, from, block, n, poles, units, ramp, soon);
 }
 
 MRISR_VARIANTS(turn_f32, transpose_body,
@@ -221,86 +50,234 @@ void turn(double* to, Index ld_to, const double* from, Index ld_from, Index rows
   transpose_body(to, ld_to, from, ld_from, rows, cols);
 }
 
-// [count, width] lines of the volume into rows of kCols and back. `step` leads to the next sample of a line, `next` to
-// the next line. The missing lines are zero.
+// Lines that are filtered together: `width` of them, in `units` units. What no line fills is filtered too, and must hold
+// numbers.
 template <class T>
-void load(T* lines, const T* from, Index count, Index width, Index step, Index next) {
-  if (next == 1)
-    for (Index k = 0; k < count; ++k) std::memcpy(lines + k * kCols, from + k * step, sizeof(T) * width);
-  else
-    turn(lines, kCols, from, next, width, count);
-  if (width < kCols)
-    for (Index k = 0; k < count; ++k) std::fill(lines + k * kCols + width, lines + (k + 1) * kCols, T(0));
+struct Group {
+  Index first, width, units;
+
+  // Group i of those that `lines` lines are cut into, evenly.
+  static Index count(Index lines) { return (units_of(lines) + kUnits - 1) / kUnits; }
+  static Group of(Index i, Index lines) {
+    const Index all = units_of(lines), groups = count(lines), u0 = all * i / groups, u1 = all * (i + 1) / groups;
+    return {u0 * kUnit<T>, std::min(lines, u1 * kUnit<T>) - u0 * kUnit<T>, u1 - u0};
+  }
+  Index ld() const { return units * kUnit<T>; }
+  bool whole() const { return width == ld(); }
+
+ private:
+  static Index units_of(Index lines) { return (lines + kUnit<T> - 1) / kUnit<T>; }
+};
+
+// What happens along one axis: n samples become coefficients and their halos, or the adjoint.
+template <class T>
+class Axis {
+ public:
+  Axis(int order, Index n, Boundary boundary, bool adjoint)
+      : n_(n),
+        halo_(spline_halo(order)),
+        odd_(boundary == Boundary::linear),
+        adjoint_(adjoint),
+        poles_(poles_of<T>(order, n, boundary)) {}
+
+  Index rows() const { return n_ + 2 * halo_; }
+  Index n_in() const { return adjoint_ ? rows() : n_; }
+  Index n_out() const { return adjoint_ ? n_ : rows(); }
+
+  // Lines that lie beside each other, their samples `pitch` apart. May be in place. block: rows() rows.
+  void across(T* to, const T* from, Index pitch, const Group<T>& g, T* block, LineByLine& soon) const {
+    if (!adjoint_ && g.whole() && !poles_.list.empty()) {
+      const Rows<T> inside{to + halo_ * pitch, pitch};
+      filter<T>(inside, {from, pitch}, block, n_, poles_, g.units, true, soon);
+      return extend(inside, n_, halo_, odd_, g.width);
+    }
+    T* const in = adjoint_ ? block : block + halo_ * g.ld();
+    for (Index k = 0; k < n_in(); ++k) {
+      std::memcpy(in + k * g.ld(), from + k * pitch, sizeof(T) * static_cast<std::size_t>(g.width));
+      std::fill(in + k * g.ld() + g.width, in + (k + 1) * g.ld(), T(0));
+    }
+    run(block, g, soon);
+    const T* const out = adjoint_ ? block + halo_ * g.ld() : block;
+    for (Index k = 0; k < n_out(); ++k)
+      std::memcpy(to + k * pitch, out + k * g.ld(), sizeof(T) * static_cast<std::size_t>(g.width));
+  }
+
+  // Lines that lie behind each other.
+  void along(T* to, const T* from, const Group<T>& g, T* block, LineByLine& soon) const {
+    T* const in = adjoint_ ? block : block + halo_ * g.ld();
+    turn(in, g.ld(), from, n_in(), g.width, n_in());
+    if (!g.whole())
+      for (Index k = 0; k < n_in(); ++k) std::fill(in + k * g.ld() + g.width, in + (k + 1) * g.ld(), T(0));
+    run(block, g, soon);
+    turn(to, n_out(), adjoint_ ? block + halo_ * g.ld() : block, g.ld(), n_out(), g.width);
+  }
+
+ private:
+  // A block, in place.
+  void run(T* block, const Group<T>& g, LineByLine& soon) const {
+    const Rows<T> inside{block + halo_ * g.ld(), g.ld()};
+    if (adjoint_) {
+      extend_adjoint(inside, n_, halo_, odd_, g.ld());
+      if (!poles_.list.empty()) filter_adjoint(inside, g, soon);
+    } else {
+      if (!poles_.list.empty()) filter<T>(inside, {inside.at, inside.ld}, inside.at, n_, poles_, g.units, true, soon);
+      extend(inside, n_, halo_, odd_, g.ld());
+    }
+  }
+
+  // Odd: both the filter between zero ends and the matrix it inverts are symmetric, so only the set-aside line is
+  // transposed. Even: the matrix is symmetric but for a factor 1/2 at both ends.
+  void filter_adjoint(Rows<T> rows, const Group<T>& g, LineByLine& soon) const {
+    const Index ld = rows.ld;
+    T *const lines = rows.at, *const end = lines + (n_ - 1) * ld;
+    if (!odd_) {
+      for (Index c = 0; c < ld; ++c) lines[c] *= 2, end[c] *= 2;
+      filter<T>(rows, {lines, ld}, lines, n_, poles_, g.units, false, soon);
+      for (Index c = 0; c < ld; ++c) lines[c] *= T(0.5), end[c] *= T(0.5);
+      return;
+    }
+    double first[kUnits * kUnit<T>] = {}, last[kUnits * kUnit<T>] = {};
+    const auto add = [&](double sign) {
+      for (Index k = 0; k < n_; ++k) {
+        const double u = static_cast<double>(k) / static_cast<double>(n_ - 1);
+        for (Index c = 0; c < ld; ++c) {
+          first[c] += sign * (1 - u) * lines[k * ld + c];
+          last[c] += sign * u * lines[k * ld + c];
+        }
+      }
+    };
+    add(1);
+    std::fill(lines, lines + ld, T(0));
+    std::fill(end, end + ld, T(0));
+    filter<T>(rows, {lines, ld}, lines, n_, poles_, g.units, false, soon);
+    add(-1);
+    for (Index c = 0; c < ld; ++c) {
+      lines[c] += static_cast<T>(first[c]);
+      end[c] += static_cast<T>(last[c]);
+    }
+  }
+
+  Index n_, halo_;
+  bool odd_, adjoint_;
+  Poles<T> poles_;
+};
+
+// Memory of one thread: a block of `rows` rows, 64-byte aligned, and `more` elements.
+template <class T>
+struct Scratch {
+  Scratch(Index rows, Index more)
+      : all(new T[static_cast<std::size_t>((rows * kUnits + 1) * kUnit<T> + more)]) {
+    const auto over = static_cast<Index>(reinterpret_cast<std::uintptr_t>(all.get()) % 64 / sizeof(T));
+    block = all.get() + (kUnit<T> - over) % kUnit<T>;
+    rest = block + rows * kUnits * kUnit<T>;
+  }
+
+  std::unique_ptr<T[]> all;
+  T *block, *rest;
+};
+
+// The lines of a group, where they lie behind each other.
+template <class T>
+LineByLine lines_of(const T* at, const Group<T>& g, Index n) {
+  return {at + g.first * n, 1, 0, g.width * n * static_cast<Index>(sizeof(T))};
 }
 
-template <class T>
-void store(T* to, const T* lines, Index count, Index width, Index step, Index next) {
-  if (next == 1)
-    for (Index k = 0; k < count; ++k) std::memcpy(to + k * step, lines + k * kCols, sizeof(T) * width);
-  else
-    turn(to, next, lines, kCols, count, width);
+// Both axes of planes, while they are in the cache. Plane i lies at from_of(i) and goes to to_of(i).
+template <class T, class To, class From>
+void planes(Index count, const To& to_of, const From& from_of, const Axis<T>& y, const Axis<T>& z, int threads) {
+  const Index wide = z.n_in(), high = y.n_out(), bytes = static_cast<Index>(sizeof(T));
+  const Index beside = Group<T>::count(wide), behind = Group<T>::count(high);
+  parallel_for(count, 1, threads, [&](Index begin, Index end) {
+    const Scratch<T> s(std::max(y.rows(), z.rows()), high * wide);
+    for (Index i = begin; i < end; ++i) {
+      for (Index j = 0; j < beside; ++j) {
+        const auto group = Group<T>::of(j, wide);
+        LineByLine soon = j + 1 == beside ? lines_of(to_of(i), Group<T>::of(0, high), z.n_out()) : LineByLine();
+        y.across(s.rest + group.first, from_of(i) + group.first, wide, group, s.block, soon);
+      }
+      for (Index j = 0; j < behind; ++j) {
+        const auto group = Group<T>::of(j, high);
+        LineByLine soon = j + 1 < behind ? lines_of(to_of(i), Group<T>::of(j + 1, high), z.n_out())
+                          : i + 1 < end  ? LineByLine(from_of(i + 1), 1, 0, y.n_in() * wide * bytes)
+                                         : LineByLine();
+        z.along(to_of(i) + group.first * z.n_out(), s.rest + group.first * wide, group, s.block, soon);
+      }
+    }
+  });
 }
 
-// work(lines, scratch) turns `n_in` rows at lines[in_row] into `n_out` rows at lines[out_row].
-template <class T, class Work>
-void over_lines(T* out, const T* x, Index outer, Index n_in, Index in_row, Index n_out, Index out_row, Index inner,
-                Index rows, int threads, const Work& work) {
-  const bool last_axis = inner == 1;
-  const Index across = last_axis ? outer : inner, planes = last_axis ? 1 : outer;
-  const Index blocks = (across + kCols - 1) / kCols;
-  parallel_for(planes * blocks, 2, threads, [&](Index begin, Index end) {
-    std::vector<T> storage(static_cast<std::size_t>(2 * rows * kCols));
-    T *lines = storage.data(), *scratch = lines + rows * kCols;
-    for (Index piece = begin; piece < end; ++piece) {
-      const Index plane = piece / blocks, c0 = piece % blocks * kCols, width = std::min(kCols, across - c0);
-      const Index next_in = last_axis ? n_in : 1, next_out = last_axis ? n_out : 1;
-      load(lines + in_row * kCols, x + plane * n_in * inner + c0 * next_in, n_in, width, inner, next_in);
-      work(lines, scratch);
-      store(out + plane * n_out * inner + c0 * next_out, lines + out_row * kCols, n_out, width, inner, next_out);
+// One axis of volumes [outer, n, inner], which may be in place where the samples of a line are.
+template <class T, class To, class From>
+void columns(Index outer, Index inner, const To& to_of, const From& from_of, const Axis<T>& x, int threads) {
+  const Index groups = Group<T>::count(inner), bytes = static_cast<Index>(sizeof(T));
+  parallel_for(outer * groups, 2, threads, [&](Index begin, Index end) {
+    const Scratch<T> s(x.rows(), 0);
+    for (Index i = begin; i < end; ++i) {
+      const auto group = Group<T>::of(i % groups, inner), next = Group<T>::of((i + 1) % groups, inner);
+      LineByLine soon;
+      if (i + 1 < end) soon = {from_of((i + 1) / groups) + next.first, x.n_in(), inner * bytes, next.width * bytes};
+      x.across(to_of(i / groups) + group.first, from_of(i / groups) + group.first, inner, group, s.block, soon);
     }
   });
 }
 
 template <class T>
-bool check(const T* out, const T* x, Index outer, Index n, Index inner, int order, Boundary boundary) {
+struct Volume {
+  Axis<T> x, y, z;
+  Volume(const Index (&n)[3], int order, Boundary boundary, bool adjoint)
+      : x(order, n[0], boundary, adjoint), y(order, n[1], boundary, adjoint), z(order, n[2], boundary, adjoint) {}
+};
+
+template <class T>
+bool check(const T* out, const T* x, Index outer, const Index (&n)[3], int order, Boundary boundary) {
   check_spline(order, boundary, "prefilter");
-  MRISR_CHECK(n > 0, "prefilter: an axis needs at least one sample; it has " << n);
-  check_view(contiguous3(x, outer, n + 2 * spline_halo(order), inner), "prefilter", "x");
-  check_view(contiguous3(out, outer, n + 2 * spline_halo(order), inner), "prefilter", "out");
-  return outer > 0 && inner > 0;
+  const Index more = 2 * spline_halo(order);
+  for (const Index samples : n)
+    MRISR_CHECK(samples > 0, "prefilter: an axis needs at least one sample; it has " << samples);
+  const T one{};
+  check_view(contiguous3(&one, n[0] + more, n[1] + more, n[2] + more), "prefilter", "a volume");
+  const Index plane = (n[1] + more) * (n[2] + more);
+  check_view(contiguous3(x, outer, n[0] + more, plane), "prefilter", "x");
+  check_view(contiguous3(out, outer, n[0] + more, plane), "prefilter", "out");
+  return outer > 0;
 }
 
 }  // namespace
 
 template <class T>
-void prefilter(T* out, const T* x, Index outer, Index n, Index inner, int order, Boundary boundary, int threads) {
-  if (!check(out, x, outer, n, inner, order, boundary)) return;
-  const Index halo = spline_halo(order), rows = n + 2 * halo;
-  const Poles poles = poles_of(order, n, boundary);
-  const bool odd = boundary == Boundary::linear;
-  over_lines(out, x, outer, n, halo, rows, 0, inner, rows, threads, [&](T* lines, T*) {
-    filter(lines + halo * kCols, n, poles);
-    extend(lines + halo * kCols, n, halo, odd);
-  });
+void prefilter(T* out, const T* x, Index outer, const Index (&n)[3], int order, Boundary boundary, int threads) {
+  if (!check(out, x, outer, n, order, boundary)) return;
+  const Volume<T> v(n, order, boundary, false);
+  const Index plane = v.y.rows() * v.z.rows(), volume = v.x.rows() * plane, halo = spline_halo(order);
+  ask_for_large_pages(out, outer * volume * static_cast<Index>(sizeof(T)));
+  const auto inside = [&](Index o) { return out + o * volume + halo * plane; };
+  planes<T>(
+      outer * n[0], [&](Index i) { return inside(i / n[0]) + i % n[0] * plane; },
+      [&](Index i) { return x + i * n[1] * n[2]; }, v.y, v.z, threads);
+  columns<T>(outer, plane, [&](Index o) { return out + o * volume; }, inside, v.x, threads);
 }
 
 template <class T>
-void prefilter_adjoint(T* out, const T* grad, Index outer, Index n, Index inner, int order, Boundary boundary,
+void prefilter_adjoint(T* out, const T* grad, Index outer, const Index (&n)[3], int order, Boundary boundary,
                        int threads) {
-  if (!check(out, grad, outer, n, inner, order, boundary)) return;
-  const Index halo = spline_halo(order), rows = n + 2 * halo;
-  const Poles poles = poles_of(order, n, boundary);
-  const bool odd = boundary == Boundary::linear;
-  over_lines(out, grad, outer, rows, 0, n, halo, inner, rows, threads, [&](T* lines, T* scratch) {
-    extend_adjoint(lines + halo * kCols, n, halo, odd);
-    filter_adjoint(lines + halo * kCols, n, poles, scratch);
-  });
+  if (!check(out, grad, outer, n, order, boundary)) return;
+  const Volume<T> v(n, order, boundary, true);
+  const Index wide = v.x.rows(), plane = n[1] * n[2];
+  const std::unique_ptr<T[]> between(new T[static_cast<std::size_t>(outer * wide * plane)]);
+  ask_for_large_pages(between.get(), outer * wide * plane * static_cast<Index>(sizeof(T)));
+  ask_for_large_pages(out, outer * n[0] * plane * static_cast<Index>(sizeof(T)));
+  planes<T>(
+      outer * wide, [&](Index i) { return between.get() + i * plane; },
+      [&](Index i) { return grad + i * v.y.rows() * v.z.rows(); }, v.y, v.z, threads);
+  columns<T>(
+      outer, plane, [&](Index o) { return out + o * n[0] * plane; },
+      [&](Index o) { return between.get() + o * wide * plane; }, v.x, threads);
 }
 
-template void prefilter(float*, const float*, Index, Index, Index, int, Boundary, int);
-template void prefilter(double*, const double*, Index, Index, Index, int, Boundary, int);
-template void prefilter_adjoint(float*, const float*, Index, Index, Index, int, Boundary, int);
-template void prefilter_adjoint(double*, const double*, Index, Index, Index, int, Boundary, int);
+template void prefilter(float*, const float*, Index, const Index (&)[3], int, Boundary, int);
+template void prefilter(double*, const double*, Index, const Index (&)[3], int, Boundary, int);
+template void prefilter_adjoint(float*, const float*, Index, const Index (&)[3], int, Boundary, int);
+template void prefilter_adjoint(double*, const double*, Index, const Index (&)[3], int, Boundary, int);
 
 }  // namespace cpu
 }  // namespace mrisr

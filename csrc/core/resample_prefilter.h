@@ -1,4 +1,4 @@
-// B-spline coefficients of samples along one axis, and what lies beyond its ends.
+// B-spline coefficients of the samples of a volume, and what lies beyond its ends.
 //
 // Unser, Aldroubi and Eden (IEEE TSP 41, 1993): one causal and one anticausal first-order recursion per pole. The start
 // values are those of the whole infinite extension, so the result is the solution of the interpolation problem itself.
@@ -23,13 +23,13 @@ void check_spline(int order, Boundary boundary, const char* op);
 
 namespace cpu {
 
-// x: contiguous [outer, n, inner]; out: contiguous [outer, n + 2 halo, inner]. No overlap. T is float or double.
+// Along all three axes. x: contiguous [outer, n]; out: contiguous [outer, n + 2 halo]. No overlap. T is float or double.
 template <class T>
-void prefilter(T* out, const T* x, Index outer, Index n, Index inner, int order, Boundary boundary, int threads);
+void prefilter(T* out, const T* x, Index outer, const Index (&n)[3], int order, Boundary boundary, int threads);
 
-// The adjoint: grad is [outer, n + 2 halo, inner], out [outer, n, inner].
+// The adjoint: grad is [outer, n + 2 halo], out [outer, n]. Takes memory for one volume between the two.
 template <class T>
-void prefilter_adjoint(T* out, const T* grad, Index outer, Index n, Index inner, int order, Boundary boundary,
+void prefilter_adjoint(T* out, const T* grad, Index outer, const Index (&n)[3], int order, Boundary boundary,
                        int threads);
 
 }  // namespace cpu

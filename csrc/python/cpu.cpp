@@ -42,10 +42,10 @@ void bind_splines(py::module_& m, const std::string& type) {
     return s;
   };
   m.def(("prefilter_" + type).c_str(),
-        [](Address out, Address x, Index outer, Index n, Index inner, int order, int boundary, bool adjoint,
-           int threads) {
+        [](Address out, Address x, Index outer, Triple shape, int order, int boundary, bool adjoint, int threads) {
           const auto run = adjoint ? cpu::prefilter_adjoint<T> : cpu::prefilter<T>;
-          run(at<T>(out, "out"), at<const T>(x, "x"), outer, n, inner, order, static_cast<Boundary>(boundary), threads);
+          const Index n[3] = {shape[0], shape[1], shape[2]};
+          run(at<T>(out, "out"), at<const T>(x, "x"), outer, n, order, static_cast<Boundary>(boundary), threads);
         },
         release());
   m.def(("resample3d_" + type).c_str(),

@@ -16,9 +16,9 @@ Axes::Axes(const Matrix (&matrices)[3]) {
     packed.bands.resize(static_cast<std::size_t>(cpu::axis_bands(m.rows)));
     packed.coefficients.resize(static_cast<std::size_t>(cpu::axis_coefficients(m.rows, m.cols)));
     packed.matrix =
-        cpu::axis_pack(packed.bands.data(), packed.coefficients.data(), m.values.data(), m.rows, m.cols, shared::kDrop);
-    const cpu::AxisBand& last = packed.bands.back();
-    packed.coefficients.resize(static_cast<std::size_t>(last.at + 4 * last.count));
+        cpu::axis_pack(packed.bands.data(), packed.coefficients.data(), m.values.data(), m.rows, m.cols, shared::kDrop,
+                       axis == 2 ? cpu::Lines::along : cpu::Lines::across);
+    packed.coefficients.resize(static_cast<std::size_t>(packed.matrix.size));
     packed.coefficients.shrink_to_fit();
     packed.matrix.coefficients = packed.coefficients.data();
     steps_.push_back(std::move(packed));

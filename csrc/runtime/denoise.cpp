@@ -135,7 +135,7 @@ class Denoiser {
       else
         mean_matrix(w_.band.matrix, w_.band.work, inside_[d], voxel, width);
       band_[d] = cpu::axis_pack(w_.band.bands[d], w_.band.coefficients[d], w_.band.matrix, inside_[d], inside_[d],
-                                shared::kDrop);
+                                shared::kDrop, d == 2 ? cpu::Lines::along : cpu::Lines::across);
     }
   }
 

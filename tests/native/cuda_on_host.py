@@ -47,7 +47,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 CORE = ROOT / "csrc" / "core"
 # Of the CPU files, those that check arguments of the CUDA ones.
-CHECKS = ("isa", "noise", "noise_words", "parallel", "sampling")
+CHECKS = ("isa", "noise", "noise_words", "pages", "parallel", "sampling")
 # (order of threads and blocks, seed, most blocks of a launch, guarded behind its tensors or before them)
 RUNS = (
     ("ascending", 0, 16384, True),

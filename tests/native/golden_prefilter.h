@@ -16,21 +16,19 @@ struct Spline {
         boundary(c.is("boundary", "mirror") ? Boundary::mirror : Boundary::linear) {}
 };
 
-// x: [lead, n0, n1, n2]; returns the last buffer, its sizes grown or shrunk by two halos.
-inline Buffer<float> all_axes(Buffer<float> x, Index lead, std::array<Index, 3> n, const Spline& spline, bool adjoint,
+// x: [lead, n0, n1, n2]; the result's sizes are grown or shrunk by two halos.
+inline Buffer<float> all_axes(const Buffer<float>& x, Index lead, std::array<Index, 3> n, const Spline& spline, bool adjoint,
                               const Setting& s) {
   const Index width = 2 * spline_halo(spline.order);
-  for (int axis = 0; axis < 3; ++axis) {
-    Index outer = lead, inner = 1;
-    for (int d = 0; d < 3; ++d) (d < axis ? outer : inner) *= d == axis ? 1 : n[d];
-    const Index samples = adjoint ? n[axis] - width : n[axis];
-    n[axis] += adjoint ? -width : width;
-    auto out = s.fresh<float>(outer * n[axis] * inner);
-    const auto run = adjoint ? cpu::prefilter_adjoint<float> : cpu::prefilter<float>;
-    run(out.data(), x.data(), outer, samples, inner, spline.order, spline.boundary, s.threads);
-    x = std::move(out);
+  Index samples[3], count = lead;
+  for (int d = 0; d < 3; ++d) {
+    samples[d] = adjoint ? n[d] - width : n[d];
+    count *= adjoint ? samples[d] : n[d] + width;
   }
-  return x;
+  auto out = s.fresh<float>(count);
+  const auto run = adjoint ? cpu::prefilter_adjoint<float> : cpu::prefilter<float>;
+  run(out.data(), x.data(), lead, samples, spline.order, spline.boundary, s.threads);
+  return out;
 }
 
 // The last three sizes of an item, and the product of those before them.

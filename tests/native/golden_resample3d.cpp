@@ -38,7 +38,7 @@ Found run(const Case& c, const Setting& s) {
   const auto upstream = s.given<float>(c.at("upstream"));
   auto back = s.fresh<float>(padded);
   cpu::resample3d_adjoint(back.data(), displacement, upstream.data(), sampling, s.threads);
-  found["d.x"] = logical(all_axes(std::move(back), lead, extended, spline, true, s));
+  found["d.x"] = logical(all_axes(back, lead, extended, spline, true, s));
   if (field != nullptr) {
     auto slope = s.fresh<float>(field->count());
     cpu::resample3d_slope(slope.data(), coefficients.data(), displacement, upstream.data(), sampling, s.threads);

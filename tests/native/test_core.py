@@ -75,10 +75,10 @@ def sampling(source, target, order=1, boundary=0, matrix=MATRIX, threads=1):
         (lambda a: core.group_norm_merge(a, a, a, 1, 1, 1, 0.0), "eps must be positive; it is 0"),
         (lambda a: core.gather(a, (1, 1, 1), (1, 1, 1), a, (0, 1, 1), (1, 1, 1), (0, 0, 0), 1), r"volume.size\[0\] must be positive"),
         (lambda a: core.gather(a, (1, 1, 2), (1, 1, 2), a, (1, 1, 1), (1, 1, 1), (0, 0, 0), 1), "last axis of volume and tile must be contiguous"),
-        (lambda a: core.prefilter_f32(a, a, 1, 4, 1, 2, 0, False, 1), "prefilter: order must be 1, 3 or 5; it is 2"),
-        (lambda a: core.prefilter_f32(a, a, 1, 4, 1, 3, 2, False, 1), r"prefilter: boundary must be 0 \(linear\) or 1 \(mirror\); it is 2"),
-        (lambda a: core.prefilter_f64(a, a, 1, 0, 1, 3, 0, True, 1), "prefilter: an axis needs at least one sample; it has 0"),
-        (lambda a: core.prefilter_f32(0, a, 1, 4, 1, 3, 0, False, 1), "prefilter: out is a null pointer"),
+        (lambda a: core.prefilter_f32(a, a, 1, (1, 4, 1), 2, 0, False, 1), "prefilter: order must be 1, 3 or 5; it is 2"),
+        (lambda a: core.prefilter_f32(a, a, 1, (1, 4, 1), 3, 2, False, 1), r"prefilter: boundary must be 0 \(linear\) or 1 \(mirror\); it is 2"),
+        (lambda a: core.prefilter_f64(a, a, 1, (1, 0, 1), 3, 0, True, 1), "prefilter: an axis needs at least one sample; it has 0"),
+        (lambda a: core.prefilter_f32(0, a, 1, (1, 4, 1), 3, 0, False, 1), "prefilter: out is a null pointer"),
         (lambda a: core.resample3d_f32(a, a, 0, *sampling((0, 1, 1), (1, 1, 1))), r"resample3d: source\[0\] must lie in \[1, 2\^30\); it is 0"),
         (lambda a: core.resample3d_f32(a, a, 0, *sampling((1, 1, 1), (1, -1, 1))), r"resample3d: target\[1\] must not be negative; it is -1"),
         (lambda a: core.resample3d_f32(a, 0, 0, *sampling((1, 1, 1), (1, 1, 1))), "resample3d: coefficients is a null pointer"),
@@ -196,10 +196,10 @@ def test_splines_touch_nothing_past_the_end(size, order, boundary):
     padded = tuple(n + order + 1 for n in size)
     count, whole = int(np.prod(size)), int(np.prod(padded))
     c, d, y, slope = Guarded(whole), Guarded(3 * count), Guarded(count), Guarded(3 * count)
-    x, line = Guarded(size[2]), Guarded(padded[2])
-    x.array[:] = line.array[:] = c.array[:] = d.array[:] = 1e6
-    core.prefilter_f32(line.address, x.address, 1, size[2], 1, order, boundary, False, 1)
-    core.prefilter_f32(x.address, line.address, 1, size[2], 1, order, boundary, True, 1)
+    x = Guarded(count)
+    x.array[:] = d.array[:] = 1e6
+    core.prefilter_f32(c.address, x.address, 1, size, order, boundary, False, 1)
+    core.prefilter_f32(x.address, c.address, 1, size, order, boundary, True, 1)
     c.array[:] = 1.0
     call = sampling(size, size, order, boundary)
     core.resample3d_f32(y.address, c.address, d.address, *call)

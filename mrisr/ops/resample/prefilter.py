@@ -134,16 +134,11 @@ def _continued_adjoint(grad: torch.Tensor, axis: int, places: int, odd: bool) ->
 
 def _run_native(x: torch.Tensor, order: int, boundary: str, adjoint: bool) -> torch.Tensor:
     kind = "prefilter_f64" if x.dtype == torch.float64 else "prefilter_f32"
-    x, code = x.contiguous(), BOUNDARIES.index(boundary)
-    for axis in range(3):
-        shape, width = list(x.shape), 2 * halo(order)
-        shape[axis - 3] += -width if adjoint else width
-        out = x.new_empty(shape)
-        outer, inner = prod(shape[: axis - 3]), prod(shape[axis - 3 :][1:])
-        n = min(shape[axis - 3], x.shape[axis - 3])
-        CPU(kind, x.device, out, x, outer, n, inner, order, code, adjoint)
-        x = out
-    return x
+    x, width = x.contiguous(), 2 * halo(order)
+    out = _resized(x, -width if adjoint else width)
+    samples = list((out if adjoint else x).shape[-3:])
+    CPU(kind, x.device, out, x, prod(x.shape[:-3]), samples, order, BOUNDARIES.index(boundary), adjoint)
+    return out
 
 
 FAMILY = Family(

@@ -33,6 +33,8 @@ SPEC = Spec(
         "axis0": _case((17, 6, 41), 23, 0),
         "axis1": _case((5, 18, 67), 7, 1),
         "axis2": _case((5, 9, 33), 46, 2),
+        "several_pieces": _case((23, 5, 31), 18, 0),
+        "several_pieces_last": _case((9, 11, 30), 37, 2, band=4),
         "banded": _case((40, 7, 9), 61, 0, band=3),
         "one_voxel": _case((1, 1, 1), 1, 1),
         "one_line": _case((1, 1, 50), 3, 2),

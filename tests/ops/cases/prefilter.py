@@ -26,6 +26,8 @@ SPEC = Spec(
         "cubic": _case((2, 7, 33, 9), 3, "linear"),
         "cubic_mirror": _case((7, 9, 35), 3, "mirror"),
         "linear": _case((5, 6, 7), 1, "linear"),
+        "several_groups": _case((3, 70, 83), 5, "linear"),
+        "several_groups_mirror": _case((2, 5, 50, 150), 5, "mirror"),
         "one_voxel": _case((1, 1, 1), 5, "linear"),
         "short_axes": _case((3, 2, 3, 4), 5, "linear"),
         "short_axes_mirror": _case((4, 1, 2, 3), 5, "mirror"),
