@@ -5,6 +5,7 @@
 #include "isa.h"
 #include "noise_math.h"
 #include "noise_words.h"
+#include "pages.h"
 #include "parallel.h"
 
 namespace mrisr {
@@ -53,6 +54,7 @@ void normal_noise(float* out, const NoiseBox& box, int threads) {
   MRISR_CHECK(rows * box.shape[2] == 0 || out != nullptr, "noise: out is a null pointer");
   const NoiseKey key{static_cast<std::uint32_t>(box.seed), static_cast<std::uint32_t>(box.seed >> 32), box.sample,
                      box.step};
+  ask_for_large_pages(out, rows * box.shape[2] * static_cast<Index>(sizeof(float)));
   parallel_for(rows, grain(box), threads, [&](Index begin, Index end) {
     for (Index row = begin; row < end; ++row)
       normal_row(out + row * box.shape[2], box.shape[2], row_start(box, row), key);

@@ -2,8 +2,9 @@
 //
 // Box-Muller from two 32-bit words, written so that float32 loses nothing that matters:
 //   u = (w0 >> 9) + 1/2, times 2^-23: exact in float32, never 0 or 1; log keeps its relative precision near 1.
-//   the angle in half turns, t = (w1 >> 8) * 2^-23 - 1 in [-1, 1), exact; it is reduced exactly to [-1/4, 1/4]
+//   the angle in half turns, (w1 >> 8) * 2^-23 - 1 in [-1, 1), exact; it is reduced exactly to [-1/4, 1/4]
 //   before anything is rounded (2 pi t rounded first would cost 2e-6 after multiplication with the radius).
+// Both powers of two are left where they change no digit: in the exponent that the logarithm takes off, and in pi.
 #pragma once
 
 #include <cmath>
@@ -56,9 +57,10 @@ MRISR_NOISE_FN std::uint32_t as_bits(float value) {
   return bits;
 }
 
-// log(u) for u in (0, 1): u = m * 2^e with m in [sqrt(1/2), sqrt(2)); log m by the Cephes polynomial in m - 1.
-MRISR_NOISE_FN float log_unit(float u) {
-  const std::uint32_t shifted = as_bits(u) - 0x3f3504f3u;
+// log(k 2^-23) for k in [1/2, 2^23): the argument is m * 2^e with m in [sqrt(1/2), sqrt(2)); log m by the Cephes polynomial
+// in m - 1.
+MRISR_NOISE_FN float log_scaled(float k) {
+  const std::uint32_t shifted = as_bits(k) - (0x3f3504f3u + (23u << 23));
   const std::int32_t e = static_cast<std::int32_t>(shifted) >> 23;
   const float x = as_float((shifted & 0x007fffffu) + 0x3f3504f3u) - 1.0f;
   float p = 7.0376836292e-2f;
@@ -78,23 +80,27 @@ MRISR_NOISE_FN float log_unit(float u) {
   return (x + y) + f * 0.693359375f;
 }
 
-// cos(pi t) for t in [-1, 1): |t| is folded to the nearest of 0, 1/2, 1; the rest r in [-1/4, 1/4] is exact.
-MRISR_NOISE_FN float cos_half_turns(float t) {
-  const float a = fabsf(t);
-  const bool middle = a > 0.25f && a < 0.75f;
-  const float r = middle ? 0.5f - a : (a < 0.5f ? a : 1.0f - a);
-  const float v = r * 3.14159265358979f;
+// cos(pi t 2^-23) for whole t in [-2^23, 2^23]. |t| is folded to the nearest of 0, 1/2, 1 half turns; the rest, at most a
+// quarter, is a whole number still, so that nothing has been rounded. Sine and cosine of it are one polynomial with two sets of
+// coefficients: a processor that computes many at once would have to compute both.
+MRISR_NOISE_FN float cos_scaled(float t) {
+  constexpr float kHalf = 4194304.0f;  // 2^22: half of a half turn
+  const float d = kHalf - fabsf(t), from_half = fabsf(d);
+  const bool sine = from_half < 0.5f * kHalf;
+  const float v = (sine ? d : kHalf - from_half) * (3.14159265358979f * 1.1920928955078125e-7f);
   const float v2 = v * v;
-  const float s = v + v * v2 * (-1.6666654611e-1f + v2 * (8.3321608736e-3f + v2 * -1.9515295891e-4f));
-  const float c =
-      1.0f - 0.5f * v2 + v2 * v2 * (4.166664568298827e-2f + v2 * (-1.388731625493765e-3f + v2 * 2.443315711809948e-5f));
-  return middle ? s : (a < 0.5f ? c : -c);
+  const float c1 = sine ? -1.6666654611e-1f : 4.166664568298827e-2f;
+  const float c2 = sine ? 8.3321608736e-3f : -1.388731625493765e-3f;
+  const float c3 = sine ? -1.9515295891e-4f : 2.443315711809948e-5f;
+  const float first = sine ? v : 1.0f - 0.5f * v2;
+  const float value = first + (sine ? v : v2) * v2 * (c1 + v2 * (c2 + v2 * c3));
+  return as_float(as_bits(value) ^ (sine ? 0u : as_bits(d) & 0x80000000u));
 }
 
 MRISR_NOISE_FN float box_muller(std::uint32_t w0, std::uint32_t w1) {
-  const float u = (static_cast<float>(static_cast<std::int32_t>(w0 >> 9)) + 0.5f) * 1.1920928955078125e-7f;
-  const float t = static_cast<float>(static_cast<std::int32_t>(w1 >> 8)) * 1.1920928955078125e-7f - 1.0f;
-  return sqrtf(-2.0f * log_unit(u)) * cos_half_turns(t);
+  const float k = static_cast<float>(static_cast<std::int32_t>(w0 >> 9)) + 0.5f;
+  const float t = static_cast<float>(static_cast<std::int32_t>(w1 >> 8)) - 8388608.0f;
+  return sqrtf(-2.0f * log_scaled(k)) * cos_scaled(t);
 }
 
 }  // namespace noise

@@ -5,6 +5,7 @@
 
 #include "isa.h"
 #include "noise_words.h"
+#include "pages.h"
 #include "parallel.h"
 
 namespace mrisr {
@@ -63,6 +64,7 @@ void sampler_step(const SamplerStep& s, int threads) {
   check_step(s);
   if (s.count == 0) return;
   const StepRow r = step_row(s);
+  for (float* to : {s.next, s.x0}) ask_for_large_pages(to, s.count * static_cast<Index>(sizeof(float)));
   parallel_for(s.count, 32 * kBlock, threads, [&](Index begin, Index end) {
     for (Index i = begin; i < end; i += kBlock) {
       const Index n = std::min(end - i, kBlock);
