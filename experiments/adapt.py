@@ -109,7 +109,7 @@ def picture(trial: Trial, images: dict[str, np.ndarray], path: Path) -> None:
     planes = [np.take(v, v.shape[through] // 2, axis=through).T[::-1] / high for v in planes]
     planes.append(0.5 + 4 * (planes[-1] - planes[-2]))
     row = (255 * np.clip(np.concatenate(planes, axis=1), 0, 1)).astype(np.uint8)
-    save(Image.fromarray(np.repeat(np.repeat(row, 2, axis=0), 2, axis=1)), path)
+    save(Image.fromarray(row), path)
 
 
 def main() -> int:

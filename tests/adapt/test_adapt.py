@@ -112,10 +112,10 @@ def test_the_same_again_is_the_same_and_another_seed_is_not(scan, model):
 
 def test_kept_weights_give_the_same_result_by_every_engine(scan, student, tmp_path):
     kept = tmp_path / "session.safetensors"
+    base, _ = mrisr.upscale(scan, model=student, **HOW)
     for engine in ("torch", "openvino"):
         how = HOW | {"engine": engine}
         path = kept if engine == "torch" else tmp_path / "again.safetensors"
-        base, _ = mrisr.upscale(scan, model=student, **how)
         result, info = mrisr.upscale(scan, model=student, adapt=LONG, keep_adapted=path, **how)
         again, plain = mrisr.upscale(scan, model=path, **how)
         assert np.array_equal(again.data, result.data) and plain.adapt is None
