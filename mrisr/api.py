@@ -220,6 +220,7 @@ def upscale(
         with report.stage("load model"):
             network = model if hasattr(model, "denoiser") else registry.load(model)
         if adaptation is None:
+            how["holds_frames"] = not report.keeps_frames
             result, info = upscale_volume(scan, target, network, Options(**how), report)
         else:
             result, info = upscale_adapted(scan, target, network, Options(**how), adaptation, report)

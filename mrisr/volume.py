@@ -11,7 +11,7 @@ import numpy as np
 from mrisr.errors import GeometryError, InputError
 from mrisr.grid import Grid, check_affine
 
-__all__ = ["ACQUISITION_FACTS", "Volume", "as_float32", "check_dtype", "check_shape"]
+__all__ = ["ACQUISITION_FACTS", "Frames", "Volume", "as_float32", "check_contrast", "check_dtype", "check_shape"]
 
 # What `Volume.meta` may hold: DICOM keywords, which BIDS sidecars share, and what their values are. Lengths in mm,
 # field in tesla.
@@ -34,11 +34,34 @@ LARGEST_VOXEL_MM, LARGEST_VIEW_MM = 100.0, 5000.0
 SMALLEST_VOXEL_MM = 0.01  # of the widest side: finer than any scanner, and what metres or microns for millimetres give
 
 
+class Frames:
+    """A series [X, Y, Z, T] that is nowhere as a whole, in place of the array that `Volume.data` is otherwise.
+
+    Whoever makes one has checked its voxels. This one's frames are elsewhere: it knows their shape, and no voxel.
+    """
+
+    dtype, ndim = np.dtype(np.float32), 4
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = tuple(int(n) for n in shape)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Each frame: float32 [X, Y, Z], C-contiguous, the caller's own."""
+        return (self.frame(t) for t in range(self.shape[3]))
+
+    def frame(self, t: int) -> np.ndarray:
+        """One frame, likewise."""
+        raise RuntimeError("the frames of this series were given to whoever asked for them, one by one; none is kept")
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.stack(list(self), axis=-1).astype(dtype or self.dtype, copy=False)
+
+
 @dataclass(frozen=True, eq=False)
 class Volume:
     """One scan, or a series of scans on one grid.
 
-    data    [X, Y, Z] or [X, Y, Z, T], any real dtype, kept as float32; axis order as stored, never permuted
+    data    [X, Y, Z] or [X, Y, Z, T], any real dtype, kept as float32; axis order as stored, never permuted; or Frames
     affine  (4, 4) float64, voxel index -> mm, RAS+
     header  the source's nibabel header, kept for writing back, or None
     name    what error messages call it: the path, or "array"
@@ -48,7 +71,7 @@ class Volume:
     voxels along an axis, is not real, has NaN, Inf or values outside float32, or is constant in any frame.
     """
 
-    data: np.ndarray
+    data: np.ndarray | Frames
     affine: np.ndarray
     header: Any = field(default=None, repr=False)
     name: str = "array"
@@ -58,10 +81,11 @@ class Volume:
 
     def __post_init__(self) -> None:
         check_shape(np.shape(self.data), self.name, FEWEST_VOXELS if self.from_outside else 1)
-        data = as_float32(self.data, self.name)
-        if self.from_outside:
-            _check_contrast(data, self.name)
-        object.__setattr__(self, "data", data)
+        if not isinstance(self.data, Frames):
+            data = as_float32(self.data, self.name)
+            if self.from_outside:
+                check_contrast(data, self.name)
+            object.__setattr__(self, "data", data)
         object.__setattr__(self, "affine", check_affine(self.affine, self.name).copy())
         if self.from_outside:
             _check_size(self)
@@ -81,9 +105,11 @@ class Volume:
         return self.grid.voxel_size
 
     def frames(self) -> Iterator[np.ndarray]:
-        """Each 3D array [X, Y, Z] in turn; one for 3D data. A frame of 4D data is a view."""
+        """Each 3D array [X, Y, Z] in turn; one for 3D data. A frame of a 4D array is a view."""
         if self.data.ndim == 3:
             yield self.data
+        elif isinstance(self.data, Frames):
+            yield from self.data
         else:
             for t in range(self.data.shape[3]):
                 yield self.data[..., t]
@@ -155,10 +181,12 @@ def _check_size(volume: Volume) -> None:
         )
 
 
-def _check_contrast(data: np.ndarray, name: str) -> None:
+def check_contrast(data: np.ndarray, name: str, first: int = 0, count: int | None = None) -> None:
+    """InputError where the volume, or a frame, is constant; count: of the series that begins `first` frames before."""
     frames = data if data.ndim == 4 else data[..., None]
     low, high = frames.min(axis=(0, 1, 2)), frames.max(axis=(0, 1, 2))
     flat = np.flatnonzero(low == high)
     if flat.size:
-        which = f"frame {flat[0]} of {len(low)} is" if data.ndim == 4 else "the volume is"
+        of_series = data.ndim == 4 or count is not None
+        which = f"frame {first + flat[0]} of {count or len(low)} is" if of_series else "the volume is"
         raise InputError(f"{name}: {which} constant (every voxel {low[flat[0]]:g}); expected an image")

@@ -60,11 +60,13 @@ class Scan:
         """Whether the source is DICOM."""
         return isinstance(self.source, tuple) or nifti.ending_of(self.source, nifti.READ_ENDINGS) is None
 
-    def read(self) -> tuple[Volume, dicom.Series | None]:
-        """The voxels, and the series that they are of. Raises as `nifti.read`, `dicom.find` and, where the result is to
-        be a derived series, `dicom.check_source` do."""
+    def read(self, *, framewise: bool = False) -> tuple[Volume, dicom.Series | None]:
+        """The voxels, and the series that they are of; framewise: as for `nifti.read`.
+
+        Raises as `nifti.read`, `dicom.find` and, where the result is to be a derived series, `dicom.check_source` do.
+        """
         if not self.from_dicom:
-            return nifti.read(self.source, sidecars=self.sidecars), None
+            return nifti.read(self.source, sidecars=self.sidecars, framewise=framewise), None
         series = dicom.find(self.source, series=self.series, group=self.group)
         if self.to_dicom:
             dicom.check_source(series)

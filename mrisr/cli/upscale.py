@@ -157,7 +157,7 @@ def _one(args: argparse.Namespace, scan, options: dict, voice: Voice) -> int:
             report.check(place, force=again)
         if args.std:
             nifti.check_output(args.std, force=replace)
-        source, series = scan.read()
+        source, series = scan.read(framewise=_apart(args, scan, options))
         others, other_series = scan.read_others(series, force=args.join_force)
         use_threads(args.threads)
         with _frames(args, scan, source, outputs) as frames:
@@ -247,20 +247,33 @@ class _Told:
 
     progress: Callable[[str, float], None]
     frame: Callable | None
+    keeps_frames: bool
 
     def __call__(self, stage: str, fraction: float) -> None:
         self.progress(stage, fraction)
+
+
+def _apart(args: argparse.Namespace, scan, options: dict) -> bool:
+    """Whether a 4D scan may be read, computed and written a frame at a time: no stage needs all of it, nor is any of it
+    shown or kept."""
+    whole = (args.preview, args.report, args.memory, args.adapt, options["bias"] == "auto", args.samples > 1)
+    return not (any(whole) or scan.others or scan.to_dicom) and args.dtype == "float32" and not _is_mgh(scan.target)
+
+
+def _is_mgh(target: Path) -> bool:
+    from mrisr.io import nifti
+
+    return nifti.ending_of(target) in nifti.MGH_ENDINGS
 
 
 def _frames(args: argparse.Namespace, scan, source, outputs: Outputs):
     """What writes the frames of a 4D result while the next are computed, or a context of None: where they need each
     other (int16 has one slope for all) or another format, or where a budget is stated: it holds one frame more."""
     from mrisr.batch import provenance
-    from mrisr.io import nifti
     from mrisr.io.frames import FrameWriter
 
     apart = source.data.ndim == 4 and not scan.to_dicom and args.dtype == "float32" and args.memory is None
-    if not apart or nifti.ending_of(scan.target) in nifti.MGH_ENDINGS:
+    if not apart or _is_mgh(scan.target):
         return nullcontext()
     return FrameWriter(outputs.stage("--output"), source, provenance.description(args.model))
 
@@ -269,6 +282,7 @@ def _upscale(args: argparse.Namespace, source, others: list, options: dict, voic
     """(result, info), with the bar that belongs to it; `frames` gets each frame of a 4D result when it is done."""
     load("mrisr.api")
     from mrisr.batch import per_scan
+    from mrisr.volume import Frames
 
     gradnl = per_scan.distortion(options, args.radius, source)
     forecast = Forecast(many.kind(args), args.device)
@@ -286,7 +300,7 @@ def _upscale(args: argparse.Namespace, source, others: list, options: dict, voic
             **{**options, "gradnl": gradnl},
             **running(args),
             model=args.model,
-            progress=_Told(progress, None if frames is None else frames.add),
+            progress=_Told(progress, None if frames is None else frames.add, isinstance(source.data, Frames)),
             return_info=True,
         )
         voice.detail(f"  all: {time.perf_counter() - start:.2f} s")

@@ -28,7 +28,7 @@ class FrameResult:
     """One finished frame.
 
     Attributes:
-        image: float32 [X, Y, Z] on the target grid, in the units of the input.
+        image: float32 [X, Y, Z] on the target grid, in the units of the input; None where it was given away.
         std: of the samples, likewise, or None.
         plan: what ran.
         seam: largest difference between neighbouring tiles, as a share of the result's range (p99.9 - p0.1); None where
@@ -39,7 +39,7 @@ class FrameResult:
         displacement: what correcting the geometry did.
     """
 
-    image: np.ndarray
+    image: np.ndarray | None
     std: np.ndarray | None
     plan: FramePlan
     seam: float | None

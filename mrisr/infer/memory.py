@@ -195,7 +195,7 @@ def demand(
         cost: of the engine.
         resident_bytes: `resident()` before the volumes of the job exist; 0 for a GPU.
         width: channels of the network's finest level (float32, at half resolution: 1/8 of the voxels).
-        frames: of a 4D scan; the result holds all of them.
+        frames: of a 4D scan that the result holds.
         samples, steps: above 1, further copies of the target are kept (mean, spread, state).
         ensemble: mirrorings averaged; above 1, their sum and a mirrored start and residual are kept.
         maps: bytes per network voxel of an engine that gives its memory back; None: what `cost` says of one that

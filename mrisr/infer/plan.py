@@ -204,7 +204,7 @@ def _needs(
         target_voxels=int(np.prod(geometry.target.shape)),
         width=facts.width,
         weight_bytes=facts.weight_bytes,
-        frames=geometry.frames,
+        frames=geometry.frames if options.holds_frames else 1,
         samples=options.samples,
         steps=options.steps,
         ensemble=options.ensemble,

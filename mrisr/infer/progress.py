@@ -19,7 +19,8 @@ class Report:
 
     The callback runs in the caller's thread; an exception that it raises ends the run. Where it has an attribute
     `frame`, that is called as frame(index, voxels [X, Y, Z], affine) for every frame of a 4D scan that is done, in
-    order: the result's own voxels, not to be written to.
+    order: the result's own voxels, not to be written to. Where its attribute `keeps_frames` is true, the result has no
+    voxels: the frames are the callback's.
     """
 
     def __init__(self, callback: Callback | None = None) -> None:
@@ -41,6 +42,11 @@ class Report:
     def tick(self, fraction: float) -> None:
         if self.callback is not None:
             self.callback(self._stage, min(1.0, max(0.0, float(fraction))))
+
+    @property
+    def keeps_frames(self) -> bool:
+        """Whether the frames of a 4D result are the callback's alone."""
+        return bool(getattr(self.callback, "keeps_frames", False))
 
     def frame(self, index: int, image: np.ndarray, affine: np.ndarray) -> None:
         deliver = getattr(self.callback, "frame", None)

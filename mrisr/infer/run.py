@@ -26,7 +26,7 @@ from mrisr.infer.plan import FramePlan, Plan, Route, choose_engine, plan_frame, 
 from mrisr.infer.progress import Report
 from mrisr.infer.start import conditions, foregrounds, start
 from mrisr.physics.degrade import ForwardModel
-from mrisr.volume import Volume
+from mrisr.volume import Frames, Volume
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,18 +81,21 @@ def upscale_volume(
             results.append(_frame(stages, runner, volume.data, messages))
             out, std = results[0].image, results[0].std
         else:
-            out = np.empty(target.shape + volume.data.shape[3:], np.float32)
-            std = np.empty_like(out) if options.samples > 1 else None
+            shape = target.shape + volume.data.shape[3:]
+            out = np.empty(shape, np.float32) if options.holds_frames else None
+            std = np.empty(shape, np.float32) if options.samples > 1 else None
             for t, data in enumerate(volume.frames()):
                 result = _frame(stages, runner, data, messages)
                 report.frame(t, result.image[plan.extent], plan.output.affine)
-                results.append(_stored(result, out[..., t], None if std is None else std[..., t]))
-                del result  # its voxels, which are in `out` now
+                results.append(_stored(result, *(None if v is None else v[..., t] for v in (out, std))))
+                del result  # its voxels, which are in `out` now, or whoever was told has them
         account_of_engine = engine_info(runner.engine, plan, results, runner.graphs)
     info = account(plan, results, account_of_engine, stages.corrector, messages, report.seconds)
     out, std = (None if v is None else np.ascontiguousarray(v[plan.extent]) for v in (out, std))
     if std is not None:
         info.std = volume.replace(std, plan.output.affine)
+    if out is None:
+        out = Frames((*plan.output.shape, *volume.data.shape[3:]))
     return volume.replace(out, plan.output.affine), info
 
 
@@ -140,9 +143,10 @@ def _spilled(engine: Engine, frame_plan: FramePlan) -> int:
     return max(engine.spill_bytes(p.tiles.tile) if p.spill else 0 for p in frame_plan.passes)
 
 
-def _stored(result: FrameResult, out: np.ndarray, std: np.ndarray | None) -> FrameResult:
-    """The result with its voxels where they belong."""
-    out[...] = result.image
+def _stored(result: FrameResult, out: np.ndarray | None, std: np.ndarray | None) -> FrameResult:
+    """The result with its voxels where they belong; without them where that is nowhere."""
+    if out is not None:
+        out[...] = result.image
     if std is not None:
         std[...] = result.std
     return replace(result, image=out, std=std)

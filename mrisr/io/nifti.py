@@ -30,6 +30,7 @@ from mrisr import schema
 from mrisr.errors import GeometryError, InputError, MemoryBudgetError, MrisrWarning, OutputError
 from mrisr.io import gzipped, whole_numbers
 from mrisr.io.atomic import check_target, replacing
+from mrisr.io.framewise import FileFrames
 from mrisr.io.headers import affine_in_mm, mgh_header, nifti_header, qform
 from mrisr.volume import ACQUISITION_FACTS, Volume, check_dtype, check_shape
 
@@ -59,21 +60,25 @@ DIFFERENT_MM = 0.1
 LARGEST_SIDECAR, SIDECAR_DEPTH = 1 << 24, 64
 
 
-def read(path: str | os.PathLike, *, scan: bool = True, sidecars: Sequence[Path] | None = None) -> Volume:
+def read(
+    path: str | os.PathLike, *, scan: bool = True, sidecars: Sequence[Path] | None = None, framewise: bool = False
+) -> Volume:
     """The volume in a NIfTI or MGH file, scaled by the file's slope and intercept, float32.
 
     `.header` is the file's, `.name` the path as given, `.meta` what BIDS sidecars (`sidecar_facts`) state of
-    ACQUISITION_FACTS. `scan=False` reads a field, which may be constant. Raises InputError naming the file,
-    what was found and what to do, GeometryError where the voxels have no usable place in space. Warns
-    (MrisrWarning) where the header was repaired or disagrees with itself.
+    ACQUISITION_FACTS. `scan=False` reads a field, which may be constant. `framewise` leaves the voxels of a 4D NIfTI
+    file there, to be read a frame at a time (`mrisr.io.framewise`; `.data` is no array then).
+
+    Raises InputError naming the file, what was found and what to do, GeometryError where the voxels have no usable
+    place in space. Warns (MrisrWarning) where the header was repaired or disagrees with itself.
     """
     name, path = os.fspath(path), Path(path)
     length = _check_readable(path, name)
     with ExitStack() as files:
-        return _read(path, name, length, scan, sidecars, files)
+        return _read(path, name, length, scan, sidecars, framewise, files)
 
 
-def _read(path: Path, name: str, length: int, scan: bool, sidecars, files: ExitStack) -> Volume:
+def _read(path: Path, name: str, length: int, scan: bool, sidecars, framewise: bool, files: ExitStack) -> Volume:
     """`read` of a file of `length` bytes, unzipped; what is opened is left to `files`."""
     with _reading(name):
         image = _unzipped(nib.load(path, mmap=False), files)
@@ -82,7 +87,20 @@ def _read(path: Path, name: str, length: int, scan: bool, sidecars, files: ExitS
     if isinstance(image, Nifti1Pair):
         _check_raw_voxel_size(image, name)
     _check_length(image, path, name, length)
-    return from_image(image, name=name, meta=sidecar_facts(path, sidecars), scan=scan)
+    facts = sidecar_facts(path, sidecars)
+    if framewise and isinstance(image, Nifti1Pair) and len(image.shape) == 4:
+        return _framewise(image, name, facts)
+    return from_image(image, name=name, meta=facts, scan=scan)
+
+
+def _framewise(image: Nifti1Pair, name: str, facts: dict) -> Volume:
+    """As `from_image`, of a series that stays in its file."""
+    check_dtype(np.dtype(image.get_data_dtype()), name)
+    check_shape(image.shape, name)
+    frames = FileFrames(image.dataobj, Path(image.file_map["image"].filename), name)
+    volume = Volume(frames, affine_in_mm(image.affine, image.header), image.header.copy(), name, facts)
+    _warn_where_header_disagrees(volume)
+    return volume
 
 
 def _unzipped(image: SpatialImage, files: ExitStack) -> SpatialImage:

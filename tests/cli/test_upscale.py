@@ -184,12 +184,22 @@ def frames_of(head, tmp_path):
 
 
 def test_frames_are_written_while_the_next_are_computed(frames_of, weights, tmp_path, mrisr_command):
-    """Except within a stated budget, where all wait for the last: the files are the same."""
+    """And read so; except within a stated budget, where all wait for the last: the files are the same."""
     how = ("upscale", "-i", frames_of, "--voxel-size", 1.5, "--model", weights, "--engine", "torch", "--quiet")
     for name, more in (("apart.nii", ()), ("whole.nii", ("--memory", "8GB"))):
         assert mrisr_command(*how, "-o", tmp_path / name, *more).code == 0
     assert (tmp_path / "apart.nii").read_bytes() == (tmp_path / "whole.nii").read_bytes()
     assert nib.load(tmp_path / "apart.nii").shape[3] == 3
+
+
+@pytest.mark.parametrize("more", [(), ("--preview", "p.png"), ("--samples", 2, "--std", "s.nii"), ("--report", "r")])
+def test_a_series_is_read_at_once_where_all_of_it_is_shown(frames_of, weights, tmp_path, mrisr_command, more):
+    """The result does not depend on it."""
+    how = ("upscale", "-i", frames_of, "--voxel-size", 1.5, "--model", weights, "--engine", "torch", "--quiet")
+    more = [tmp_path / word if str(word)[:1] in "psr" else word for word in more]
+    assert mrisr_command(*how, "-o", tmp_path / "out.nii", *more).code == 0
+    result = nib.load(tmp_path / "out.nii")
+    assert result.shape[3] == 3 and all(np.ptp(result.dataobj[..., t]) > 100 for t in range(3))
 
 
 def test_a_run_that_breaks_off_among_frames_leaves_nothing(frames_of, weights, tmp_path, mrisr_command, monkeypatch):
