@@ -60,15 +60,16 @@ class _Residual:
 
 
 def _residual(x: torch.Tensor, lr: torch.Tensor, model: ForwardModel) -> _Residual:
-    made = model.forward(x)
-    if made is x or made.device.type != "cpu" or made.dtype != torch.float32 or native.reason() is not None:
+    image = model.forward(x)
+    if image is x or image.device.type != "cpu" or image.dtype != torch.float32 or native.reason() is not None:
         mask = certain(lr)
-        values = (lr - made).masked_fill_(~mask, 0)
+        values = (lr - image).masked_fill_(~mask, 0)
         return _Residual(values, float(values.double().square().sum()), int(mask.sum()))
     scan = lr.contiguous()
     planes, plane = scan.shape[0], scan[0].numel()
-    found = native.module().misfit(made.data_ptr(), scan.data_ptr(), CERTAIN, planes, plane, torch.get_num_threads())
-    return _Residual(made, *found)
+    threads = torch.get_num_threads()
+    sums = native.module().misfit(image.data_ptr(), scan.data_ptr(), CERTAIN, planes, plane, threads)
+    return _Residual(image, *sums)
 
 
 def correct(x: torch.Tensor, lr: torch.Tensor, model: ForwardModel, noise_sigma: float) -> Consistency:
