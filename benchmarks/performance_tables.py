@@ -12,7 +12,7 @@ LOSSES = {
     ("resample3d", "compile"): "Inductor turns the eight taps of order 1 into one vector loop; ours is one loop for "
     "all orders, and mrisr itself interpolates with order 5, which has no such rival.",
     ("sampler_step", "compile"): "Without noise the step is a handful of sums, which Inductor writes for exactly these "
-    "arguments; ours covers every combination, and takes milliseconds of a job of seconds.",
+    "arguments and shape; ours is one loop too, for every combination, and takes milliseconds of a job of seconds.",
     (
         "group_norm",
         "compile",

@@ -1,7 +1,7 @@
 """Seconds of a call on a CPU or a GPU, and what the machine can do at most: copy bandwidth and matrix products.
 
 Medians of calls after a warm-up, the caches emptied before every call, so that a share of the copy bandwidth means
-something; on a GPU by events. Never time zeros: random numbers cost what real ones do.
+something, and all threads asleep; on a GPU by events. Never time zeros: random numbers cost what real ones do.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from statistics import median
 import torch
 
 CACHE_BYTES = 256 * 2**20  # more than the caches hold; rewritten between calls
+# Seconds of quiet after that: the threads that did it go on turning for some milliseconds, in case there is more to do,
+# and whoever has threads of its own would be timed beside them.
+SETTLE = 0.03
 QUICK = 0.05  # a budget below this many seconds is for seeing that it runs: caches stay as they are
 
 
@@ -27,6 +30,9 @@ def _on_cpu(call, budget: float, least: int) -> list[float]:
     times, first = [], time.perf_counter()
     while len(times) < least or (time.perf_counter() - first < budget and len(times) < 1000):
         other.mul_(-1)
+        if budget >= QUICK:
+            time.sleep(SETTLE)
+            first += SETTLE
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)

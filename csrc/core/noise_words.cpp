@@ -31,7 +31,7 @@ void any_words(std::uint32_t* w0, std::uint32_t* w1, Index n, std::uint64_t firs
 
 // The first two rounds, as far as they are the same for all voxels with one upper word.
 struct Start {
-  std::uint32_t to_c2;         // round 1: c2 = upper(m0 voxel) ^ to_c2, c3 = m0 voxel
+  std::uint32_t to_c2;           // round 1: c2 = upper(m0 voxel) ^ to_c2, c3 = m0 voxel
   std::uint32_t to_c0, from_c3;  // round 2: c0 = upper(m1 c2) ^ to_c0, c1 = m1 c2, c2 = c3 ^ from_c3
   std::uint32_t c3;
 

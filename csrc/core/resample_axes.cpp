@@ -15,12 +15,13 @@ namespace cpu {
 namespace {
 
 constexpr Index kFloat = sizeof(float);
-constexpr Index kRows = kAxisRows;  // output samples across lines computed together: each loaded input is used four times
-constexpr Index kUnit = 16;   // floats of a cache line: lines that lie beside each other, or output samples along one
-constexpr Index kUnits = 4;   // of those computed together at most: with four rows, the sums fill half the registers
+constexpr Index kRows =
+    kAxisRows;               // output samples across lines computed together: each loaded input is used four times
+constexpr Index kUnit = 16;  // floats of a cache line: lines that lie beside each other, or output samples along one
+constexpr Index kUnits = 4;  // of those computed together at most: with four rows, the sums fill half the registers
 constexpr Index kCols = kUnit * kUnits;
 constexpr Index kSoon = 4 * kRows;  // output samples between what is computed and what is fetched to be written
-constexpr Index kLines = 42;  // lines along the last axis in a piece: whole tiles of every instruction set
+constexpr Index kLines = 42;        // lines along the last axis in a piece: whole tiles of every instruction set
 
 #if defined(__GNUC__) || defined(__clang__)
 template <int Bytes>
@@ -62,8 +63,7 @@ MRISR_INLINE void product_body(float* to, Index ld, const float* coefficients, c
     return tile<64, 1>(to, ld, coefficients, lines, ld_lines, count);
   }
   constexpr Index step = 2 * Bytes / sizeof(float);
-  for (Index c = 0; c < units * kUnit; c += step)
-    tile<Bytes, 2>(to + c, ld, coefficients, lines + c, ld_lines, count);
+  for (Index c = 0; c < units * kUnit; c += step) tile<Bytes, 2>(to + c, ld, coefficients, lines + c, ld_lines, count);
 }
 
 // to[r * ld + i] = sum_k coefficients[k][i] * x[r * ld_x + k] for the kUnit output samples i of R lines.
@@ -97,14 +97,14 @@ MRISR_INLINE void along_body(float* to, Index ld, const float* coefficients, con
   for (; r < lines; ++r) along_tile<Bytes, 1>(to + r * ld, ld, coefficients, x + r * ld_x, ld_x, count);
 }
 
-#define MRISR_PRODUCTS(suffix, target, bytes)                                                                   \
-  target void product_##suffix(float* to, Index ld, const float* coefficients, const float* lines, Index units, \
-                               Index count) {                                                                   \
-    product_body<bytes>(to, ld, coefficients, lines, units, count);                                             \
-  }                                                                                                             \
-  target void along_##suffix(float* to, Index ld, const float* coefficients, const float* x, Index ld_x,        \
-                             Index lines, Index count) {                                                        \
-    along_body<bytes>(to, ld, coefficients, x, ld_x, lines, count);                                             \
+#define MRISR_PRODUCTS(suffix, target, bytes)                                                                         \
+  target void product_##suffix(float* to, Index ld, const float* coefficients, const float* lines, Index units,       \
+                               Index count) {                                                                         \
+    product_body<bytes>(to, ld, coefficients, lines, units, count);                                                   \
+  }                                                                                                                   \
+  target void along_##suffix(float* to, Index ld, const float* coefficients, const float* x, Index ld_x, Index lines, \
+                             Index count) {                                                                           \
+    along_body<bytes>(to, ld, coefficients, x, ld_x, lines, count);                                                   \
   }
 MRISR_PRODUCTS(base, , 16)
 #ifdef MRISR_TARGET_V4

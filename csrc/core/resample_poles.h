@@ -112,8 +112,8 @@ struct Ramp {
 // One pole of n >= 2 samples: read(k) gives rows, write(k, row) takes them back, and what lies between is in the block.
 // Everything is multiplied by `gain` on the way. soon: fetched meanwhile.
 template <class T, int N, class Read, class Write>
-MRISR_INLINE void one_pole(const Read& read, const Write& write, T* block, Index n, const Pole<T>& pole, int sign, T gain,
-                           LineByLine& soon) {
+MRISR_INLINE void one_pole(const Read& read, const Write& write, T* block, Index n, const Pole<T>& pole, int sign,
+                           T gain, LineByLine& soon) {
   constexpr int kLanes = Row<T, N>::kLanes;
   constexpr Index ld = N * kUnit<T>;
   const T z = pole.root;
@@ -187,10 +187,17 @@ template <class T>
 MRISR_INLINE void filter_body(Rows<T> to, Rows<const T> from, T* block, Index n, const Poles<T>& poles, Index units,
                               bool ramp, LineByLine& soon) {
   ramp = ramp && poles.sign < 0;
-  if (units == 4) return ramp ? filter_rows<T, 4, true>(to, from, block, n, poles, soon) : filter_rows<T, 4, false>(to, from, block, n, poles, soon);
-  if (units == 3) return ramp ? filter_rows<T, 3, true>(to, from, block, n, poles, soon) : filter_rows<T, 3, false>(to, from, block, n, poles, soon);
-  if (units == 2) return ramp ? filter_rows<T, 2, true>(to, from, block, n, poles, soon) : filter_rows<T, 2, false>(to, from, block, n, poles, soon);
-  return ramp ? filter_rows<T, 1, true>(to, from, block, n, poles, soon) : filter_rows<T, 1, false>(to, from, block, n, poles, soon);
+  if (units == 4)
+    return ramp ? filter_rows<T, 4, true>(to, from, block, n, poles, soon)
+                : filter_rows<T, 4, false>(to, from, block, n, poles, soon);
+  if (units == 3)
+    return ramp ? filter_rows<T, 3, true>(to, from, block, n, poles, soon)
+                : filter_rows<T, 3, false>(to, from, block, n, poles, soon);
+  if (units == 2)
+    return ramp ? filter_rows<T, 2, true>(to, from, block, n, poles, soon)
+                : filter_rows<T, 2, false>(to, from, block, n, poles, soon);
+  return ramp ? filter_rows<T, 1, true>(to, from, block, n, poles, soon)
+              : filter_rows<T, 1, false>(to, from, block, n, poles, soon);
 }
 
 // Coefficients past both ends of n rows. Taken outwards by turns, each reads one that is already there.

@@ -165,8 +165,7 @@ class Axis {
 // Memory of one thread: a block of `rows` rows, 64-byte aligned, and `more` elements.
 template <class T>
 struct Scratch {
-  Scratch(Index rows, Index more)
-      : all(new T[static_cast<std::size_t>((rows * kUnits + 1) * kUnit<T> + more)]) {
+  Scratch(Index rows, Index more) : all(new T[static_cast<std::size_t>((rows * kUnits + 1) * kUnit<T> + more)]) {
     const auto over = static_cast<Index>(reinterpret_cast<std::uintptr_t>(all.get()) % 64 / sizeof(T));
     block = all.get() + (kUnit<T> - over) % kUnit<T>;
     rest = block + rows * kUnits * kUnit<T>;

@@ -39,21 +39,28 @@ void add_noise(float* next, Index n, const StepRow& r, Index first) {
   }
 }
 
-MRISR_INLINE void step_block_body(const SamplerStep& s, const StepRow& r, Index first, Index n) {
+// One loop for every combination of what there is: a value is read once and written once.
+template <bool kClamp, bool kBefore>
+MRISR_INLINE void step_loop(const SamplerStep& s, const StepRow& r, Index first, Index n) {
   const float* __restrict__ x = s.x + first;
-  const float* v = static_cast<const float*>(s.f) + first;
+  const float* v = static_cast<const float*>(s.f) + first;  // may be x0
+  const float* __restrict__ before = kBefore ? s.before + first : nullptr;
+  float* x0 = kClamp ? s.x0 + first : nullptr;
   float* __restrict__ next = s.next + first;
-  if (s.x0 != nullptr) {
-    float* x0 = s.x0 + first;  // may be f
 #pragma GCC ivdep
-    for (Index i = 0; i < n; ++i) x0[i] = step_clamp(v[i], s.low, s.high);
-    v = x0;
+  for (Index i = 0; i < n; ++i) {
+    const float value = kClamp ? step_clamp(v[i], s.low, s.high) : v[i];
+    if constexpr (kClamp) x0[i] = value;
+    const float sum = r.a * x[i] + r.b * value;
+    next[i] = kBefore ? sum + r.c * before[i] : sum;
   }
-  for (Index i = 0; i < n; ++i) next[i] = r.a * x[i] + r.b * v[i];
-  if (s.before != nullptr) {
-    const float* __restrict__ before = s.before + first;
-    for (Index i = 0; i < n; ++i) next[i] += r.c * before[i];
-  }
+}
+
+MRISR_INLINE void step_block_body(const SamplerStep& s, const StepRow& r, Index first, Index n) {
+  if (s.x0 != nullptr)
+    s.before != nullptr ? step_loop<true, true>(s, r, first, n) : step_loop<true, false>(s, r, first, n);
+  else
+    s.before != nullptr ? step_loop<false, true>(s, r, first, n) : step_loop<false, false>(s, r, first, n);
 }
 MRISR_VARIANTS(step_block, step_block_body, (const SamplerStep& s, const StepRow& r, Index first, Index n),
                (s, r, first, n))

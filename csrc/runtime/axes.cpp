@@ -15,9 +15,8 @@ Axes::Axes(const Matrix (&matrices)[3]) {
     packed.axis = axis;
     packed.bands.resize(static_cast<std::size_t>(cpu::axis_bands(m.rows)));
     packed.coefficients.resize(static_cast<std::size_t>(cpu::axis_coefficients(m.rows, m.cols)));
-    packed.matrix =
-        cpu::axis_pack(packed.bands.data(), packed.coefficients.data(), m.values.data(), m.rows, m.cols, shared::kDrop,
-                       axis == 2 ? cpu::Lines::along : cpu::Lines::across);
+    packed.matrix = cpu::axis_pack(packed.bands.data(), packed.coefficients.data(), m.values.data(), m.rows, m.cols,
+                                   shared::kDrop, axis == 2 ? cpu::Lines::along : cpu::Lines::across);
     packed.coefficients.resize(static_cast<std::size_t>(packed.matrix.size));
     packed.coefficients.shrink_to_fit();
     packed.matrix.coefficients = packed.coefficients.data();

@@ -17,8 +17,8 @@ struct Spline {
 };
 
 // x: [lead, n0, n1, n2]; the result's sizes are grown or shrunk by two halos.
-inline Buffer<float> all_axes(const Buffer<float>& x, Index lead, std::array<Index, 3> n, const Spline& spline, bool adjoint,
-                              const Setting& s) {
+inline Buffer<float> all_axes(const Buffer<float>& x, Index lead, std::array<Index, 3> n, const Spline& spline,
+                              bool adjoint, const Setting& s) {
   const Index width = 2 * spline_halo(spline.order);
   Index samples[3], count = lead;
   for (int d = 0; d < 3; ++d) {
