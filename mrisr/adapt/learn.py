@@ -54,13 +54,13 @@ def learn(
 
     The error of a step is that of what the scan has measured; in all else the network is held to what `start` answers.
     """
-    began = time.perf_counter()
     patches = Patches(course_lessons, course.seed, name)
     learner = copy.deepcopy(start).to(course.device).train().requires_grad_(True)
     mean = copy.deepcopy(start).to(course.device)
     base = copy.deepcopy(start).to(course.device) if course.device.type != "cpu" else start
     optimizer = torch.optim.Adam(learner.parameters(), lr=RATE, betas=MOMENTS)
     losses: list[float] = []
+    began = time.perf_counter()  # the limit is on the steps: the optimizer is imported here, which takes seconds
     with torch.inference_mode(False), torch.enable_grad(), limited(_threads(course)):
         while len(losses) < course.steps and time.perf_counter() - began < course.seconds:
             losses.append(_step(learner, base, patches, optimizer, course, rate_at(len(losses), course.steps)))

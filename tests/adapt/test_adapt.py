@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -173,6 +174,15 @@ def test_the_seconds_end_it_and_it_says_that_it_depends_on_the_clock(scan, model
         _, info = mrisr.upscale(scan, model=model, adapt=1, **HOW)
     assert not info.adapt.in_time and 0 < info.adapt.steps < info.adapt.planned and info.adapt.seconds < 20
     assert any("depends on the speed" in text for text in info.warnings)
+
+
+def test_the_seconds_are_of_the_steps_alone(truth, scan, model, monkeypatch):
+    """What is made before the first step (PyTorch's optimizers take seconds to import) does not use them up."""
+    course_lessons, its_course = of_scan(truth, scan, model)
+    slow = Patches.__init__
+    monkeypatch.setattr(Patches, "__init__", lambda *given: (time.sleep(1.2), slow(*given))[1])
+    outcome = learning.learn(model.denoiser, course_lessons, replace(its_course, seconds=1.0), "scan", lambda part: None)
+    assert len(outcome.losses) >= 1
 
 
 def test_the_seconds_ask_for_steps_whatever_the_machine(monkeypatch):

@@ -48,7 +48,7 @@ class Aligned:
     """One stack on the reference's footing.
 
     Attributes:
-        volume: as it came.
+        volume: as it came, 3D.
         psf: of its own axes.
         values: float32 [x, y, z], in the normalised intensities of the reference.
         noise: standard deviation, in the same.
@@ -74,7 +74,6 @@ def align(
 
     Raises InputError where a stack does not fit, unless `how.force`.
     """
-    _refuse_frames(volumes)
     scales = [robust_scale(v.data) for v in volumes]
     values = [(torch.from_numpy(v.data) - s.offset).div_(s.scale) for v, s in zip(volumes, scales)]
     width = common_width(psfs)
@@ -135,14 +134,6 @@ class Agreement:
         if len(a) < 2 or not (a.std() > 0 and b.std() > 0):
             return cls(overlap, 0.0, 1.0)
         return cls(overlap, float(np.corrcoef(a, b)[0, 1]), max(1e-3, float(a @ b / (b @ b))))
-
-
-def _refuse_frames(volumes: Sequence[Volume]) -> None:
-    for volume in volumes:
-        if volume.data.ndim != 3:
-            raise InputError(
-                f"{volume.name}: {volume.data.shape[3]} frames; stacks to join are 3D, take one frame of it"
-            )
 
 
 def _check(holds: bool, how: Together, messages: list[str], text: str) -> None:

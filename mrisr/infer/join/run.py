@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from mrisr import grid as grids
-from mrisr.errors import MemoryBudgetError, UsageError
+from mrisr.errors import InputError, MemoryBudgetError, UsageError
 from mrisr.grid import Grid
 from mrisr.infer import memory
 from mrisr.infer.facts import ModelFacts, Options, psf_of
@@ -64,6 +64,7 @@ def join_volumes(
     """
     _check_options(options)
     _check_memory(volumes, target, options)
+    volumes = [_one_image(v) for v in volumes]
     with report.stage("register"):
         psfs = [psf_of(v, options.psf) for v in volumes]
         stacks, scale, texts = align(volumes, [psf for psf, *_ in psfs], how, options.threads)
@@ -94,6 +95,16 @@ def join_volumes(
     result = _finish(x, stacks, target, scale, mask, how.reference, options.nonnegative, info.std)
     chi2 = list(zip(before, after))
     return result, _account(info, stacks, psfs, width, target, chi2, messages, how, scale)
+
+
+def _one_image(volume: Volume) -> Volume:
+    """A 4D scan of one frame is an image, as it is elsewhere. InputError where there are more."""
+    if volume.data.ndim == 3:
+        return volume
+    frames = volume.data.shape[3]
+    if frames > 1:
+        raise InputError(f"{volume.name}: {frames} frames; stacks to join are 3D, take one frame of it")
+    return volume.replace(volume.data[..., 0])
 
 
 def _finish(x, stacks, target: Grid, scale: Scale, mask, reference: int, nonnegative: bool, std) -> Volume:
@@ -129,8 +140,8 @@ def _check_memory(volumes: Sequence[Volume], target: Grid, options: Options) -> 
     need = memory.resident() + int(4 * voxels)
     if need > budget:
         raise MemoryBudgetError(
-            f"memory: joining {len(volumes)} stacks takes {need / 1e9:.1f} GB, and {budget / 1e9:.1f} GB are there; "
-            "give a larger budget, or a coarser voxel_size"
+            f"memory: joining {len(volumes)} stacks takes {memory.show(need, up=True)}, and the budget is "
+            f"{memory.show(budget)}; raise memory, or ask for a coarser voxel_size"
         )
 
 
