@@ -272,7 +272,8 @@ def _frames(args: argparse.Namespace, scan, source, outputs: Outputs):
     from mrisr.batch import provenance
     from mrisr.io.frames import FrameWriter
 
-    apart = source.data.ndim == 4 and not scan.to_dicom and args.dtype == "float32" and args.memory is None
+    apart = source.data.ndim == 4 and not args.join and not scan.to_dicom
+    apart = apart and args.dtype == "float32" and args.memory is None
     if not apart or _is_mgh(scan.target):
         return nullcontext()
     return FrameWriter(outputs.stage("--output"), source, provenance.description(args.model))

@@ -181,7 +181,8 @@ def test_the_seconds_are_of_the_steps_alone(truth, scan, model, monkeypatch):
     course_lessons, its_course = of_scan(truth, scan, model)
     slow = Patches.__init__
     monkeypatch.setattr(Patches, "__init__", lambda *given: (time.sleep(1.2), slow(*given))[1])
-    outcome = learning.learn(model.denoiser, course_lessons, replace(its_course, seconds=1.0), "scan", lambda part: None)
+    short = replace(its_course, seconds=1.0)
+    outcome = learning.learn(model.denoiser, course_lessons, short, "scan", lambda part: None)
     assert len(outcome.losses) >= 1
 
 

@@ -49,6 +49,16 @@ def test_three_images_become_one(stacks, weights, tmp_path, mrisr_command):
     assert end.code == 4 and "is a file of the input" in end.errors[0]
 
 
+def test_an_image_of_one_frame_is_one_stack(stacks, weights, tmp_path, mrisr_command):
+    """[X, Y, Z, 1], which converters write: also as the reference, by whose frames 4D results are written."""
+    ax = stacks["ax"]
+    nib.save(nib.Nifti1Image(ax.data[..., None], ax.affine), tmp_path / "ax.nii.gz")
+    paths = tmp_path / "ax.nii.gz", written(stacks["sag"], tmp_path / "sag.nii.gz")
+    out = tmp_path / "out.nii.gz"
+    end = mrisr_command("upscale", "--join", "-i", *paths, "-o", out, "--model", weights, *HOW)
+    assert (end.code, end.errors) == (0, []) and nib.load(out).shape == FINE.shape
+
+
 def test_what_is_refused_leaves_nothing(stacks, weights, tmp_path, mrisr_command):
     first = written(stacks["ax"], tmp_path / "in" / "ax.nii.gz")
     second = written(stacks["sag"].replace(1000 - stacks["sag"].data), tmp_path / "in" / "flair.nii.gz")

@@ -209,7 +209,8 @@ def test_lists_that_are_none(still, random_model):
         mrisr.upscale([], model=random_model("local"))
     with pytest.raises(UsageError, match="an array in a list has no place"):
         mrisr.upscale([still[0].data, still[1].data], model=random_model("local"))
-    with pytest.raises(MemoryBudgetError, match=r"joining 2 stacks takes .*B, and the budget is \d+[MG]B; raise memory"):
+    text = r"joining 2 stacks takes .*B, and the budget is \d+[MG]B; raise memory"
+    with pytest.raises(MemoryBudgetError, match=text):
         mrisr.upscale(still[:2], model=random_model("local"), **HOW | {"memory": "1MB"})
 
 
