@@ -10,6 +10,7 @@
 #include <immintrin.h>
 #ifndef __clang__
 #pragma GCC diagnostic ignored "-Wuninitialized"  // GCC 12 takes its own _mm512_undefined for an accident
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
 #endif
 
