@@ -114,7 +114,8 @@ def _weights(model: Any, course: Course, outcome: Outcome, gain: float) -> regis
     outcome.denoiser.net.requires_grad_(False)
     outcome.denoiser.net.transient = True
     meta = {key: value for key, value in model.meta.items() if key not in OF_BASE_ONLY}
-    meta["name"] = f"{model.meta.get('name') or 'weights'}, adapted"
+    # A word, which is what a bundle takes for a name.
+    meta["name"] = (model.meta.get("name") or "weights").removesuffix("+adapted") + "+adapted"
     others = [w for axis, w in enumerate(course.widths) if axis != course.thick]
     meta["adapted"] = {
         "from": model.sha256,

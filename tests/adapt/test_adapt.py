@@ -126,6 +126,7 @@ def test_kept_weights_give_the_same_result_by_every_engine(scan, student, tmp_pa
     about = header["adapted"]
     assert about["from"] == student.sha256 and (about["steps"], about["seed"], about["slices_mm"]) == (6, 0, 4.0)
     assert "uncertainty" not in header and scan.name not in json.dumps(header) and str(tmp_path) not in str(header)
+    assert header["name"] == "weights+adapted"  # a word: `mrisr export` refuses other names
     # And they can learn on, from what they are.
     _, info = mrisr.upscale(scan, model=kept, adapt=LONG, **HOW)
     assert info.adapt.base == mrisr.load_model(kept).sha256
