@@ -30,7 +30,7 @@ from PIL import Image
 from scipy.ndimage import distance_transform_edt
 
 import mrisr
-from mrisr.adapt.plan import STEPS, STEPS_PER_SECOND
+from mrisr.adapt.seconds import STEPS, STEPS_PER_SECOND
 from mrisr.evaluate import metrics
 from mrisr.evaluate.baselines import BASELINES
 from mrisr.evaluate.cases import CASES, Case, Trial, make_trial, subject_of

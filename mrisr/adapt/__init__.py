@@ -1,5 +1,6 @@
 """The scan teaches too: a network fine-tuned on the sharp planes of the scan that it is about to answer.
 
+    seconds   how long, and how many steps that is
     plan      what may learn, from what, for how many steps, in how much memory: decided before a voxel is touched
     lessons   the scan, scanned once more with its slices along an in-plane axis
     learn     the steps, and what the planes say that were held back

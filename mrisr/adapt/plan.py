@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import numbers
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from mrisr.adapt.seconds import steps_of
 from mrisr.errors import BackendError, InputError, MemoryBudgetError, UsageError
 from mrisr.grid import Grid
 from mrisr.infer import memory
@@ -20,9 +20,6 @@ from mrisr.nn.unet import UNet
 from mrisr.physics.psf import PSF, THICK_SLICE_RATIO
 from mrisr.volume import Volume
 
-MOST_SECONDS = 3600.0
-# What was measured (benchmarks/results/adapt.json): so many steps, which two cores with AMX-BF16 take in 120 s.
-STEPS, STEPS_PER_SECOND = 450, 3.75
 PATCH, VOXELS = 48, 4 * 48**3  # voxels along a patch, and of a step
 FEWEST_PLANES = 16  # voxels along a patch
 FEWEST_SLICES = 10
@@ -75,24 +72,6 @@ class Course:
     def edges(self) -> tuple[float, float, float]:
         """What the scan has measured of a lesson along each axis: up to so many cycles per voxel."""
         return tuple(min(0.5, 0.5 * self.voxel / w) if w > self.voxel * 1.001 else 0.5 for w in self.widths)
-
-
-def check_seconds(seconds: Any) -> float:
-    """The argument `adapt`, 0 where there is nothing to learn. Raises UsageError."""
-    if seconds is None:
-        return 0.0
-    number = not isinstance(seconds, bool) and isinstance(seconds, numbers.Real)
-    if not number or not (seconds == 0 or 1 <= seconds <= MOST_SECONDS):
-        raise UsageError(
-            f"adapt: expected None, or from 1 to {MOST_SECONDS:g} seconds to learn from the scan, found {seconds!r}"
-        )
-    return float(seconds)
-
-
-def steps_of(seconds: float) -> int:
-    """Steps that a number of seconds asks for, whatever the machine: those that two cores of the reference machine
-    would take, and never more than were measured."""
-    return min(STEPS, int(STEPS_PER_SECOND * seconds))
 
 
 def course_of(volume: Volume, target: Grid, model: Any, options: Options, seconds: float) -> Course:

@@ -14,7 +14,8 @@ import torch
 
 from mrisr.adapt.learn import Outcome, judged, learn
 from mrisr.adapt.lessons import lessons
-from mrisr.adapt.plan import MOST_SECONDS, STEPS, STEPS_PER_SECOND, Course, check_seconds, course_of
+from mrisr.adapt.plan import Course, course_of
+from mrisr.adapt.seconds import MOST_SECONDS, STEPS, STEPS_PER_SECOND, check_seconds
 from mrisr.errors import ModelError, OutputError, UsageError
 from mrisr.grid import Grid
 from mrisr.infer import memory

@@ -202,13 +202,14 @@ def _images_of(folder: Path) -> list[Path]:
 
 
 def _of_one_head(images: Sequence[Path]) -> list[list[Path]]:
-    """Images that differ in their orientation alone, together and in the order of `ORIENTATIONS`; others alone."""
-    groups: dict[Path, list[tuple[int, Path]]] = {}
+    """Images that differ in their orientation alone, together and in the order of `ORIENTATIONS`; others alone, one
+    that states no orientation (a 3D scan beside the stacks) among them."""
+    groups: dict[tuple[Path, bool], list[tuple[int, Path]]] = {}
     for image in images:
         orientation = ORIENTED.search(image.name)
         bare = image if orientation is None else image.with_name(ORIENTED.sub("", image.name))
         place = ORIENTATIONS.index(orientation[1]) if orientation else 0
-        groups.setdefault(bare, []).append((place, image))
+        groups.setdefault((bare, orientation is None), []).append((place, image))
     return [[image for _, image in sorted(group)] for group in groups.values()]
 
 

@@ -203,7 +203,7 @@ def _one_of_several(
 ) -> Work:
     """One scan, which the others are joined with."""
     if len(scans) < 2:
-        raise UsageError(f"join: {_what(items)} hold one scan; give several scans of one head")
+        raise UsageError(f"join: in {_what(items)} there is one scan; give several scans of one head")
     if not 0 <= reference < len(scans):
         raise UsageError(f"reference: expected a number from 0 to {len(scans) - 1}, found {reference}")
     first = scans[reference]

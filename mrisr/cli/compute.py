@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from mrisr.adapt.seconds import check_seconds
 from mrisr.cli.options import add_gradnl, add_run_options, positive_float, positive_int, share
 from mrisr.errors import UsageError
 
@@ -144,7 +145,7 @@ def adapting(args: argparse.Namespace) -> dict[str, Any]:
             "--adapt: is of one scan, and --join makes one of several; adapt to one of them, keep its weights "
             "(--keep-adapted) and give them as --model"
         )
-    return {"adapt": args.adapt}
+    return {"adapt": check_seconds(args.adapt)}
 
 
 def add_beside_options(

@@ -194,6 +194,8 @@ def _one(args: argparse.Namespace, scan, options: dict, voice: Voice) -> int:
         if beside is None and provenance.record_of(target) is not None:
             provenance.sidecar_path(target).unlink()  # of the result that is replaced
         outputs.commit()
+    if args.keep_adapted and not info.adapt.used and os.path.exists(args.keep_adapted):
+        voice.warning(f"{args.keep_adapted}: is of an earlier run, and stays as it was")
     if place is not None:
         report.write_index(place.folder)
     voice.line(_summary(source, result, info, args.output))

@@ -18,7 +18,7 @@ import torch
 import mrisr
 from mrisr.adapt import learn as learning
 from mrisr.adapt import lessons as of_lessons
-from mrisr.adapt import plan, run
+from mrisr.adapt import plan, run, seconds
 from mrisr.adapt.lessons import Patches, measured
 from mrisr.errors import BackendError, InputError, MemoryBudgetError, ModelError, MrisrWarning, OutputError, UsageError
 from mrisr.infer.facts import Options
@@ -36,7 +36,7 @@ LONG = 600.0  # seconds: more than these few steps take on any machine
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch):
     """Six small steps, whatever the seconds."""
-    monkeypatch.setattr(plan, "STEPS", 6)
+    monkeypatch.setattr(seconds, "STEPS", 6)
     monkeypatch.setattr(of_lessons, "VOXELS", 32**3)
     monkeypatch.setattr(learning, "RATE", 2e-3)
 
@@ -169,8 +169,8 @@ def test_where_the_planes_held_back_gain_nothing_the_answer_is_that_of_the_weigh
 
 
 def test_the_seconds_end_it_and_it_says_that_it_depends_on_the_clock(scan, model, monkeypatch):
-    monkeypatch.setattr(plan, "STEPS", 10**6)
-    monkeypatch.setattr(plan, "STEPS_PER_SECOND", 10**6)
+    monkeypatch.setattr(seconds, "STEPS", 10**6)
+    monkeypatch.setattr(seconds, "STEPS_PER_SECOND", 10**6)
     with pytest.warns(MrisrWarning, match=r"adapt: 1 s were over after \d+ of 1000000 steps: .*depends on the speed"):
         _, info = mrisr.upscale(scan, model=model, adapt=1, **HOW)
     assert not info.adapt.in_time and 0 < info.adapt.steps < info.adapt.planned and info.adapt.seconds < 20
@@ -188,8 +188,8 @@ def test_the_seconds_are_of_the_steps_alone(truth, scan, model, monkeypatch):
 
 
 def test_the_seconds_ask_for_steps_whatever_the_machine(monkeypatch):
-    monkeypatch.setattr(plan, "STEPS", 450)
-    assert [plan.steps_of(s) for s in (1, 2, 60, 119, 120, 3600)] == [3, 7, 225, 446, 450, 450]
+    monkeypatch.setattr(seconds, "STEPS", 450)
+    assert [seconds.steps_of(s) for s in (1, 2, 60, 119, 120, 3600)] == [3, 7, 225, 446, 450, 450]
 
 
 def test_warnings_of_the_scan_are_given_once(scan, model, recwarn):
@@ -345,10 +345,10 @@ def test_a_background_that_somebody_has_written_is_not_learnt(truth, model):
 PEAK = """
 import json, sys
 import mrisr, numpy as np
-from mrisr.adapt import plan
+from mrisr.adapt import plan, seconds
 from mrisr.infer import memory
 from mrisr.infer.facts import Options
-plan.STEPS = 2
+seconds.STEPS = 2
 shape = (96, 96, 24)
 at = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij"))
 head = ((np.sqrt((at**2).sum(0)) < 0.9) * (500 + 100 * np.sin(9 * at).prod(0))).astype(np.float32)

@@ -80,7 +80,7 @@ def test_adapted_recorded_and_kept(scan, student, tmp_path, mrisr_command):
 
 def test_a_fall_back_keeps_no_weights_and_says_so(scan, student, tmp_path, mrisr_command, monkeypatch):
     out, kept = tmp_path / "out.nii.gz", tmp_path / "kept.safetensors"
-    gains = iter((20.0, 19.5))
+    gains = iter((20.0, 19.5) * 2)
     monkeypatch.setattr(run, "judged", lambda *_: next(gains))
     line = ("upscale", "-i", scan, "--model", student, *HOW)
     end = mrisr_command(*line, "-o", out, *ADAPT, "--keep-adapted", kept)
@@ -90,6 +90,10 @@ def test_a_fall_back_keeps_no_weights_and_says_so(scan, student, tmp_path, mrisr
     plain = tmp_path / "plain.nii.gz"
     mrisr_command(*line, "-o", plain)
     assert np.array_equal(nib.load(plain).get_fdata(), nib.load(out).get_fdata())
+    kept.write_bytes(b"of an earlier run")
+    end = mrisr_command(*line, "-o", out, *ADAPT, "--keep-adapted", kept, "--force")
+    assert end.code == 0 and any("is of an earlier run, and stays" in text for text in end.warnings), end
+    assert kept.read_bytes() == b"of an earlier run"
 
 
 def test_each_scan_of_a_batch_learns_for_itself_and_what_cannot_fails_alone(scan, student, tmp_path, mrisr_command):

@@ -66,7 +66,7 @@ def test_what_is_refused_leaves_nothing(stacks, weights, tmp_path, mrisr_command
     common = ("upscale", "-o", out, "--model", weights, *HOW)
     for words, code, text in (
         (("--join", "-i", first, second), 3, "flair.nii.gz: is unlike"),
-        (("--join", "-i", first), 2, "hold one scan; give several"),
+        (("--join", "-i", first), 2, "there is one scan; give several"),
         (("--join", "--reference", 2, "-i", first, second), 2, "expected a number from 0 to 1"),
         (("-i", first, "--no-register"), 2, "--no-register: needs --join"),
         (("-i", first, "--reference", 0), 2, "--reference: needs --join"),
@@ -163,6 +163,7 @@ def test_a_session_of_a_bids_dataset(stacks, weights, tmp_path, mrisr_command):
     raw, out = tmp_path / "raw", tmp_path / "out"
     for name, volume in stacks.items():
         written(volume, raw / f"sub-01/anat/sub-01_acq-{name}_T1w.nii.gz")
+    written(stacks["sag"], raw / "sub-01/anat/sub-01_T1w.nii.gz")  # of no orientation: no stack of these
     written(stacks["ax"], raw / "sub-02/anat/sub-02_acq-ax_T1w.nii.gz")
     (raw / "dataset_description.json").write_text(json.dumps({"Name": "Test", "BIDSVersion": "1.10.0"}))
     end = mrisr_command("bids", raw, out, "participant", "--join", "--model", weights, *HOW)
@@ -172,6 +173,8 @@ def test_a_session_of_a_bids_dataset(stacks, weights, tmp_path, mrisr_command):
     told = json.loads(joined.with_name(joined.name.replace(".nii.gz", ".json")).read_text())
     assert told["Sources"] == [f"bids:raw:sub-01/anat/sub-01_acq-{n}_T1w.nii.gz" for n in ("ax", "sag", "cor")]
     assert len(told["Mrisr"]["Stacks"]) == 3
+    names = sorted(p.name for p in (out / "sub-01/anat").glob("*.nii.gz"))
+    assert names == [joined.name, "sub-01_res-1mm_desc-sr_T1w.nii.gz"]
     assert [p.name for p in (out / "sub-02/anat").glob("*.nii.gz")] == ["sub-02_acq-ax_res-1mm_desc-sr_T1w.nii.gz"]
     end = mrisr_command("bids", raw, out, "participant", "--join", "--model", weights, *HOW)
-    assert end.code == 0 and "2 skipped" in end.out + end.err
+    assert end.code == 0 and "3 skipped" in end.out + end.err
