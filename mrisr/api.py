@@ -99,7 +99,7 @@ def upscale(
         model: a shipped name, a path to .safetensors or of a bundle (`mrisr export`), or what `mrisr.load_model`
             returned.
         adapt: seconds (1 to 3600), or None: before it answers, let the network learn from the scan's own sharp planes;
-            of thick slices only (docs/adapt.md). From 120 s on it is always the same 450 steps, and with less 3.75
+            of thick slices only (docs/adapt.md). From 180 s on it is always the same 450 steps, and with less 2.5
             steps for each second, so that the result is the same on a faster machine; where the seconds run out before
             the steps, a warning says that it depends on the clock. Where planes that are not learnt from gain nothing,
             the answer is that of `model`, with a warning. `info.adapt` tells.

@@ -122,7 +122,7 @@ def add_adapt_options(parser: argparse.ArgumentParser, keep: bool) -> None:
         "--adapt",
         type=positive_float,
         metavar="SECONDS",
-        help="let the network learn from each scan's own sharp planes first, of thick slices: from 120 on always the "
+        help="let the network learn from each scan's own sharp planes first, of thick slices: from 180 on always the "
         "same 450 steps, for which more seconds (at most 3600) give a slower machine time",
     )
     if keep:

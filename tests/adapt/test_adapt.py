@@ -189,7 +189,7 @@ def test_the_seconds_are_of_the_steps_alone(truth, scan, model, monkeypatch):
 
 def test_the_seconds_ask_for_steps_whatever_the_machine(monkeypatch):
     monkeypatch.setattr(seconds, "STEPS", 450)
-    assert [seconds.steps_of(s) for s in (1, 2, 60, 119, 120, 3600)] == [3, 7, 225, 446, 450, 450]
+    assert [seconds.steps_of(s) for s in (1, 2, 60, 179, 180, 3600)] == [2, 5, 150, 447, 450, 450]
 
 
 def test_warnings_of_the_scan_are_given_once(scan, model, recwarn):
