@@ -11,7 +11,7 @@ import torch
 
 from mrisr.adapt import learn as learning
 from mrisr.adapt import lessons as of_lessons
-from mrisr.adapt import plan, run
+from mrisr.adapt import run, seconds
 from mrisr.nn.presets import build
 from mrisr.train.checkpoint import export_weights
 from tests.stacks import FINE, phantom, series, stack
@@ -22,7 +22,7 @@ ADAPT = ("--adapt", 600)
 
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch):
-    monkeypatch.setattr(plan, "STEPS", 3)
+    monkeypatch.setattr(seconds, "STEPS", 3)
     monkeypatch.setattr(of_lessons, "VOXELS", 32**3)
     monkeypatch.setattr(learning, "RATE", 2e-3)
 
