@@ -150,7 +150,9 @@ def _exact(result: dict) -> str:
     ]
     for rows in result["parts"].values():
         for r in rows:
-            job = f"{r['voxels'] / 1e6:.0f} M voxels"
+            job, earlier = f"{r['voxels'] / 1e6:.0f} M voxels", r.get("measured")
+            if earlier:  # a part that this run has not measured again
+                job += f" ({earlier['machine']['cpu']}, {earlier['date'][:10]})"
             lines.append(
                 f"| {job} | {r['name']} | {r['budget_gb']:g} GB | {r['peak_gb']:.2f} GB | {r['spilled_gb']:.2f} GB | "
                 f"{r['network_s']:.1f} s | {r['time_ratio']:.2f}x | {r['max_error']:.0e} |"
