@@ -9,8 +9,8 @@ from typing import Any
 from mrisr.errors import UsageError
 
 MOST_SECONDS = 3600.0
-# What was measured (benchmarks/results/adapt.json): so many steps. Two cores with AMX-BF16 and nothing else to do take
-# 2.6 of them a second (adapt_time.json); the rule leaves them a little room.
+# What was measured (benchmarks/results/adapt.json): so many steps, of which two cores with AMX-BF16 and nothing else to
+# do take a few more each second than the rule asks for.
 STEPS, STEPS_PER_SECOND = 450, 2.5
 
 
