@@ -202,8 +202,8 @@ def _network(
     """What the network makes of the joint solution: the mean over the views of it, their variance (None of one), and
     the account of the first."""
     denoise = 1.0 if ModelFacts.of(model).denoises else 0.0
-    count = sum(map(len, groups))
-    mean, squares, first = torch.zeros_like(x), torch.zeros_like(x) if count > 1 else None, None
+    mean, spread, first = torch.zeros_like(x), torch.zeros_like(x) if sum(map(len, groups)) > 1 else None, None
+    weight = 0.0  # so far, of the weights of the views, whose sum is 1
     for group in groups:
         part = 1 / (len(group) * len(groups))
         for psf, grid in group:
@@ -212,12 +212,13 @@ def _network(
             plain = replace(options, psf=psf, denoise=denoise, consistency="off", ends="full", nonnegative=False)
             scan = Scan(Volume(values, grid.affine, name=like.name, from_outside=False))
             result, info = upscale_volume(scan, target, model, plain, report)
-            answer = torch.from_numpy(result.data).sub_(scale.offset).div_(scale.scale)
-            mean.add_(answer, alpha=part)
-            if squares is not None:
-                squares.addcmul_(answer, answer, value=part)
+            weight += part
+            delta = torch.from_numpy(result.data).sub_(scale.offset).div_(scale.scale).sub_(mean)
+            mean.add_(delta, alpha=part / weight)
+            if spread is not None:  # Welford: no difference of large squares
+                spread.addcmul_(delta, delta, value=part * (1 - part / weight))
             first = info if first is None else first
-    return mean, None if squares is None else squares.addcmul_(mean, mean, value=-1).clamp_(min=0), first
+    return mean, spread, first
 
 
 def trust_of(spread: torch.Tensor) -> torch.Tensor:
