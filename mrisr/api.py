@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from mrisr import grid as grids
+from mrisr.adapt.options import check_options
+from mrisr.adapt.plan import check_learner
 from mrisr.adapt.run import Adaptation, upscale_adapted
 from mrisr.corrections import corrections, read_mask
 from mrisr.errors import CATCHING, MrisrWarning, UsageError, excerpt
@@ -175,6 +177,8 @@ def upscale(
     asked_for(precision)
     mode = choose_mode(mode, steps, samples)
     adaptation = Adaptation.of(adapt, keep_adapted)
+    if adaptation is not None:
+        check_options(mode, steps, samples, denoise, engine)
     how = dict(
         device=device,
         engine=engine,
@@ -208,6 +212,10 @@ def upscale(
         return pair if return_info else pair[0]
     volume = several[0]
     with reporting(progress) as report:
+        if adaptation is not None:  # what cannot learn is refused before anything is read
+            with report.stage("load model"):
+                model = _network(model)
+                check_learner(model, device, precision, adaptation.keep is not None)
         with report.stage("read"), _warnings_as_texts() as messages:
             source, restore = to_volume(volume, affine, input_voxel_size, series, group)
             check_kind(source)
@@ -218,7 +226,7 @@ def upscale(
             head = None if mask is None else read_mask(mask, source)
             scan = Scan(source, corrections(source, gradnl, bias, **correction_options), head)
         with report.stage("load model"):
-            network = model if hasattr(model, "denoiser") else registry.load(model)
+            network = _network(model)
         if adaptation is None:
             how["holds_frames"] = not report.keeps_frames
             result, info = upscale_volume(scan, target, network, Options(**how), report)
@@ -229,6 +237,10 @@ def upscale(
     return (output, info) if return_info else output
 
 
+def _network(model: Any) -> Any:
+    return model if hasattr(model, "denoiser") else registry.load(model)
+
+
 def _join(several, selection, grid, mask, model, options: Options, how: Together, report: Report) -> tuple[Any, Any]:
     """(result, info) of several scans."""
     with report.stage("read"), _warnings_as_texts() as messages:
@@ -237,7 +249,7 @@ def _join(several, selection, grid, mask, model, options: Options, how: Together
         target = grids.plan(reference.grid, **grid)
         head = None if mask is None else read_mask(mask, reference)
     with report.stage("load model"):
-        network = model if hasattr(model, "denoiser") else registry.load(model)
+        network = _network(model)
     result, info = join_volumes(volumes, target, network, options, how, report, head)
     info.warnings[:0] = messages
     return restore(result), info

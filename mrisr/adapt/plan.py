@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from mrisr.adapt.seconds import steps_of
-from mrisr.errors import BackendError, InputError, MemoryBudgetError, UsageError
+from mrisr.errors import BackendError, InputError, MemoryBudgetError, ModelError, UsageError
 from mrisr.grid import Grid
 from mrisr.infer import memory
 from mrisr.infer.engines.precision import absence, asked_for
@@ -77,13 +77,13 @@ class Course:
 def course_of(volume: Volume, target: Grid, model: Any, options: Options, seconds: float) -> Course:
     """The course of a scan.
 
+    model, options: as `check_learner` and `mrisr.adapt.options.check_options` take them.
+
     Raises:
-        UsageError, BackendError: options or a network that cannot learn.
+        UsageError: the target leaves nothing to learn. BackendError: no such device or precision.
         InputError: the scan has nothing to learn from.
         MemoryBudgetError: it does not fit.
     """
-    _check_options(options)
-    _check_network(model)
     name = volume.name or "scan"
     if volume.data.ndim == 4 and volume.data.shape[3] > 1:
         raise InputError(
@@ -139,19 +139,11 @@ def _slices(psf: PSF, stored, shape, name: str) -> tuple[int, tuple[float, float
     return thick, widths
 
 
-def _check_options(options: Options) -> None:
-    if options.mode == "sample":
-        raise UsageError('adapt: teaches mode "mean"; leave mode, steps and samples alone, or adapt out')
-    if options.denoise:
-        raise UsageError("adapt: learns what the scan has measured, noise included; leave denoise at 0, or adapt out")
-    if options.engine == "tensorrt":
-        raise BackendError(
-            "adapt: engine tensorrt runs a plan whose weights were fixed when it was built; use engine='torch' or "
-            "'auto', or leave adapt out"
-        )
+def check_learner(model: Any, device: Any, precision: str, keep: bool) -> None:
+    """Whether a network can learn on a device, whatever the scan; keep: and its weights be kept.
 
-
-def _check_network(model: Any) -> None:
+    Raises UsageError, BackendError, ModelError.
+    """
     net = model.denoiser.net
     if not isinstance(net, UNet):
         raise UsageError(f"adapt: {model.name} is a {type(net).__name__}, and only mrisr's own networks can learn here")
@@ -160,6 +152,9 @@ def _check_network(model: Any) -> None:
             f"adapt: {model.name} normalises over the whole head, which the patches that are learnt from do not show; "
             "use base, or other weights that normalise voxel by voxel"
         )
+    if keep and "preset" not in model.meta:
+        raise ModelError(f"keep_adapted: {model.name} is of no preset, by which a weights file is read again")
+    _precision(precision, pick_device(device))
 
 
 def _precision(request: str, device: torch.device) -> str:

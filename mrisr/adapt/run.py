@@ -14,9 +14,10 @@ import torch
 
 from mrisr.adapt.learn import Outcome, judged, learn
 from mrisr.adapt.lessons import lessons
+from mrisr.adapt.options import ENDING
 from mrisr.adapt.plan import Course, course_of
 from mrisr.adapt.seconds import MOST_SECONDS, STEPS, STEPS_PER_SECOND, check_seconds
-from mrisr.errors import ModelError, OutputError, UsageError
+from mrisr.errors import OutputError, UsageError
 from mrisr.grid import Grid
 from mrisr.infer import memory
 from mrisr.infer.facts import Options
@@ -29,7 +30,6 @@ from mrisr.physics.intensity import estimate_noise
 from mrisr.volume import Volume
 from mrisr.weights import registry
 
-ENDING = ".safetensors"
 OF_BASE_ONLY = ("uncertainty",)  # of a header: what was measured of the weights before
 
 
@@ -62,12 +62,12 @@ def upscale_adapted(
 
     The weights are written to `how.keep` as soon as they are judged, where they are better.
 
+    model, options: as `mrisr.adapt.plan.check_learner` and `mrisr.adapt.options.check_options` take them.
+
     Raises:
-        InputError: the scan has nothing to learn from. UsageError, BackendError: what cannot learn.
+        InputError: the scan has nothing to learn from. UsageError: nor has its target.
         MemoryBudgetError; OutputError: the weights cannot be written.
     """
-    if how.keep is not None and "preset" not in model.meta:
-        raise ModelError(f"keep_adapted: {model.name} is of no preset, by which a weights file is read again")
     course = course_of(scan.volume, target, model, options, how.seconds)
     result, info = upscale_volume(scan, target, model, options, report)
     messages = info.warnings

@@ -119,7 +119,7 @@ def find(
         series, group: of DICOM, as `mrisr.io.dicom.find` takes them; which one there is turns out in reading.
         every_series: take all series of a folder, but those that mrisr made.
         join: the inputs are scans of one head, that become one; the number of that (from 0) which says where. Then
-            `series` may name several series of a folder, a comma between them.
+            `series` may name several series of a folder, a comma between them. One alone is taken as without.
 
     Raises:
         InputError: nothing there.
@@ -141,7 +141,7 @@ def find(
     images = [one for one in candidates if one.ending is not None]
     if (series is not None or group is not None) and len(images) == len(candidates):
         raise UsageError(f"series, group: {_what(items)} is no DICOM; leave them out, or give a DICOM source")
-    if join is not None:
+    if join is not None and (len(candidates) > 1 or join != 0):  # one alone is as ever
         return _one_of_several(candidates, items, output, form, group, join)
     if single:
         if len(candidates) != 1:
@@ -202,8 +202,6 @@ def _one_of_several(
     scans: list[Candidate], items: list[Path], output: Path, form: str | None, group: str | None, reference: int
 ) -> Work:
     """One scan, which the others are joined with."""
-    if len(scans) < 2:
-        raise UsageError(f"join: in {_what(items)} there is one scan; give several scans of one head")
     if not 0 <= reference < len(scans):
         raise UsageError(f"reference: expected a number from 0 to {len(scans) - 1}, found {reference}")
     first = scans[reference]

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     if args.no_sidecar:
         raise UsageError("--no-sidecar: BIDS derivatives have sidecars, and by them a rerun knows what is done")
     check_beside(args)
-    options = {**computing(args), **joining(args), **adapting(args)}
+    options = {**computing(args), **joining(args), **adapting(args, several=args.join)}
     args.skip_existing = not args.force
     root, output = Path(args.bids_dir), Path(args.output_dir)
     with speaking(args) as voice:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
+from mrisr.adapt.options import ENDING, check_options
 from mrisr.adapt.seconds import check_seconds
 from mrisr.cli.options import add_gradnl, add_run_options, positive_float, positive_int, share
 from mrisr.errors import UsageError
@@ -134,18 +136,39 @@ def add_adapt_options(parser: argparse.ArgumentParser, keep: bool) -> None:
         )
 
 
-def adapting(args: argparse.Namespace) -> dict[str, Any]:
-    """The argument of `mrisr.upscale` that lets the network learn; none without --adapt. Raises UsageError."""
+def adapting(args: argparse.Namespace, several: bool) -> dict[str, Any]:
+    """The argument of `mrisr.upscale` that lets the network learn; none without --adapt. Raises UsageError
+    and BackendError, also for what does not go with it.
+
+    several: are joined, as far as the arguments say.
+    """
+    keep = getattr(args, "keep_adapted", None)
     if args.adapt is None:
-        if getattr(args, "keep_adapted", None) is not None:
+        if keep is not None:
             raise UsageError("--keep-adapted: needs --adapt")
         return {}
-    if args.join:
+    limit = check_seconds(args.adapt)
+    check_joined(args, several)
+    check_kept(args, keep is not None and len(args.input) > 1)
+    if keep is not None and Path(keep).suffix != ENDING:
+        raise UsageError(f"--keep-adapted: expected a file name ending in {ENDING}, found {keep}")
+    check_options(args.mode, args.steps, args.samples, args.denoise, args.engine)
+    return {"adapt": limit}
+
+
+def check_joined(args: argparse.Namespace, several: bool) -> None:
+    """UsageError where several scans are joined that a network is to learn from."""
+    if several and args.adapt is not None:
         raise UsageError(
             "--adapt: is of one scan, and --join makes one of several; adapt to one of them, keep its weights "
             "(--keep-adapted) and give them as --model"
         )
-    return {"adapt": check_seconds(args.adapt)}
+
+
+def check_kept(args: argparse.Namespace, several: bool) -> None:
+    """UsageError where there are several scans, each with weights of its own, and one file to keep them."""
+    if several and getattr(args, "keep_adapted", None) is not None:
+        raise UsageError("--keep-adapted: are the weights of one scan, and there are several; give one, and one -o")
 
 
 def add_beside_options(

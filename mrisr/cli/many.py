@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mrisr import environment
 from mrisr.cli import cluster
-from mrisr.cli.compute import running
+from mrisr.cli.compute import check_kept, running
 from mrisr.cli.forecast import Forecast
 from mrisr.cli.options import use_threads
 from mrisr.cli.voice import Voice
@@ -30,8 +30,7 @@ def settings(args: argparse.Namespace, folder: Path, options: dict[str, Any]) ->
     from mrisr.batch.run import Settings
 
     per_scan.check(options, several=True)
-    if getattr(args, "keep_adapted", None) is not None:
-        raise UsageError("--keep-adapted: are the weights of one scan, and there are several; give one, and one -o")
+    check_kept(args, several=True)
     beside = {name: getattr(args, name, None) for name in ("std", "preview", "info")}
     for name, path in beside.items():
         if path is not None and Path(path).suffix and not Path(path).is_dir():

@@ -21,6 +21,7 @@ from mrisr.cli.compute import (
     add_join_options,
     add_writing_options,
     check_beside,
+    check_joined,
     computing,
     joining,
     running,
@@ -93,7 +94,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--all-series: takes every series; leave --series out")
     if args.reference is not None and not args.join:
         raise UsageError("--reference: needs --join")
-    options = {**computing(args), **joining(args), **adapting(args)}
+    several = args.join and (len(args.input) > 1 or "," in (args.series or ""))
+    options = {**computing(args), **joining(args), **adapting(args, several)}
     with speaking(args) as voice:
         # Where it is sure to be needed; --threads has to be known to the library when it is loaded.
         if not (args.skip_existing or args.cluster or args.threads) and all(map(os.path.exists, args.input)):
@@ -106,6 +108,7 @@ def run(args: argparse.Namespace) -> int:
         selection = dict(form=args.format, series=args.series, group=args.group, every_series=args.all_series)
         selection["join"] = (args.reference or 0) if args.join else None
         work = scans.find(args.input, args.output, **selection)
+        check_joined(args, any(scan.others for scan in work.scans))
         if work.folder is None and args.cluster is not None:
             raise UsageError(f"--cluster: is for several scans; give a folder in place of {args.output}")
         if work.folder is None or (
@@ -274,7 +277,7 @@ def _frames(args: argparse.Namespace, scan, source, outputs: Outputs):
     from mrisr.batch import provenance
     from mrisr.io.frames import FrameWriter
 
-    apart = source.data.ndim == 4 and not args.join and not scan.to_dicom
+    apart = source.data.ndim == 4 and not scan.others and not scan.to_dicom
     apart = apart and args.dtype == "float32" and args.memory is None
     if not apart or _is_mgh(scan.target):
         return nullcontext()
@@ -314,8 +317,7 @@ def _check_targets(args: argparse.Namespace) -> None:
     """Outputs cost nothing to look at: what is wrong with them is found before the work, and before the input."""
     from mrisr.batch import provenance
 
-    endings = (("--preview", args.preview, ".png"), ("--info", args.info, ".json"))
-    for option, path, extension in (*endings, (KEEP, args.keep_adapted, ".safetensors")):
+    for option, path, extension in (("--preview", args.preview, ".png"), ("--info", args.info, ".json")):
         if path is not None and Path(path).suffix.lower() != extension:
             raise UsageError(f"{option}: expected a file name ending in {extension}, found {path}")
     for path in filter(None, (args.output, args.preview, args.info, args.std, args.keep_adapted)):

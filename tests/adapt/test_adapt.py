@@ -274,20 +274,42 @@ def test_seconds_that_are_none(scan, model, seconds):
 @pytest.mark.parametrize(
     ("kind", "text", "options"),
     [
-        (UsageError, 'teaches mode "mean"', {"samples": 2}),
-        (UsageError, 'teaches mode "mean"', {"steps": 4}),
-        (UsageError, "leave denoise at 0", {"denoise": 1.0}),
-        (BackendError, "engine tensorrt runs a plan", {"engine": "tensorrt"}),
-        (BackendError, "no CUDA device|without CUDA", {"device": "cuda:7"}),
         (UsageError, "which leaves nothing to be learnt", {"voxel_size": 3.0}),
         (MemoryBudgetError, "learning from the scan takes [0-9.]+[GM]B, and the budget is 500MB", {"memory": "500MB"}),
+    ],
+)
+def test_options_that_do_not_go_with_the_scan(scan, model, kind, text, options):
+    refused(kind, text, scan, model, **options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "options"),
+    [
+        (UsageError, 'teaches mode "mean"', {"samples": 2}),
+        (UsageError, 'teaches mode "mean"', {"steps": 4}),
+        (UsageError, 'teaches mode "mean"', {"mode": "sample"}),
+        (UsageError, "leave denoise at 0", {"denoise": 1.0}),
+        (BackendError, "engine tensorrt runs a plan", {"engine": "tensorrt"}),
         (UsageError, "only with adapt=SECONDS", {"adapt": None, "keep_adapted": "x.safetensors"}),
         (OutputError, "x.pt: expected a file name ending in .safetensors", {"keep_adapted": "x.pt"}),
         (OutputError, "there is no directory", {"keep_adapted": "nowhere/x.safetensors"}),
     ],
 )
-def test_options_that_do_not_go_with_it(scan, model, kind, text, options):
-    refused(kind, text, scan, model, **options)
+def test_options_that_do_not_go_with_it_are_refused_before_anything_is_read(kind, text, options):
+    refused(kind, text, "nowhere.nii.gz", "no such model", **options)
+    if not any(name.startswith(("keep", "adapt")) for name in options):  # which several scans are no excuse for
+        refused(kind, text, ["nowhere.nii.gz"] * 2, "no such model", **options)
+
+
+def test_several_scans_are_refused_before_one_is_read():
+    text = "adapt: is of one scan, and several are joined"
+    refused(UsageError, text, ["nowhere.nii.gz"] * 2, "no such model")
+
+
+def test_a_machine_that_cannot_is_refused_before_the_scan_is_read(model, monkeypatch):
+    refused(BackendError, "no CUDA device|without CUDA", "nowhere.nii.gz", model, device="cuda:7")
+    monkeypatch.setattr(plan, "absence", lambda device: "this processor has none")
+    refused(BackendError, "bfloat16 was asked for, but this", "nowhere.nii.gz", model, precision="bfloat16")
 
 
 def test_scans_that_have_nothing_to_teach(truth, scan, model):
@@ -310,12 +332,12 @@ def test_scans_that_have_nothing_to_teach(truth, scan, model):
     refused(InputError, "^sub-1_dseg.nii.gz: .*its name ends in _dseg", labels, model)
 
 
-def test_networks_that_cannot_learn_here(scan, model, random_model):
-    refused(UsageError, "random teacher-small normalises over the whole head", scan, random_model("teacher-small"))
+def test_networks_that_cannot_learn_are_refused_before_the_scan_is_read(model, random_model):
+    where = "nowhere.nii.gz"
+    refused(UsageError, "random teacher-small normalises over the whole head", where, random_model("teacher-small"))
     other = replace(model, denoiser=learning.Denoiser(torch.nn.Identity(), 0.05), name="mine")
-    with pytest.raises(UsageError, match="mine is a Identity, and only"):
-        course(scan, other)
-    refused(ModelError, "random local is of no preset", scan, random_model("local"), keep_adapted="x.safetensors")
+    refused(UsageError, "mine is a Identity, and only", where, other)
+    refused(ModelError, "random local is of no preset", where, random_model("local"), keep_adapted="x.safetensors")
 
 
 def test_a_file_that_is_there_stays(scan, model, tmp_path):

@@ -120,6 +120,51 @@ def test_a_dicom_series_learns_too(student, tmp_path, mrisr_command):
     assert b"A^B" not in kept.read_bytes() and b"1.2.9" not in kept.read_bytes() and b"T1w" not in kept.read_bytes()
 
 
+NOWHERE = "nowhere.nii.gz"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        (("--samples", 2), 2, 'adapt: teaches mode "mean"'),
+        (("--steps", 4), 2, 'adapt: teaches mode "mean"'),
+        (("--mode", "sample"), 2, 'adapt: teaches mode "mean"'),
+        (("--denoise", 0.5), 2, "leave denoise at 0"),
+        (("--engine", "tensorrt"), 7, "adapt: engine tensorrt runs a plan"),
+        (("--join", "--series", "3,4"), 2, "--adapt: is of one scan, and --join"),
+        (("-i", NOWHERE, NOWHERE, "--join"), 2, "--adapt: is of one scan, and --join"),
+        (("-i", NOWHERE, NOWHERE, "--keep-adapted", "kept.safetensors"), 2, "are the weights of one scan"),
+        (("--keep-adapted", "kept.pt"), 2, "--keep-adapted: expected a file name ending in .safetensors"),
+        (("-o", "folder", "--keep-adapted", "kept.SAFETENSORS"), 2, "--keep-adapted: expected a file name"),
+    ],
+    ids=str,
+)
+def test_what_the_arguments_say_is_refused_before_anything_is_read(words, code, text, mrisr_command):
+    line = ("upscale", "-i", NOWHERE, "-o", "out.nii.gz", "--model", "no such model", "--adapt", 600)
+    end = mrisr_command(*line, *words)
+    assert end.code == code and len(end.errors) == 1 and text in end.errors[0], end
+
+
+def test_the_arguments_of_bids_are_refused_before_anything_is_read(mrisr_command):
+    for words, text in (
+        (("--join",), "--adapt: is of one scan"),
+        (("--samples", 2), 'adapt: teaches mode "mean"'),
+        (("--denoise", 1), "leave denoise at 0"),
+    ):
+        end = mrisr_command("bids", "nowhere", "out", "participant", "--adapt", 600, *words)
+        assert end.code == 2 and len(end.errors) == 1 and text in end.errors[0], end
+
+
+def test_one_alone_may_be_joined_and_learnt_from(scan, student, tmp_path, mrisr_command):
+    """As in Python; several of a folder are refused once they are found, before one is read."""
+    line = ("upscale", "--join", *ADAPT, "--model", student, *HOW, "-o", tmp_path / "out.nii.gz")
+    end = mrisr_command(*line, "-i", scan)
+    assert (end.code, end.errors) == (0, []) and "learnt from the scan: 3 steps" in end.out + end.err
+    (tmp_path / "in" / "empty.nii.gz").write_bytes(b"")
+    end = mrisr_command(*line, "-i", tmp_path / "in", "--force")
+    assert end.code == 2 and "--adapt: is of one scan, and --join" in end.errors[0]
+
+
 def test_what_is_refused_leaves_nothing(scan, student, tmp_path, mrisr_command):
     other = stored(stack(phantom(), 0), tmp_path / "in" / "sag.nii.gz")
     even = stored(stack(phantom(), 2).replace(phantom(), FINE.affine), tmp_path / "in" / "even.nii.gz")

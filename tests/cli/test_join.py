@@ -59,6 +59,27 @@ def test_an_image_of_one_frame_is_one_stack(stacks, weights, tmp_path, mrisr_com
     assert (end.code, end.errors) == (0, []) and nib.load(out).shape == FINE.shape
 
 
+@pytest.mark.parametrize("given", ["file", "folder", "frames", "series"])
+def test_one_alone_is_as_without_joining(stacks, weights, tmp_path, mrisr_command, given):
+    """As in Python, where a list of one is that one; also of several frames, by a folder or by a series' number."""
+    volume = stacks["ax"] if given != "frames" else stacks["ax"].replace(np.stack([stacks["ax"].data] * 2, axis=3))
+    source, series_of = written(volume, tmp_path / "in" / "ax.nii.gz"), ()
+    if given == "folder":
+        source = source.parent
+    elif given == "series":
+        pytest.importorskip("pydicom", reason="the dicom extra (pydicom) is not installed")
+        source, series_of = series(volume, tmp_path / "study", 3), ("--series", "3")
+    results = []
+    for name, how in (("plain", ()), ("joined", ("--join", "--no-register", "--join-force"))):
+        out = tmp_path / f"{name}.nii.gz"
+        end = mrisr_command("upscale", *how, "-i", source, *series_of, "-o", out, "--model", weights, *HOW)
+        assert (end.code, end.errors) == (0, []), end
+        record = json.loads((tmp_path / f"{name}.json").read_text())["Mrisr"]
+        assert "Stacks" not in record and "joined with" not in end.out + end.err
+        results.append((nib.load(out).get_fdata(), record["Options"]))
+    assert np.array_equal(results[0][0], results[1][0]) and results[0][1] == results[1][1]
+
+
 def test_what_is_refused_leaves_nothing(stacks, weights, tmp_path, mrisr_command):
     first = written(stacks["ax"], tmp_path / "in" / "ax.nii.gz")
     second = written(stacks["sag"].replace(1000 - stacks["sag"].data), tmp_path / "in" / "flair.nii.gz")
@@ -66,7 +87,7 @@ def test_what_is_refused_leaves_nothing(stacks, weights, tmp_path, mrisr_command
     common = ("upscale", "-o", out, "--model", weights, *HOW)
     for words, code, text in (
         (("--join", "-i", first, second), 3, "flair.nii.gz: is unlike"),
-        (("--join", "-i", first), 2, "there is one scan; give several"),
+        (("--join", "--reference", 1, "-i", first), 2, "expected a number from 0 to 0, found 1"),
         (("--join", "--reference", 2, "-i", first, second), 2, "expected a number from 0 to 1"),
         (("-i", first, "--no-register"), 2, "--no-register: needs --join"),
         (("-i", first, "--reference", 0), 2, "--reference: needs --join"),
