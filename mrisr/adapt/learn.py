@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from mrisr.adapt.lessons import Lesson, Patches, measured, one_of_each_axis, turned_back
-from mrisr.adapt.plan import Course
+from mrisr.adapt.pairs import Patches, TrainingPair, measured, one_of_each_axis, turned_back
+from mrisr.adapt.plan import TrainingPlan
 from mrisr.diffusion.precond import Denoiser
 from mrisr.infer.engines.torch import limited
 from mrisr.nn.condition import Condition
@@ -48,27 +48,27 @@ class Outcome:
 
 
 def learn(
-    start: Denoiser, course_lessons: list[Lesson], course: Course, name: str, tick: Callable[[float], None]
+    start: Denoiser, pairs: list[TrainingPair], plan: TrainingPlan, name: str, tick: Callable[[float], None]
 ) -> Outcome:
-    """Fine-tune a copy of `start`; InputError where the lessons have no room for a patch.
+    """Fine-tune a copy of `start`; InputError where the pairs have no room for a patch.
 
     The error of a step is that of what the scan has measured; in all else the network is held to what `start` answers.
     """
-    patches = Patches(course_lessons, course.seed, name)
-    learner = copy.deepcopy(start).to(course.device).train().requires_grad_(True)
-    mean = copy.deepcopy(start).to(course.device)
-    base = copy.deepcopy(start).to(course.device) if course.device.type != "cpu" else start
+    patches = Patches(pairs, plan.seed, name)
+    learner = copy.deepcopy(start).to(plan.device).train().requires_grad_(True)
+    mean = copy.deepcopy(start).to(plan.device)
+    base = copy.deepcopy(start).to(plan.device) if plan.device.type != "cpu" else start
     optimizer = torch.optim.Adam(learner.parameters(), lr=RATE, betas=MOMENTS)
     losses: list[float] = []
     began = time.perf_counter()  # the limit is on the steps: the optimizer is imported here, which takes seconds
-    with torch.inference_mode(False), torch.enable_grad(), limited(_threads(course)):
-        while len(losses) < course.steps and time.perf_counter() - began < course.seconds:
-            losses.append(_step(learner, base, patches, optimizer, course, rate_at(len(losses), course.steps)))
+    with torch.inference_mode(False), torch.enable_grad(), limited(_threads(plan)):
+        while len(losses) < plan.steps and time.perf_counter() - began < plan.seconds:
+            losses.append(_step(learner, base, patches, optimizer, plan, rate_at(len(losses), plan.steps)))
             if not math.isfinite(losses[-1]):
                 break
             _average(mean, learner, len(losses))
-            tick(len(losses) / course.steps)
-    in_time = len(losses) == course.steps or (bool(losses) and not math.isfinite(losses[-1]))
+            tick(len(losses) / plan.steps)
+    in_time = len(losses) == plan.steps or (bool(losses) and not math.isfinite(losses[-1]))
     return Outcome(mean.cpu().eval(), tuple(losses), time.perf_counter() - began, in_time)
 
 
@@ -77,11 +77,11 @@ def rate_at(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / WARMUP) * (LEAST + (1 - LEAST) * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
 
-def _step(learner: Denoiser, base: Denoiser, patches: Patches, optimizer, course: Course, rate: float) -> float:
+def _step(learner: Denoiser, base: Denoiser, patches: Patches, optimizer, plan: TrainingPlan, rate: float) -> float:
     """One step; its loss, in units of the residual's variance. Where that is not finite nothing is learnt."""
     target, y, cond, edges = patches.batch()
-    target, y, cond = target.to(course.device), y.to(course.device), cond.to(course.device)
-    with _reduced(course):
+    target, y, cond = target.to(plan.device), y.to(plan.device), cond.to(plan.device)
+    with _reduced(plan):
         answer = learner.mean(y, cond).float()
         with torch.no_grad():
             before = base.mean(y, cond).float()
@@ -107,45 +107,45 @@ def _average(mean: Denoiser, learner: Denoiser, steps: int) -> None:
         a.lerp_(b, 1 - share)
 
 
-def _reduced(course: Course):
+def _reduced(plan: TrainingPlan):
     """Convolutions in bfloat16, where that was decided."""
-    return torch.autocast(course.device.type, torch.bfloat16) if course.precision == "bfloat16" else nullcontext()
+    return torch.autocast(plan.device.type, torch.bfloat16) if plan.precision == "bfloat16" else nullcontext()
 
 
-def _threads(course: Course) -> int:
-    return course.threads if course.device.type == "cpu" else 0
+def _threads(plan: TrainingPlan) -> int:
+    return plan.threads if plan.device.type == "cpu" else 0
 
 
 @torch.no_grad()
-def judged(denoiser: Denoiser, course_lessons: list[Lesson], course: Course) -> float:
-    """PSNR, dB of range 1, of what the scan has measured in the reserved planes, by one lesson of each axis."""
-    judge = denoiser if course.device.type == "cpu" else copy.deepcopy(denoiser).to(course.device)
+def judged(denoiser: Denoiser, pairs: list[TrainingPair], plan: TrainingPlan) -> float:
+    """PSNR, dB of range 1, of what the scan has measured in the reserved planes, by one pair of each axis."""
+    judge = denoiser if plan.device.type == "cpu" else copy.deepcopy(denoiser).to(plan.device)
     total, count = 0.0, 0
-    with limited(_threads(course)):
-        for lesson in one_of_each_axis(course_lessons):
-            where, planes = _judging(lesson)
-            target, y = (v[where] for v in (lesson.target, lesson.y))
-            answer = _answer(judge, y.permute(lesson.order).contiguous()[None, None], lesson.cond, course)[0, 0]
-            error = measured(target - y - turned_back(lesson, answer), lesson.edges)
-            error, tissue = (v.index_select(lesson.thick, planes) for v in (error, certain(target)))
+    with limited(_threads(plan)):
+        for pair in one_of_each_axis(pairs):
+            where, planes = _judging(pair)
+            target, y = (v[where] for v in (pair.target, pair.y))
+            answer = _answer(judge, y.permute(pair.order).contiguous()[None, None], pair.cond, plan)[0, 0]
+            error = measured(target - y - turned_back(pair, answer), pair.edges)
+            error, tissue = (v.index_select(pair.thick, planes) for v in (error, certain(target)))
             total, count = total + float(error[tissue].square().sum()), count + int(tissue.sum())
     return -10 * math.log10(max(total, 1e-30) / max(count, 1))
 
 
-def _answer(judge: Denoiser, y: torch.Tensor, cond: Condition, course: Course) -> torch.Tensor:
-    with _reduced(course):
-        return judge.mean(y.to(course.device), cond.to(course.device)).float().cpu()
+def _answer(judge: Denoiser, y: torch.Tensor, cond: Condition, plan: TrainingPlan) -> torch.Tensor:
+    with _reduced(plan):
+        return judge.mean(y.to(plan.device), cond.to(plan.device)).float().cpu()
 
 
-def _judging(lesson: Lesson) -> tuple[tuple[slice, ...], torch.Tensor]:
+def _judging(pair: TrainingPair) -> tuple[tuple[slice, ...], torch.Tensor]:
     """(what is looked at: the reserved planes with their surroundings; which planes of that judge)."""
-    low, high = lesson.reserve
+    low, high = pair.reserve
     where = []
-    for axis, n in enumerate(lesson.y.shape):
-        thick = axis == lesson.thick
+    for axis, n in enumerate(pair.y.shape):
+        thick = axis == pair.thick
         first, end = (low - CONTEXT, high + CONTEXT) if thick else (n // 2 - BREADTH, n // 2 + BREADTH)
         first = max(0, first)
         where.append(slice(first, first + (min(n, end) - first) // 8 * 8))
-    planes = torch.arange(low, high) - where[lesson.thick].start
-    length = where[lesson.thick].stop - where[lesson.thick].start
+    planes = torch.arange(low, high) - where[pair.thick].start
+    length = where[pair.thick].stop - where[pair.thick].start
     return tuple(where), planes[planes < length]

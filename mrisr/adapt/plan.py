@@ -32,11 +32,11 @@ LEAST_ACROSS = 1.5  # how many times finer than the slices the target is
 STEP_BYTES = {"float32": 190.0, "bfloat16": 150.0}
 WEIGHT_COPIES = 6.0
 FIXED = 400 * memory.MB  # libraries, and what the engine of the first answer keeps
-LESSON_COPIES = 8.0  # of the head beside the lessons: as it came, in even voxels, and what making a lesson takes
+PAIR_COPIES = 8.0  # of the head beside the pairs: as it came, in even voxels, and what making a pair takes
 
 
 @dataclass(frozen=True)
-class Course:
+class TrainingPlan:
     """All that is decided of an adaptation.
 
     Attributes:
@@ -45,10 +45,10 @@ class Course:
         seed: of patches and noise.
         device, threads, precision: what learns; precision "float32" or "bfloat16", of convolutions.
         target: voxel of the result, mm.
-        voxel: of the lessons, mm, along every axis.
+        voxel: of the training pairs, mm, along every axis.
         thick: stored axis across the slices.
         widths: per axis the longer of acquired and stored voxel, mm.
-        psf, stored: of the scan as the lessons exchange its axes, none finer in plane than `voxel`.
+        psf, stored: of the scan as the pairs exchange its axes, none finer in plane than `voxel`.
         shifts: voxels by which the new slices are moved.
         memory: bytes that learning takes at most, see `demand`.
     """
@@ -70,12 +70,12 @@ class Course:
 
     @property
     def edges(self) -> tuple[float, float, float]:
-        """What the scan has measured of a lesson along each axis: up to so many cycles per voxel."""
+        """What the scan has measured of a pair along each axis: up to so many cycles per voxel."""
         return tuple(min(0.5, 0.5 * self.voxel / w) if w > self.voxel * 1.001 else 0.5 for w in self.widths)
 
 
-def course_of(volume: Volume, target: Grid, model: Any, options: Options, seconds: float) -> Course:
-    """The course of a scan.
+def plan_training(volume: Volume, target: Grid, model: Any, options: Options, seconds: float) -> TrainingPlan:
+    """How a network is to be fine-tuned on a scan.
 
     model, options: as `check_learner` and `mrisr.adapt.options.check_options` take them.
 
@@ -102,7 +102,7 @@ def course_of(volume: Volume, target: Grid, model: Any, options: Options, second
     whole = int(stored[thick] / voxel + 1e-3)
     count = max(1, min(whole, MOST_SHIFTS))
     device = pick_device(options.device)
-    course = Course(
+    plan = TrainingPlan(
         seconds=seconds,
         steps=steps_of(seconds),
         seed=options.seed,
@@ -117,7 +117,7 @@ def course_of(volume: Volume, target: Grid, model: Any, options: Options, second
         stored=tuple(max(s, voxel) if a != thick else s for a, s in enumerate(stored)),
         shifts=tuple(k * max(1, whole) // count for k in range(count)),
     )
-    return replace(course, memory=_within_budget(course, target, model, options))
+    return replace(plan, memory=_within_budget(plan, target, model, options))
 
 
 def _slices(psf: PSF, stored, shape, name: str) -> tuple[int, tuple[float, float, float]]:
@@ -166,25 +166,25 @@ def _precision(request: str, device: torch.device) -> str:
     return "float32" if request == "float32" or missing is not None else "bfloat16"
 
 
-def demand(course: Course, target: Grid, model: Any, resident: int) -> int:
-    """Bytes that learning takes at most; on a GPU of its memory, where the lessons are not."""
+def demand(plan: TrainingPlan, target: Grid, model: Any, resident: int) -> int:
+    """Bytes that learning takes at most; on a GPU of its memory, where the pairs are not."""
     net = model.denoiser.net
     weights = 4 * sum(p.numel() for p in net.parameters())
-    step = STEP_BYTES[course.precision] * net.config.widths[0] / 8 * VOXELS
+    step = STEP_BYTES[plan.precision] * net.config.widths[0] / 8 * VOXELS
     learner = int(FIXED + step + WEIGHT_COPIES * weights)
-    if course.device.type != "cpu":
+    if plan.device.type != "cpu":
         return learner
-    voxels = math.prod(target.shape) * math.prod(t / course.voxel for t in course.target)
-    volumes = 4 * (2 * len(course.shifts) + LESSON_COPIES) * voxels + 4 * math.prod(target.shape)
+    voxels = math.prod(target.shape) * math.prod(t / plan.voxel for t in plan.target)
+    volumes = 4 * (2 * len(plan.shifts) + PAIR_COPIES) * voxels + 4 * math.prod(target.shape)
     return int(resident + volumes) + learner
 
 
-def _within_budget(course: Course, target: Grid, model: Any, options: Options) -> int:
+def _within_budget(plan: TrainingPlan, target: Grid, model: Any, options: Options) -> int:
     """What learning takes. MemoryBudgetError where that is more than there is."""
     budget = memory.parse_budget(options.memory)
     if budget is None:
-        budget = memory.default_budget(course.device)
-    need = demand(course, target, model, memory.resident())
+        budget = memory.default_budget(plan.device)
+    need = demand(plan, target, model, memory.resident())
     if need > budget:
         raise MemoryBudgetError(
             f"memory: learning from the scan takes {memory.show(need, up=True)}, and the budget is "

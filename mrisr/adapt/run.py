@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from mrisr.adapt.learn import Outcome, judged, learn
-from mrisr.adapt.lessons import lessons
 from mrisr.adapt.options import ENDING
-from mrisr.adapt.plan import Course, course_of
+from mrisr.adapt.pairs import training_pairs
+from mrisr.adapt.plan import TrainingPlan, plan_training
 from mrisr.adapt.seconds import MOST_SECONDS, STEPS, STEPS_PER_SECOND, check_seconds
 from mrisr.errors import OutputError, UsageError
 from mrisr.grid import Grid
@@ -68,14 +68,14 @@ def upscale_adapted(
         InputError: the scan has nothing to learn from. UsageError: nor has its target.
         MemoryBudgetError; OutputError: the weights cannot be written.
     """
-    course = course_of(scan.volume, target, model, options, how.seconds)
+    plan = plan_training(scan.volume, target, model, options, how.seconds)
     result, info = upscale_volume(scan, target, model, options, report)
     messages = info.warnings
     with report.stage("adapt"):
-        outcome, gain = _learnt(scan, result, info, model, course, report)
-        adapted = _weights(model, course, outcome, gain)
-        give(messages, _warnings(how, course, outcome, gain, model))
-        account = _account(course, outcome, gain, model, adapted)
+        outcome, gain = _learnt(scan, result, info, model, plan, report)
+        adapted = _weights(model, plan, outcome, gain)
+        give(messages, _warnings(how, plan, outcome, gain, model))
+        account = _account(plan, outcome, gain, model, adapted)
         if account.used and how.keep is not None:
             with replacing(how.keep) as beside:
                 beside.write_bytes(_file(adapted))
@@ -84,22 +84,22 @@ def upscale_adapted(
     if account.used:
         del result
         result, info = upscale_volume(scan, target, adapted, options, report, messages)
-    most = max(info.memory_expected, course.memory)
+    most = max(info.memory_expected, plan.memory)
     return result, replace(info, adapt=account, memory_expected=most, seconds=dict(report.seconds))
 
 
 def _learnt(
-    scan: Scan, result: Volume, info: Info, model: Any, course: Course, report: Report
+    scan: Scan, result: Volume, info: Info, model: Any, plan: TrainingPlan, report: Report
 ) -> tuple[Outcome, float]:
     """(what became of learning, dB that the reserved planes have gained)."""
     ((offset, scale),) = info.intensity
     normalised = [(torch.from_numpy(_image(v)) - offset) / scale for v in (scan.volume, result)]
     name = scan.volume.name or "scan"
-    course_lessons = lessons(normalised[1], course, estimate_noise(normalised[0]), course.seed, name)
-    outcome = learn(model.denoiser, course_lessons, course, name, lambda part: report.tick(0.95 * part))
+    pairs = training_pairs(normalised[1], plan, estimate_noise(normalised[0]), plan.seed, name)
+    outcome = learn(model.denoiser, pairs, plan, name, lambda part: report.tick(0.95 * part))
     if not outcome.finite or not outcome.losses:
         return outcome, float("-inf")
-    before, after = (judged(d, course_lessons, course) for d in (model.denoiser, outcome.denoiser))
+    before, after = (judged(d, pairs, plan) for d in (model.denoiser, outcome.denoiser))
     return outcome, after - before
 
 
@@ -110,24 +110,24 @@ def _image(volume: Volume) -> np.ndarray:
     return data if masked is None else without_foreign_value(data, masked)
 
 
-def _weights(model: Any, course: Course, outcome: Outcome, gain: float) -> registry.LoadedModel:
+def _weights(model: Any, plan: TrainingPlan, outcome: Outcome, gain: float) -> registry.LoadedModel:
     """The network that has learnt, as one that is loaded; its hash is that of the file that would keep it."""
     outcome.denoiser.net.requires_grad_(False)
     outcome.denoiser.net.transient = True
     meta = {key: value for key, value in model.meta.items() if key not in OF_BASE_ONLY}
     # A word, which is what a bundle takes for a name.
     meta["name"] = (model.meta.get("name") or "weights").removesuffix("+adapted") + "+adapted"
-    others = [w for axis, w in enumerate(course.widths) if axis != course.thick]
+    others = [w for axis, w in enumerate(plan.widths) if axis != plan.thick]
     meta["adapted"] = {
         "from": model.sha256,
         "steps": len(outcome.losses),
-        "seed": course.seed,
+        "seed": plan.seed,
         "in_time": outcome.in_time,
-        "precision": course.precision,
+        "precision": plan.precision,
         "gain_db": round(gain, 3) if np.isfinite(gain) else None,
-        "slices_mm": round(course.widths[course.thick], 3),
+        "slices_mm": round(plan.widths[plan.thick], 3),
         "in_plane_mm": [round(w, 3) for w in others],
-        "voxel_mm": round(course.voxel, 3),
+        "voxel_mm": round(plan.voxel, 3),
     }
     adapted = registry.LoadedModel(outcome.denoiser, f"{model.name}, adapted", meta, "", model.card)
     return replace(adapted, sha256=hashlib.sha256(_file(adapted)).hexdigest())
@@ -137,11 +137,11 @@ def _file(adapted: registry.LoadedModel) -> bytes:
     return registry.as_bytes(adapted.denoiser.net.state_dict(), adapted.meta)
 
 
-def _warnings(how: Adaptation, course: Course, outcome: Outcome, gain: float, model: Any) -> list[str]:
+def _warnings(how: Adaptation, plan: TrainingPlan, outcome: Outcome, gain: float, model: Any) -> list[str]:
     texts = []
     if not outcome.in_time:
         texts.append(
-            f"adapt: {how.seconds:g} s were over after {len(outcome.losses)} of {course.steps} steps: how far learning "
+            f"adapt: {how.seconds:g} s were over after {len(outcome.losses)} of {plan.steps} steps: how far learning "
             f"got, and so the result, depends on the speed of this machine; {_enough(outcome)}"
         )
     if not gain > 0:
@@ -162,24 +162,24 @@ def _enough(outcome: Outcome) -> str:
     return f"adapt={max(seconds, math.ceil(STEPS / STEPS_PER_SECOND))} has time for all {STEPS}"
 
 
-def _account(course: Course, outcome: Outcome, gain: float, model: Any, adapted: registry.LoadedModel) -> AdaptInfo:
+def _account(plan: TrainingPlan, outcome: Outcome, gain: float, model: Any, adapted: registry.LoadedModel) -> AdaptInfo:
     few = max(1, len(outcome.losses) // 10)
     ends = (outcome.losses[:few], outcome.losses[-few:])
     used = bool(gain > 0)
     return AdaptInfo(
         used=used,
-        limit=course.seconds,
+        limit=plan.seconds,
         seconds=outcome.seconds,
         steps=len(outcome.losses),
-        planned=course.steps,
+        planned=plan.steps,
         in_time=outcome.in_time,
         loss=tuple(float(np.mean(part)) for part in ends) if outcome.losses else None,
         gain_db=float(gain),
         base=model.sha256,
         weights=adapted.sha256 if used else "",
-        seed=course.seed,
-        slices_mm=course.widths[course.thick],
-        voxel_mm=course.voxel,
-        device=str(course.device),
-        precision=course.precision,
+        seed=plan.seed,
+        slices_mm=plan.widths[plan.thick],
+        voxel_mm=plan.voxel,
+        device=str(plan.device),
+        precision=plan.precision,
     )

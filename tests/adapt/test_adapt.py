@@ -17,9 +17,9 @@ import torch
 
 import mrisr
 from mrisr.adapt import learn as learning
-from mrisr.adapt import lessons as of_lessons
+from mrisr.adapt import pairs as of_pairs
 from mrisr.adapt import plan, run, seconds
-from mrisr.adapt.lessons import Patches, measured
+from mrisr.adapt.pairs import Patches, measured
 from mrisr.errors import BackendError, InputError, MemoryBudgetError, ModelError, MrisrWarning, OutputError, UsageError
 from mrisr.infer.facts import Options
 from mrisr.nn.presets import build
@@ -37,7 +37,7 @@ LONG = 600.0  # seconds: more than these few steps take on any machine
 def few_steps(monkeypatch):
     """Six small steps, whatever the seconds."""
     monkeypatch.setattr(seconds, "STEPS", 6)
-    monkeypatch.setattr(of_lessons, "VOXELS", 32**3)
+    monkeypatch.setattr(of_pairs, "VOXELS", 32**3)
     monkeypatch.setattr(learning, "RATE", 2e-3)
 
 
@@ -68,15 +68,15 @@ def student(tmp_path_factory):
     return mrisr.load_model(path)
 
 
-def course(scan, model, target=FINE, **options):
-    return plan.course_of(scan, target, model, Options(threads=1, **options), LONG)
+def plan_of(scan, model, target=FINE, **options):
+    return plan.plan_training(scan, target, model, Options(threads=1, **options), LONG)
 
 
 def of_scan(truth, scan, model, name="scan"):
-    """(lessons of the truth itself, their course)."""
-    its_course = course(scan, model)
+    """(pairs of the truth itself, their plan)."""
+    its_plan = plan_of(scan, model)
     head = torch.from_numpy(truth / 700)
-    return of_lessons.lessons(head, its_course, 0.01, 0, name), its_course
+    return of_pairs.training_pairs(head, its_plan, 0.01, 0, name), its_plan
 
 
 def test_what_has_learnt_answers_otherwise_and_says_so(scan, model):
@@ -179,11 +179,11 @@ def test_the_seconds_end_it_and_it_says_that_it_depends_on_the_clock(scan, model
 
 def test_the_seconds_are_of_the_steps_alone(truth, scan, model, monkeypatch):
     """What is made before the first step (PyTorch's optimizers take seconds to import) does not use them up."""
-    course_lessons, its_course = of_scan(truth, scan, model)
+    pairs, its_plan = of_scan(truth, scan, model)
     slow = Patches.__init__
     monkeypatch.setattr(Patches, "__init__", lambda *given: (time.sleep(1.2), slow(*given))[1])
-    short = replace(its_course, seconds=1.0)
-    outcome = learning.learn(model.denoiser, course_lessons, short, "scan", lambda part: None)
+    short = replace(its_plan, seconds=1.0)
+    outcome = learning.learn(model.denoiser, pairs, short, "scan", lambda part: None)
     assert len(outcome.losses) >= 1
 
 
@@ -200,32 +200,32 @@ def test_warnings_of_the_scan_are_given_once(scan, model, recwarn):
     assert len(texts) == len(set(texts)) and sorted(texts) == sorted(info.warnings)
 
 
-def test_lessons_are_the_scan_turned(truth, scan, model):
-    its_lessons, its_course = of_scan(truth, scan, model)
-    assert its_course.shifts == (0, 1, 2, 3) and len(its_lessons) == 8
-    assert {lesson.order[2] for lesson in its_lessons} == {0, 1}
-    for lesson in its_lessons:
-        assert lesson.thick == 2 and lesson.edges == (0.5, 0.5, 0.125)
-        assert torch.allclose(lesson.cond.spacing, torch.tensor([[0.0, 0.0, 2.0]]))  # four voxels: the slices last
-        assert [int(k) for k in lesson.cond.profile[0]] == [1, 1, 2]
-        error = lesson.y - lesson.target
-        spectrum = torch.fft.rfft(error, dim=lesson.order[2]).abs().mean()
+def test_pairs_are_the_scan_turned(truth, scan, model):
+    its_pairs, its_plan = of_scan(truth, scan, model)
+    assert its_plan.shifts == (0, 1, 2, 3) and len(its_pairs) == 8
+    assert {pair.order[2] for pair in its_pairs} == {0, 1}
+    for pair in its_pairs:
+        assert pair.thick == 2 and pair.edges == (0.5, 0.5, 0.125)
+        assert torch.allclose(pair.cond.spacing, torch.tensor([[0.0, 0.0, 2.0]]))  # four voxels: the slices last
+        assert [int(k) for k in pair.cond.profile[0]] == [1, 1, 2]
+        error = pair.y - pair.target
+        spectrum = torch.fft.rfft(error, dim=pair.order[2]).abs().mean()
         assert error.square().mean() > 1e-5 and spectrum > 0
     # Blurred along the new slices, not along the other axis in plane.
-    lesson = its_lessons[0]
-    ratio = [lesson.y.diff(dim=a).square().mean() / lesson.target.diff(dim=a).square().mean() for a in (0, 1)]
+    pair = its_pairs[0]
+    ratio = [pair.y.diff(dim=a).square().mean() / pair.target.diff(dim=a).square().mean() for a in (0, 1)]
     assert ratio[0] < 0.5 < ratio[1]
 
 
 def test_what_is_held_back_is_never_learnt_from(truth, scan, model):
-    its_lessons, its_course = of_scan(truth, scan, model)
-    low, high = its_lessons[0].reserve
+    its_pairs, its_plan = of_scan(truth, scan, model)
+    low, high = its_pairs[0].reserve
     assert 2 <= high - low <= 8
     marked = []
-    for lesson in its_lessons:
-        target = torch.zeros_like(lesson.target)
+    for pair in its_pairs:
+        target = torch.zeros_like(pair.target)
         target[:, :, low:high] = 1
-        marked.append(replace(lesson, target=target))
+        marked.append(replace(pair, target=target))
     patches = Patches(marked, 0, "scan")
     for _ in range(20):
         target, y, cond, edges = patches.batch()
@@ -248,15 +248,15 @@ def test_finer_in_plane_than_across_is_learnt_in_even_voxels(truth, model):
     volume = Volume(np.repeat(np.repeat(stack(truth, 2).data, 2, 0), 2, 1), np.diag([0.5, 0.5, 4, 1]), name="fine")
     target = mrisr.grid.plan(volume.grid)
     assert target.voxel_size == pytest.approx((0.5, 0.5, 0.7))
-    its_course = course(volume, model, target, psf=(("kspace", 0.5), ("kspace", 0.5), ("gaussian", 4)))
-    assert its_course.voxel == pytest.approx(0.7) and its_course.shifts == (0, 1, 2, 3, 4)
-    assert [p.width for p in its_course.psf] == pytest.approx([0.7, 0.7, 4])
-    assert its_course.edges == pytest.approx((0.5, 0.5, 0.5 * 0.7 / 4))
-    lesson = of_lessons.lessons(torch.rand(target.shape), its_course, None, 0, "fine")[0]
-    assert lesson.target.shape == (57, 57, target.shape[2])
-    assert torch.allclose(lesson.cond.spacing, torch.log2(torch.tensor([[1, 1, 4 / 0.7]])), atol=1e-3)
+    its_plan = plan_of(volume, model, target, psf=(("kspace", 0.5), ("kspace", 0.5), ("gaussian", 4)))
+    assert its_plan.voxel == pytest.approx(0.7) and its_plan.shifts == (0, 1, 2, 3, 4)
+    assert [p.width for p in its_plan.psf] == pytest.approx([0.7, 0.7, 4])
+    assert its_plan.edges == pytest.approx((0.5, 0.5, 0.5 * 0.7 / 4))
+    pair = of_pairs.training_pairs(torch.rand(target.shape), its_plan, None, 0, "fine")[0]
+    assert pair.target.shape == (57, 57, target.shape[2])
+    assert torch.allclose(pair.cond.spacing, torch.log2(torch.tensor([[1, 1, 4 / 0.7]])), atol=1e-3)
     # Coarser in plane than the target: what lies between is the network's own, and not learnt.
-    coarse = course(stack(truth, 2), model, mrisr.grid.plan(stack(truth, 2).grid))
+    coarse = plan_of(stack(truth, 2), model, mrisr.grid.plan(stack(truth, 2).grid))
     assert coarse.edges == pytest.approx((0.35, 0.35, 0.0875))
 
 
@@ -359,9 +359,9 @@ def test_a_background_that_somebody_has_written_is_not_learnt(truth, model):
     masked = stack(truth, 2)
     data = masked.data.copy()
     data[data < 150] = -1024
-    its_course = course(masked, model)
+    its_plan = plan_of(masked, model)
     _, info = mrisr.upscale(Volume(data, masked.affine, name="masked"), model=model, adapt=LONG, **HOW)
-    assert info.adapt.loss[0] < 50 and its_course.thick == 2
+    assert info.adapt.loss[0] < 50 and its_plan.thick == 2
 
 
 PEAK = """
@@ -377,8 +377,8 @@ head = ((np.sqrt((at**2).sum(0)) < 0.9) * (500 + 100 * np.sin(9 * at).prod(0))).
 scan = mrisr.Volume(head, np.diag([1, 1, 4, 1]), name="head")
 model, how = mrisr.load_model("base"), dict(voxel_size=1.0, threads=1, precision=sys.argv[1])
 target = mrisr.grid.plan(scan.grid, voxel_size=1.0)
-course = plan.course_of(scan, target, model, Options(threads=1, precision=sys.argv[1]), 600.0)
-need = plan.demand(course, target, model, memory.resident())
+planned = plan.plan_training(scan, target, model, Options(threads=1, precision=sys.argv[1]), 600.0)
+need = plan.demand(planned, target, model, memory.resident())
 _, info = mrisr.upscale(scan, model=model, adapt=600.0, return_info=True, **how)
 print(json.dumps({"need": need, "peak": memory.peak_resident(), "steps": info.adapt.steps}))
 """

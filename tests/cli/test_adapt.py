@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mrisr.adapt import learn as learning
-from mrisr.adapt import lessons as of_lessons
+from mrisr.adapt import pairs as of_pairs
 from mrisr.adapt import run, seconds
 from mrisr.nn.presets import build
 from mrisr.train.checkpoint import export_weights
@@ -23,7 +23,7 @@ ADAPT = ("--adapt", 600)
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch):
     monkeypatch.setattr(seconds, "STEPS", 3)
-    monkeypatch.setattr(of_lessons, "VOXELS", 32**3)
+    monkeypatch.setattr(of_pairs, "VOXELS", 32**3)
     monkeypatch.setattr(learning, "RATE", 2e-3)
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mrisr.adapt.plan import FEWEST_PLANES, PATCH, RESERVED, VOXELS, Course
+from mrisr.adapt.plan import FEWEST_PLANES, PATCH, RESERVED, VOXELS, TrainingPlan
 from mrisr.errors import InputError
 from mrisr.nn.condition import Condition
 from mrisr.ops.resample import apply_axes
@@ -28,7 +28,7 @@ MOST_CENTRES = 20_000  # voxels of tissue that patches may lie around
 
 
 @dataclass(frozen=True, eq=False)
-class Lesson:
+class TrainingPair:
     """The head, scanned with its slices along an in-plane axis.
 
     Attributes:
@@ -51,7 +51,9 @@ class Lesson:
     centres: np.ndarray
 
 
-def lessons(head: torch.Tensor, course: Course, noise: float | None, seed: int, name: str) -> list[Lesson]:
+def training_pairs(
+    head: torch.Tensor, plan: TrainingPlan, noise: float | None, seed: int, name: str
+) -> list[TrainingPair]:
     """Of both in-plane axes, the new slices at several places.
 
     Args:
@@ -63,32 +65,32 @@ def lessons(head: torch.Tensor, course: Course, noise: float | None, seed: int, 
     Raises:
         InputError: too little of the head is in the scan.
     """
-    head = _even(head, course)
-    generator, course_lessons = torch.Generator().manual_seed(seed), []
-    for axis in (a for a in range(3) if a != course.thick):
-        psf, stored = list(course.psf), list(course.stored)
-        psf[axis], psf[course.thick] = psf[course.thick], psf[axis]
-        stored[axis], stored[course.thick] = stored[course.thick], stored[axis]
-        for shift in course.shifts:
+    head = _even(head, plan)
+    generator, pairs = torch.Generator().manual_seed(seed), []
+    for axis in (a for a in range(3) if a != plan.thick):
+        psf, stored = list(plan.psf), list(plan.stored)
+        psf[axis], psf[plan.thick] = psf[plan.thick], psf[axis]
+        stored[axis], stored[plan.thick] = stored[plan.thick], stored[axis]
+        for shift in plan.shifts:
             part = head.narrow(axis, shift, head.shape[axis] - shift)
-            course_lessons.append(_lesson(part, course, tuple(psf), tuple(stored), axis, noise or 0.0, generator, name))
-    return course_lessons
+            pairs.append(_pair(part, plan, tuple(psf), tuple(stored), axis, noise or 0.0, generator, name))
+    return pairs
 
 
-def _even(head: torch.Tensor, course: Course) -> torch.Tensor:
+def _even(head: torch.Tensor, plan: TrainingPlan) -> torch.Tensor:
     """The head in voxels as long as wide: the new slices then ask of the network what the true ones do."""
-    size = (course.voxel,) * 3
-    if np.allclose(course.target, size, rtol=1e-4):
+    size = (plan.voxel,) * 3
+    if np.allclose(plan.target, size, rtol=1e-4):
         return head
-    shape = tuple(max(1, int(n * t / course.voxel + 0.5 + 1e-4)) for n, t in zip(head.shape, course.target))
-    psf = tuple(AxisPSF("kspace", course.voxel) for _ in range(3))
-    return ForwardModel.between(head.shape, course.target, shape, size, psf).forward(head)
+    shape = tuple(max(1, int(n * t / plan.voxel + 0.5 + 1e-4)) for n, t in zip(head.shape, plan.target))
+    psf = tuple(AxisPSF("kspace", plan.voxel) for _ in range(3))
+    return ForwardModel.between(head.shape, plan.target, shape, size, psf).forward(head)
 
 
-def _lesson(
-    head: torch.Tensor, course: Course, psf: PSF, stored, axis: int, noise: float, generator, name: str
-) -> Lesson:
-    fine = (course.voxel,) * 3
+def _pair(
+    head: torch.Tensor, plan: TrainingPlan, psf: PSF, stored, axis: int, noise: float, generator, name: str
+) -> TrainingPair:
+    fine = (plan.voxel,) * 3
     shape = [max(1, int(n * f / s + 0.5 + 1e-4)) for n, f, s in zip(head.shape, fine, stored)]
     lr = ForwardModel.between(head.shape, fine, shape, stored, psf).forward(head)
     # As noisy as the scan: averaging over slices a second time has taken noise out.
@@ -99,17 +101,17 @@ def _lesson(
     ordered_psf, ordered_fine, ordered_stored = ([v[a] for a in order] for v in (psf, fine, stored))
     cond = Condition.of_acquisition(ordered_psf, ordered_fine, estimate_noise(lr), stored=ordered_stored)
     inside = np.argwhere(certain(head).numpy())
-    low, high = _reserve(inside[:, course.thick], course, name)
+    low, high = _reserve(inside[:, plan.thick], plan, name)
     centres = inside[:: max(1, len(inside) // MOST_CENTRES)].copy()
-    return Lesson(head, y, order, cond, (low, high), course.thick, course.edges, centres)
+    return TrainingPair(head, y, order, cond, (low, high), plan.thick, plan.edges, centres)
 
 
-def _reserve(planes: np.ndarray, course: Course, name: str) -> tuple[int, int]:
+def _reserve(planes: np.ndarray, plan: TrainingPlan, name: str) -> tuple[int, int]:
     """The planes of the middle of the head that are not learnt from. `planes`: of every voxel of tissue."""
     low, high = (0, 0) if not len(planes) else (int(p) for p in np.percentile(planes, RESERVED))
-    if high - low < max(1, course.widths[course.thick] / course.voxel / 2):
-        across = (planes.max() - planes.min() + 1) * course.voxel if len(planes) else 0.0
-        slices = across / course.stored[course.thick]
+    if high - low < max(1, plan.widths[plan.thick] / plan.voxel / 2):
+        across = (planes.max() - planes.min() + 1) * plan.voxel if len(planes) else 0.0
+        slices = across / plan.stored[plan.thick]
         raise InputError(
             f"{name}: adapt: the head lies in {slices:.0f} slices, too few to learn from some and be judged by others; "
             "leave adapt out"
@@ -118,17 +120,17 @@ def _reserve(planes: np.ndarray, course: Course, name: str) -> tuple[int, int]:
 
 
 class Patches:
-    """Random patches of lessons, none of them of the planes that are reserved."""
+    """Random patches of pairs, none of them of the planes that are reserved."""
 
-    def __init__(self, course_lessons: list[Lesson], seed: int, name: str):
-        self.lessons, self.rng = course_lessons, np.random.default_rng(seed)
-        first = course_lessons[0]
+    def __init__(self, pairs: list[TrainingPair], seed: int, name: str):
+        self.pairs, self.rng = pairs, np.random.default_rng(seed)
+        first = pairs[0]
         low, high = first.reserve
         room = max(low, first.target.shape[first.thick] - high)
-        size = [min(PATCH, min(n) // 8 * 8) for n in zip(*(lesson.target.shape for lesson in course_lessons))]
+        size = [min(PATCH, min(n) // 8 * 8) for n in zip(*(pair.target.shape for pair in pairs))]
         size[first.thick] = min(PATCH, room // 8 * 8)
         self.size = size
-        if min(size) < FEWEST_PLANES or not all(self._has_room(lesson) for lesson in course_lessons):
+        if min(size) < FEWEST_PLANES or not all(self._has_room(pair) for pair in pairs):
             raise InputError(
                 f"{name}: adapt: beside the planes that it is judged by, the head leaves no room for a patch of "
                 f"{' x '.join(str(max(FEWEST_PLANES, n)) for n in size)} voxels; leave adapt out"
@@ -136,35 +138,35 @@ class Patches:
         self.count = max(1, round(VOXELS / math.prod(size)))
 
     def batch(self) -> tuple[torch.Tensor, torch.Tensor, Condition, tuple[float, float, float]]:
-        """(target, y, condition, edges) of a step: patches [N, 1, ...] of one lesson, and what of them is measured
+        """(target, y, condition, edges) of a step: patches [N, 1, ...] of one pair, and what of them is measured
         along each of their axes. The two axes that are not the new slices' are exchanged at random: to the network they
         are alike."""
-        lesson = self.lessons[int(self.rng.integers(len(self.lessons)))]
-        order = lesson.order if self.rng.random() < 0.5 else (lesson.order[1], lesson.order[0], lesson.order[2])
-        pairs = [self._patch(lesson, order) for _ in range(self.count)]
-        target, y = (torch.stack(v)[:, None].contiguous() for v in zip(*pairs))
-        return target, y, Condition.stack([lesson.cond] * self.count), tuple(lesson.edges[a] for a in order)
+        pair = self.pairs[int(self.rng.integers(len(self.pairs)))]
+        order = pair.order if self.rng.random() < 0.5 else (pair.order[1], pair.order[0], pair.order[2])
+        patches = [self._patch(pair, order) for _ in range(self.count)]
+        target, y = (torch.stack(v)[:, None].contiguous() for v in zip(*patches))
+        return target, y, Condition.stack([pair.cond] * self.count), tuple(pair.edges[a] for a in order)
 
-    def _patch(self, lesson: Lesson, order) -> tuple[torch.Tensor, torch.Tensor]:
-        low, high = lesson.reserve
+    def _patch(self, pair: TrainingPair, order) -> tuple[torch.Tensor, torch.Tensor]:
+        low, high = pair.reserve
         while True:
-            centre = lesson.centres[int(self.rng.integers(len(lesson.centres)))]
+            centre = pair.centres[int(self.rng.integers(len(pair.centres)))]
             start = [
                 int(np.clip(c + int(self.rng.integers(-8, 9)) - s // 2, 0, n - s))
-                for c, s, n in zip(centre, self.size, lesson.y.shape)
+                for c, s, n in zip(centre, self.size, pair.y.shape)
             ]
-            first = start[lesson.thick]
-            if first >= high or first + self.size[lesson.thick] <= low:
+            first = start[pair.thick]
+            if first >= high or first + self.size[pair.thick] <= low:
                 break
         where = tuple(slice(a, a + s) for a, s in zip(start, self.size))
         flips = [a for a in range(3) if self.rng.random() < 0.5]
-        return tuple(v[where].permute(order).flip(flips) for v in (lesson.target, lesson.y))
+        return tuple(v[where].permute(order).flip(flips) for v in (pair.target, pair.y))
 
-    def _has_room(self, lesson: Lesson) -> bool:
+    def _has_room(self, pair: TrainingPair) -> bool:
         """Whether one patch in a hundred at least lies beside the reserved planes, so that one is soon found."""
-        low, high = lesson.reserve
-        size, most = self.size[lesson.thick], lesson.y.shape[lesson.thick] - self.size[lesson.thick]
-        starts = np.clip(lesson.centres[:, lesson.thick] - size // 2, 0, most)
+        low, high = pair.reserve
+        size, most = self.size[pair.thick], pair.y.shape[pair.thick] - self.size[pair.thick]
+        starts = np.clip(pair.centres[:, pair.thick] - size // 2, 0, most)
         return bool(np.mean((starts >= high) | (starts + size <= low)) >= 0.01)
 
 
@@ -180,11 +182,11 @@ def measured(x: torch.Tensor, edges: tuple[float, float, float]) -> torch.Tensor
     return x
 
 
-def one_of_each_axis(course_lessons: list[Lesson]) -> Iterator[Lesson]:
-    """The last lesson of each axis."""
-    yield from {lesson.order: lesson for lesson in course_lessons}.values()
+def one_of_each_axis(pairs: list[TrainingPair]) -> Iterator[TrainingPair]:
+    """The last pair of each axis."""
+    yield from {pair.order: pair for pair in pairs}.values()
 
 
-def turned_back(lesson: Lesson, patch: torch.Tensor) -> torch.Tensor:
+def turned_back(pair: TrainingPair, patch: torch.Tensor) -> torch.Tensor:
     """A patch in the network's order of axes, in the stored order."""
-    return patch.permute(tuple(int(a) for a in np.argsort(lesson.order)))
+    return patch.permute(tuple(int(a) for a in np.argsort(pair.order)))
