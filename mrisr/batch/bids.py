@@ -23,7 +23,7 @@ from mrisr.batch.deliver import make_folder, write_json
 from mrisr.batch.provenance import DESCRIPTION
 from mrisr.batch.scans import Scan
 from mrisr.errors import InputError, MrisrWarning, OutputError, UsageError
-from mrisr.io import nifti
+from mrisr.io import nifti, sidecar
 from mrisr.io.atomic import replacing
 
 __all__ = ["SUFFIXES", "check_beside", "describe", "find", "prepare", "title"]
@@ -272,8 +272,8 @@ def _is_stripped(scan: Scan) -> bool:
     total: dict[str, Any] = {}
     for path in scan.sidecars or ():
         try:
-            facts = schema.read(path, largest=nifti.LARGEST_SIDECAR, depth=nifti.SIDECAR_DEPTH, lenient=True)
-        except InputError:  # `nifti.sidecar_facts` warns of it
+            facts = sidecar.read(path)
+        except InputError:  # `sidecar.facts` warns of it
             continue
         total |= facts if isinstance(facts, dict) else {}
     return total.get("SkullStripped") is True

@@ -13,11 +13,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import nibabel as nib
 import numpy as np
-from msgspec import Meta
 from nibabel import imageglobals
 from nibabel.filebasedimages import ImageFileError
 from nibabel.fileholders import FileHolder
@@ -26,9 +25,8 @@ from nibabel.nifti1 import Nifti1Header, Nifti1Image, Nifti1Pair
 from nibabel.nifti2 import Nifti2Header, Nifti2Image
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 
-from mrisr import schema
 from mrisr.errors import GeometryError, InputError, MemoryBudgetError, MrisrWarning, OutputError
-from mrisr.io import gzipped, whole_numbers
+from mrisr.io import gzipped, sidecar, whole_numbers
 from mrisr.io.atomic import check_target, replacing
 from mrisr.io.framewise import FileFrames
 from mrisr.io.headers import affine_in_mm, mgh_header, nifti_header, qform
@@ -56,8 +54,6 @@ MGH_VERSION = b"\0\0\0\1"
 UNREADABLE = (ValueError, KeyError, TypeError, OverflowError, ImageFileError, HeaderDataError, MGHError)
 # Quaternions are float32, which alone moves the corner of a head by some hundredths of a millimetre.
 DIFFERENT_MM = 0.1
-# Converters that keep every header of a series write megabytes.
-LARGEST_SIDECAR, SIDECAR_DEPTH = 1 << 24, 64
 
 
 def read(
@@ -357,46 +353,14 @@ def _warn(message: str) -> None:
 def sidecar_facts(
     path: Path, sidecars: Sequence[Path] | None = None, kinds: dict[str, Any] = ACQUISITION_FACTS
 ) -> dict[str, Any]:
-    """Those facts of `kinds` that the BIDS sidecars of the image `path` state: those given, of which a later one
-    overrules an earlier one; else the one beside it, if there is one. Warns (MrisrWarning) where one cannot be read, or
-    states a value of another kind, which is not used."""
+    """As `mrisr.io.sidecar.facts`, of the sidecars of the image `path`: those given; else the one beside it, if there
+    is one."""
     if sidecars is None:
         beside = sidecar_of(path)
         sidecars = [beside] if beside.is_file() else []
-    total: dict = {}
-    for sidecar in sidecars:
-        total |= _facts(sidecar, kinds)
-    return total
+    return sidecar.facts(sidecars, kinds)
 
 
 def sidecar_of(path: Path) -> Path:
     """Where the sidecar of the image `path` would be: of the same name, beside it."""
     return path.with_name(path.name[: -len(ending_of(path, READ_ENDINGS) or "") or None] + ".json")
-
-
-def _facts(sidecar: Path, kinds: dict[str, Any]) -> dict[str, Any]:
-    try:
-        content = schema.read(sidecar, largest=LARGEST_SIDECAR, depth=SIDECAR_DEPTH, lenient=True)
-        content = schema.check(content, dict, str(sidecar))
-    except InputError as error:
-        reason = str(error).removeprefix(f"{sidecar}: ")
-        _warn(f"{sidecar}: the sidecar cannot be read ({reason}); its facts are not used")
-        return {}
-    facts = {}
-    for name, kind in kinds.items():
-        if name not in content:
-            continue
-        try:
-            facts[name] = schema.check(content[name], _WITHIN.get(name, kind), f"{sidecar}: {name}")
-        except InputError as error:
-            _warn(f"{error}; it is not used")
-    return facts
-
-
-_LENGTH = Annotated[float, Meta(gt=0, le=100)]  # mm; sidecars may hold NaN and Infinity, and lengths in metres
-_WITHIN = {
-    "SliceThickness": _LENGTH,
-    "SpacingBetweenSlices": _LENGTH,
-    "AcquiredVoxelSize": Annotated[list[_LENGTH], Meta(min_length=3, max_length=3)],
-    "MagneticFieldStrength": Annotated[float, Meta(gt=0, le=100)],
-}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import mrisr
-from mrisr.adapt import plan
+from mrisr.adapt import seconds
 from mrisr.evaluate import metrics
 from mrisr.evaluate.cases import CASES, make_trial, subject_of
 from mrisr.io import nifti
@@ -19,7 +19,7 @@ PERSON = "t1w_0p9mm_b"
 @needs_scans
 @pytest.mark.slow("a hundred steps of the shipped network, in float32: minutes")
 def test_a_held_out_head_gains_in_truth_what_its_planes_promise(monkeypatch):
-    monkeypatch.setattr(plan, "STEPS", 100)
+    monkeypatch.setattr(seconds, "STEPS", 100)
     head = nifti.read(SCANS / f"{PERSON}.nii.gz")
     trial = make_trial(subject_of(PERSON, head.data, head.grid, 112), CASES["thick4"])
     scan = Volume(trial.scan, trial.coarse.affine, name="scan")
