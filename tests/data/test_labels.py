@@ -6,6 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from mrisr.data.crops import scan_crop
 from mrisr.data.labels import BRIGHT, DARK, VESSEL, LabelVolume
@@ -16,8 +17,9 @@ from mrisr.data.scanners import Ghost, Interleave, Scanner, ScannerClass
 from mrisr.data.sources import load_volumes
 from mrisr.data.synth import label_crop, synthetic_volume
 from mrisr.data.volumes import TrainingVolume
-from mrisr.errors import InputError, MrisrWarning
+from mrisr.errors import InputError, MrisrWarning, TrainingError
 from mrisr.physics.psf import AxisPSF
+from tests.real_data import SCANS, needs_scans
 
 SHAPE = (56, 60, 52)
 
@@ -62,9 +64,16 @@ def interpolated(labels):
     return found
 
 
+def by_spline(labels, order):
+    """On other voxels, from structures of more than a few voxels: thinner ones are ripples throughout."""
+    return ndimage.zoom(ndimage.zoom(labels.astype(np.float32), 2, order=0), 0.87, order=order)
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
+        (by_spline(nested_labels(), 3), "expected whole numbers in a label map, found .* fractions.*nearest neighbour"),
+        (by_spline(nested_labels(), 2), "expected whole numbers in a label map, found .* fractions.*nearest neighbour"),
         (interpolated(nested_labels()), "expected whole numbers in a label map, found .* fractions.*nearest neighbour"),
         (blocks(7, 400), "expected 1 to 200 labels beside 0, found"),
         (nested_labels() - 3, "expected labels from 0 to 1000000 in a label map, found -3"),
@@ -91,6 +100,39 @@ def test_a_scan_in_fractions_or_of_many_levels_on_a_background_of_one_value_stay
     for name, data in (("a", np.where(inside, values, -1)), ("b", np.where(inside, values, 3).astype(np.int16))):
         (volume,) = load_volumes([save(tmp_path / f"{name}.nii.gz", data)])
         assert isinstance(volume, TrainingVolume)
+
+
+@pytest.mark.parametrize("largest", [1, 2, 4, 5, 10, 100])
+def test_a_scan_in_fractions_stays_a_scan_however_it_is_scaled(largest, tmp_path):
+    """Whole grey levels that were divided (they lie on a few steps), and a scan that was interpolated."""
+    rng = np.random.default_rng(0)
+    levels = np.rint(20 * (nested_labels() > 0) + 10 * nested_labels() / 41 + rng.normal(0, 1, SHAPE)).clip(0)
+    smooth = ndimage.zoom(levels, 1.2, order=3)
+    for name, data in (("steps", levels), ("smooth", smooth)):
+        scaled = (data * (largest / data.max())).astype(np.float32)
+        assert isinstance(load_volumes([save(tmp_path / f"{name}.nii.gz", scaled)])[0], TrainingVolume), name
+
+
+@needs_scans
+@pytest.mark.parametrize(
+    "name", ["labels/bert", "labels/synthseg_11", "labels/synthsr_1", "labels_7t/ahead_0012_fs", "train/flair_1mm_p19"]
+)
+def test_real_label_maps_and_scans_are_told_apart_after_any_resampling(name, tmp_path):
+    image = nib.load(SCANS.parent / f"{name}.nii.gz")
+    middle = tuple(slice(n // 2 - 45, n // 2 + 45) for n in image.shape[:3])
+    data = np.asarray(image.dataobj, np.float32)[middle]
+    for factor in (0.8, 1.43):
+        for order in (0, 1, 3):
+            path = save(tmp_path / "resampled.nii", ndimage.zoom(data, factor, order=order))
+            if name.startswith("train") or order == 0:
+                kind = TrainingVolume if name.startswith("train") else LabelVolume
+                assert isinstance(load_volumes([path])[0], kind)
+                continue
+            with (
+                pytest.warns(MrisrWarning, match="expected whole numbers in a label map, found .* fractions"),
+                pytest.raises(TrainingError, match="nothing to train on"),
+            ):
+                load_volumes([path])
 
 
 @pytest.mark.parametrize(
