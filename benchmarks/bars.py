@@ -11,6 +11,7 @@ TEACHER = 0.3  # dB that a teacher has to be better
 YARDSTICK = 0.05  # dB within which the mean has to be of the deterministic network
 DENOISED = 1.5  # dB over the answer that keeps the noise
 CHI2 = (0.9, 1.1)
+WAITING = 0.01  # of a step
 TISSUE = (1.0, 2.0)  # per cent of a tissue's volume: mean and worst
 
 Row = tuple[str, str, bool]
@@ -18,7 +19,9 @@ Row = tuple[str, str, bool]
 
 def table(folder: Path) -> str:
     """Markdown, a row for each bar whose result file there is; "" where there is none."""
-    rows = [row for make in (gains, teacher, yardstick, denoising, samples, tissue, steps) for row in make(folder)]
+    rows = [
+        row for make in (gains, teacher, race, yardstick, denoising, samples, tissue, steps) for row in make(folder)
+    ]
     if not rows:
         return ""
     lines = ["| aimed at | found | met |", "|---|---|---|"]
@@ -47,6 +50,17 @@ def teacher(folder: Path) -> Iterator[Row]:
             f"{gained:+.2f} dB after {log[-1]['step']} steps: none is shipped",
             gained >= TEACHER,
         )
+
+
+def race(folder: Path) -> Iterator[Row]:
+    """Which size learns most in equal time, from scratch."""
+    for result in _read(folder, "size_race"):
+        texts = [
+            f"{row['parameters'] / 1e6:.1f} M {row['gains']['mean']:+.2f} dB ({row['steps']} steps, "
+            f"{row['gflop_per_s']:.0f} GFLOP/s)"
+            for row in sorted(result["rows"], key=lambda row: row["parameters"])
+        ]
+        yield "a race of three sizes", f"{result['minutes']:g} min each: {', '.join(texts)}", len(texts) == 3
 
 
 def yardstick(folder: Path) -> Iterator[Row]:
@@ -117,7 +131,14 @@ def steps(folder: Path) -> Iterator[Row]:
     log = [entry["data_share"] for entry in _log(folder, "base-v3")]
     if log:
         found = f"{min(log):.0%} to {max(log):.0%} of the time of version 3's steps"
-        yield "no training step waits for its pairs", found, max(log) < 0.01
+        yield "no training step waits for its pairs", found, max(log) < WAITING
+    for result in _read(folder, "pair_wait"):
+        alone, ahead = sorted(result["rows"], key=lambda row: row["prefetch"])
+        found = (
+            f"{ahead['waiting_share']:.1%} of a step of {ahead['seconds_per_step']:.2f} s; on one core "
+            f"{alone['waiting_share']:.0%} of {alone['seconds_per_step']:.2f} s"
+        )
+        yield "nor with `prefetch` on a second core", found, ahead["waiting_share"] < WAITING
 
 
 def _read(folder: Path, name: str) -> list[dict]:

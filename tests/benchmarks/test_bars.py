@@ -50,3 +50,15 @@ def test_a_deterministic_network_that_was_trained_to_the_end_takes_the_place_of_
     (tmp_path / "comparison.json").write_text(json.dumps({"summary": methods, "verdicts": [verdict]}))
     text = bars.table(tmp_path)
     assert "equal size and budget | +0.01 dB | yes |" in text and "not trained" not in text
+
+
+def test_a_race_and_the_wait_for_pairs(bars, tmp_path):
+    sizes = [("large", 8e6, 0.2, 90), ("third", 1e6, 0.4, 900), ("student", 3e6, 0.5, 300)]
+    rows = [{"size": s, "parameters": p, "gains": {"mean": g}, "steps": n, "gflop_per_s": 99.6} for s, p, g, n in sizes]
+    (tmp_path / "size_race.json").write_text(json.dumps({"minutes": 20.0, "rows": rows}))
+    waits = [(True, 0.004, 1.1), (False, 0.27, 1.5)]
+    rows = [{"prefetch": p, "waiting_share": w, "seconds_per_step": s} for p, w, s in waits]
+    (tmp_path / "pair_wait.json").write_text(json.dumps({"rows": rows}))
+    text = bars.table(tmp_path)
+    assert "20 min each: 1.0 M +0.40 dB (900 steps, 100 GFLOP/s), 3.0 M +0.50 dB" in text and "| yes |" in text
+    assert "| 0.4% of a step of 1.10 s; on one core 27% of 1.50 s | yes |" in text
