@@ -20,8 +20,8 @@ from mrisr.infer.engines.precision import asked_for
 from mrisr.infer.engines.select import check_fork
 from mrisr.infer.facts import MIRRORINGS, Options
 from mrisr.infer.fade import ENDS
+from mrisr.infer.join import run as joining
 from mrisr.infer.join.align import Together
-from mrisr.infer.join.run import join_volumes
 from mrisr.infer.progress import Report, reporting
 from mrisr.infer.run import Scan, upscale_volume
 from mrisr.io import several as several_scans
@@ -207,6 +207,7 @@ def upscale(
                 "adapt: is of one scan, and several are joined, which show each other what they are blind to; adapt to "
                 "one of them, keep the weights (keep_adapted), and give them as model"
             )
+        joining.check_options(Options(**how))
         with reporting(progress) as report:
             pair = _join(several, (series, group), grid, mask, model, Options(**how), together, report)
         return pair if return_info else pair[0]
@@ -250,7 +251,7 @@ def _join(several, selection, grid, mask, model, options: Options, how: Together
         head = None if mask is None else read_mask(mask, reference)
     with report.stage("load model"):
         network = _network(model)
-    result, info = join_volumes(volumes, target, network, options, how, report, head)
+    result, info = joining.join_volumes(volumes, target, network, options, how, report, head)
     info.warnings[:0] = messages
     return restore(result), info
 

@@ -199,9 +199,9 @@ def test_one_frame_of_a_series_is_one_stack(still):
         ({"register": 1}, "register: expected True or False"),
     ],
 )
-def test_what_means_nothing_for_several_is_refused(still, random_model, options, text):
+def test_what_means_nothing_for_several_is_refused_before_anything_is_read(options, text):
     with pytest.raises(UsageError, match=text):
-        mrisr.upscale(still[:2], model=random_model("local"), **HOW | options)
+        mrisr.upscale(["nowhere.nii.gz"] * 2, model="no such model", **HOW | options)
 
 
 def test_lists_that_are_none(still, random_model):

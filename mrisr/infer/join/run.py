@@ -57,12 +57,12 @@ def join_volumes(
 
     Args:
         target: from `mrisr.grid.plan` of the reference's grid.
+        options: as `check_options` takes them.
         mask: the head, bool, on the reference's grid: outside of it the result is 0.
 
     Raises:
-        InputError: a stack does not fit. UsageError: an option that means nothing here. MemoryBudgetError.
+        InputError: a stack does not fit. MemoryBudgetError.
     """
-    _check_options(options)
     _check_memory(volumes, target, options)
     volumes = [_one_image(v) for v in volumes]
     with report.stage("register"):
@@ -120,7 +120,8 @@ def _finish(x, stacks, target: Grid, scale: Scale, mask, reference: int, nonnega
     return stacks[reference].volume.replace(data, target.affine)
 
 
-def _check_options(options: Options) -> None:
+def check_options(options: Options) -> None:
+    """UsageError for what means nothing where several scans are joined."""
     if options.consistency == "off":
         raise UsageError('join: stacks are joined by what they measured; leave consistency at "auto"')
     if options.denoise:
