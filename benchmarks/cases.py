@@ -54,7 +54,7 @@ def network_inputs(shape: tuple[int, int, int]) -> tuple:
     """What a network is given in mode `mean`: (x of zeros, y, vector, guidance of zeros), float32, on the CPU."""
     import torch
 
-    from mrisr.nn.condition import GUIDANCE_CHANNELS, VECTOR_DIM
+    from mrisr.nn.vector import GUIDANCE_CHANNELS, VECTOR_DIM
 
     generator = torch.Generator().manual_seed(0)
     y = torch.rand(1, 1, *shape, generator=generator)

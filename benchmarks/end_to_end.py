@@ -143,7 +143,7 @@ def rivals(kind: str, threads: int | None, model: str, repeats: int, precision: 
 
     from mrisr.infer import engines
     from mrisr.infer.engines.select import thread_count
-    from mrisr.nn.condition import VECTOR_DIM
+    from mrisr.nn.vector import VECTOR_DIM
 
     net = load(model).denoiser.net
     torch.set_num_threads(thread_count(threads))

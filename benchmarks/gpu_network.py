@@ -12,7 +12,7 @@ import timing
 import torch
 from gpu_setting import Setting
 
-from mrisr.nn.condition import VECTOR_DIM
+from mrisr.nn.vector import VECTOR_DIM
 
 LAYOUT_CHANGE = re.compile(r"nchwToNhwc|nhwcToNchw|NCHW.*NHWC|NHWC.*NCHW|convertTensor|slow_conv", re.IGNORECASE)
 FORMATS = {"last": torch.channels_last_3d, "first": torch.contiguous_format}

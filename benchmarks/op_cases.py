@@ -188,8 +188,8 @@ def resample3d(device: str, quick: bool) -> Iterator[Contest]:
     """Prefilter and sampling along a smooth displacement of up to some voxels, on the grid of the volume."""
     import numpy as np
 
-    from mrisr.ops.resample import reference
     from mrisr.ops.resample import resample3d as public
+    from mrisr.ops.resample.spline import reference
 
     size = 12 if quick else 96  # the reference takes seconds
     shape = (size,) * 3

@@ -34,7 +34,7 @@ from mrisr.evaluate.methods import Network
 from mrisr.evaluate.metrics import data_range, psnr
 from mrisr.evaluate.protocol import find_volumes, load_subjects
 from mrisr.infer.engines import openvino, precision
-from mrisr.nn.condition import GUIDANCE_STRIDE
+from mrisr.nn.vector import GUIDANCE_STRIDE, input_shapes
 
 HELD_OUT = ("t1w_0p9mm_b", "flair_1mm_p26")
 CALIBRATION = ("t1w_0p7mm_a", "t1w_1p33mm_lh01", "t2w_1mm_M2307", "flair_1mm_p19", "t1w_1x1x2_dep03")
@@ -134,12 +134,12 @@ def timed(converted, graph, edge: int, threads: int, rounds: int) -> dict:
 
     generator = torch.Generator().manual_seed(0)
     fine, coarse = (1, 1, *(edge,) * 3), (edge // GUIDANCE_STRIDE,) * 3
-    shapes = openvino._shapes((edge,) * 3)
+    shapes = input_shapes((edge,) * 3)
     inputs = [
         torch.zeros(fine),
         torch.rand(fine, generator=generator),
-        torch.rand(tuple(shapes[2].to_shape()), generator=generator),
-        torch.zeros((1, shapes[3].to_shape()[1], *coarse)),
+        torch.rand(shapes[2], generator=generator),
+        torch.zeros((1, shapes[3][1], *coarse)),
     ]
     runs = {name: converted.compile((edge,) * 3, threads, name).network() for name in WAYS[:2]}
     with in_place_of_bfloat16(converted, graph):

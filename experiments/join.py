@@ -39,8 +39,9 @@ from mrisr.evaluate import metrics
 from mrisr.evaluate.baselines import BASELINES
 from mrisr.evaluate.cases import Subject, subject_of
 from mrisr.grid import Grid
-from mrisr.infer.join.align import Together, align
+from mrisr.infer.join.align import align
 from mrisr.infer.join.run import ITERATIONS, NEIGHBOURS, interpolated, measured_on
+from mrisr.infer.join.together import Together
 from mrisr.io import nifti
 from mrisr.physics.degrade import rician
 from mrisr.physics.psf import AxisPSF, parse_psf

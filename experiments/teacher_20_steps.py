@@ -25,7 +25,7 @@ import record
 import torch
 from accelerate import Accelerator
 
-from mrisr.nn.condition import MEAN
+from mrisr.nn.vector import MEAN
 from mrisr.train import teacher
 from mrisr.train.config import CONFIGS
 from mrisr.train.run import Run

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import numbers
 import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from mrisr import grid as grids
-from mrisr.adapt.options import check_options
-from mrisr.adapt.plan import check_learner
-from mrisr.adapt.run import Adaptation, upscale_adapted
+from mrisr.adapt.options import Adaptation, check_options
 from mrisr.corrections import corrections, read_mask
-from mrisr.errors import CATCHING, MrisrWarning, UsageError, excerpt
+from mrisr.errors import CATCHING, ModelError, MrisrWarning, UsageError, excerpt
 from mrisr.infer.engines.precision import asked_for
 from mrisr.infer.engines.select import check_fork
 from mrisr.infer.facts import MIRRORINGS, Options
 from mrisr.infer.fade import ENDS
-from mrisr.infer.join import run as joining
-from mrisr.infer.join.align import Together
+from mrisr.infer.join.together import Together
+from mrisr.infer.known import KnownModel, find, is_remembered, remember
 from mrisr.infer.progress import Report, reporting
 from mrisr.infer.run import Scan, upscale_volume
 from mrisr.io import several as several_scans
@@ -31,6 +31,8 @@ from mrisr.weights import registry
 
 CONSISTENCY = ("auto", "on", "off")
 MOST_STEPS, MOST_SAMPLES = 1000, 10_000  # beyond, nothing is gained: a slip of the finger
+
+log = logging.getLogger(__name__)
 
 
 def upscale(
@@ -207,6 +209,8 @@ def upscale(
                 "adapt: is of one scan, and several are joined, which show each other what they are blind to; adapt to "
                 "one of them, keep the weights (keep_adapted), and give them as model"
             )
+        from mrisr.infer.join import run as joining
+
         joining.check_options(Options(**how))
         with reporting(progress) as report:
             pair = _join(several, (series, group), grid, mask, model, Options(**how), together, report)
@@ -215,6 +219,8 @@ def upscale(
     with reporting(progress) as report:
         if adaptation is not None:  # what cannot learn is refused before anything is read
             with report.stage("load model"):
+                from mrisr.adapt.plan import check_learner
+
                 model = _network(model)
                 check_learner(model, device, precision, adaptation.keep is not None)
         with report.stage("read"), _warnings_as_texts() as messages:
@@ -227,11 +233,14 @@ def upscale(
             head = None if mask is None else read_mask(mask, source)
             scan = Scan(source, corrections(source, gradnl, bias, **correction_options), head)
         with report.stage("load model"):
-            network = _network(model)
+            network = _model(model)
         if adaptation is None:
             how["holds_frames"] = not report.keeps_frames
             result, info = upscale_volume(scan, target, network, Options(**how), report)
+            _remember(model, network, info)
         else:
+            from mrisr.adapt.run import upscale_adapted
+
             result, info = upscale_adapted(scan, target, network, Options(**how), adaptation, report)
         info.warnings[:0] = messages
         output = restore(result)
@@ -240,6 +249,28 @@ def upscale(
 
 def _network(model: Any) -> Any:
     return model if hasattr(model, "denoiser") else registry.load(model)
+
+
+def _model(model: Any) -> Any:
+    """What runs a plain job: a model as it was given; by name what the cache knows of it, else its weights."""
+    if hasattr(model, "denoiser"):
+        return model
+    weights = None if registry.is_loaded(model) else registry.identify(model)
+    cached = None if weights is None else find(weights.sha256, str(model), weights.card, partial(registry.load, model))
+    return cached or registry.load(model)
+
+
+def _remember(model: Any, network: Any, info: Any) -> None:
+    """Leave what the next job needs that asks for the same model by its name."""
+    by_name = network is not model and not isinstance(network, KnownModel)
+    if by_name and info.engine.name == "openvino" and not is_remembered(info.weights):
+        try:
+            weights = registry.fresh(model)  # what ran may have been changed by whoever has loaded it before
+        except ModelError as error:  # gone meanwhile; the result is there
+            log.info("cannot read %s again: %s", model, error)
+            return
+        if weights.sha256 == info.weights:
+            remember(weights)
 
 
 def _join(several, selection, grid, mask, model, options: Options, how: Together, report: Report) -> tuple[Any, Any]:
@@ -251,6 +282,8 @@ def _join(several, selection, grid, mask, model, options: Options, how: Together
         head = None if mask is None else read_mask(mask, reference)
     with report.stage("load model"):
         network = _network(model)
+    from mrisr.infer.join import run as joining
+
     result, info = joining.join_volumes(volumes, target, network, options, how, report, head)
     info.warnings[:0] = messages
     return restore(result), info

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from mrisr.errors import InputError, MrisrWarning, UsageError
 from mrisr.infer.corrections import Corrections
-from mrisr.physics import bias, coils, gradnl
 from mrisr.volume import Volume
+
+if TYPE_CHECKING:
+    import torch
+
+    from mrisr.physics import gradnl
 
 DONE = ("auto", "none", "2D", "3D")
 BIAS_OUT = ("corrected", "kept")
@@ -64,6 +67,8 @@ def nonlinearity(
 ) -> gradnl.Nonlinearity:
     """The gradient nonlinearity of a scan: of what, what the scanner has corrected, and who says so. Warns as
     `already_corrected` does."""
+    from mrisr.physics import gradnl
+
     distortion, name = read_distortion(source, radius, scan.meta)
     return gradnl.Nonlinearity(distortion, name, *already_corrected(scan, scanner_correction, by), slice_axis)
 
@@ -74,6 +79,8 @@ def read_distortion(source: Any, radius: float | None, meta: dict) -> tuple[grad
     An object with `displacement_at` and `gradient_at` passes. Coefficients of another vendor than the scan's are
     refused.
     """
+    from mrisr.physics import coils, gradnl
+
     if hasattr(source, "displacement_at") and hasattr(source, "gradient_at"):
         return source, getattr(source, "name", type(source).__name__)
     if isinstance(source, str) and source == "auto":
@@ -102,6 +109,10 @@ def read_field(source: Any, scan: Volume) -> tuple[torch.Tensor | str, str]:
     """(field float32 [X, Y, Z] on the scan's grid, or "auto"; where it is from) from a file, an image or an array."""
     if isinstance(source, str) and source == "auto":
         return "auto", "estimated by N4"
+    import torch
+
+    from mrisr.physics import bias
+
     data, name = _on_grid(source, scan, "bias field", "bias: expected 'auto', a path, an image or an array")
     field = torch.from_numpy(np.require(data, np.float32, ["C", "W"]))
     bias.check_field(field, scan.data.shape[:3], name)
@@ -129,9 +140,13 @@ def _on_grid(source: Any, scan: Volume, name: str, expected: str) -> tuple[np.nd
     if volume is not None:
         data = volume.data
         if data.ndim == 3:
+            from mrisr.physics import bias
+
             bias.check_same_grid(volume.grid, scan.grid, name)
-    elif isinstance(source, np.ndarray | torch.Tensor):
-        data = source.detach().cpu().numpy() if isinstance(source, torch.Tensor) else source
+    elif isinstance(source, np.ndarray):
+        data = source
+    elif type(source).__module__.partition(".")[0] == "torch" and hasattr(source, "detach"):
+        data = source.detach().cpu().numpy()
     else:
         raise UsageError(f"{expected}, found {type(source).__name__}")
     if data.ndim != 3 or data.dtype.kind not in "bfiu":
@@ -141,6 +156,8 @@ def _on_grid(source: Any, scan: Volume, name: str, expected: str) -> tuple[np.nd
 
 def already_corrected(scan: Volume, statement: str = "auto", by: str = "the caller") -> tuple[str, str]:
     """("none", "2D" or "3D": what the scanner has corrected; who says so), with the warnings that belong to it."""
+    from mrisr.physics import gradnl
+
     correction, why = gradnl.scanner_correction(scan.meta)
     if statement != "auto":
         correction, why = statement, f"stated by {by}"

@@ -5,9 +5,11 @@ For `mrisr doctor`, result files and the record of a run. `docs/environment.md` 
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import subprocess
+import sys
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,6 +19,8 @@ from pathlib import Path
 from mrisr import __version__
 from mrisr.errors import MrisrWarning
 
+# What the drivers of GPUs that PyTorch knows make: NVIDIA's, in WSL, and AMD's; and what a program loads of NVIDIA's.
+GPU_NODES, GPU_DRIVER = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd"), "libcuda.so.1"
 LIBRARIES = ("torch", "triton", "openvino", "numpy", "scipy", "nibabel")
 
 
@@ -41,8 +45,8 @@ VARIABLES = (
     Variable(
         "MRISR_CACHE",
         "run",
-        "Folder of converted graphs, which save seconds at each start; `off` keeps nothing. Nothing else is written "
-        "beside the outputs, and a folder that cannot be used is no error.",
+        "Folder of converted graphs and of what is known of their models, which save seconds at each start; `off` "
+        "keeps nothing. Nothing else is written beside the outputs, and a folder that cannot be used is no error.",
         "`$XDG_CACHE_HOME/mrisr`, else `~/.cache/mrisr`",
     ),
     Variable("XDG_CACHE_HOME", "run", "Parent of the cache, where MRISR_CACHE is not set.", "`~/.cache`"),
@@ -188,18 +192,42 @@ def cores() -> int:
 def default_threads() -> int:
     """CPU threads where nobody says how many: `OMP_NUM_THREADS`, else every core. MrisrWarning for one that is no whole
     number of at least 1, which OpenMP does not use either."""
+    setting, count = _omp_threads()
+    if setting and count is None:
+        warnings.warn(
+            f"OMP_NUM_THREADS: expected a whole number of at least 1, found {setting[:40]!r}; all {cores()} cores are "
+            "used",
+            MrisrWarning,
+            stacklevel=3,
+        )
+    return count or cores()
+
+
+def plain_threads() -> int:
+    """`default_threads`, for those who are not the ones to warn."""
+    return _omp_threads()[1] or cores()
+
+
+def _omp_threads() -> tuple[str, int | None]:
+    """(`OMP_NUM_THREADS`, the number that it begins with, or None)."""
     setting = os.environ.get("OMP_NUM_THREADS", "").strip()
-    if not setting:
-        return cores()
     first = setting.split(",")[0].strip()
-    if first.isascii() and first.isdigit() and len(first) <= 9 and int(first):
-        return int(first)
-    warnings.warn(
-        f"OMP_NUM_THREADS: expected a whole number of at least 1, found {setting[:40]!r}; all {cores()} cores are used",
-        MrisrWarning,
-        stacklevel=3,
-    )
-    return cores()
+    whole = first.isascii() and first.isdigit() and len(first) <= 9 and int(first) > 0
+    return setting, int(first) if whole else None
+
+
+def may_have_gpu() -> bool:
+    """False where no GPU that PyTorch could use is in this machine: no driver has made a device, and none can be
+    loaded. True says nothing for certain."""
+    if sys.platform == "darwin":
+        return False
+    if not sys.platform.startswith("linux") or any(map(os.path.exists, GPU_NODES)):
+        return True
+    try:
+        ctypes.CDLL(GPU_DRIVER)
+    except OSError:
+        return False
+    return True
 
 
 def machine() -> dict:

@@ -9,24 +9,32 @@ own. A program that has imported openvino before is silenced from here on; what 
 nibabel imports pydicom wherever that is installed, with its decoders and what they import in turn (0.2 s, 34 MB), for
 a kind of NIfTI extension that mrisr passes on as it is.
 PyTorch makes an empty folder in TMPDIR when torch._dynamo is imported, which optimisers and exporters do.
+NumPy's OpenBLAS keeps threads of its own, a second pool that spins beside the one that the work is done by, and
+(0.3.31) was twice seen to wait for itself for ever on a busy machine.
 ONNX Runtime keeps a device identifier and a store of events in ~/.cache, unless a variable forbids it.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 
 TELEMETRY = "openvino_telemetry"
 USERS = "openvino.tools.ovc"  # whose modules hold the telemetry package as `tm`
 STAND_IN = "openvino.tools.ovc.telemetry_stub"
 
+BLAS_THREADS = "scipy_openblas_{}_num_threads64_"  # of the OpenBLAS that NumPy's wheels bring
+
 _importing = threading.RLock()
+_multiplying = threading.RLock()
 
 
 def openvino() -> ModuleType:
@@ -94,3 +102,32 @@ def nothing_compiled() -> Iterator[None]:
     finally:
         if not user_choice:
             os.environ.pop(variable, None)
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """NumPy multiplies and solves in the calling thread inside; where it has another BLAS, as that does it."""
+    functions = _blas_threads()
+    if functions is None:
+        yield
+        return
+    get, put = functions
+    with _multiplying:  # what one puts back is what it found, not what another has put there
+        before = get()
+        put(1)
+        try:
+            yield
+        finally:
+            put(before)
+
+
+@cache
+def _blas_threads() -> tuple[Callable[[], int], Callable[[int], None]] | None:
+    """(get, set) of the number of threads of NumPy's own OpenBLAS."""
+    folder = Path(import_module("numpy").__file__).parents[1] / "numpy.libs"
+    for path in folder.glob("*openblas*"):
+        library = ctypes.CDLL(str(path))  # which NumPy has loaded
+        names = [BLAS_THREADS.format(word) for word in ("get", "set")]
+        if all(hasattr(library, name) for name in names):
+            return tuple(getattr(library, name) for name in names)
+    return None

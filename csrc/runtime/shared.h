@@ -16,7 +16,7 @@ constexpr std::int64_t kFewestVoxels = 2;
 constexpr double kLargestVoxel = 100.0;
 constexpr double kLargestView = 5000.0;
 
-// mrisr/ops/resample/axes.py
+// mrisr/ops/arrays.py
 constexpr double kDrop = 1e-09;
 
 // mrisr/physics/intensity.py

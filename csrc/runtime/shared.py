@@ -16,7 +16,7 @@ import mrisr.grid
 import mrisr.infer.engines.openvino
 import mrisr.infer.engines.precision
 import mrisr.infer.memory
-import mrisr.ops.resample.axes
+import mrisr.ops.arrays
 import mrisr.physics.consistency
 import mrisr.physics.intensity
 import mrisr.volume
@@ -50,7 +50,7 @@ def numbers() -> dict[str, dict[str, float | int]]:
             "kLargestVoxel": volume.LARGEST_VOXEL_MM,
             "kLargestView": volume.LARGEST_VIEW_MM,
         },
-        "mrisr/ops/resample/axes.py": {"kDrop": mrisr.ops.resample.axes.DROP},
+        "mrisr/ops/arrays.py": {"kDrop": mrisr.ops.arrays.DROP},
         "mrisr/physics/intensity.py": {"kNormalMad": intensity.NORMAL_MAD},
         "mrisr/physics/consistency.py": {
             "kNull": consistency.NULL,

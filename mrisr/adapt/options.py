@@ -2,9 +2,38 @@
 
 from __future__ import annotations
 
-from mrisr.errors import BackendError, UsageError
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mrisr.adapt.seconds import check_seconds
+from mrisr.errors import BackendError, OutputError, UsageError
+from mrisr.io.atomic import check_target
 
 ENDING = ".safetensors"  # of the file that keeps the weights
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """What `mrisr.upscale` was asked for: seconds of learning, and the file that keeps the weights, or None."""
+
+    seconds: float
+    keep: Path | None
+
+    @classmethod
+    def of(cls, seconds: Any, keep: str | os.PathLike | None) -> Adaptation | None:
+        """None: there is nothing to learn. Raises UsageError, OutputError."""
+        limit = check_seconds(seconds)
+        if keep is None:
+            return cls(limit, None) if limit else None
+        if not limit:
+            raise UsageError("keep_adapted: there are weights to keep only with adapt=SECONDS")
+        path = Path(keep)
+        if path.suffix != ENDING:
+            raise OutputError(f"{path}: expected a file name ending in {ENDING} for adapted weights")
+        check_target(path)
+        return cls(limit, path)
 
 
 def check_options(mode: str | None, steps: int, samples: int, denoise: float, engine: str) -> None:

@@ -4,55 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from mrisr.adapt.learn import Outcome, judged, learn
-from mrisr.adapt.options import ENDING
+from mrisr.adapt.options import Adaptation
 from mrisr.adapt.pairs import training_pairs
 from mrisr.adapt.plan import TrainingPlan, plan_training
-from mrisr.adapt.seconds import MOST_SECONDS, STEPS, STEPS_PER_SECOND, check_seconds
-from mrisr.errors import OutputError, UsageError
+from mrisr.adapt.seconds import MOST_SECONDS, STEPS, STEPS_PER_SECOND
 from mrisr.grid import Grid
 from mrisr.infer import memory
 from mrisr.infer.facts import Options
 from mrisr.infer.info import AdaptInfo, Info
 from mrisr.infer.progress import Report
 from mrisr.infer.run import Scan, give, upscale_volume
-from mrisr.io.atomic import check_target, replacing
+from mrisr.io.atomic import replacing
 from mrisr.physics.foreground import masked_background, without_foreign_value
 from mrisr.physics.intensity import estimate_noise
 from mrisr.volume import Volume
 from mrisr.weights import registry
 
 OF_BASE_ONLY = ("uncertainty",)  # of a header: what was measured of the weights before
-
-
-@dataclass(frozen=True)
-class Adaptation:
-    """What `mrisr.upscale` was asked for: seconds of learning, and the file that keeps the weights, or None."""
-
-    seconds: float
-    keep: Path | None
-
-    @classmethod
-    def of(cls, seconds: Any, keep: str | os.PathLike | None) -> Adaptation | None:
-        """None: there is nothing to learn. Raises UsageError, OutputError."""
-        limit = check_seconds(seconds)
-        if keep is None:
-            return cls(limit, None) if limit else None
-        if not limit:
-            raise UsageError("keep_adapted: there are weights to keep only with adapt=SECONDS")
-        path = Path(keep)
-        if path.suffix != ENDING:
-            raise OutputError(f"{path}: expected a file name ending in {ENDING} for adapted weights")
-        check_target(path)
-        return cls(limit, path)
 
 
 def upscale_adapted(

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mrisr.batch.scans import Scan
+from mrisr.corrections import read_distortion
 from mrisr.errors import InputError, UsageError
 from mrisr.io import nifti
 
@@ -57,8 +58,6 @@ def distortion(own: dict[str, Any], radius: float | None, volume: Any) -> Any:
     """`gradnl` as `mrisr.upscale` takes it: with `radius` the coefficients are read here, for they do not state it."""
     if radius is None:
         return own.get("gradnl")
-    from mrisr.corrections import read_distortion
-
     return read_distortion(own["gradnl"], radius, volume.meta)[0]
 
 

@@ -23,7 +23,7 @@ _owned = False
 
 
 def load(*modules: str) -> None:
-    """Import `modules` of mrisr, which stand on nibabel and, some, on PyTorch.
+    """Import `modules`, which stand on nibabel and, some, on PyTorch.
 
     Importing makes hundreds of thousands of objects of which none is garbage: looking for it takes a tenth of the time.
     Where the process is ours they are never looked through again, not at its end either (0.1 s a time).

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import sys
 from pathlib import Path
 
 from mrisr.errors import OutputError, to_do
@@ -52,14 +53,15 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
 
 
 def use_threads(count: int | None) -> None:
-    """Limit the CPU threads of everything loaded from here on; call it before importing torch."""
+    """Limit the CPU threads of everything loaded from here on, and of PyTorch where it is loaded already."""
     if count is None:
         return
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[variable] = str(count)
-    import torch
+    if "torch" in sys.modules:
+        import torch
 
-    torch.set_num_threads(count)
+        torch.set_num_threads(count)
 
 
 def _tile(text: str) -> int | str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mrisr
+from mrisr import environment
 from mrisr.cli import many
 from mrisr.cli.cluster import add_cluster_options
 from mrisr.cli.compute import (
@@ -97,8 +98,9 @@ def run(args: argparse.Namespace) -> int:
     several = args.join and (len(args.input) > 1 or "," in (args.series or ""))
     options = {**computing(args), **joining(args), **adapting(args, several)}
     with speaking(args) as voice:
-        # Where it is sure to be needed; --threads has to be known to the library when it is loaded.
-        if not (args.skip_existing or args.cluster or args.threads) and all(map(os.path.exists, args.input)):
+        # --threads has to be known to the library when it is loaded.
+        at_once = not (args.skip_existing or args.cluster or args.threads) and all(map(os.path.exists, args.input))
+        if at_once and _sure_of_torch(args):
             torch_ahead()
         load("mrisr.batch.scans")
         from mrisr.batch import scans
@@ -119,6 +121,16 @@ def run(args: argparse.Namespace) -> int:
         ):
             return _one(args, work.scans[0], options, voice)
         return many.run(args, work, many.settings(args, work.folder, options), work.folder / many.FAILURES, voice)
+
+
+def _sure_of_torch(args: argparse.Namespace) -> bool:
+    """Whether the command line alone says that PyTorch is needed; `mrisr.infer.plan.is_plain` knows it for certain."""
+    several = args.mode == "sample" or args.steps > 1 or args.samples > 1
+    others = (args.tile, args.gradnl, args.bias, args.adapt, args.join, args.consistency == "on", several)
+    on_gpu = args.device.startswith("cuda") or (args.device == "auto" and environment.may_have_gpu())
+    folder = environment.cache_folder()
+    converted = folder is not None and any(folder.glob("model-*.json"))
+    return any(others) or on_gpu or args.engine not in ("auto", "openvino") or not converted
 
 
 def _one(args: argparse.Namespace, scan, options: dict, voice: Voice) -> int:
@@ -286,7 +298,7 @@ def _frames(args: argparse.Namespace, scan, source, outputs: Outputs):
 
 def _upscale(args: argparse.Namespace, source, others: list, options: dict, voice: Voice, frames=None):
     """(result, info), with the bar that belongs to it; `frames` gets each frame of a 4D result when it is done."""
-    load("mrisr.api")
+    load("mrisr.api", *(("torch",) if _sure_of_torch(args) else ()))
     from mrisr.batch import per_scan
     from mrisr.volume import Frames
 

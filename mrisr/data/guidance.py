@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from mrisr.grid import Grid
-from mrisr.nn.condition import brick_grid, guidance_channels
+from mrisr.nn.condition import guidance_channels
+from mrisr.nn.vector import brick_grid
 from mrisr.ops.resample import apply_axes, resample3d
 from mrisr.physics import coils, gradnl, smooth
 from mrisr.physics.bias import bias_field

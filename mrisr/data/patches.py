@@ -19,7 +19,8 @@ from mrisr.data.guidance import random_guidance
 from mrisr.data.labels import LabelVolume
 from mrisr.data.scanners import Scanner, ScannerClass, random_scanner, uniform
 from mrisr.data.synth import head_epoch, label_crop
-from mrisr.nn.condition import Condition, canonical_order
+from mrisr.nn.condition import Condition
+from mrisr.nn.vector import canonical_order
 from mrisr.ops.resample import apply_axes, bspline_matrix, fourier_matrix
 from mrisr.physics.bias import bias_field
 from mrisr.physics.degrade import SLICE_KINDS, ForwardModel, band_matrices, start_matrices

@@ -9,6 +9,18 @@ SIGMA_MAX_RATIO = 40.0  # sigma_max / sigma_data
 SIGMA_MIN_RATIO = 0.02  # sigma_min / sigma_data
 
 
+def mean_constants(sigma_data: float) -> tuple[float, float]:
+    """What mode "mean" needs of the preconditioning: (log(sigma / sigma_data), c_out) at sigma_max, in float32."""
+    sigma = torch.full((1,), SIGMA_MAX_RATIO * sigma_data, dtype=torch.float32)
+    return float(torch.log(sigma / sigma_data)), float(coefficients(sigma, sigma_data)[1])
+
+
+def coefficients(sigma: torch.Tensor, sigma_data: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(c_skip, c_out, c_in) for sigma of any shape."""
+    total = sigma**2 + sigma_data**2
+    return sigma_data**2 / total, sigma * sigma_data / total.sqrt(), total.rsqrt()
+
+
 class Denoiser(nn.Module):
     """denoise(x, sigma, y, cond) -> x0, around a raw network F.
 
@@ -52,8 +64,7 @@ class Denoiser(nn.Module):
 
     def coefficients(self, sigma: torch.Tensor):
         """(c_skip, c_out, c_in) for sigma of any shape."""
-        total = sigma**2 + self.sigma_data**2
-        return self.sigma_data**2 / total, sigma * self.sigma_data / total.sqrt(), total.rsqrt()
+        return coefficients(sigma, self.sigma_data)
 
     def mean(self, y, cond, active=None):
         """The posterior mean of the residual: one step from x = 0 at sigma_max, no noise anywhere."""

@@ -10,7 +10,7 @@ from mrisr.diffusion.schedule import karras_sigmas
 from mrisr.infer import fade, tiles
 from mrisr.infer.facts import WINDOW_ALIGN
 from mrisr.infer.info import RESEARCH_USE
-from mrisr.nn import condition
+from mrisr.nn import vector
 from mrisr.nn.blocks import WINDOW
 from mrisr.nn.unet import MULTIPLE
 from mrisr.ops.resample.matrices import interpolation_matrix
@@ -42,9 +42,9 @@ def config_of(model, opset: int, graphs: list[dict]) -> dict:
         "network": network_of(net.config),
         "vector": _vector(),
         "guidance": {
-            "channels": condition.GUIDANCE_CHANNELS,
-            "stride": condition.GUIDANCE_STRIDE,
-            "layout": list(condition.GUIDANCE_LAYOUT),
+            "channels": vector.GUIDANCE_CHANNELS,
+            "stride": vector.GUIDANCE_STRIDE,
+            "layout": list(vector.GUIDANCE_LAYOUT),
         },
         "diffusion": _diffusion(model.denoiser, meta),
         "trained_range": {kind: meta.get("trained_range", {}).get(kind) for kind in ("isotropic", "slice")},
@@ -75,8 +75,8 @@ def config_of(model, opset: int, graphs: list[dict]) -> dict:
 def network_of(config) -> dict:
     """The `network` section, from a `mrisr.nn.unet.UNetConfig`."""
     plain = [1, 1, "D", "H", "W"]
-    coarse = [1, condition.GUIDANCE_CHANNELS, "D/8", "H/8", "W/8"]
-    shapes = (plain, plain, [1, condition.VECTOR_DIM], coarse)
+    coarse = [1, vector.GUIDANCE_CHANNELS, "D/8", "H/8", "W/8"]
+    shapes = (plain, plain, [1, vector.VECTOR_DIM], coarse)
     return {
         "inputs": [{"name": name, "shape": shape} for name, shape in zip(INPUTS, shapes)],
         "outputs": [{"name": name, "shape": plain} for name in OUTPUTS],
@@ -89,14 +89,14 @@ def network_of(config) -> dict:
 
 def _vector() -> dict:
     return {
-        "length": condition.VECTOR_DIM,
-        "layout": {name: list(span) for name, span in condition.VECTOR_LAYOUT.items()},
-        "log_sigma_unit": condition.LOG_SIGMA_UNIT,
-        "noise_unit": condition.NOISE_UNIT,
-        "mode_mean": condition.MEAN,
-        "mode_sample": condition.SAMPLE,
+        "length": vector.VECTOR_DIM,
+        "layout": {name: list(span) for name, span in vector.VECTOR_LAYOUT.items()},
+        "log_sigma_unit": vector.LOG_SIGMA_UNIT,
+        "noise_unit": vector.NOISE_UNIT,
+        "mode_mean": vector.MEAN,
+        "mode_sample": vector.SAMPLE,
         "profiles": list(psf.KINDS),
-        "width_decimals": condition.WIDTH_DECIMALS,
+        "width_decimals": vector.WIDTH_DECIMALS,
     }
 
 

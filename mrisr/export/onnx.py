@@ -25,8 +25,9 @@ from mrisr.errors import BackendError, ModelError
 from mrisr.export.describe import INPUTS, OUTPUTS
 from mrisr.export.tensorrt import objections
 from mrisr.nn.active import active_bricks
-from mrisr.nn.condition import GUIDANCE_CHANNELS, GUIDANCE_STRIDE, SAMPLE, VECTOR_DIM, Condition
+from mrisr.nn.condition import Condition
 from mrisr.nn.unet import MULTIPLE
+from mrisr.nn.vector import GUIDANCE_CHANNELS, GUIDANCE_STRIDE, SAMPLE, VECTOR_DIM
 from mrisr.ops import onnx_translations
 from mrisr.physics.psf import KINDS, AxisPSF
 

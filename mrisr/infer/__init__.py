@@ -11,7 +11,10 @@ what it makes.
     finish    consistency with the scan, interpolation in air and beyond end slices, bias and units back -> FrameResult
     account   Plan and FrameResults -> Info
 
-Beside the stages: `tiles` (foreground box, pieces, blending), `memory` (what a job takes), `corrections` (the way
-between the two grids, with gradient nonlinearity and bias field), `fade` (where the network counts), `engines` (what
-runs the network: one protocol, one file each), `info` (what a run says of itself), `progress`.
+Stages work on tensors, or, in a plain job on a CPU, on NumPy arrays: then nothing imports PyTorch.
+
+Beside the stages: `known` (models whose graph the cache has), `tiles` (foreground box, pieces, blending), `memory`
+(what a job takes), `corrections` (the way between the two grids, with gradient nonlinearity and bias field), `fade`
+(where the network counts), `engines` (what runs the network: one protocol, one file each), `info` (what a run says of
+itself), `progress`.
 """

@@ -5,15 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from mrisr import environment
 from mrisr.infer import tiles
 from mrisr.infer.corrections import Corrector
 from mrisr.infer.engines import Engine
-from mrisr.infer.engines.graph import Graphs
 from mrisr.infer.finish import FrameResult
 from mrisr.infer.info import EngineInfo, GridInfo, Info, TileInfo, resolution
 from mrisr.infer.plan import Plan
+
+if TYPE_CHECKING:
+    from mrisr.infer.engines.graph import Graphs
 
 
 def account(

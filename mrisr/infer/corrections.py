@@ -14,21 +14,27 @@ import warnings
 from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from mrisr.errors import CATCHING, UsageError
 from mrisr.grid import Grid, plan
 from mrisr.infer.fade import HALF, ORDER, Fade
 from mrisr.infer.info import BiasInfo, GradnlInfo
-from mrisr.nn.condition import GUIDANCE_CHANNELS, GUIDANCE_STRIDE, Condition, brick_grid, guidance_channels
-from mrisr.ops.resample import apply_axes, resample3d
-from mrisr.physics import bias
+from mrisr.nn.vector import GUIDANCE_CHANNELS, GUIDANCE_STRIDE, brick_grid
+from mrisr.ops.either import apart
+from mrisr.ops.resample import apply_axes
 from mrisr.physics.degrade import fourier_axes, start_matrices
-from mrisr.physics.gradnl import Nonlinearity, Warp
 from mrisr.physics.psf import PSF
+
+if TYPE_CHECKING:
+    import torch
+
+    from mrisr.nn.condition import Condition
+    from mrisr.physics.gradnl import Nonlinearity, Warp
+
+    Volume = torch.Tensor | np.ndarray
 
 ROWS = 32  # of the target that are displaced at a time
 REACH = 24  # rows beyond them that the prefilter of a quintic spline needs: 0.43^24 is 2e-9
@@ -118,6 +124,7 @@ class Corrector:
     Args:
         ends: as for `Fade.between`.
         learnt: which of "gradnl" and "bias" the network has learnt to be told of.
+        device: of the tensors that it works on; None: it works on NumPy arrays, of scans without corrections.
     """
 
     def __init__(
@@ -129,7 +136,7 @@ class Corrector:
         *,
         ends: str = "fade",
         learnt=(),
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = "cpu",
     ) -> None:
         self.corrections, self.source, self.target, self.device = corrections, source, target, device
         self.fade = Fade.between(source, target, psf, ends)
@@ -155,11 +162,13 @@ class Corrector:
         """One frame [X, Y, Z] divided by the field; itself where there is none."""
         return data if self.field is None else data / self.field.numpy()
 
-    def start(self, lr: torch.Tensor) -> tuple[torch.Tensor, Displacement]:
+    def start(self, lr: Volume) -> tuple[Volume, Displacement]:
         """The network's start on the target grid from a frame [X, Y, Z] without its bias, and how it was displaced."""
         between = apply_axes(lr, self._matrices)
         if not self.corrections.displaces:
-            return lr.clone() if between is lr else between.contiguous(), Displacement()
+            return apart(between, lr), Displacement()
+        from mrisr.ops.resample.spline import resample3d
+
         y = lr.new_empty(self.target.shape)
         largest, low, high, messages = 0.0, np.inf, 0.0, ()
         for rows, grid in self._slabs():
@@ -172,7 +181,7 @@ class Corrector:
             messages = messages or texts  # once for a scan, not once for every few rows
         return y, Displacement(largest, (low, high), messages)
 
-    def interpolate(self, lr: torch.Tensor) -> torch.Tensor:
+    def interpolate(self, lr: Volume) -> Volume:
         """Plain interpolation of a frame [X, Y, Z] onto the target, where the network's answer does not count."""
         return self._interpolate(lr, self.fade.cubic, ORDER, modulated=True)
 
@@ -180,15 +189,16 @@ class Corrector:
         """How much of the network's answer counts on the target, 0 to 1; head: float [X, Y, Z], 1 in it, 0 in air."""
         return self.fade.cut_ends(self._interpolate(head, self.fade.linear, 1))
 
-    def background(self, mask: torch.Tensor) -> torch.Tensor:
+    def background(self, mask: Volume) -> Volume:
         """A mask of the scan, float [X, Y, Z], on the target's grid: bool."""
         return self._interpolate(mask, self.fade.linear, 1) > HALF
 
-    def _interpolate(self, volume: torch.Tensor, matrices: tuple, order: int, modulated: bool = False) -> torch.Tensor:
+    def _interpolate(self, volume: Volume, matrices: tuple, order: int, modulated: bool = False) -> Volume:
         """A volume of the scan's grid on the target's, along the axes or displaced."""
         if not self.corrections.displaces:
-            result = apply_axes(volume, matrices)
-            return volume.clone() if result is volume else result.contiguous()
+            return apart(apply_axes(volume, matrices), volume)
+        from mrisr.ops.resample.spline import resample3d
+
         out = volume.new_empty(self.target.shape)
         for rows, grid in self._slabs():
             warp, _ = self._warp(self.source, grid)
@@ -200,10 +210,12 @@ class Corrector:
             )
         return out
 
-    def restore_bias(self, volume: torch.Tensor) -> torch.Tensor:
+    def restore_bias(self, volume: Volume) -> Volume:
         """A volume on the target grid, multiplied by the field (in place) where that was asked for."""
         if not (self.corrections.keeps_bias and self.corrections.shades):
             return volume
+        from mrisr.ops.resample.spline import resample3d
+
         field = self.field.log().to(self.device)
         for rows, grid in self._slabs():
             displacement = self._warp(self.source, grid)[0].voxels() if self.corrections.displaces else None
@@ -220,6 +232,8 @@ class Corrector:
         """
         if not any(self.guidance.values()):
             return cond
+        import torch.nn.functional as F
+
         bricks = brick_grid(_mirrored(self.target, mirrored))
         # A brick that the grid's end cuts off has its middle outside: it is told what its neighbour is.
         whole = tuple(max(1, n // GUIDANCE_STRIDE) for n in self.target.shape)
@@ -231,6 +245,9 @@ class Corrector:
 
     def _channels(self, bricks: Grid) -> torch.Tensor:
         """The channels at the voxels of a grid whose voxels are 8 of the target's, along its axes."""
+        from mrisr.nn.condition import guidance_channels
+        from mrisr.ops.resample.spline import resample3d
+
         fields, displacement = {}, None
         if self.corrections.displaces:
             warp, _ = self._warp(bricks, bricks)
@@ -288,6 +305,8 @@ class Corrector:
 
 def estimate_field(data: np.ndarray, grid: Grid, threads: int | None) -> torch.Tensor:
     """The bias field by N4, of the mean over the frames of `data` [X, Y, Z] or [X, Y, Z, T]."""
+    from mrisr.physics import bias
+
     scan = data if data.ndim == 3 else data.mean(axis=3)
     return bias.estimate(scan, grid.voxel_size, threads=threads)
 
@@ -302,6 +321,8 @@ def _mirrored(grid: Grid, axes: tuple[int, ...]) -> Grid:
 
 def _rows_for(volume: torch.Tensor, warp: Warp, displacement: torch.Tensor):
     """The rows of `volume` (on warp.source) that the target's are read from, and target -> their index [4, 4]."""
+    import torch
+
     index = np.linalg.inv(warp.source.affine) @ warp.target.affine
     line = torch.arange(warp.target.shape[0], device=displacement.device) * index[0, 0] + index[0, 3]
     at = line[:, None, None] + displacement[0]

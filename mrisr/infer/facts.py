@@ -11,7 +11,7 @@ from mrisr.grid import Grid
 from mrisr.infer import memory, tiles
 from mrisr.infer.corrections import learnt
 from mrisr.infer.engines import Engine
-from mrisr.nn.condition import canonical_order
+from mrisr.nn.vector import canonical_order
 from mrisr.physics.acquired import estimate_acquired, slice_profile
 from mrisr.physics.psf import PSF, parse_psf, thick_slices
 from mrisr.volume import Volume
@@ -104,6 +104,7 @@ class ModelFacts:
         learnt: of "gradnl" and "bias", what it has learnt to be told of.
         denoises: it has learnt to take noise out of the measured band.
         std_scale: (samples, steps) -> the conformal factors of the spread.
+        log_sigma, mean_scale: of mode "mean" (`mrisr.diffusion.precond.mean_constants`).
     """
 
     name: str
@@ -119,10 +120,17 @@ class ModelFacts:
     learnt: tuple[str, ...]
     denoises: bool
     std_scale: dict[tuple[int, int], dict[float, float]]
+    log_sigma: float
+    mean_scale: float
 
     @classmethod
     def of(cls, model: Any) -> ModelFacts:
-        """model: a `mrisr.weights.registry.LoadedModel`."""
+        """model: a `mrisr.weights.registry.LoadedModel`, or a `mrisr.infer.known.KnownModel`, which has them."""
+        if hasattr(model, "facts"):
+            return model.facts
+        from mrisr.diffusion.precond import mean_constants
+
+        log_sigma, mean_scale = mean_constants(model.denoiser.sigma_data)
         net, meta = model.denoiser.net, model.meta
         return cls(
             name=model.name,
@@ -141,6 +149,8 @@ class ModelFacts:
                 (entry["samples"], entry["steps"]): {float(k): float(v) for k, v in entry["scale"].items()}
                 for entry in meta.get("uncertainty", ())
             },
+            log_sigma=log_sigma,
+            mean_scale=mean_scale,
         )
 
     @property

@@ -8,17 +8,23 @@ masked the background, the result has that value, exactly.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from mrisr import grid as grids
 from mrisr import native
 from mrisr.grid import Grid
+from mrisr.ops import arrays
+from mrisr.ops.arrays import DROP
 from mrisr.ops.resample import bspline_matrix, interpolation_matrix
-from mrisr.ops.resample.axes import DROP
 from mrisr.physics.degrade import SLICE_KINDS
 from mrisr.physics.psf import PSF
+
+if TYPE_CHECKING:
+    import torch
+
+    Volume = torch.Tensor | np.ndarray
 
 ORDER = 3  # of the interpolation that stands in air and at the ends
 # In slices, from the centre of an end slice inwards: where the network's answer begins, and where it is all there.
@@ -68,6 +74,8 @@ class Fade:
 
     def cut_ends(self, weights: torch.Tensor) -> torch.Tensor:
         """`weights` [X, Y, Z] on the target, limited to 0..1 and taken down towards the ends of slices, in place."""
+        import torch
+
         weights.clamp_(0, 1)
         for axis, line in enumerate(self.ends):
             if line is not None:
@@ -77,9 +85,9 @@ class Fade:
 
     def apply(
         self,
-        image: torch.Tensor,
-        std: torch.Tensor | None,
-        scan: torch.Tensor,
+        image: Volume,
+        std: Volume | None,
+        scan: Volume,
         head: np.ndarray,
         limits: Limits,
         threads: int,
@@ -95,14 +103,14 @@ class Fade:
             [None if m is None else np.ascontiguousarray(m, np.float64) for m in of] for of in (self.cubic, self.linear)
         ]
         ends = [None if line is None else np.ascontiguousarray(line, np.float32) for line in self.ends]
-        scan = scan.contiguous()
+        image, std, scan = (None if v is None else arrays.in_memory(v) for v in (image, std, scan))
         native.module().fade(
-            image.data_ptr(),
-            0 if std is None else std.data_ptr(),
-            scan.data_ptr(),
+            image.ctypes.data,
+            0 if std is None else std.ctypes.data,
+            scan.ctypes.data,
             head.ctypes.data,
-            tuple(scan.shape),
-            tuple(image.shape),
+            scan.shape,
+            image.shape,
             *([0 if m is None else m.ctypes.data for m in of] for of in (*double, ends)),
             DROP,
             limits.floor,
@@ -125,15 +133,17 @@ class Limits:
     ceiling: float
 
     @classmethod
-    def of(cls, scan: torch.Tensor, zero: float) -> Limits:
+    def of(cls, scan: Volume, zero: float) -> Limits:
         """Of a scan in which no signal is `zero`."""
-        lowest, highest = (float(v) for v in scan.aminmax())
+        lowest, highest = float(scan.min()), float(scan.max())
         floor = min(zero, lowest)
         return cls(floor, highest + MOST * (highest - floor))
 
     def hold(self, answer: torch.Tensor, plain: torch.Tensor) -> torch.Tensor:
         """`answer` [X, Y, Z] in place: at least `LEAST` of what interpolation gives there (`plain`), counted from the
         floor, and not above the ceiling; what interpolation itself has beyond them stays."""
+        import torch
+
         for some, here in zip(answer.split(ROWS), plain.split(ROWS)):
             lower = torch.minimum(here, (here - self.floor).mul_(LEAST).add_(self.floor))
             torch.maximum(some, lower, out=some)

@@ -4,20 +4,26 @@ way back to the units of the input."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from mrisr import native
 from mrisr.infer.corrections import Corrector, Displacement
 from mrisr.infer.fade import Limits
 from mrisr.infer.info import ConsistencyInfo
 from mrisr.infer.plan import FramePlan, Plan
 from mrisr.infer.start import Frame
+from mrisr.ops import arrays
+from mrisr.ops.either import as_array, like
 from mrisr.physics.consistency import Consistency, correct, residual_chi2
 from mrisr.physics.degrade import ForwardModel
 from mrisr.physics.foreground import certain, tissue
 from mrisr.physics.intensity import robust_range
+
+if TYPE_CHECKING:
+    import torch
+
+    Volume = torch.Tensor | np.ndarray
 
 MOST_MOVED = 0.1  # by a correction, root mean square in the head, of the intensity range: a multiple of any noise
 MOST_MISFIT = 2.0  # chi2 per degree of freedom that a correction may leave
@@ -50,8 +56,8 @@ class FrameResult:
 
 
 def make_consistent(
-    image: torch.Tensor, frame: Frame, plan: Plan, forward: ForwardModel
-) -> tuple[torch.Tensor, ConsistencyInfo, tuple[str, ...]]:
+    image: Volume, frame: Frame, plan: Plan, forward: ForwardModel
+) -> tuple[Volume, ConsistencyInfo, tuple[str, ...]]:
     """(the image, corrected by the scan where that was decided; what was done and why; what to warn of)."""
     action, why = plan.consistency.action, plan.consistency.why
     if action == "none":
@@ -71,6 +77,8 @@ def make_consistent(
 
 def _warnings_of(image: torch.Tensor, corrected: Consistency, lr: torch.Tensor) -> tuple[str, ...]:
     """Of a correction that no longer is one: with another point spread than the scan's it invents what explains it."""
+    import torch
+
     inside = max(float(certain(lr).float().mean()), 1 / image.numel())
     change = float(torch.dist(corrected.image, image)) / (inside * image.numel()) ** 0.5  # of a range of about 1
     before, after = corrected.chi2_before, corrected.chi2_after
@@ -83,32 +91,30 @@ def _warnings_of(image: torch.Tensor, corrected: Consistency, lr: torch.Tensor) 
     )
 
 
-def fade(
-    image: torch.Tensor, std: torch.Tensor | None, frame: Frame, corrector: Corrector, threads: int
-) -> torch.Tensor:
+def fade(image: Volume, std: Volume | None, frame: Frame, corrector: Corrector, threads: int) -> Volume:
     """The image (in place, as the spread), held to what a scan can have, with plain interpolation in air and beyond the
     end slices."""
-    head = tissue(frame.lr.cpu().numpy(), corrector.fade.open_axes, max(1, threads))
+    head = tissue(as_array(frame.lr), corrector.fade.open_axes, max(1, threads))
     limits = Limits.of(frame.lr, -frame.scale.offset / frame.scale.scale)
     if _native(image, corrector):
         corrector.fade.apply(image, std, frame.lr, head, limits, max(1, threads))
         return image
-    weights = corrector.network_weights(torch.from_numpy(head).to(frame.lr))
+    weights = corrector.network_weights(like(head, frame.lr))
     plain = corrector.interpolate(frame.lr)
     if std is not None:
         std *= weights
     return limits.hold(image, plain).sub_(plain).mul_(weights).add_(plain)
 
 
-def _native(image: torch.Tensor, corrector: Corrector) -> bool:
+def _native(image: Volume, corrector: Corrector) -> bool:
     """Whether the native core can do it: nothing is displaced, and the image lies in the processor's memory."""
-    on_cpu = image.device.type == "cpu" and image.dtype == torch.float32 and image.is_contiguous()
-    return on_cpu and not corrector.corrections.displaces and native.reason() is None
+    dense = image.flags.c_contiguous if isinstance(image, np.ndarray) else image.is_contiguous()
+    return dense and not corrector.corrections.displaces and arrays.in_memory(image) is not None
 
 
 def finish(
-    image: torch.Tensor,
-    std: torch.Tensor | None,
+    image: Volume,
+    std: Volume | None,
     seam: float | None,
     frame: Frame,
     corrector: Corrector,
@@ -118,10 +124,14 @@ def finish(
     if seam is not None:
         seam /= robust_range(image)
     scale = frame.scale
-    out = corrector.restore_bias(image.mul_(scale.scale).add_(scale.offset)).cpu().numpy()
-    spread = None if std is None else corrector.restore_bias(std.mul_(scale.scale)).cpu().numpy()
+    image *= scale.scale
+    image += scale.offset
+    out, spread = as_array(corrector.restore_bias(image)), None
+    if std is not None:
+        std *= scale.scale
+        spread = as_array(corrector.restore_bias(std))
     if frame.background is not None:
-        outside = corrector.background(torch.from_numpy(frame.background.mask).to(frame.lr)).cpu().numpy()
+        outside = as_array(corrector.background(like(frame.background.mask, frame.lr)))
         out[outside] = frame.background.value
         if spread is not None:
             spread[outside] = 0

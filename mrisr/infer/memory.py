@@ -18,13 +18,17 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
-import torch
 
 from mrisr.errors import MemoryBudgetError, UsageError, excerpt
 from mrisr.infer import cgroup
+
+if TYPE_CHECKING:
+    import torch
+
+    from mrisr.infer.engines.device import Device
 
 MB = 10**6
 UNITS = {
@@ -134,9 +138,11 @@ def workers() -> int:
     return int(setting)
 
 
-def default_budget(device: torch.device) -> int:
+def default_budget(device: torch.device | Device) -> int:
     """This worker's part of 60 % of what is free, and on a CPU what the process holds already."""
     if device.type == "cuda":
+        import torch
+
         return int(SHARE_OF_FREE * torch.cuda.mem_get_info(device)[0] / workers())
     return int(resident() + SHARE_OF_FREE * available() / workers())
 

@@ -19,11 +19,11 @@ from mrisr.grid import SAME_SPACING, Grid
 from mrisr.infer import memory, tiles
 from mrisr.infer.corrections import Corrections
 from mrisr.infer.engines import Choice, Engine, choose
-from mrisr.infer.engines.graph import CAPTURING_CALL
-from mrisr.infer.engines.program import map_bytes
+from mrisr.infer.engines.engine import CAPTURING_CALL
 from mrisr.infer.facts import MIRRORINGS, Geometry, Machine, ModelFacts, Options
 from mrisr.infer.fade import inner_range, slice_axes
-from mrisr.nn.unet import UNet
+from mrisr.infer.known import KnownModel
+from mrisr.ops import arrays
 from mrisr.physics.degrade import SLICE_KINDS
 
 
@@ -63,7 +63,9 @@ class Plan:
         output: the grid of the result.
         machine: memory.
         route: the way every frame begins with.
-        layered: that of a frame of which `route` could do tiles only, and from then on; None: there is none.
+        layered: that of a frame of which `route` could do tiles only, and from then on; None: there is none, or no
+            frame can need it.
+        on_arrays: the stages work on NumPy arrays, and need no PyTorch.
         displaced: the scan has no band that is exact along the axes, because its geometry is corrected.
         warnings: for the user.
     """
@@ -76,6 +78,7 @@ class Plan:
     machine: Machine
     route: Route
     layered: Route | None
+    on_arrays: bool
     displaced: bool
     consistency: Consistency
     warnings: tuple[str, ...]
@@ -117,7 +120,7 @@ class FramePlan:
 
 def choose_engine(options: Options, model: Any) -> Choice:
     """The engine and why it; exact tiling goes layer by layer, which only one engine can."""
-    net = model.denoiser.net
+    net = model if isinstance(model, KnownModel) else model.denoiser.net
     if options.tile != tiles.EXACT:
         return choose(options.engine, options.device, net, options.threads, model.plan, options.precision)
     if options.engine not in ("auto", "torch"):
@@ -133,6 +136,21 @@ def _layered_choice(options: Options, net, why: str) -> Choice:
     return replace(choose("torch", options.device, net, options.threads, precision=options.precision), why=why)
 
 
+def source_of(choice: Choice, model: Any) -> Any:
+    """What an engine is made of: the network, or a model of which it needs no more than the graph."""
+    if not isinstance(model, KnownModel):
+        return model.denoiser.net
+    return model if choice.name == "openvino" else model.network()
+
+
+def is_plain(choice: Choice, corrections: Corrections, options: Options) -> bool:
+    """Whether the job may run on NumPy arrays, as far as nothing but what was asked for says it: the network in
+    OpenVINO, mode "mean", a scan without corrections, no tiles, and the native core for the rest."""
+    simple = options.mode == "mean" and options.tile is None and options.consistency != "on"
+    corrected = corrections.displaces or corrections.shades
+    return choice.name == "openvino" and simple and not corrected and arrays.missing() is None
+
+
 def plan_scan(
     geometry: Geometry,
     corrections: Corrections,
@@ -146,7 +164,7 @@ def plan_scan(
 
     Args:
         corrections: what is known of the scan's distortions; its fields are not looked at.
-        model: a `mrisr.weights.registry.LoadedModel`.
+        model: a `mrisr.weights.registry.LoadedModel`, or a `KnownModel`.
         choice: from `choose_engine`.
         engine: what became of it; asked for its tile and its memory.
 
@@ -154,7 +172,7 @@ def plan_scan(
         MemoryBudgetError: not even the smallest tile fits, or with exact tiling, not the volumes.
         UsageError: the tile is none; noise is to be removed, and the model has not learnt that.
     """
-    facts, net = ModelFacts.of(model), model.denoiser.net
+    facts = ModelFacts.of(model)
     if options.denoise and not facts.denoises:
         raise UsageError(
             f"denoise: {facts.name} has not learnt to remove noise from what was measured; use denoise=0, or weights "
@@ -172,12 +190,10 @@ def plan_scan(
         spilling = memory.demand(engine.cost, maps=engine.map_bytes(shape, spill=True), **needs)
     route = Route(choice, tile, memory.demand(engine.cost, maps=engine.map_bytes(shape), **needs), spilling)
     _refuse_what_cannot_fit(geometry, facts, free, route)
-    layered = None
-    if options.engine == "auto" and tile is None and not engine.layered and isinstance(net, UNet):
-        why = "auto: layer by layer, because the budget holds no piece of the whole head"
-        there = _layered_choice(options, net, why)
-        both = [map_bytes(net, shape, there.device.type, spill) for spill in (False, True)]
-        layered = Route(there, tiles.EXACT, *(memory.demand(memory.COSTS["torch"], maps=m, **needs) for m in both))
+    layered, whole = None, _whole_fits(shape, free, route)
+    if options.engine == "auto" and tile is None and not engine.layered and not whole:
+        layered = _layered(model, options, shape, needs)
+    consistency = _consistency(geometry, corrections, options.consistency)
     extent = _extent(geometry, options.ends)
     return Plan(
         geometry=geometry,
@@ -188,10 +204,34 @@ def plan_scan(
         machine=free,
         route=route,
         layered=layered,
+        on_arrays=engine.takes_arrays
+        and whole
+        and is_plain(choice, corrections, options)
+        and consistency.action != "correct",
         displaced=corrections.displaces,
-        consistency=_consistency(geometry, corrections, options.consistency),
+        consistency=consistency,
         warnings=tuple(dict.fromkeys(_range_warnings(geometry, facts))),
     )
+
+
+def _whole_fits(shape: tiles.Triple, free: Machine, route: Route) -> bool:
+    """Whether a frame that is all head runs in one piece."""
+    whole = int(np.prod([tiles.round_up(n) for n in shape]))
+    return route.tile is None and whole <= route.demand.tile_voxels(free.budget)
+
+
+def _layered(model: Any, options: Options, shape: tiles.Triple, needs: dict[str, Any]) -> Route | None:
+    """The way layer by layer, of a network that can go it."""
+    from mrisr.infer.engines.program import map_bytes
+    from mrisr.nn.unet import UNet
+
+    net = model.network() if isinstance(model, KnownModel) else model.denoiser.net
+    if not isinstance(net, UNet):
+        return None
+    why = "auto: layer by layer, because the budget holds no piece of the whole head"
+    there = _layered_choice(options, net, why)
+    both = [map_bytes(net, shape, there.device.type, spill) for spill in (False, True)]
+    return Route(there, tiles.EXACT, *(memory.demand(memory.COSTS["torch"], maps=m, **needs) for m in both))
 
 
 def _needs(

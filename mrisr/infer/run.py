@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from mrisr.errors import MrisrWarning
+from mrisr.errors import MemoryBudgetError, MrisrWarning
 from mrisr.grid import Grid
 from mrisr.infer import memory
 from mrisr.infer.account import account, engine_info
 from mrisr.infer.corrections import Corrections, Corrector, check_consistency, estimate_field
 from mrisr.infer.denoise import denoise
 from mrisr.infer.engines import Engine, make
-from mrisr.infer.engines.graph import graphs_for
 from mrisr.infer.facts import Geometry, Machine, Options
 from mrisr.infer.finish import FrameResult, fade, finish, make_consistent
 from mrisr.infer.info import Info
-from mrisr.infer.plan import FramePlan, Plan, Route, choose_engine, plan_frame, plan_scan
+from mrisr.infer.plan import FramePlan, Plan, Route, choose_engine, is_plain, plan_frame, plan_scan, source_of
 from mrisr.infer.progress import Report
 from mrisr.infer.start import conditions, foregrounds, start
 from mrisr.physics.degrade import ForwardModel
 from mrisr.volume import Frames, Volume
+
+if TYPE_CHECKING:
+    from mrisr.infer.engines.graph import Graphs
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +63,7 @@ def upscale_volume(
 
     Args:
         target: from `mrisr.grid.plan(volume.grid, ...)`.
-        model: `mrisr.load_model(...)`: a LoadedModel.
+        model: `mrisr.load_model(...)`: a LoadedModel, or a `mrisr.infer.known.KnownModel`.
         messages: warnings of this scan that were given already; they go into the account, and are not given again.
 
     Raises:
@@ -76,7 +77,7 @@ def upscale_volume(
             field = estimate_field(volume.data, volume.grid, options.threads)
             stages = replace(stages, corrector=stages.corrector.with_field(field))
     results: list[FrameResult] = []
-    with closing(Runner(plan.route, engine, model)) as runner, torch.inference_mode():
+    with closing(Runner(plan.route, engine, model)) as runner, _without_autograd(plan):
         if volume.data.ndim == 3:  # what the frame has is the result: no second copy of it is made
             results.append(_frame(stages, runner, volume.data, messages))
             out, std = results[0].image, results[0].std
@@ -105,14 +106,41 @@ def _prepare(scan: Scan, target: Grid, model: Any, options: Options, report: Rep
     geometry = Geometry.of(scan.volume, target, options.psf)
     budget = memory.parse_budget(options.memory)
     choice = choose_engine(options, model)
-    engine = make(choice, model.denoiser.net, model.plan)
-    plan = plan_scan(geometry, corrections, model, options, choice, engine, Machine.of(engine, budget))
+    plain = is_plain(choice, corrections, options)
+    if not plain:
+        _load_torch()
+    engine = make(choice, source_of(choice, model), model.plan)
+
+    def planned() -> Plan:
+        return plan_scan(geometry, corrections, model, options, choice, engine, Machine.of(engine, budget))
+
+    try:
+        plan = planned()
+    except MemoryBudgetError:
+        if not plain:
+            raise
+        plan = None
+    if plain and (plan is None or not plan.on_arrays):  # more memory is held with PyTorch, without which it is no way
+        _load_torch()
+        plan = planned()
     source, psf = geometry.source, geometry.psf
-    corrector = Corrector(
-        corrections, source, target, psf, ends=options.ends, learnt=plan.model.learnt, device=engine.device
-    )
+    device = None if plan.on_arrays else engine.device
+    corrector = Corrector(corrections, source, target, psf, ends=options.ends, learnt=plan.model.learnt, device=device)
     forward = ForwardModel.between(target.shape, target.voxel_size, source.shape, source.voxel_size, psf)
     return Stages(scan, plan, corrector, forward, report), engine
+
+
+def _load_torch() -> None:
+    """Before memory is looked at."""
+    import torch  # noqa: F401
+
+
+def _without_autograd(plan: Plan) -> AbstractContextManager:
+    if plan.on_arrays:
+        return nullcontext()
+    import torch
+
+    return torch.inference_mode()
 
 
 def _frame(stages: Stages, runner: Runner, data: np.ndarray, messages: list[str]) -> FrameResult:
@@ -128,7 +156,8 @@ def _frame(stages: Stages, runner: Runner, data: np.ndarray, messages: list[str]
         residual = denoise(engine, plan, frame_plan, y, conds, report.tick, runner.graphs)
         engine.release()  # what follows needs memory of its own
     with report.stage("consistency"):
-        image, std, seam = y.add_(residual.mean), residual.std, residual.seam
+        y += residual.mean
+        image, std, seam = y, residual.std, residual.seam
         del residual, y
         image, chi2, texts = make_consistent(image, frame, plan, stages.forward)
         give(messages, texts)
@@ -166,17 +195,26 @@ class Runner:
 
     def __init__(self, route: Route, engine: Engine, model: Any) -> None:
         self.route, self.engine, self._model = route, engine, model
-        self.graphs = graphs_for(engine)
+        self.graphs = _graphs_for(engine)
 
     def follow(self, route: Route) -> Engine:
         """The engine of a route; that of the one before has given its memory back."""
         if route is not self.route:
             self.engine.release()
-            self.engine = make(route.engine, self._model.denoiser.net, self._model.plan)
-            self.route, self.graphs = route, graphs_for(self.engine)
+            self.engine = make(route.engine, source_of(route.engine, self._model), self._model.plan)
+            self.route, self.graphs = route, _graphs_for(self.engine)
         return self.engine
 
     def close(self) -> None:
         if self.graphs is not None:
             self.graphs.clear()
         self.engine.release()
+
+
+def _graphs_for(engine: Engine) -> Graphs | None:
+    """Of an engine whose work can be captured; None for every other."""
+    if not engine.capturable:
+        return None
+    from mrisr.infer.engines.graph import Graphs
+
+    return Graphs(engine.device)

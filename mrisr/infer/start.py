@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from mrisr.infer.corrections import Corrector, Displacement
 from mrisr.infer.plan import Plan
-from mrisr.nn.condition import MEAN, SAMPLE, Condition
+from mrisr.nn.vector import MEAN, SAMPLE, entries_of, mean_vector
+from mrisr.ops.either import flipped
 from mrisr.physics.foreground import Background, bricks, masked_background, without_foreign_value
 from mrisr.physics.intensity import OUTLIER, Scale, estimate_noise, robust_scale
+
+if TYPE_CHECKING:
+    import torch
+
+    from mrisr.nn.condition import Condition
+
+    Volume = torch.Tensor | np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,7 +27,7 @@ class Frame:
     """What is known of one frame before the network runs.
 
     Attributes:
-        lr: the scan without its bias, normalised: float32 [x, y, z], on the device.
+        lr: the scan without its bias, normalised: float32 [x, y, z], on the device, or an array.
         scale: what it was normalised by.
         noise: standard deviation as a part of the scale, or None: too little foreground.
         background: voxels of the scan whose value in the result is known, or None.
@@ -27,7 +35,7 @@ class Frame:
         warnings: for the user.
     """
 
-    lr: torch.Tensor
+    lr: Volume
     scale: Scale
     noise: float | None
     background: Background | None
@@ -35,7 +43,7 @@ class Frame:
     warnings: tuple[str, ...]
 
 
-def start(data: np.ndarray, mask: np.ndarray | None, corrector: Corrector) -> tuple[Frame, torch.Tensor]:
+def start(data: np.ndarray, mask: np.ndarray | None, corrector: Corrector) -> tuple[Frame, Volume]:
     """(what is known of a frame, its start y: float32 [X, Y, Z] on the target grid).
 
     Args:
@@ -50,30 +58,45 @@ def start(data: np.ndarray, mask: np.ndarray | None, corrector: Corrector) -> tu
     lr = _normalise(np.ascontiguousarray(unbiased), scale)
     # Of the scan as it was acquired: dividing by a field makes the noise uneven, which the network is told apart.
     noise = estimate_noise(lr if unbiased is data else _normalise(data, scale))
-    lr = lr.to(corrector.device)
+    if corrector.device is not None:
+        lr = _on_device(lr, corrector.device)
     y, displacement = corrector.start(lr)
     warnings = (_outliers(scale),) if scale.outliers else ()
     return Frame(lr, scale, noise, _background(masked, mask), displacement, warnings + displacement.warnings), y
 
 
-def _normalise(data: np.ndarray, scale: Scale) -> torch.Tensor:
-    return (torch.from_numpy(data) - scale.offset).div_(scale.scale)
+def _normalise(data: np.ndarray, scale: Scale) -> np.ndarray:
+    values = data - np.float32(scale.offset)
+    values /= np.float32(scale.scale)
+    return values
 
 
-def foregrounds(y: torch.Tensor, mirrorings: tuple[tuple[int, ...], ...], threads: int) -> list[np.ndarray]:
+def _on_device(lr: np.ndarray, device: torch.device | str) -> torch.Tensor:
+    import torch
+
+    return torch.from_numpy(lr).to(device)
+
+
+def foregrounds(y: Volume, mirrorings: tuple[tuple[int, ...], ...], threads: int) -> list[np.ndarray]:
     """The bricks that hold tissue, of the start mirrored in every way; bricks are counted from a corner, so that each
     has its own."""
-    return [bricks(y.flip(axes) if axes else y, max(1, threads)) for axes in mirrorings]
+    return [bricks(flipped(y, axes), max(1, threads)) for axes in mirrorings]
 
 
-def conditions(plan: Plan, frame: Frame, corrector: Corrector) -> tuple[Condition, ...]:
-    """What the network is told of the acquisition, and of the corrections to the grid as each mirroring shows it."""
+def conditions(plan: Plan, frame: Frame, corrector: Corrector) -> tuple[Condition | np.ndarray, ...]:
+    """What the network is told of the acquisition, and of the corrections to the grid as each mirroring shows it; where
+    the stages work on arrays, the vector of it."""
     geometry = plan.geometry
     of_axes = (geometry.psf, geometry.target.voxel_size, geometry.source.voxel_size)
     psf, voxel_size, stored = (tuple(v[i] for i in geometry.order) for v in of_axes)
     mode = SAMPLE if plan.options.mode == "sample" else MEAN
-    of_scan = dict(stored=stored, mode=mode, denoise=plan.options.denoise, device=corrector.device)
-    cond = Condition.of_acquisition(psf, voxel_size, frame.noise, **of_scan)
+    of_scan = dict(stored=stored, mode=mode, denoise=plan.options.denoise)
+    if corrector.device is None:
+        entries = entries_of(psf, voxel_size, frame.noise, **of_scan)
+        return (mean_vector(entries, plan.model.log_sigma),) * len(plan.mirrorings)
+    from mrisr.nn.condition import Condition
+
+    cond = Condition.of_acquisition(psf, voxel_size, frame.noise, device=corrector.device, **of_scan)
     return tuple(corrector.add_guidance(cond, geometry.order, axes) for axes in plan.mirrorings)
 
 

@@ -16,13 +16,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from mrisr.errors import UsageError
-from mrisr.ops.tiles import blend_add_
+from mrisr.ops.either import blend_add_
 from mrisr.physics.foreground import BRICK
+
+if TYPE_CHECKING:
+    import torch
+
+    Volume = torch.Tensor | np.ndarray
 
 OVERLAP = 24  # voxels shared by neighbouring tiles, a multiple of 8
 TRIM = 8  # of those, thrown away at a tile's cut face, where convolutions have seen padding instead of data
@@ -256,14 +261,14 @@ class Seams:
     def __init__(self, plan: TilePlan) -> None:
         self.plan = plan
         self._finished: set[Triple] = set()
-        self._gaps: list[torch.Tensor] = []  # left on their device until asked for
+        self._gaps: list[Volume] = []  # left on their device until asked for
 
     @property
     def largest(self) -> float | None:
         """Largest absolute difference, in the units of the values; None where no two tiles met."""
-        return float(torch.stack(self._gaps).max()) if self._gaps else None
+        return float(np.max([float(gap) for gap in self._gaps])) if self._gaps else None
 
-    def add(self, index: Triple, piece: torch.Tensor, so_far: torch.Tensor) -> None:
+    def add(self, index: Triple, piece: Volume, so_far: Volume) -> None:
         """Compare piece `index` with its finished neighbours; `so_far` is the blend without it."""
         for axis in range(3):
             before = tuple(i - (a == axis) for a, i in enumerate(index))
@@ -271,7 +276,7 @@ class Seams:
                 self._face(index, axis, piece, so_far)
         self._finished.add(index)
 
-    def _face(self, index: Triple, axis: int, piece: torch.Tensor, so_far: torch.Tensor) -> None:
+    def _face(self, index: Triple, axis: int, piece: Volume, so_far: Volume) -> None:
         rows, here, there = [], [], []
         for a, (k, cut) in enumerate(zip(index, self.plan.axes, strict=True)):
             weights, start = cut.weights[k], cut.starts[k]
@@ -284,27 +289,29 @@ class Seams:
                 rows = np.flatnonzero(inside & (weights > 1 - 1e-6))
             if len(rows) == 0:
                 return
-            here.append(torch.from_numpy(rows))
-            there.append(torch.from_numpy(rows + start))
-        own = piece[torch.meshgrid(*here, indexing="ij")]
-        neighbour = so_far[torch.meshgrid(*there, indexing="ij")] / share
-        self._gaps.append((own - neighbour).abs().max())
+            here.append(rows)
+            there.append(rows + start)
+        self._gaps.append(abs(piece[np.ix_(*here)] - so_far[np.ix_(*there)] / share).max())
 
 
-def weights_on(plan: TilePlan, device: torch.device) -> list[tuple[torch.Tensor, ...]]:
-    """The three weight vectors of every active piece, on a device; each axis is copied once."""
-    axes = [torch.as_tensor(axis.weights, device=device) for axis in plan.axes]
+def weights_on(plan: TilePlan, device: torch.device | None) -> list[tuple[Volume, ...]]:
+    """The three weight vectors of every active piece, on a device, where each axis is copied once; None: arrays."""
+    axes = [axis.weights for axis in plan.axes]
+    if device is not None:
+        import torch
+
+        axes = [torch.as_tensor(weights, device=device) for weights in axes]
     return [tuple(axis[k] for axis, k in zip(axes, index, strict=True)) for index in plan.active]
 
 
 def blend(
     plan: TilePlan,
-    run: Callable[[Triple], torch.Tensor],
-    out: torch.Tensor,
+    run: Callable[[Triple], Volume],
+    out: Volume,
     tick: Callable[[float], None] | None = None,
     seams: Seams | None = None,
     weights: list | None = None,
-) -> torch.Tensor:
+) -> Volume:
     """Add every active piece, weighted, into `out` [X, Y, Z] (handed over as zeros), and return it.
 
     Args:

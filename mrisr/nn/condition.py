@@ -6,57 +6,24 @@ random so that the network works without them.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields, replace
 
-import numpy as np
 import torch
 
 from mrisr.errors import UsageError
-from mrisr.grid import Grid
+from mrisr.nn.vector import (
+    FIRST_USED,
+    GUIDANCE_CHANNELS,
+    GUIDANCE_STRIDE,
+    LOG_SIGMA_UNIT,
+    MEAN,
+    NOISE_UNIT,
+    OF_GUIDANCE,
+    VECTOR_DIM,
+    VECTOR_LAYOUT,
+    entries_of,
+)
 from mrisr.physics.psf import KINDS
-
-MEAN, SAMPLE = 0, 1
-VECTOR_DIM = 40  # room for what later networks are told; weights of 24 are widened by zeros (`widened`)
-GUIDANCE_CHANNELS = 8  # log bias (1), displacement (3), log|det J| (1), and the 3 presence flags
-GUIDANCE_STRIDE = 8  # guidance fields are smooth: they enter at 1/8 of the target grid, displacements in its voxels
-_OF_GUIDANCE = (0, 1, 1, 1, 2, 0, 1, 2)  # which of the three guidances a channel belongs to
-NOISE_UNIT = 0.05  # noise levels enter divided by this, so that 5 % of the intensity scale is 1
-LOG_SIGMA_UNIT = 4  # log(sigma / sigma_data) enters divided by this
-WIDTH_DECIMALS = 3  # log2 widths that agree to so many places are equal when axes are ordered
-APODISATION = {"box": 0.0, "tukey": 0.5, "hann": 1.0}  # how much of k-space a window bends
-# Entry of the vector -> (first place, number of places); the rest is zero. Profiles are one-hot, axis by axis.
-_NEXT = 8 + 3 * len(KINDS)
-VECTOR_LAYOUT = {
-    "log_sigma": (0, 1),
-    "mode": (1, 1),
-    "width": (2, 3),
-    "width_known": (5, 3),
-    "profile": (8, 3 * len(KINDS)),
-    "noise": (_NEXT, 1),
-    "noise_known": (_NEXT + 1, 1),
-    "step_share": (_NEXT + 2, 1),  # 1 / n where one of n steps is asked for; distilled weights alone know it
-    "spacing": (_NEXT + 3, 3),  # log2(stored voxel / target voxel): overlap, gaps and zero-filling beside the width
-    "apodisation": (_NEXT + 6, 3),
-    "apodisation_known": (_NEXT + 9, 1),
-    "denoise": (_NEXT + 10, 1),
-}
-FIRST_VERSION, FIRST_USED = 24, 23  # places of the vector of versions 0 and 1, and those of them that meant something
-STEP_SHARE = VECTOR_LAYOUT["step_share"][0]
-GUIDANCE_LAYOUT = (
-    "log_bias", "displacement_d", "displacement_h", "displacement_w", "log_jacobian",
-    "bias_known", "displacement_known", "jacobian_known",
-)  # fmt: skip
-
-
-def canonical_order(psf, voxel_size) -> tuple[int, int, int]:
-    """The order of axes in which the network sees a scan: by acquired width in target voxels, coarsest last.
-
-    A slice axis is then always the last one, and the network need not learn the same thing along three axes.
-    `x.permute(order)` goes there; axes of equal width keep their order.
-    """
-    width = [max(0.0, math.log2(p.width / float(v))) for p, v in zip(psf, voxel_size)]
-    return tuple(sorted(range(3), key=lambda axis: round(width[axis], WIDTH_DECIMALS)))
 
 
 @dataclass(frozen=True)
@@ -115,25 +82,12 @@ class Condition:
             denoise: 0 (the measured band stays as it is) to 1.
             apodisation_known: whether the windows of `psf` are known; else the network is not told of them.
         """
-        width = [max(0.0, math.log2(p.width / float(v))) for p, v in zip(psf, voxel_size)]
-        window = [APODISATION[p.window] * apodisation_known for p in psf]
-        return cls(
-            width=torch.tensor([width], dtype=torch.float32, device=device),
-            profile=torch.tensor([[KINDS.index(p.kind) for p in psf]], device=device),
-            noise=torch.tensor([0.0 if noise is None else float(noise)], dtype=torch.float32, device=device),
-            mode=torch.tensor([mode], device=device),
-            steps=torch.tensor([0], device=device),
-            width_known=torch.ones(1, 3, device=device),
-            noise_known=torch.tensor([0.0 if noise is None else 1.0], device=device),
-            spacing=torch.tensor(
-                [[math.log2(float(s) / float(v)) for s, v in zip(stored, voxel_size)]],
-                dtype=torch.float32,
-                device=device,
-            ),
-            apodisation=torch.tensor([window], dtype=torch.float32, device=device),
-            apodisation_known=torch.tensor([float(apodisation_known)], device=device),
-            denoise=torch.tensor([float(denoise)], dtype=torch.float32, device=device),
-        )
+        how = dict(mode=mode, denoise=denoise, windows=apodisation_known)
+        entries = entries_of(psf, voxel_size, noise, stored=stored, **how)
+        integers = {name: torch.tensor([entries.pop(name)], device=device) for name in ("profile", "mode")}
+        floats = {name: torch.tensor([v], dtype=torch.float32, device=device) for name, v in entries.items()}
+        widths_known = torch.ones(1, 3, device=device)
+        return cls(**floats, **integers, steps=torch.tensor([0], device=device), width_known=widths_known)
 
     @classmethod
     def stack(cls, items: list[Condition]) -> Condition:
@@ -184,7 +138,7 @@ class Condition:
         if guidance is not None:
             rate = probability if guidance_probability is None else guidance_probability
             mask = torch.rand((n, 3), generator=generator) >= rate
-            guidance = guidance * mask[:, list(_OF_GUIDANCE), None, None, None].to(guidance)
+            guidance = guidance * mask[:, list(OF_GUIDANCE), None, None, None].to(guidance)
         return replace(
             self,
             width=self.width * width,
@@ -251,10 +205,3 @@ def guidance_channels(log_bias=None, displacement=None, log_det=None) -> torch.T
             channels[0, first : first + field.shape[:-3].numel()] = field / unit
             channels[0, flag] = 1
     return channels
-
-
-def brick_grid(grid: Grid) -> Grid:
-    """The centres of the bricks of 8^3 voxels of `grid`, the last ones cut off by its end or not."""
-    bricks = np.eye(4)
-    bricks[:3] = np.c_[GUIDANCE_STRIDE * np.eye(3), np.full(3, (GUIDANCE_STRIDE - 1) / 2)]
-    return Grid(tuple(-(-n // GUIDANCE_STRIDE) for n in grid.shape), grid.affine @ bricks)

@@ -22,7 +22,7 @@ from mrisr.nn.blocks import (
     mask_out,
     space_to_depth,
 )
-from mrisr.nn.condition import GUIDANCE_CHANNELS, VECTOR_DIM
+from mrisr.nn.vector import GUIDANCE_CHANNELS, VECTOR_DIM
 
 DETAIL_GAIN = 6.0  # about half of 1 / sigma_data
 MULTIPLE = 8  # depth, height and width are multiples of this

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-MODULES = ("attention3d", "group_norm", "noise", "resample", "rms_norm", "sampling", "tiles")
+MODULES = ("attention3d", "group_norm", "noise", "resample.spline", "rms_norm", "sampling", "tiles")
 
 __all__ = ["backend_table", "families", "onnx_translations", "use_backend"]
 

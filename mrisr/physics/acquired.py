@@ -15,14 +15,17 @@ It is asked only along axes that hold the head whole: where the field of view cu
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from mrisr.errors import UsageError
 from mrisr.ops.resample import apply_axes
 from mrisr.physics.degrade import axis_matrix
 from mrisr.physics.psf import THICK_SLICE_RATIO, AxisPSF
+
+if TYPE_CHECKING:
+    import torch
 
 FEWEST = 48  # samples; a shorter axis has too few frequencies to tell an edge from a slope
 REACH = 0.06  # of the band, on each side of an edge: windows and apodisation make it that wide
@@ -71,26 +74,27 @@ def estimate_acquired(scan, voxel_size) -> tuple[AcquiredAxis, AcquiredAxis, Acq
     return tuple(_axis(x, axis, float(size)) for axis, size in enumerate(voxel_size))
 
 
-def _volume(scan, name: str) -> torch.Tensor:
-    x = torch.as_tensor(np.asarray(scan, np.float32)) if not isinstance(scan, torch.Tensor) else scan.detach().float()
+def _volume(scan, name: str) -> np.ndarray:
+    x = np.asarray(scan.detach().cpu() if hasattr(scan, "detach") else scan, np.float32)
     if x.ndim != 3:
-        raise UsageError(f"{name}: expected a scan [X, Y, Z], found shape {tuple(x.shape)}")
+        raise UsageError(f"{name}: expected a scan [X, Y, Z], found shape {x.shape}")
     return x
 
 
-def power(x: torch.Tensor, axis: int) -> np.ndarray:
+def power(x: np.ndarray, axis: int) -> np.ndarray:
     """Power along `axis` of a volume, in dB, at frequencies 0 to Nyquist, mean over the lines of at most `SLABS`
     planes; Hann-windowed, for the two ends of a field of view do not meet."""
     n = x.shape[axis]
-    lines = x.movedim(axis, -1)
-    window = torch.hann_window(n + 2, periodic=False, device=x.device)[1:-1]
-    spectrum = torch.zeros(n // 2 + 1, dtype=torch.float64, device=x.device)
+    lines = np.moveaxis(x, axis, -1)
+    window = np.hanning(n + 2)[1:-1].astype(np.float32)
+    spectrum = np.zeros(n // 2 + 1)
     for slab in lines[:: -(-len(lines) // SLABS)]:
-        spectrum += torch.fft.rfft(slab * window).abs().square().sum(0).double()
-    return 10 * np.log10(np.maximum(spectrum.cpu().numpy(), 1e-30))
+        waves = np.fft.rfft(slab * window)
+        spectrum += (waves.real**2 + waves.imag**2).sum(0, dtype=np.float64)
+    return 10 * np.log10(np.maximum(spectrum, 1e-30))
 
 
-def _axis(x: torch.Tensor, axis: int, size: float) -> AcquiredAxis:
+def _axis(x: np.ndarray, axis: int, size: float) -> AcquiredAxis:
     stored = AcquiredAxis(1.0, size, 0.0, False)
     n = x.shape[axis]
     if n < FEWEST:
@@ -149,23 +153,22 @@ def slice_tilt(scan: torch.Tensor | np.ndarray, voxel_size, axis: int, beside: i
     x, (thick, fine) = _volume(scan, "slice_tilt"), (float(voxel_size[a]) for a in (axis, beside))
     if x.shape[axis] < FEWEST_SLICES or thick < THICK_SLICE_RATIO * fine:
         return None
-    ends = x.abs().index_select(beside, torch.tensor([0, x.shape[beside] - 1], device=x.device))
-    if float(ends.mean()) >= CUT * float(x.abs().mean()):
+    ends = np.take(x, [0, -1], beside)
+    if np.abs(ends).mean() >= CUT * np.abs(x).mean():
         return None
     across = next(a for a in range(3) if a not in (axis, beside))
-    planes = torch.arange(0, x.shape[across], -(-x.shape[across] // SLABS))
-    x = x.index_select(across, planes)
+    x = np.take(x, range(0, x.shape[across], -(-x.shape[across] // SLABS)), across)
     count = max(2, round(x.shape[beside] * fine / thick))
     matrices: list = [None, None, None]
     matrices[beside] = axis_matrix(x.shape[beside], count, fine, thick, AxisPSF("supergaussian", thick))
-    x = apply_axes(x.contiguous(), tuple(matrices))
+    x = apply_axes(x, tuple(matrices))
     levels = [_tilt(x, a) for a in (axis, beside)]
     return None if None in levels else levels[0] - levels[1]
 
 
-def _tilt(x: torch.Tensor, axis: int) -> float | None:
+def _tilt(x: np.ndarray, axis: int) -> float | None:
     """Power in the fast part of a band over that in its slow part, dB."""
-    level = power(x - x.mean(axis, keepdim=True), axis)
+    level = power(x - x.mean(axis, keepdims=True), axis)
     f = np.linspace(0, 1, len(level))
     slow, fast = (np.interp(np.linspace(*part, 4), f, level).mean() for part in (SLOW, FAST))
     return None if min(slow, fast) < -200 else float(fast - slow)

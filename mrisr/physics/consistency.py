@@ -9,15 +9,21 @@ for fitting closer would fit the noise.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from mrisr import native
 from mrisr.errors import UsageError
+from mrisr.ops import arrays
 from mrisr.ops.resample import apply_axes, transposed
 from mrisr.physics.degrade import ForwardModel
 from mrisr.physics.foreground import CERTAIN, certain
+
+if TYPE_CHECKING:
+    import torch
+
+    Volume = torch.Tensor | np.ndarray
 
 # Below this share of the intensity scale a residual is rounding, not signal: clean scans are fitted no closer.
 NOISE_FLOOR = 1e-3
@@ -42,7 +48,7 @@ class Consistency:
     applied: bool
 
 
-def residual_chi2(x: torch.Tensor, lr: torch.Tensor, model: ForwardModel, noise_sigma: float) -> float:
+def residual_chi2(x: Volume, lr: Volume, model: ForwardModel, noise_sigma: float) -> float:
     """chi^2 per degree of freedom of lr - H x over the foreground of `lr` (normalised intensities)."""
     return _residual(x, lr, model).chi2(max(noise_sigma, NOISE_FLOOR))
 
@@ -51,7 +57,7 @@ def residual_chi2(x: torch.Tensor, lr: torch.Tensor, model: ForwardModel, noise_
 class _Residual:
     """lr - H x in the foreground of `lr`, and 0 elsewhere; the sum of its squares, over so many voxels."""
 
-    values: torch.Tensor
+    values: Volume
     squares: float
     voxels: int
 
@@ -59,17 +65,23 @@ class _Residual:
         return self.squares / self.voxels / sigma**2 if self.voxels else 0.0
 
 
-def _residual(x: torch.Tensor, lr: torch.Tensor, model: ForwardModel) -> _Residual:
+def _residual(x: Volume, lr: Volume, model: ForwardModel) -> _Residual:
     image = model.forward(x)
-    if image is x or image.device.type != "cpu" or image.dtype != torch.float32 or native.reason() is not None:
-        mask = certain(lr)
-        values = (lr - image).masked_fill_(~mask, 0)
-        return _Residual(values, float(values.double().square().sum()), int(mask.sum()))
-    scan = lr.contiguous()
-    planes, plane = scan.shape[0], scan[0].numel()
-    threads = torch.get_num_threads()
-    sums = native.module().misfit(image.data_ptr(), scan.data_ptr(), CERTAIN, planes, plane, threads)
-    return _Residual(image, *sums)
+    values, scan = (None, None) if image is x else map(arrays.in_memory, (image, lr))
+    if values is None or scan is None:
+        return _plain_residual(image, lr)
+    planes, plane = scan.shape[0], scan[0].size
+    sums = native.module().misfit(values.ctypes.data, scan.ctypes.data, CERTAIN, planes, plane, arrays.threads())
+    return _Residual(image, *sums)  # whose memory `values` is
+
+
+def _plain_residual(image: Volume, lr: Volume) -> _Residual:
+    import torch
+
+    image, lr = torch.as_tensor(image), torch.as_tensor(lr)
+    mask = certain(lr)
+    values = (lr - image).masked_fill_(~mask, 0)
+    return _Residual(values, float(values.double().square().sum()), int(mask.sum()))
 
 
 def correct(x: torch.Tensor, lr: torch.Tensor, model: ForwardModel, noise_sigma: float) -> Consistency:
@@ -81,6 +93,8 @@ def correct(x: torch.Tensor, lr: torch.Tensor, model: ForwardModel, noise_sigma:
         model: the acquisition; it must be the right one: a wrong one makes the image worse.
         noise_sigma: standard deviation of the noise of `lr`, same units, >= 0.
     """
+    import torch
+
     if not (np.isfinite(noise_sigma) and noise_sigma >= 0):
         raise UsageError(f"correct: noise_sigma must be finite and >= 0, found {noise_sigma}")
     sigma = max(noise_sigma, NOISE_FLOOR)
@@ -99,6 +113,8 @@ def correct(x: torch.Tensor, lr: torch.Tensor, model: ForwardModel, noise_sigma:
 
 def _eigen(model: ForwardModel, like: torch.Tensor):
     """Eigenvectors of H H^T per axis (None: identity) and the eigenvalues of the product, [x, y, z]."""
+    import torch
+
     bases, values = [], []
     for matrix, n in zip(model.matrices, model.lr_shape):
         if matrix is None:

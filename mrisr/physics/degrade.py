@@ -11,14 +11,19 @@ after the noise, which is measured too.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-import torch
 
 from mrisr import grid as grids
 from mrisr.errors import UsageError
 from mrisr.ops.resample import apply_axes, fourier_matrix, interpolation_matrix, transposed
 from mrisr.physics.psf import PSF, gaussian_transfer
+
+if TYPE_CHECKING:
+    import torch
+
+    Volume = TypeVar("Volume", np.ndarray, torch.Tensor)
 
 SLICE_KINDS = ("gaussian", "supergaussian")
 MEAN_WIDTHS = 5.75  # full width at half maximum of what counts as the local mean, in acquired widths
@@ -56,12 +61,12 @@ class ForwardModel:
         )
         return cls(tuple(map(int, hr_shape)), tuple(map(int, lr_shape)), matrices)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Volume) -> Volume:
         """H x: [..., X, Y, Z] on the fine grid -> [..., x, y, z] on the coarse one."""
         self._check(x, self.hr_shape, "forward")
         return apply_axes(x, self.matrices)
 
-    def adjoint(self, y: torch.Tensor) -> torch.Tensor:
+    def adjoint(self, y: Volume) -> Volume:
         """H^T y: <Hx, y> = <x, H^T y>."""
         self._check(y, self.lr_shape, "adjoint")
         return apply_axes(y, transposed(self.matrices))
@@ -128,7 +133,7 @@ def mean_matrices(shape, voxel, psf: PSF) -> tuple:
     )
 
 
-def outside_band(residual: torch.Tensor, matrices: tuple | None, denoise: float = 0.0) -> torch.Tensor:
+def outside_band(residual: Volume, matrices: tuple | None, denoise: float = 0.0) -> Volume:
     """`residual` [..., X, Y, Z] without its part in the measured band of `band_matrices`.
 
     Args:
@@ -149,6 +154,8 @@ def kspace_mask(shape, partial=(1.0, 1.0, 1.0), elliptical: bool = False) -> tor
     """
     if len(partial) != 3 or not all(0.5 < float(p) <= 1.0 for p in partial):
         raise UsageError(f"kspace_mask: partial must be three numbers above 0.5 and up to 1, found {partial}")
+    import torch
+
     mask, radius = torch.ones(tuple(shape), dtype=torch.bool), torch.zeros(())
     for axis, (n, part) in enumerate(zip(shape, partial)):
         f = torch.fft.fftfreq(int(n), dtype=torch.float64)
@@ -163,6 +170,8 @@ def sampled(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
     A projection: it is its own adjoint, <sampled(x), y> = <x, sampled(y)>.
     """
+    import torch
+
     if tuple(x.shape[-3:]) != tuple(mask.shape):
         raise UsageError(f"sampled: the mask is {tuple(mask.shape)}, x.shape={tuple(x.shape)}")
     return torch.fft.ifftn(torch.fft.fftn(x, dim=(-3, -2, -1)) * mask.to(x.device), dim=(-3, -2, -1))
@@ -182,6 +191,8 @@ def zero_fill_matrices(shape, factor) -> tuple:
 
 def zero_fill(x: torch.Tensor, factor) -> torch.Tensor:
     """`x` [..., X, Y, Z], real or complex, on `zero_fill_matrices` times as many voxels; differentiable."""
+    import torch
+
     matrices = zero_fill_matrices(x.shape[-3:], factor)
     if x.is_complex():
         return torch.complex(apply_axes(x.real, matrices), apply_axes(x.imag, matrices))
@@ -190,6 +201,8 @@ def zero_fill(x: torch.Tensor, factor) -> torch.Tensor:
 
 def _complex_noise(x: torch.Tensor, sigma: float, generator: torch.Generator):
     """(x + sigma * normal, sigma * normal): the two channels of a receiver."""
+    import torch
+
     real = x + sigma * torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
     return real, sigma * torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
 
@@ -199,6 +212,8 @@ def rician(x: torch.Tensor, sigma, generator: torch.Generator) -> torch.Tensor:
 
     `generator` lives on the device of x.
     """
+    import torch
+
     return torch.hypot(*_complex_noise(x, sigma, generator))
 
 
@@ -233,6 +248,8 @@ def degrade(
     if plain:
         return rician(y, noise_sigma, generator) if noise_sigma > 0 else y
     if noise_sigma > 0:
+        import torch
+
         y = torch.complex(*_complex_noise(y, noise_sigma, generator))
     if mask is not None:
         y = sampled(y, mask)

@@ -16,12 +16,15 @@ and run in the native core (csrc/core/foreground.cpp); without it, in SciPy and 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from mrisr import native
+from mrisr.ops import arrays
+
+if TYPE_CHECKING:
+    import torch
 
 CERTAIN = 0.15  # of the intensity scale: above the noise of air, below the darkest tissue that matters
 # Local means (3^3 voxels) of normalised intensity. Below the first is air, whatever its noise; above CERTAIN, tissue.
@@ -48,12 +51,12 @@ class Background:
     value: float
 
 
-def certain(normalised: torch.Tensor) -> torch.Tensor:
-    """Voxels of normalised intensity that are tissue beyond doubt: bool, same shape."""
+def certain(normalised: torch.Tensor | np.ndarray) -> torch.Tensor | np.ndarray:
+    """Voxels of normalised intensity that are tissue beyond doubt: bool, same kind and shape."""
     return normalised > CERTAIN
 
 
-def bricks(normalised: torch.Tensor, threads: int = 1) -> np.ndarray:
+def bricks(normalised: torch.Tensor | np.ndarray, threads: int = 1) -> np.ndarray:
     """Bricks of 8^3 voxels that hold tissue: bool, ceil(shape / 8).
 
     normalised: [X, Y, Z], air at 0, tissue near 1.
@@ -62,12 +65,12 @@ def bricks(normalised: torch.Tensor, threads: int = 1) -> np.ndarray:
     neighbours of 26 are specks of noise. What is left is grown by one brick, so that dark tissue at a rim is
     kept.
     """
-    if normalised.device.type != "cpu" or normalised.dtype != torch.float32 or native.reason() is not None:
+    v = arrays.in_memory(normalised)
+    if v is None:
         return _bricks(normalised)
-    v = normalised.contiguous()
     out, spare = (np.empty([-(-n // BRICK) for n in v.shape], np.uint8) for _ in range(2))
     rule = (BRICK, AIR, BRIGHT * AIR, FEWEST_NEIGHBOURS)
-    native.module().bricks(out.ctypes.data, spare.ctypes.data, v.data_ptr(), tuple(v.shape), *rule, threads)
+    native.module().bricks(out.ctypes.data, spare.ctypes.data, v.ctypes.data, v.shape, *rule, threads)
     return out.view(bool)
 
 
@@ -124,7 +127,11 @@ def _faces(shape, open_axes) -> np.ndarray:
     return marked
 
 
-def _bricks(normalised: torch.Tensor) -> np.ndarray:
+def _bricks(normalised: torch.Tensor | np.ndarray) -> np.ndarray:
+    import torch
+    import torch.nn.functional as F
+
+    normalised = torch.as_tensor(normalised)
     pad = [p for n in reversed(normalised.shape) for p in (0, -n % BRICK)]
     v = F.pad(normalised[None], pad, mode="replicate")[0]
     cells = v.reshape(*(k for n in v.shape for k in (n // BRICK, BRICK)))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from mrisr.physics.foreground import CERTAIN
+
+if TYPE_CHECKING:
+    import torch
 
 ENOUGH = 4_000_000  # voxels, for percentiles
 LOW, HIGH, TISSUE = 0.1, 99.9, 99.0  # percentiles: of all voxels, of all voxels, of the foreground
@@ -123,14 +126,14 @@ def _is_tissue(shifted: np.ndarray, low: float, high: float) -> bool:
     return bool(product - mean_a * mean_b > ALIKE * spread)
 
 
-def robust_range(values: torch.Tensor) -> float:
+def robust_range(values: torch.Tensor | np.ndarray) -> float:
     """p99.9 - p0.1: what errors are measured against. Of large volumes by a regular subset, good to 0.1 %."""
-    values = values.flatten()[:: max(1, values.numel() // ENOUGH)]
-    low, high = np.percentile(values.cpu().numpy(), (LOW, HIGH))
+    values = _array(values).ravel()
+    low, high = np.percentile(values[:: max(1, values.size // ENOUGH)], (LOW, HIGH))
     return float(high - low)
 
 
-def estimate_noise(normalised: torch.Tensor) -> float | None:
+def estimate_noise(normalised: torch.Tensor | np.ndarray) -> float | None:
     """Noise standard deviation of a scan in units of its intensity scale, or None with too little foreground.
 
     Median absolute value of the finest diagonal Haar coefficients inside the foreground (Donoho and Johnstone 1994).
@@ -139,17 +142,24 @@ def estimate_noise(normalised: torch.Tensor) -> float | None:
     Args:
         normalised: float [X, Y, Z] on the acquired (coarse) grid.
     """
-    x, y, z = (s - s % 2 for s in normalised.shape)
-    cells = normalised[:x, :y, :z].reshape(x // 2, 2, y // 2, 2, z // 2, 2)
-    inside = cells.mean(dim=(1, 3, 5)) > CERTAIN
-    if int(inside.sum()) < FEWEST_CELLS:
+    v = _array(normalised)
+    x, y, z = (s - s % 2 for s in v.shape)
+    cells = v[:x, :y, :z].reshape(x // 2, 2, y // 2, 2, z // 2, 2)
+    pairs = [cells[:, i, :, j, :, 0] + cells[:, i, :, j, :, 1] for i, j in ((0, 0), (0, 1), (1, 0), (1, 1))]
+    inside = np.flatnonzero((pairs[0] + pairs[1] + pairs[2] + pairs[3]) / 8 > CERTAIN)
+    if inside.size < FEWEST_CELLS:
         return None
     for axis in (5, 3, 1):
-        cells = cells.select(axis, 0) - cells.select(axis, 1)
+        first, second = np.moveaxis(cells, axis, 0)
+        cells = first - second
     # Every k-th cell: a median of 20 000 is known to 1 %.
-    inside = torch.nonzero(inside.flatten())[:, 0]
-    sample = cells.flatten()[inside[:: max(1, len(inside) // NOISE_SAMPLE)]]
-    return float(sample.abs().median() * (NORMAL_MAD / np.sqrt(8.0)))
+    sample = np.abs(cells.ravel()[inside[:: max(1, inside.size // NOISE_SAMPLE)]])
+    middle = (sample.size - 1) // 2  # of an even number the lower
+    return float(np.partition(sample, middle)[middle] * sample.dtype.type(NORMAL_MAD / np.sqrt(8.0)))
+
+
+def _array(values: torch.Tensor | np.ndarray) -> np.ndarray:
+    return values if isinstance(values, np.ndarray) else values.detach().cpu().numpy()
 
 
 def estimate_slice_noise(normalised: torch.Tensor, axis: int) -> float | None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from mrisr import preview
 from mrisr.physics.acquired import power
@@ -47,7 +46,7 @@ def spectra(pair, bands) -> list[AxisSpectrum | None]:
         bands: per stored axis (measured to, synthesised to), cycles per mm.
     """
     order, _ = preview.closest_axes(pair.affine[:3, :3])
-    before, after = (torch.as_tensor(np.ascontiguousarray(v)) for v in (pair.before, pair.after))
+    before, after = (np.asarray(v, np.float32) for v in (pair.before, pair.after))
     axes = []
     for axis, (measured, highest) in enumerate(bands):
         if pair.before.shape[axis] < FEWEST:

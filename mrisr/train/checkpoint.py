@@ -15,8 +15,8 @@ from msgspec import Meta, Struct
 from mrisr import schema
 from mrisr.errors import ModelError, TrainingError, excerpt
 from mrisr.io.atomic import replacing
-from mrisr.nn.condition import STEP_SHARE
 from mrisr.nn.grow import grow, reason_not_to_grow
+from mrisr.nn.vector import STEP_SHARE
 from mrisr.weights import registry
 
 LAST = "last.pt"

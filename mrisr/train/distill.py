@@ -32,7 +32,7 @@ from mrisr.diffusion.loss import edm_weight, mean_weight
 from mrisr.diffusion.precond import SIGMA_MAX_RATIO, Denoiser
 from mrisr.diffusion.schedule import nested_sigmas
 from mrisr.errors import TrainingError
-from mrisr.nn.condition import MEAN, SAMPLE
+from mrisr.nn.vector import MEAN, SAMPLE
 from mrisr.ops.resample import apply_axes
 from mrisr.train import checkpoint
 from mrisr.train.config import DistillConfig

@@ -16,8 +16,8 @@ from torch import nn
 from mrisr.data.patches import Batch, PatchSampler
 from mrisr.diffusion.precond import Denoiser
 from mrisr.errors import TrainingError
-from mrisr.nn.condition import MEAN, SAMPLE
 from mrisr.nn.presets import build
+from mrisr.nn.vector import MEAN, SAMPLE
 from mrisr.train import checkpoint
 from mrisr.train.batches import Draws, pieces, places, share_of
 from mrisr.train.config import TrainConfig

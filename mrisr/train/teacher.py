@@ -12,7 +12,7 @@ from mrisr.data.patches import Batch, PatchSampler
 from mrisr.data.scanners import ScannerClass
 from mrisr.diffusion.loss import edm_sigmas, edm_weight, mean_weight
 from mrisr.diffusion.precond import SIGMA_MAX_RATIO
-from mrisr.nn.condition import MEAN, SAMPLE
+from mrisr.nn.vector import MEAN, SAMPLE
 from mrisr.train.batches import Draws
 
 PROBES = 256  # pairs that measure the residual before training

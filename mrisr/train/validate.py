@@ -12,7 +12,8 @@ from mrisr.data.volumes import TrainingVolume
 from mrisr.diffusion.sampler import solve, solver_for
 from mrisr.evaluate import metrics
 from mrisr.evaluate.cases import TRAINING, Case
-from mrisr.nn.condition import SAMPLE, Condition
+from mrisr.nn.condition import Condition
+from mrisr.nn.vector import SAMPLE
 from mrisr.ops.noise import normal_noise
 from mrisr.ops.resample import apply_axes, interpolation_matrix
 from mrisr.physics.degrade import ForwardModel, band_matrices, coarse_grid, degrade, outside_band, start_matrices

@@ -121,14 +121,54 @@ def load(name: str | Path | LoadedModel = "base") -> LoadedModel:
     return _of_file(path, name)
 
 
+@dataclass(frozen=True)
+class Weights:
+    """A weights file that is none of a bundle: where it lies, its SHA-256, and its model card or None."""
+
+    path: Path
+    sha256: str
+    card: Path | None
+
+
+def identify(name: str | Path) -> Weights | None:
+    """What a name or a path stands for, without loading it; None: a bundle. Raises ModelError."""
+    with opening(name, ModelError):
+        path = locate(name)
+        if bundle.is_bundle(name) and path.parent == Path(name):
+            return None
+        return Weights(path, hashlib.sha256(path.read_bytes()).hexdigest(), _card(path))
+
+
+def is_loaded(name: str | Path) -> bool:
+    """Whether `load` has the network of this file in memory already. Raises ModelError."""
+    with opening(name, ModelError):
+        return _key(locate(name)) in _CACHE
+
+
+def fresh(name: str | Path) -> LoadedModel:
+    """The weights of a file that is none of a bundle, as `load` gives them, but nobody else has them. Raises ModelError
+    where it has gone, too."""
+    with opening(name, ModelError):
+        return _load(locate(name), str(name))
+
+
 def _of_file(path: Path, name: str | Path) -> LoadedModel:
-    stat = path.stat()
     # One module per file, so that what an engine has compiled for it is found again by the next call.
-    key = (str(path.resolve()), stat.st_mtime_ns, stat.st_size)
+    key = _key(path)
     if key not in _CACHE:
         _CACHE.clear()
         _CACHE[key] = _load(path, str(name))
     return replace(_CACHE[key], name=str(name))
+
+
+def _key(path: Path) -> tuple:
+    stat = path.stat()
+    return str(path.resolve()), stat.st_mtime_ns, stat.st_size
+
+
+def _card(path: Path) -> Path | None:
+    card = path.with_suffix(".md")
+    return card if card.is_file() else None
 
 
 _CACHE: dict[tuple, LoadedModel] = {}
@@ -157,8 +197,9 @@ def _load(path: Path, name: str) -> LoadedModel:
     import torch
 
     from mrisr.diffusion.precond import Denoiser
-    from mrisr.nn.condition import FIRST_VERSION, widened
+    from mrisr.nn.condition import widened
     from mrisr.nn.presets import build
+    from mrisr.nn.vector import FIRST_VERSION
 
     net = build(meta["preset"])
     first = tensors.get("embed.0.weight")
@@ -173,9 +214,8 @@ def _load(path: Path, name: str) -> LoadedModel:
         if not bool(torch.isfinite(tensor).all()):
             raise ModelError(f"{path}: {key} holds NaN or Inf; the file is damaged")
     net = net.to(memory_format=torch.channels_last_3d).eval().requires_grad_(False)
-    card = path.with_suffix(".md")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return LoadedModel(Denoiser(net, meta["sigma_data"]).eval(), name, meta, digest, card if card.is_file() else None)
+    return LoadedModel(Denoiser(net, meta["sigma_data"]).eval(), name, meta, digest, _card(path))
 
 
 def read(path: Path) -> tuple[dict, dict]:

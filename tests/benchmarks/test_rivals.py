@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mrisr.nn.condition import VECTOR_DIM
+from mrisr.nn.vector import VECTOR_DIM
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 

@@ -156,7 +156,7 @@ assert Telemetry.sent > 0
 before = Telemetry.sent
 from mrisr.infer.engines import openvino as engine
 from mrisr.nn.presets import build
-engine._convert(build("student").eval())
+engine.convert(build("student").eval())
 assert Telemetry.sent == before, Telemetry.sent
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -9,7 +9,7 @@ import torch
 
 from mrisr.errors import BackendError, UsageError
 from mrisr.infer import engines
-from mrisr.nn.condition import VECTOR_DIM
+from mrisr.nn.vector import VECTOR_DIM
 
 CPU = torch.device("cpu")
 
@@ -149,7 +149,7 @@ def test_the_converted_graph_is_read_back_from_disk(net, cache, monkeypatch):
     def never(net):
         raise AssertionError("converted again")
 
-    monkeypatch.setattr(openvino, "_convert", never)
+    monkeypatch.setattr(openvino, "convert", never)
     again, _ = made("openvino", "cpu", copy.deepcopy(net), 1)
     assert torch.equal(again.prepare((16, 16, 16))(*given), expected)
 

@@ -22,7 +22,8 @@ from mrisr.infer.engines.torch import TorchEngine
 from mrisr.infer.facts import Geometry, Machine, Options
 from mrisr.infer.memory import COSTS
 from mrisr.infer.plan import FramePlan, Pass, plan_scan
-from mrisr.nn.condition import MEAN, SAMPLE, Condition
+from mrisr.nn.condition import Condition
+from mrisr.nn.vector import MEAN, SAMPLE
 from mrisr.physics.psf import AxisPSF
 
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

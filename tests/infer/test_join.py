@@ -9,7 +9,8 @@ import mrisr
 from mrisr.errors import InputError, MemoryBudgetError, MrisrWarning, UsageError
 from mrisr.evaluate.baselines import cubic
 from mrisr.infer.join import run as joining
-from mrisr.infer.join.align import Together, align
+from mrisr.infer.join.align import align
+from mrisr.infer.join.together import Together
 from mrisr.physics.psf import parse_psf
 from mrisr.physics.stack import StackModel, solve
 from mrisr.volume import Volume

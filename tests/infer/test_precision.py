@@ -15,7 +15,7 @@ from mrisr.infer import engines
 from mrisr.infer.engines import precision
 from mrisr.infer.engines.program import compile_network
 from mrisr.infer.engines.slabs import SlabRunner
-from mrisr.nn.condition import VECTOR_DIM
+from mrisr.nn.vector import VECTOR_DIM
 
 CPU = torch.device("cpu")
 needs_bfloat16 = pytest.mark.skipif(

@@ -20,8 +20,8 @@ from mrisr.infer.engines import slabs
 from mrisr.infer.engines.program import compile_network
 from mrisr.infer.engines.slabs import SlabRunner
 from mrisr.infer.engines.torch import TorchEngine
-from mrisr.nn.condition import GUIDANCE_CHANNELS, VECTOR_DIM
 from mrisr.nn.presets import build
+from mrisr.nn.vector import GUIDANCE_CHANNELS, VECTOR_DIM
 
 SHAPE = (48, 40, 56)
 

@@ -8,18 +8,16 @@ import torch
 
 from mrisr.errors import UsageError
 from mrisr.grid import Grid
-from mrisr.nn.condition import (
+from mrisr.nn.condition import Condition, guidance_channels, widened
+from mrisr.nn.vector import (
     FIRST_VERSION,
     GUIDANCE_CHANNELS,
     SAMPLE,
     STEP_SHARE,
     VECTOR_DIM,
     VECTOR_LAYOUT,
-    Condition,
     brick_grid,
     canonical_order,
-    guidance_channels,
-    widened,
 )
 from mrisr.physics.psf import AxisPSF
 

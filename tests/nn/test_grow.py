@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from mrisr.errors import ModelError
-from mrisr.nn.condition import GUIDANCE_CHANNELS, VECTOR_DIM
 from mrisr.nn.grow import grow
 from mrisr.nn.unet import UNet, UNetConfig
+from mrisr.nn.vector import GUIDANCE_CHANNELS, VECTOR_DIM
 
 SMALL = UNetConfig(widths=(8, 16, 32), encoder=(1, 1), middle=1, decoder=(1, 1), embed=16)
 

@@ -7,9 +7,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mrisr.errors import ModelError, UsageError
 from mrisr.nn.blocks import depth_to_space, rms_norm, space_to_depth
-from mrisr.nn.condition import GUIDANCE_CHANNELS, VECTOR_DIM
 from mrisr.nn.presets import PRESETS, build
 from mrisr.nn.unet import UNet, UNetConfig
+from mrisr.nn.vector import GUIDANCE_CHANNELS, VECTOR_DIM
 from mrisr.ops.attention3d import FLOP
 
 # preset: (fewest, most) parameters in millions, (fewest, most) kFLOP per output voxel

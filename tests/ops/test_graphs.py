@@ -9,9 +9,9 @@ from torch._library.custom_ops import OPDEFS
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mrisr import ops
-from mrisr.nn.condition import GUIDANCE_CHANNELS, VECTOR_DIM
 from mrisr.nn.presets import build
 from mrisr.nn.unet import UNet, UNetConfig
+from mrisr.nn.vector import GUIDANCE_CHANNELS, VECTOR_DIM
 from tests.ops import parity
 from tests.ops.cases import SPECS
 

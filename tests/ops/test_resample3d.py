@@ -9,8 +9,8 @@ import torch
 
 from mrisr import grid as grids
 from mrisr.errors import BackendError, UsageError
-from mrisr.ops import resample as module
 from mrisr.ops.resample import apply_axes, bspline_matrix, centred_matrix, jacobian_determinant, resample3d
+from mrisr.ops.resample import spline as module
 from mrisr.ops.resample.matrices import coefficient_matrix
 from mrisr.ops.resample.prefilter import _prefilter, _prefilter_adjoint, halo, prefilter
 

@@ -9,7 +9,7 @@ import torch
 
 from mrisr.diffusion.schedule import nested_sigmas
 from mrisr.errors import TrainingError
-from mrisr.nn.condition import SAMPLE
+from mrisr.nn.vector import SAMPLE
 from mrisr.train import distill, loop
 from mrisr.train import teacher as residual
 from mrisr.train.config import CONFIGS, DISTILLATIONS, DistillConfig, load_config

@@ -11,7 +11,7 @@ import torch
 
 from mrisr.data.scanners import ScannerClass
 from mrisr.errors import MrisrWarning, TrainingError
-from mrisr.nn.condition import MEAN
+from mrisr.nn.vector import MEAN
 from mrisr.train import loop, run
 from mrisr.train.batches import Draws
 from mrisr.train.checkpoint import LAST

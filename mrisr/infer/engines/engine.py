@@ -7,15 +7,24 @@ An engine swaps the network alone: preconditioning, tiles and samplers are share
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
-
-import torch
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mrisr.infer.memory import Cost
 
+if TYPE_CHECKING:
+    import torch
+
+    from mrisr.infer.engines.device import Device
+
 # (x, y [1, 1, D, H, W], vector [1, 40], guidance [1, 8, D/8, H/8, W/8], active or None) -> F [1, 1, D, H, W],
-# float32: the interface of mrisr.nn.unet.UNet, so that mrisr.diffusion.precond.Denoiser takes either.
-Network = Callable[..., torch.Tensor]
+# float32: the interface of mrisr.nn.unet.UNet, so that mrisr.diffusion.precond.Denoiser takes either. An engine with
+# `takes_arrays` is given NumPy arrays too, and then gives one.
+Network = Callable[..., Any]
+# What an engine is made of: the PyTorch module; OpenVINO also takes a model of which the cache has the graph
+# (`mrisr.infer.known.KnownModel`).
+Source = Any
+
+CAPTURING_CALL = 3  # of a network on a GPU: so often a loop runs before a CUDA graph of it pays
 
 
 class Engine(Protocol):
@@ -30,17 +39,19 @@ class Engine(Protocol):
         precision_why: why that one.
         tile: the one piece that it is built for, voxels as the network sees them, or None: any.
         layered: whether it can run layer by layer (`exact`, `spill`).
+        takes_arrays: whether its networks take NumPy arrays as well as tensors.
         capturable: whether its work asks the host for nothing, so that a CUDA graph can hold it.
     """
 
     name: str
     cost: Cost
-    device: torch.device
+    device: torch.device | Device
     threads: int
     precision: str
     precision_why: str
     tile: tuple[int, int, int] | None = None
     layered: bool = False
+    takes_arrays: bool = False
     capturable: bool = False
 
     def prepare(

@@ -13,10 +13,9 @@ from collections.abc import Callable, Hashable
 import torch
 
 from mrisr.errors import BackendError
-from mrisr.infer.engines.engine import Engine
+from mrisr.infer.engines.engine import CAPTURING_CALL
 
 LEAST_GAIN = 1.02
-CAPTURING_CALL = 3
 
 Function = Callable[..., torch.Tensor]
 
@@ -142,8 +141,3 @@ class Graphs:
     def note(self) -> str:
         """What became of the graph that was wanted last, for `info`."""
         return f"CUDA graph {self.last}"
-
-
-def graphs_for(engine: Engine) -> Graphs | None:
-    """Of an engine whose work can be captured; None for every other."""
-    return Graphs(engine.device) if engine.capturable else None

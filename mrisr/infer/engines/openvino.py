@@ -17,26 +17,27 @@ import weakref
 from collections import OrderedDict
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from mrisr import nn, third_party
+from mrisr import third_party
 from mrisr.environment import cache_folder
-from mrisr.errors import CATCHING, BackendError, MrisrWarning, OutputError, because
+from mrisr.errors import MrisrWarning, OutputError
 from mrisr.infer.engines import precision
-from mrisr.infer.engines.engine import Engine, Network
-from mrisr.infer.engines.torch import TorchEngine, limited
-from mrisr.infer.memory import COSTS, return_freed_memory
+from mrisr.infer.engines.device import CPU
+from mrisr.infer.engines.engine import Engine, Network, Source
+from mrisr.infer.memory import COSTS
 from mrisr.io.atomic import replacing_folder
-from mrisr.nn.condition import GUIDANCE_CHANNELS, GUIDANCE_STRIDE, VECTOR_DIM
-from mrisr.ops import rms_norm
+from mrisr.nn.vector import input_shapes
+
+if TYPE_CHECKING:
+    import torch
 
 ov = third_party.openvino()
 
 GRAPH, WEIGHTS, DIGEST = "model.xml", "model.bin", "model.sha256"  # of an entry of the cache
 KEEP_SHAPES = 3  # compiled shapes held per network; each has its own packed copy of the weights
-TRACE_SIZE = 32  # edge of the example volume: the graph is made for any size afterwards
 WAIT_MS = 50  # how often a running request looks for Ctrl-C
 # Always stated: a CPU that has bfloat16 may choose it otherwise. Never f16, which on a CPU is slower and wrong.
 HINTS = {"float32": "f32", "bfloat16": "bf16"}
@@ -46,17 +47,6 @@ OPTIONS = {
 }
 
 log = logging.getLogger(__name__)
-
-
-class _FourInputs(torch.nn.Module):
-    """The network with the inputs that an engine has, in that order."""
-
-    def __init__(self, net: torch.nn.Module):
-        super().__init__()
-        self.net = net
-
-    def forward(self, x, y, vector, guidance):
-        return self.net(x, y, vector, guidance)
 
 
 class _Compiled:
@@ -73,7 +63,7 @@ class _Compiled:
         def run(x, y, vector, guidance, active=None):
             nonlocal result
             # OpenVINO reads and writes these where they lie, so they have to live until it is done.
-            inputs = [np.ascontiguousarray(t.detach().numpy()) for t in (x, y, vector, guidance)]
+            inputs = [np.ascontiguousarray(_array(t)) for t in (x, y, vector, guidance)]
             if result is None:
                 result = np.empty(inputs[1].shape, np.float32)
                 request.set_output_tensor(0, ov.Tensor(result, shared_memory=True))
@@ -81,6 +71,10 @@ class _Compiled:
                 request.set_input_tensor(port, ov.Tensor(array, shared_memory=True))
             with self._turn:
                 _wait(request)
+            if isinstance(y, np.ndarray):
+                return result
+            import torch
+
             return torch.from_numpy(result)
 
         return run
@@ -90,14 +84,18 @@ class _Compiled:
             self._compiled.release_memory()
 
 
+def _array(values: torch.Tensor | np.ndarray) -> np.ndarray:
+    return values if isinstance(values, np.ndarray) else values.detach().numpy()
+
+
 class _Converted:
     """One network's graph with free spatial sizes, and its compiled shapes."""
 
-    def __init__(self, net: torch.nn.Module, state: tuple) -> None:
+    def __init__(self, source: Source, state: tuple) -> None:
         self.state = state
         self.core = ov.Core()
-        self.fingerprint = _fingerprint(net)
-        self.model = _from_disk_or_converted(net, self.fingerprint, self.core)
+        self.fingerprint = _fingerprint(source)
+        self.model = _from_disk_or_converted(source, self.fingerprint, self.core)
         self.compiled: OrderedDict[tuple, _Compiled] = OrderedDict()
 
     def compile(self, shape: tuple[int, int, int], threads: int, computes_in: str) -> _Compiled:
@@ -105,7 +103,7 @@ class _Converted:
         with _lock:
             if key not in self.compiled:
                 model = self.model.clone()
-                model.reshape(dict(zip(model.inputs, _shapes(shape))))
+                model.reshape(dict(zip(model.inputs, map(ov.PartialShape, input_shapes(shape)))))
                 hints = {"INFERENCE_PRECISION_HINT": HINTS[computes_in], "INFERENCE_NUM_THREADS": threads}
                 self.compiled[key] = _Compiled(self.core.compile_model(model, "CPU", {**OPTIONS, **hints}))
                 while len(self.compiled) > KEEP_SHAPES:
@@ -114,15 +112,16 @@ class _Converted:
             return self.compiled[key]
 
 
-_networks: weakref.WeakKeyDictionary[torch.nn.Module, _Converted] = weakref.WeakKeyDictionary()
+_networks: weakref.WeakKeyDictionary[Source, _Converted] = weakref.WeakKeyDictionary()
 _lock = threading.RLock()  # of what is kept between calls, here and in OpenVINO's Python package
 
 
 class OpenVINOEngine(Engine):
-    """See `mrisr.infer.engines.Engine`. Tensors are shared with PyTorch, not copied.
+    """See `mrisr.infer.engines.Engine`. Tensors are shared with PyTorch, not copied; arrays need no PyTorch.
 
     Args:
-        asked: the precision, as `mrisr.infer.engines.precision.asked_for` gives it.
+        net: the network, or a model of which the cache has the graph.
+        request: the precision, as `mrisr.infer.engines.precision.asked_for` gives it.
 
     Raises:
         BackendError: bfloat16 was asked for and cannot be had, or gives other values than PyTorch.
@@ -130,9 +129,10 @@ class OpenVINOEngine(Engine):
 
     name = "openvino"
     cost = COSTS["openvino"]
-    device = torch.device("cpu")
+    device = CPU
+    takes_arrays = True
 
-    def __init__(self, net: torch.nn.Module, threads: int, request: str = "float32") -> None:
+    def __init__(self, net: Source, threads: int, request: str = "float32") -> None:
         self.threads = threads
         self._net = net
         self._recent: list[_Compiled] = []
@@ -155,12 +155,19 @@ class OpenVINOEngine(Engine):
 
     def _difference(self) -> float:
         """From float32 in PyTorch, on the fixed tile."""
+        from mrisr.infer.engines.torch import TorchEngine
+
         inputs = precision.example()
         compiled = self._converted().compile((precision.TILE,) * 3, self.threads, "bfloat16")
         result = compiled.network()(*inputs).clone()
-        expected = TorchEngine(self._net, self.device, self.threads).prepare((precision.TILE,) * 3)(*inputs)
+        expected = TorchEngine(_module(self._net), self.device, self.threads).prepare((precision.TILE,) * 3)(*inputs)
         compiled.release()
         return precision.difference(result, expected)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the graph: its place in the cache (`entry_of`)."""
+        return self._converted().fingerprint
 
     def _converted(self) -> _Converted:
         with _lock:
@@ -191,42 +198,30 @@ def _wait(request: ov.InferRequest) -> None:
         raise
 
 
-def _state(net: torch.nn.Module) -> tuple:
+def _module(source: Source) -> torch.nn.Module:
+    """The network itself."""
+    return source.network() if hasattr(source, "fingerprint") else source
+
+
+def _fingerprint(source: Source) -> str:
+    if hasattr(source, "fingerprint"):
+        return source.fingerprint
+    from mrisr.infer.engines.convert import fingerprint
+
+    return fingerprint(source)
+
+
+def _state(net: Source) -> tuple:
     """Changes whenever a weight is replaced or written to."""
+    if hasattr(net, "fingerprint"):
+        return (net.fingerprint,)
     return tuple((t.data_ptr(), t._version) for t in (*net.parameters(), *net.buffers()))
 
 
-def _shapes(size: tuple[int, int, int]) -> list[ov.PartialShape]:
-    coarse = [n // GUIDANCE_STRIDE for n in size]
-    shapes = ([1, 1, *size], [1, 1, *size], [1, VECTOR_DIM], [1, GUIDANCE_CHANNELS, *coarse])
-    return [ov.PartialShape(s) for s in shapes]
-
-
-def _convert(net: torch.nn.Module) -> ov.Model:
-    example = tuple(torch.zeros(tuple(s.to_shape())) for s in _shapes((TRACE_SIZE,) * 3))
-    training = net.training
-    net.eval()
-    try:
-        # One thread: the trace runs many tiny operators, whose threads would only wait for each other.
-        with torch.no_grad(), limited(1), third_party.without_telemetry(), CATCHING, warnings.catch_warnings():
-            # The check that sizes are multiples of 8 is a constant of the trace; the pipeline keeps it true.
-            warnings.simplefilter("ignore", torch.jit.TracerWarning)
-            warnings.simplefilter("ignore", DeprecationWarning)  # of the tracer itself
-            return ov.convert_model(_FourInputs(net), example_input=example)
-    except Exception as error:
-        raise BackendError(
-            f'openvino: cannot convert {type(net).__name__} ({because(error)}); use engine="torch"'
-        ) from error
-    finally:
-        net.train(training)
-        return_freed_memory()
-
-
-def _from_disk_or_converted(net: torch.nn.Module, fingerprint: str, core: ov.Core) -> ov.Model:
-    folder = cache_folder()
-    if folder is None or getattr(net, "transient", False):
-        return _convert(net)
-    entry = folder / f"openvino-{fingerprint}"
+def _from_disk_or_converted(source: Source, fingerprint: str, core: ov.Core) -> ov.Model:
+    entry = None if getattr(source, "transient", False) else entry_of(fingerprint)
+    if entry is None:
+        return convert(_module(source))
     try:
         if (entry / GRAPH).is_file():
             if (entry / DIGEST).read_text(encoding="utf-8") != _digest(entry):
@@ -237,14 +232,27 @@ def _from_disk_or_converted(net: torch.nn.Module, fingerprint: str, core: ov.Cor
         warnings.warn(f"{entry}: the cached graph is damaged ({reason}); it is made again", MrisrWarning, stacklevel=2)
         shutil.rmtree(entry, ignore_errors=True)
     except OSError as error:  # a folder that one may not enter
-        log.info("cannot read the cache %s: %s", folder, error)
-    model = _convert(net)
+        log.info("cannot read the cache %s: %s", entry.parent, error)
+    model = convert(_module(source))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        entry.parent.mkdir(parents=True, exist_ok=True)
         _store(model, entry)
     except (OSError, OutputError) as error:
-        log.info("cannot keep the converted graph in %s: %s", folder, error)
+        log.info("cannot keep the converted graph in %s: %s", entry.parent, error)
     return model
+
+
+def convert(net: torch.nn.Module) -> ov.Model:
+    """The network as a graph for any size."""
+    from mrisr.infer.engines import convert as conversion
+
+    return conversion.graph_of(net)
+
+
+def entry_of(fingerprint: str) -> Path | None:
+    """The folder of a graph in the cache, which may not be there; None: nothing is kept."""
+    folder = cache_folder()
+    return None if folder is None else folder / f"openvino-{fingerprint}"
 
 
 def _store(model: ov.Model, entry: Path) -> None:
@@ -260,15 +268,3 @@ def _digest(entry: Path) -> str:
     for name in (GRAPH, WEIGHTS):
         digest.update((entry / name).read_bytes())
     return digest.hexdigest()
-
-
-def _fingerprint(net: torch.nn.Module) -> str:
-    """Of all that the graph is made of: weights, sizes, the code that builds it, library versions."""
-    digest = hashlib.sha256(f"{ov.__version__} {torch.__version__} {net.config}".encode())
-    for package in (nn, rms_norm):
-        for source in sorted(Path(package.__file__).parent.glob("*.py")):
-            digest.update(source.read_bytes())
-    for name, tensor in net.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:24]

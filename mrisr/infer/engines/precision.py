@@ -14,14 +14,17 @@ import os
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from mrisr import environment, schema
 from mrisr.errors import BackendError, InputError, OutputError, UsageError
 from mrisr.io.atomic import replacing
-from mrisr.nn.condition import Condition
 from mrisr.physics.psf import parse_psf
+
+if TYPE_CHECKING:
+    import torch
+
+    from mrisr.infer.engines.device import Device
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 # Of /proc/cpuinfo, in words. (Arm states bf16; the engines there were never measured.)
@@ -53,9 +56,11 @@ def instructions() -> tuple[str, ...]:
     return tuple(words for flag, words in INSTRUCTIONS.items() if flag in flags)
 
 
-def absence(device: torch.device) -> str | None:
+def absence(device: torch.device | Device) -> str | None:
     """Why bfloat16 cannot be had on a device; None where it can."""
     if device.type != "cpu":
+        import torch
+
         major = torch.cuda.get_device_capability(device)[0]
         return None if major >= 8 else f"{device} has no bfloat16 (compute capability 8 or later has)"
     if instructions():
@@ -63,7 +68,9 @@ def absence(device: torch.device) -> str | None:
     return f"this processor ({environment.processor()[0]}) has neither {' nor '.join(INSTRUCTIONS.values())}"
 
 
-def decide(request: str, device: torch.device, missing: str | None, difference: Callable[[], float]) -> tuple[str, str]:
+def decide(
+    request: str, device: torch.device | Device, missing: str | None, difference: Callable[[], float]
+) -> tuple[str, str]:
     """(precision, why) of an engine.
 
     Args:
@@ -97,6 +104,10 @@ def decide(request: str, device: torch.device, missing: str | None, difference: 
 
 def example() -> tuple[torch.Tensor, ...]:
     """The fixed tile: a head-like y with folds and edges, x = 0, a vector as of a cut of k-space, no guidance."""
+    import torch
+
+    from mrisr.nn.condition import Condition
+
     line = torch.linspace(-1, 1, TILE)
     a, b, c = torch.meshgrid(line, line, line, indexing="ij")
     radius = (a**2 + b**2 + c**2).sqrt()
@@ -109,6 +120,8 @@ def example() -> tuple[torch.Tensor, ...]:
 
 def difference(values: torch.Tensor, expected: torch.Tensor) -> float:
     """Root mean square of found - expected, as a share of that of expected; infinite where something is not finite."""
+    import torch
+
     if not bool(torch.isfinite(values).all()):
         return float("inf")
     return float((values - expected).square().mean().sqrt() / expected.square().mean().sqrt())

@@ -9,17 +9,18 @@ from __future__ import annotations
 import importlib.util
 import os
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from mrisr import environment
 from mrisr.errors import BackendError, UsageError
 from mrisr.infer.engines import tensorrt_package
-from mrisr.infer.engines.engine import Engine
+from mrisr.infer.engines.device import CPU, Device
+from mrisr.infer.engines.engine import Engine, Source
 from mrisr.infer.engines.openvino import OpenVINOEngine
 from mrisr.infer.engines.precision import asked_for
-from mrisr.infer.engines.tensorrt import TensorRTEngine
-from mrisr.infer.engines.torch import TorchEngine
+
+if TYPE_CHECKING:
+    import torch
 
 NAMES = ("torch", "openvino", "tensorrt")
 
@@ -37,7 +38,7 @@ class Choice:
     """
 
     name: str
-    device: torch.device
+    device: Device
     threads: int
     precision: str
     why: str
@@ -52,25 +53,29 @@ def thread_count(threads: int | None) -> int:
     return int(threads)
 
 
-def pick_device(device: str | torch.device) -> torch.device:
+def pick_device(device: str | torch.device) -> Device:
     """ "auto", "cpu", "cuda" or "cuda:N" as a device. UsageError for other texts, BackendError for absent
     devices.
     """
     kind, colon, number = str(device).partition(":")
     if kind not in ("auto", "cpu", "cuda") or (colon and not (kind == "cuda" and number.isdigit())):
         raise UsageError(f"device: expected auto, cpu, cuda or cuda:N, found {device!r}")
-    if kind == "cpu" or (kind == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
+    if kind == "cpu" or (kind == "auto" and not environment.may_have_gpu()):
+        return CPU
+    import torch
+
+    if kind == "auto" and not torch.cuda.is_available():
+        return CPU
     if not torch.cuda.is_available():
         reason = "no CUDA device was found" if torch.version.cuda else "this PyTorch was built without CUDA"
         raise BackendError(f"device: {device} was asked for, but {reason}; use cpu, or auto")
     index, count = int(number or 0), torch.cuda.device_count()
     if index >= count:
         raise BackendError(f"device: {device} was asked for, but there are {count} CUDA devices, numbered from 0")
-    return torch.device("cuda", index)
+    return Device(f"cuda:{index}")
 
 
-def missing(name: str, device: torch.device, net: torch.nn.Module, plan=None) -> str | None:
+def missing(name: str, device: Device, net: Source, plan=None) -> str | None:
     """Why engine `name` cannot run `net` on `device`, or None where it can. Imports and allocates nothing.
 
     Args:
@@ -99,7 +104,7 @@ def missing(name: str, device: torch.device, net: torch.nn.Module, plan=None) ->
 def choose(
     engine: str,
     device: str | torch.device,
-    net: torch.nn.Module,
+    net: Source,
     threads: int | None,
     plan=None,
     precision: str = "auto",
@@ -143,14 +148,19 @@ def check_fork() -> None:
 _used_in: int | None = None  # the process in which an engine was made first
 
 
-def make(choice: Choice, net: torch.nn.Module, plan=None) -> Engine:
-    """The engine that was chosen, for `net` and its TensorRT `plan`. BackendError where its precision cannot be had, or
-    the plan does not fit."""
+def make(choice: Choice, net: Source, plan=None) -> Engine:
+    """The engine that was chosen, for `net` (for OpenVINO also a model of which only the graph is there) and its
+    TensorRT `plan`. BackendError where its precision cannot be had, or the plan does not fit."""
     global _used_in
     _used_in = os.getpid()
     if choice.name == "openvino":
         return OpenVINOEngine(net, choice.threads, choice.precision)
-    if choice.name == "tensorrt":
-        return TensorRTEngine(net, choice.device, plan, choice.precision)
+    import torch
 
-    return TorchEngine(net, choice.device, choice.threads, choice.precision)
+    from mrisr.infer.engines.tensorrt import TensorRTEngine
+    from mrisr.infer.engines.torch import TorchEngine
+
+    device = torch.device(choice.device)
+    if choice.name == "tensorrt":
+        return TensorRTEngine(net, device, plan, choice.precision)
+    return TorchEngine(net, device, choice.threads, choice.precision)

@@ -17,7 +17,7 @@ from mrisr.infer.engines import tensorrt_package
 from mrisr.infer.engines.engine import Engine, Network
 from mrisr.infer.engines.torch import TorchEngine
 from mrisr.infer.memory import COSTS
-from mrisr.nn.condition import GUIDANCE_CHANNELS, GUIDANCE_STRIDE, VECTOR_DIM
+from mrisr.nn.vector import GUIDANCE_CHANNELS, GUIDANCE_STRIDE, VECTOR_DIM
 
 INPUTS, OUTPUT = ("x", "y", "vector", "guidance"), "f"
 # Largest difference from PyTorch in float32, as a share of the largest value, by the precision of the plan's graph.

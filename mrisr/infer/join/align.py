@@ -14,6 +14,7 @@ import torch
 
 from mrisr.errors import InputError
 from mrisr.infer.join.register import Picture, common_width, picture, register
+from mrisr.infer.join.together import Together
 from mrisr.ops.resample import resample3d
 from mrisr.physics.degrade import SLICE_KINDS
 from mrisr.physics.intensity import Scale, estimate_noise, estimate_slice_noise, robust_scale
@@ -26,21 +27,6 @@ LEAST_OVERLAP = 1 / 3  # of the smaller head of two stacks: so much of it both s
 LEAST_CORRELATION = 0.9
 NOISE_UNKNOWN = 0.02  # of the intensity scale, where a stack has too little foreground to tell
 LEAST_NOISE = 2e-3  # a stack that shows none is believed no further than this
-
-
-@dataclass(frozen=True, eq=False)
-class Together:
-    """How stacks are joined.
-
-    Attributes:
-        reference: which of them says where, in what orientation and on what grid the answer lies.
-        registered: whether the head is looked for; False: the headers say where it is.
-        force: join what does not fit, with a warning.
-    """
-
-    reference: int = 0
-    registered: bool = True
-    force: bool = False
 
 
 @dataclass(frozen=True, eq=False)

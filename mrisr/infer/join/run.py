@@ -22,7 +22,8 @@ from mrisr.grid import Grid
 from mrisr.infer import memory
 from mrisr.infer.facts import ModelFacts, Options, psf_of
 from mrisr.infer.info import AxisResolution, ConsistencyInfo, GridInfo, Info, StackInfo
-from mrisr.infer.join.align import Aligned, Together, align
+from mrisr.infer.join.align import Aligned, align
+from mrisr.infer.join.together import Together
 from mrisr.infer.progress import Report
 from mrisr.infer.run import Scan, give, upscale_volume
 from mrisr.ops.resample import resample3d

@@ -16,8 +16,7 @@ from mrisr.ops._core import CPU
 from mrisr.ops._dispatch import Backend, Family, choose, reference_backend
 from mrisr.ops._layout import FLOAT, takes
 from mrisr.ops._library import custom_op
-
-DROP = 1e-9  # of a row's largest entry; the float32 rounding of the sum is 60 times larger
+from mrisr.ops.arrays import DROP
 
 
 def axis_apply(x, matrix, axis: int, *, backend: str | None = None):

@@ -10,12 +10,12 @@ one, has no jump where the two ends of the field of view meet.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
-import torch
 
+from mrisr import third_party
 from mrisr.errors import UsageError
 
 Transfer = Callable[[np.ndarray], np.ndarray]
@@ -109,15 +109,17 @@ def bspline_matrix(n_in: int, positions: np.ndarray, order: int = 5, boundary: s
     if n_in == 1:
         return np.ones((len(positions), 1))
     at_samples = _spline_rows(n_in, np.arange(n_in, dtype=np.float64), order, boundary)
-    rows = torch.from_numpy(_spline_rows(n_in, positions, order, boundary).T)
-    return torch.linalg.solve(torch.from_numpy(at_samples.T), rows).numpy().T
+    rows = _spline_rows(n_in, positions, order, boundary)
+    with third_party.one_blas_thread():
+        return np.linalg.solve(at_samples.T, rows.T).T
 
 
 @lru_cache(maxsize=64)
 def coefficient_matrix(n: int, order: int, boundary: str) -> Matrix:
     """B-spline coefficients of `n` samples: float64 [n, n] (cached; do not write into it)."""
     at_samples = _spline_rows(n, np.arange(n, dtype=np.float64), order, boundary)
-    return torch.linalg.inv(torch.from_numpy(at_samples)).numpy()
+    with third_party.one_blas_thread():
+        return np.linalg.inv(at_samples)
 
 
 def fourier_matrix(n_in: int, positions: np.ndarray, transfer: Transfer | None = None) -> Matrix:
@@ -138,8 +140,8 @@ def fourier_matrix(n_in: int, positions: np.ndarray, transfer: Transfer | None =
         gain = gain * transfer(k / (2.0 * n_in))
     analysis = np.cos(np.pi * np.outer(k, np.arange(n_in) + 0.5) / n_in)
     synthesis = np.cos(np.pi * np.outer(np.asarray(positions, np.float64) + 0.5, k) / n_in)
-    # By torch, whose threads the rest of the program uses: numpy's would be a second pool that spins beside it.
-    return (torch.from_numpy(synthesis * gain) @ torch.from_numpy(analysis)).numpy()
+    with third_party.one_blas_thread():
+        return (synthesis * gain) @ analysis
 
 
 @lru_cache(maxsize=64)
@@ -163,3 +165,15 @@ def interpolation_matrix(n_in: int, n_out: int, ratio: float, kind: str = "bspli
     if kind not in ("bspline", "fourier"):
         raise UsageError(f"interpolation_matrix: kind must be 'bspline' or 'fourier', found {kind!r}")
     return _cached_interpolation(kind, int(n_in), int(n_out), float(ratio), int(order))
+
+
+def centred_matrix(n_in: Sequence[int], n_out: Sequence[int], ratio: Sequence[float]) -> np.ndarray:
+    """Target index -> source index between two grids with parallel axes and one centre: float64 [3, 4].
+
+    ratio: new / old spacing per axis. The positions are those of `mrisr.grid.axis_positions`.
+
+    >>> centred_matrix((2, 2, 2), (4, 4, 4), (0.5, 0.5, 0.5))[0].tolist()
+    [0.5, 0.0, 0.0, -0.25]
+    """
+    n_in, n_out, ratio = (np.asarray(v, np.float64) for v in (n_in, n_out, ratio))
+    return np.concatenate([np.diag(ratio), 0.5 * ((n_in - 1) - (n_out - 1) * ratio)[:, None]], axis=1)

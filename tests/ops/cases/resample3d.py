@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from mrisr.ops.resample import centred_matrix, reference, resample3d
+from mrisr.ops.resample import centred_matrix
 from mrisr.ops.resample.backends import FAMILY
+from mrisr.ops.resample.spline import reference, resample3d
 from tests.ops.cases.spec import Spec
 
 
