@@ -12,17 +12,9 @@ from mrisr.data.pack import PACK_SUFFIX, read_pack
 from mrisr.data.resolution import true_resolution
 from mrisr.data.volumes import TrainingVolume
 from mrisr.errors import InputError, MrisrWarning, TrainingError, opening
+from mrisr.io import label_maps
 
 SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh")
-LABEL_COUNT = 200  # of more levels the commonest is left out of what follows: it may be a scan's background
-AGREE = 0.4  # of neighbours three voxels apart, within the head: labels do, grey levels do not
-WHOLE = 1e-3  # so near to a whole number is one
-MOSTLY_WHOLE = 0.4  # of a label map that was interpolated linearly, which has fractions at its edges
-# Of one that was interpolated by a spline, which ripples inside of structures, too, but ever less: of 67 people's label
-# maps, by cubic splines, 1.7 to 35 % are whole there, and 98 % of neighbours agree. Of scans in fractions 0.6 % are at
-# most, where their grey levels do not lie on a few steps, as `DIFFERENT` tells.
-CORES, CORES_AGREE, DIFFERENT = 0.01, 0.9, 0.1
-COMMON = 0.01  # of what is labelled: a label that counts
 
 
 def find_scans(source: str | Path | list) -> list[Path]:
@@ -75,35 +67,11 @@ def _read(path: Path) -> list:
 
 
 def _holds_labels(data: np.ndarray, name: str) -> bool:
-    """Whether a file holds labels: whole numbers in patches whose neighbours agree; a scan's hardly ever do.
-
-    InputError: labels that an interpolation has made fractions of: they are no scan to learn from. Where these were
-    rounded afterwards, or stored in steps of more than `WHOLE`, nothing tells wrong labels from true ones for certain.
-    """
-    sample = data[::3, ::3, ::3]
-    nearest = np.rint(sample)
-    head = nearest != 0
-    labelled = head & (np.abs(sample - nearest) < WHOLE)
-    if not labelled.any():
-        return False
-    levels, counts = np.unique(nearest[labelled], return_counts=True)
-    inside = labelled
-    if len(levels) > LABEL_COUNT:  # as parcellations have, and scans: those may have a background of one value
-        inside = inside & (nearest != levels[counts.argmax()])
-    pairs = inside[1:] & inside[:-1]
-    agreement = float((nearest[1:] == nearest[:-1])[pairs].mean()) if pairs.any() else 0.0
-    if (sample == nearest).all():
-        return agreement > AGREE
-    part, common = labelled.sum() / head.sum(), int((counts > COMMON * counts.sum()).sum())
-    linear = part >= MOSTLY_WHOLE and agreement > AGREE and common > 1  # one: a scan on a background of one value
-    if linear or (part >= CORES and agreement > CORES_AGREE and common > 2 and _differ(sample[head & ~labelled])):
+    """Whether a file holds labels. InputError: labels between whole numbers, which are no scan to learn from."""
+    part = label_maps.fractions(data[::3, ::3, ::3])
+    if part:
         raise InputError(
-            f"{name}: expected whole numbers in a label map, found {1 - part:.0%} fractions: was it interpolated? "
-            "Resample labels by their nearest neighbour"
+            f"{name}: expected whole numbers in a label map, found {part:.0%} fractions: was it interpolated? Resample "
+            "labels by their nearest neighbour"
         )
-    return False
-
-
-def _differ(values: np.ndarray) -> bool:
-    """Whether few values come twice, as a spline makes them; the grey levels of a scan do, also of a scaled one."""
-    return len(np.unique(values)) > DIFFERENT * len(values)
+    return part is not None

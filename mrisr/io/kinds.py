@@ -12,6 +12,7 @@ import warnings
 import numpy as np
 
 from mrisr.errors import InputError, MrisrWarning
+from mrisr.io import label_maps
 from mrisr.volume import Volume
 
 __all__ = ["check_kind", "refuse_labels"]
@@ -95,7 +96,8 @@ def _kind_by_voxels(data: np.ndarray) -> str | None:
     if len(values) == 2:
         return f"it looks like a mask (nothing but {values[0]:g} and {values[1]:g})"
     if len(values) > FEW and not np.array_equal(lines, np.round(lines)):
-        return None
+        part = label_maps.fractions(frame[::3, ::3, ::3])
+        return f"it looks like a label map that was interpolated ({part:.0%} fractions)" if part else None
     counts = np.unique(lines, return_counts=True)
     background = counts[0][counts[1].argmax()]  # the commonest value
     alike = max(_alike(np.moveaxis(lines, axis, 0), background) for axis in range(lines.ndim))

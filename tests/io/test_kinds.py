@@ -6,6 +6,7 @@ from dataclasses import replace
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from mrisr.errors import InputError, MrisrWarning
 from mrisr.io import nifti
@@ -28,6 +29,20 @@ def slices_of_labels():
     """As floats, coherent within slices and not across them."""
     blocks = np.random.default_rng(0).integers(1, 8, (4, 4, 5)).repeat(6, 0).repeat(6, 1)
     return np.pad(blocks, ((6, 6), (6, 6), (0, 0))).astype(np.float32)
+
+
+def shells():
+    """Around points that differ, as structures of a head."""
+    at = np.mgrid[:90, :80, :84].astype(np.float32)
+    centres = {3: (45, 40, 42, 38), 41: (40, 42, 40, 28), 17: (52, 36, 46, 12)}
+    x = np.zeros(at.shape[1:], np.float32)
+    for label, (*centre, radius) in centres.items():
+        x[sum((a - c) ** 2 for a, c in zip(at, centre)) < radius**2] = label
+    return x
+
+
+def on_other_voxels(labels, order):
+    return ndimage.zoom(labels, 1.37, order=order)
 
 
 def test_a_label_map_by_its_own_account_is_refused(tmp_path):
@@ -62,6 +77,8 @@ def test_a_torchio_label_map_is_refused():
         ("labels", labels(), "looks like a label map"),
         ("labels in thick slices", slices_of_labels(), "looks like a label map"),
         ("labels by a slope", labels() / 7, "looks like a label map"),
+        ("labels by a spline", on_other_voxels(shells(), 3), "a label map that was interpolated .* fractions"),
+        ("labels, linearly", on_other_voxels(shells(), 1), "a label map that was interpolated .* fractions"),
         ("mask", (labels() > 0) * 1.0, "looks like a mask"),
         ("phase from 0", np.linspace(0, 2 * np.pi, 24**3).reshape(24, 24, 24), "phase image, in radians"),
         ("phase", np.linspace(-np.pi, np.pi, 24**3).reshape(24, 24, 24), "phase image, in radians"),
@@ -77,7 +94,8 @@ def test_metadata_and_names_say_it(head):
     scan = Volume(head((24, 24, 24)).round(), EYE, name="sub-01_T1w.nii.gz")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check_kind(scan)
+        for scaled in (scan.data, scan.data / scan.data.max(), 7.3 * scan.data, on_other_voxels(scan.data, 3)):
+            check_kind(scan.replace(scaled))
     for said in ({"meta": {"ImageType": ["ORIGINAL", "PRIMARY", "P", "ND"]}}, {"name": "sub-01_phasediff.nii.gz"},
                  {"name": "sub-01_part-phase_bold.nii.gz"}, {"name": "sub-01_label-GM_probseg.nii.gz"},
                  {"name": "sub-01_T1map.nii.gz"}):  # fmt: skip
