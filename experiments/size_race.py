@@ -4,9 +4,10 @@
 
 The student as it is shipped, a third of it, and one of 8 M parameters, all of the student's make, learn mode `mean`
 from the same pairs (same seed) for as many minutes of one core, and are validated as training validates, on people who
-are in none of the pairs. Steps follow from the processor time that a step of each size takes, measured in turns before
-the first run, so that every run has its whole decay of the learning rate. What is drawn once for many pairs is drawn
-before the clock starts. GFLOP/s are those of the network, forward and backward, over the whole time of a step.
+are in none of the pairs. The clock is the processor's, so that what else the machine does counts little; how many steps
+it will allow is reckoned again at every checkpoint, so that every run has its whole decay of the learning rate. What is
+drawn once for many pairs is drawn before the clock starts. GFLOP/s are those of the network, forward and backward, over
+the whole time of a step.
 
 Writes size_race.json after every size; the same command again goes on, also within a size.
 """
@@ -17,6 +18,7 @@ import argparse
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
@@ -48,18 +50,18 @@ RUNS = record.UNRECORDED / "size_race"  # where a size is kept until it has ende
 SHARE = 0.2  # of the pairs from label maps, as `base` has
 SAVE_SECONDS = 60.0
 PASSES = 3  # forward, and twice as much backward
-TURNS, TIMED = 2, 5  # of the measurement of a step's time, and steps of each
+FIRST = 10  # steps before the first checkpoint, within the warm-up
 
 
 def preset(size: str) -> str:
     return f"race-{size}"
 
 
-def configuration(data: tuple[str, ...], size: str, seed: int, steps: int) -> TrainConfig:
-    """A run of `mean` alone."""
+def configuration(data: tuple[str, ...], size: str, seed: int) -> TrainConfig:
+    """A run of `mean` alone; `trained` reckons its steps."""
     return TrainConfig(
         preset=preset(size), data=data, hold_out=tuple(study.HELD_OUT), weights=study.WEIGHTS, synthetic_share=SHARE,
-        synthetic=0, steps=steps, batch=8, patch=48, warmup=30, ema=0.998, mean_fraction=1.0, seed=seed,
+        synthetic=0, steps=10**6, batch=8, patch=48, warmup=30, ema=0.998, mean_fraction=1.0, seed=seed,
     )  # fmt: skip
 
 
@@ -96,36 +98,26 @@ def started(config: TrainConfig, folder: Path) -> Race:
     return run
 
 
-def seconds_per_step(configs: dict[str, TrainConfig], folder: Path) -> dict[str, float]:
-    """Processor time of a step of each size, measured in turns so that what else the machine does falls on all."""
-    runs = {size: started(config, folder / "timed" / size) for size, config in configs.items()}
-    for _ in range(TURNS):
-        for run in runs.values():
-            run.advance()
-            run.steps(run.step + TIMED)
-    return {size: run.spent / (TURNS * TIMED) for size, run in runs.items()}
-
-
-def trained(config: TrainConfig, size: str, folder: Path, blocks) -> dict:
+def trained(config: TrainConfig, size: str, minutes: float, folder: Path, blocks) -> dict:
     """The row of one size; `folder` keeps the run until it has ended."""
     folder.mkdir(parents=True, exist_ok=True)
-    run = started(config, folder)
-    each = max(1, int(SAVE_SECONDS / max(1e-3, run.spent / run.step))) if run.spent else 10
-    while run.step < config.steps:
-        run.steps(min(config.steps, run.step + each))
+    run, limit = started(config, folder), 60 * minutes
+    while run.spent < limit:
+        each = run.spent / run.step  # seconds a step
+        run.steps(run.step + (max(1, int(min(SAVE_SECONDS, limit - run.spent) / each)) if each else FIRST))
+        run.config = replace(config, steps=run.step + max(1, round((limit - run.spent) * run.step / run.spent)))
         run.save()
-        each = max(1, int(SAVE_SECONDS * run.step / run.spent))
     gains = run.choose(blocks)
     kflop = flop_per_voxel(size) / 1e3
     row = {
         "size": size,
         "parameters": sum(p.numel() for p in run.net.parameters()),
         "kflop_per_voxel": round(kflop, 1),
-        "steps": config.steps,
+        "steps": run.step,
         "cpu_seconds": round(run.spent, 1),
         "wall_seconds": round(run.wall, 1),
         "pairs_share": round(run.waited / run.wall, 3),
-        "gflop_per_s": round(PASSES * kflop * config.batch * config.patch**3 * config.steps / run.spent / 1e6, 1),
+        "gflop_per_s": round(PASSES * kflop * config.batch * config.patch**3 * run.step / run.spent / 1e6, 1),
         "average": run.chosen,
         "contrasts": {name: round(value, 4) for name, value in study.by_contrast(gains).items()},
         "gains": {name: round(value, 4) for name, value in gains.items()},
@@ -159,29 +151,22 @@ def main() -> int:
     for name in ("minutes", "seed"):
         if earlier and earlier[name] != getattr(args, name):
             parser.error(f"{args.results}: holds a race of {name} {earlier[name]:g}; delete it or give another folder")
-    rows, steps = earlier.get("rows", []), earlier.get("steps", {})
+    rows = earlier.get("rows", [])
     runs = RUNS / f"{args.minutes:g}min-seed{args.seed}"
     with third_party.nothing_compiled():
-        new = {size: configuration(data, size, args.seed, 10**6) for size in args.sizes if size not in steps}
-        if new:
-            seconds = seconds_per_step(new, runs)
-            steps |= {size: max(1, round(60 * args.minutes / each)) for size, each in seconds.items()}
-            print("seconds a step:", seconds, "steps:", steps, flush=True)
         about = {
             "command": f"python experiments/size_race.py --data SCANS LABELS --minutes {args.minutes:g} "
             f"--seed {args.seed}",
             "minutes": args.minutes,
             "seed": args.seed,
-            "steps": steps,
             "threads": 1,
             "people": study.HELD_OUT,
         }
-        record.write("size_race", {**about, "rows": rows}, args.results)
-        blocks = validation_cases(volumes.gather_volumes(configuration(data, args.sizes[0], args.seed, 1))[2])
+        blocks = validation_cases(volumes.gather_volumes(configuration(data, args.sizes[0], args.seed))[2])
         for size in args.sizes:
             if any(row["size"] == size for row in rows):
                 continue
-            rows.append(trained(configuration(data, size, args.seed, steps[size]), size, runs / size, blocks))
+            rows.append(trained(configuration(data, size, args.seed), size, args.minutes, runs / size, blocks))
             record.write("size_race", {**about, "rows": rows}, args.results)
             print({k: v for k, v in rows[-1].items() if k != "gains"}, flush=True)
     return 0

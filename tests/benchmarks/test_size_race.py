@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -30,7 +31,7 @@ def script(monkeypatch):
 def test_sizes_differ_in_size_alone_and_are_what_is_said(script, monkeypatch):
     race = script("size_race")
     monkeypatch.setattr(race.presets, "PRESETS", {race.preset(size): c for size, c in race.SIZES.items()})
-    first, second = (race.configuration(("a",), size, 3, 50) for size in ("third", "large"))
+    first, second = (race.configuration(("a",), size, 3) for size in ("third", "large"))
     assert {k for k, v in vars(first).items() if v != getattr(second, k)} == {"preset"}
     count = {size: sum(p.numel() for p in race.presets.build(race.preset(size)).parameters()) for size in race.SIZES}
     assert count["third"] == pytest.approx(count["student"] / 3, rel=0.1) and 7e6 < count["large"] < 8e6
@@ -54,17 +55,25 @@ def test_a_race_goes_on_where_it_was_left(script, monkeypatch, tmp_path):
     monkeypatch.setattr(race.study, "PROBES", 2)
     monkeypatch.setattr(race.teacher, "PROBES", 2)
     monkeypatch.setattr(race.study, "by_contrast", lambda gains: {})
-    monkeypatch.setattr(race, "seconds_per_step", lambda configs, folder: dict.fromkeys(configs, 1.0))
     monkeypatch.setattr(race, "validation_cases", lambda people: [])
-    how = dict(synthetic=1, batch=2, patch=16, precision="fp32")
+    how = dict(synthetic=1, warmup=2, batch=2, patch=16, precision="fp32")
     monkeypatch.setattr(
-        race, "configuration", lambda data, size, seed, n: race.TrainConfig(preset=race.preset(size), steps=n, **how)
+        race, "configuration", lambda data, size, seed: race.TrainConfig(preset=race.preset(size), steps=10**6, **how)
     )
-    steps = []
+    clock = itertools.count()
+    monkeypatch.setattr(race.time, "process_time", lambda: float(next(clock)))  # a second a block
+    steps, rates = [], []
     advance, save = race.Race.advance, race.Race.save
-    monkeypatch.setattr(race.Race, "advance", lambda run: (steps.append(run.config.preset), advance(run))[1])
+
+    def step(run):
+        steps.append(run.config.preset)
+        result = advance(run)
+        rates.append(run.optimizers[0].param_groups[0]["lr"] / run.optimizers[0].param_groups[0]["peak"])
+        return result
+
+    monkeypatch.setattr(race.Race, "advance", step)
     words = ["size_race", "--data", "none", "--out", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", [*words, "--minutes", "0.2"])
+    monkeypatch.setattr(sys, "argv", [*words, "--minutes", "0.05"])
 
     def killed(run):
         save(run)
@@ -75,12 +84,14 @@ def test_a_race_goes_on_where_it_was_left(script, monkeypatch, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         race.main()
     assert [row["size"] for row in json.loads((tmp_path / "size_race.json").read_text())["rows"]] == ["third"]
-    assert steps.count("race-third") == 12 and steps.count("race-student") == 11
+    begun = steps.count("race-third"), steps.count("race-student")
+    assert begun[1] == 1 + race.FIRST < begun[0]
+    assert rates[begun[0] - 1] < 0.2 * max(rates)  # the whole decay
     monkeypatch.setattr(race.Race, "save", save)
-    assert race.main() == 0 and steps.count("race-third") == 12 and steps.count("race-student") == 12
-    rows = json.loads((tmp_path / "size_race.json").read_text())["rows"]
-    assert [(row["size"], row["steps"]) for row in rows] == [("third", 12), ("student", 12)]
-    assert all(row["cpu_seconds"] > 0 and 0 < row["pairs_share"] < 1 for row in rows)
+    assert race.main() == 0 and steps.count("race-third") == begun[0]
+    rows = {row["size"]: row for row in json.loads((tmp_path / "size_race.json").read_text())["rows"]}
+    assert rows["student"]["steps"] == steps.count("race-student") and rows["third"]["steps"] == begun[0]
+    assert [rows[size]["cpu_seconds"] for size in ("third", "student")] == [3, 3]
     assert not list((tmp_path / "runs").rglob("*.pt"))
     monkeypatch.setattr(sys, "argv", [*words, "--minutes", "0.3"])
     with pytest.raises(SystemExit):
