@@ -145,6 +145,29 @@ void bind_cpu(py::module_& m) {
         return std::pair<double, Index>(found.squares, found.voxels);
       },
       release());
+  m.def("cosine_shares", [](std::array<double, 3> band) {
+    std::array<float, kCosines> shares;
+    cosine_shares(shares.data(), band.data());
+    return shares;
+  });
+  m.def(
+      "wiener",
+      [](Address out, Address scan, Address pilot, Triple shape, const std::array<float, kCosines>& variance,
+         int threads) {
+        std::vector<float> scratch(static_cast<std::size_t>(cpu::wiener_scratch(shape.data(), threads)));
+        cpu::wiener(at<float>(out, "out"), at<const float>(scan, "scan"), at<const float>(pilot, "pilot"), shape.data(),
+                    variance.data(), scratch.data(), threads);
+      },
+      release());
+  m.def(
+      "cosine_energies",
+      [](Address energy, Index most, Address scan, Triple shape, float level,
+         const std::array<float, kCosines>& shares, const std::vector<int>& chosen) {
+        for (int k : chosen) MRISR_CHECK(k >= 0 && k < kCosines, "cosine_energies: no coefficient " << k);
+        return cpu::cosine_energies(at<float>(energy, "energy"), most, at<const float>(scan, "scan"), shape.data(),
+                                    level, shares.data(), chosen.data(), static_cast<int>(chosen.size()));
+      },
+      release());
   m.def("group_norm_slabs", [](Index voxels) { return NormShape{1, 1, voxels, 1, false}.slabs(); });
   m.def(
       "group_norm_merge",

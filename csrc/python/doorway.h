@@ -23,6 +23,7 @@
 #include "resample_prefilter.h"
 #include "resample.h"
 #include "sampling.h"
+#include "wiener.h"
 
 namespace py = pybind11;
 

@@ -111,11 +111,11 @@ class Denoiser {
   // local mean is.
   // mrisr/infer/denoise.py: where noise is taken out, its part of the band goes too, and has no local mean.
   void keep_measured() {
-    if (job_.projects() && job_.denoise < 1) {
+    if (job_.projects() && job_.network_denoise() < 1) {
       prepare(Filter::band);
-      subtract(1.0f - static_cast<float>(job_.denoise));
+      subtract(1.0f - static_cast<float>(job_.network_denoise()));
     }
-    if (!job_.projects() || job_.denoise > 0) {
+    if (!job_.projects() || job_.network_denoise() > 0) {
       prepare(Filter::mean);
       subtract(1.0f);
     }
@@ -177,7 +177,7 @@ class Denoiser {
       to[v.spacing.first + a] = static_cast<float>(std::log2(job_.source.voxel[axis] / job_.target.voxel[axis]));
     }
     if (job_.distilled) to[v.step_share.first] = 1.0f / static_cast<float>(job_.steps);
-    to[v.denoise.first] = static_cast<float>(job_.denoise);
+    to[v.denoise.first] = static_cast<float>(job_.network_denoise());
     if (noise_ >= 0) {
       to[v.noise.first] = static_cast<float>(noise_) / static_cast<float>(v.noise_unit);
       to[v.noise_known.first] = 1.0f;

@@ -60,7 +60,7 @@ struct Job {
   Demand need{};
   std::int64_t most_voxels = 0;   // of a tile
   std::int64_t largest_tile = 0;  // that can occur on this grid
-  Axes start, forward, adjoint;   // acquisition and its adjoint, where consistency looks at them
+  Axes start, forward, adjoint;   // acquisition and its adjoint, where something looks at them
   Axes to_modes, from_modes;      // eigenvectors of the acquisition
   Axes plain, linear;             // what stands where the network does not count; the same for weights and masks
   std::vector<float> ends[3];     // how much of the network's answer counts across slices; empty: all
@@ -78,6 +78,10 @@ struct Job {
   bool corrects() const {
     return consistency == MRISR_CONSISTENCY_ON || (consistency == MRISR_CONSISTENCY_AUTO && psf_certain);
   }
+  // The scan is filtered for its noise, with the network's answer as a pilot: mrisr/infer/plan.py.
+  bool filters() const { return denoise > 0 && !sample; }
+  // How much of the noise the network is to take out: all, for a pilot.
+  double network_denoise() const { return filters() ? 1.0 : denoise; }
   bool compares() const { return consistency != MRISR_CONSISTENCY_OFF; }
   // No band is exact where an axis has a slice profile: there the local mean is kept.
   bool projects() const { return !(psf[0].slice() || psf[1].slice() || psf[2].slice()); }

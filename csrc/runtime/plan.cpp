@@ -107,7 +107,7 @@ void plan_axes(Job& job) {
   for (int d = 0; d < 3; ++d) {
     start[d] = start_matrix(in.shape[d], in.voxel[d], out.shape[d], out.voxel[d], job.psf[d],
                             job.model->config.start.spline_order);
-    if (!job.compares()) continue;
+    if (!job.compares() && !job.filters()) continue;
     forward[d] = acquisition_matrix(out.shape[d], out.voxel[d], in.shape[d], in.voxel[d], job.psf[d]);
     if (!job.corrects()) continue;
     adjoint[d] = transposed(forward[d]);

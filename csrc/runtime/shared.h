@@ -27,6 +27,14 @@ constexpr double kNull = 1e-13;
 constexpr double kStrongest = 1000000.0;
 constexpr std::int64_t kBisections = 24;
 
+// mrisr/physics/wiener.py
+constexpr std::int64_t kMostBlocks = 40000;
+constexpr std::int64_t kFewestBlocks = 64;
+constexpr std::int64_t kHighest = 10;
+constexpr double kQuiet = 0.1;
+constexpr double kQuietEnergy = 0.486518;
+constexpr double kHeld = 0.5;
+
 // mrisr/infer/memory.py
 constexpr double kShareOfFree = 0.6;
 constexpr double kOpenVinoFixed = 120000000.0;

@@ -19,6 +19,7 @@ import mrisr.infer.memory
 import mrisr.ops.arrays
 import mrisr.physics.consistency
 import mrisr.physics.intensity
+import mrisr.physics.wiener
 import mrisr.volume
 
 HEADER = Path(__file__).with_name("shared.h")
@@ -36,7 +37,7 @@ namespace mrisr::runtime::shared {
 def numbers() -> dict[str, dict[str, float | int]]:
     """Module -> name in C++ -> value."""
     grid, volume, memory = mrisr.grid, mrisr.volume, mrisr.infer.memory
-    consistency, intensity = mrisr.physics.consistency, mrisr.physics.intensity
+    consistency, intensity, wiener = mrisr.physics.consistency, mrisr.physics.intensity, mrisr.physics.wiener
     openvino, precision = mrisr.infer.engines.openvino, mrisr.infer.engines.precision
     stored, target = precision.EXAMPLE_VOXELS
     return {
@@ -56,6 +57,14 @@ def numbers() -> dict[str, dict[str, float | int]]:
             "kNull": consistency.NULL,
             "kStrongest": consistency.STRONGEST,
             "kBisections": consistency.BISECTIONS,
+        },
+        "mrisr/physics/wiener.py": {
+            "kMostBlocks": wiener.MOST_BLOCKS,
+            "kFewestBlocks": wiener.FEWEST_BLOCKS,
+            "kHighest": wiener.HIGHEST,
+            "kQuiet": wiener.QUIET,
+            "kQuietEnergy": wiener.QUIET_ENERGY,
+            "kHeld": wiener.HELD,
         },
         "mrisr/infer/memory.py": {
             "kShareOfFree": memory.SHARE_OF_FREE,

@@ -3,6 +3,8 @@
 #include <algorithm>
 
 #include "fade.h"
+#include "shared.h"
+#include "wiener.h"
 
 namespace mrisr::runtime {
 namespace {
@@ -30,6 +32,17 @@ void lay_out_fade(Workspace& w, Arena& arena, const Job& job) {
   w.fade.weights = arena.take<float>(product(job.target.shape));
   w.fade.a = arena.take<float>(between);
   w.fade.b = arena.take<float>(between);
+}
+
+void lay_out_restore(Workspace& w, Arena& arena, const Job& job) {
+  const Triple &fine = job.target.shape, &coarse = job.source.shape;
+  const std::int64_t between = std::max(job.forward.between(fine), job.start.between(coarse));
+  w.restore.pilot = arena.take<float>(product(coarse));
+  w.restore.kept = arena.take<float>(product(coarse));
+  w.restore.energies = arena.take<float>(shared::kMostBlocks);
+  w.restore.scratch = arena.take<float>(cpu::wiener_scratch(coarse.data(), job.threads));
+  w.restore.a = arena.take<float>(between);
+  w.restore.b = arena.take<float>(between);
 }
 
 void lay_out_consistency(Workspace& w, Arena& arena, const Job& job) {
@@ -93,6 +106,8 @@ Workspace lay_out(const Job& job, void* base) {
   lay_out_band(w, arena, target);
   arena.back_to(shared);
   lay_out_fade(w, arena, job);
+  arena.back_to(shared);
+  if (job.filters()) lay_out_restore(w, arena, job);
   arena.back_to(shared);
   if (job.compares()) lay_out_consistency(w, arena, job);
   w.bytes = arena.peak();

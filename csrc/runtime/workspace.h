@@ -32,6 +32,9 @@ struct Workspace {
     float *coefficients[3], *a, *b;
   } band;
   struct {
+    float *pilot, *kept, *energies, *scratch, *a, *b;  // of the scan's filter
+  } restore;
+  struct {
     std::uint8_t *tissue, *spare;
     float *mean, *scratch;          // to find the head, then to fade
     float *head, *weights, *a, *b;  // of a background that comes back

@@ -178,7 +178,7 @@ class PieceNetwork:
         # What was displaced, or averaged over slices, has no band that is exact (so in training): its local mean stays.
         band = None if plan.displaced else band_matrices(*grid)
         self.band = None if band is None else _on_device(band, device)
-        self.denoise, self.local_mean = plan.options.denoise, None
+        self.denoise, self.local_mean = plan.denoise, None
         if band is None or self.denoise:  # noise has no local mean: what the network would change there is brightness
             self.local_mean = _on_device(mean_matrices(*grid), device)
         self.weights = tiles.weights_on(pieces, device)

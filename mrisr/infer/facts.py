@@ -48,6 +48,7 @@ class Options:
     tile: int | tuple[int, int, int] | str | None = None
     ends: str = "fade"
     nonnegative: bool = False
+    network_alone: bool = False  # where noise goes: of the measured band, too, the network's answer stands
     holds_frames: bool = True  # of a 4D result; else each is given away when it is done
 
 

@@ -87,6 +87,18 @@ class Plan:
     def mirrorings(self) -> tuple[tuple[int, ...], ...]:
         return MIRRORINGS[self.options.ensemble]
 
+    @property
+    def filters(self) -> bool:
+        """The scan is filtered for its noise, with the network's answer as a pilot. A sample has noise of its own, and
+        of a displaced scan no model along the axes says how an answer shows in it."""
+        options = self.options
+        return options.denoise > 0 and options.mode == "mean" and not (self.displaced or options.network_alone)
+
+    @property
+    def denoise(self) -> float:
+        """How much of the noise the network is to take out: all, for a pilot."""
+        return 1.0 if self.filters else self.options.denoise
+
 
 @dataclass(frozen=True)
 class Pass:

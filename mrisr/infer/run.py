@@ -23,6 +23,7 @@ from mrisr.infer.info import Info
 from mrisr.infer.plan import FramePlan, Plan, Route, choose_engine, is_plain, plan_frame, plan_scan, source_of
 from mrisr.infer.progress import Report
 from mrisr.infer.start import conditions, foregrounds, start
+from mrisr.infer.wiener import restore_signal
 from mrisr.physics.degrade import ForwardModel
 from mrisr.volume import Frames, Volume
 
@@ -159,6 +160,8 @@ def _frame(stages: Stages, runner: Runner, data: np.ndarray, messages: list[str]
         y += residual.mean
         image, std, seam = y, residual.std, residual.seam
         del residual, y
+        image, texts = restore_signal(image, frame, plan, stages.forward, corrector, engine.threads)
+        give(messages, texts)
         image, chi2, texts = make_consistent(image, frame, plan, stages.forward)
         give(messages, texts)
         image = fade(image, std, frame, corrector, engine.threads)

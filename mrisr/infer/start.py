@@ -90,7 +90,7 @@ def conditions(plan: Plan, frame: Frame, corrector: Corrector) -> tuple[Conditio
     of_axes = (geometry.psf, geometry.target.voxel_size, geometry.source.voxel_size)
     psf, voxel_size, stored = (tuple(v[i] for i in geometry.order) for v in of_axes)
     mode = SAMPLE if plan.options.mode == "sample" else MEAN
-    of_scan = dict(stored=stored, mode=mode, denoise=plan.options.denoise)
+    of_scan = dict(stored=stored, mode=mode, denoise=plan.denoise)
     if corrector.device is None:
         entries = entries_of(psf, voxel_size, frame.noise, **of_scan)
         return (mean_vector(entries, plan.model.log_sigma),) * len(plan.mirrorings)

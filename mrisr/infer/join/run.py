@@ -211,7 +211,8 @@ def _network(
         for psf, grid in group:
             acquisition = ForwardModel.between(target.shape, target.voxel_size, grid.shape, grid.voxel_size, psf)
             values = acquisition.forward(x).mul_(scale.scale).add_(scale.offset).numpy()
-            plain = replace(options, psf=psf, denoise=denoise, consistency="off", ends="full", nonnegative=False)
+            plain = replace(options, psf=psf, denoise=denoise, network_alone=True)
+            plain = replace(plain, consistency="off", ends="full", nonnegative=False)
             scan = Scan(Volume(values, grid.affine, name=like.name, from_outside=False))
             result, info = upscale_volume(scan, target, model, plain, report)
             weight += part

@@ -1,0 +1,91 @@
+#include "restore.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <numeric>
+
+#include "parallel.h"
+#include "shared.h"
+#include "wiener.h"
+
+namespace mrisr::runtime {
+namespace {
+
+constexpr Index kGrain = 1 << 16;
+
+// mrisr/physics/wiener.py `noise_bands`.
+std::array<double, 3> noise_bands(const Job& job) {
+  std::array<double, 3> band{};
+  for (int d = 0; d < 3; ++d) {
+    const AxisPsf& psf = job.psf[d];
+    const double voxel = job.source.voxel[d];
+    band[d] = psf.kind == MRISR_PSF_KSPACE && psf.width > voxel ? 0.5 * std::min(1.0, voxel / psf.width) : 0.5;
+  }
+  return band;
+}
+
+// mrisr/physics/wiener.py `highest`: which coefficients, and how many.
+int highest(std::array<int, shared::kHighest>& chosen, const std::array<float, kCosines>& shares) {
+  std::array<int, kCosines> order;
+  std::iota(order.begin(), order.end(), 0);
+  const auto sum = [](int k) { return k / 16 + k / 4 % 4 + k % 4; };
+  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return sum(a) > sum(b); });
+  const float least = static_cast<float>(shared::kHeld) * *std::max_element(shares.begin(), shares.end());
+  int count = 0;
+  for (int k : order)
+    if (shares[k] >= least && count < static_cast<int>(shared::kHighest)) chosen[count++] = k;
+  std::sort(chosen.begin(), chosen.begin() + count);
+  return count;
+}
+
+// The quantile of `n` values, between two of them in proportion; they lose their order.
+double quantile(float* values, Index n, double share) {
+  const double place = share * static_cast<double>(n - 1);
+  const Index below = static_cast<Index>(place);
+  std::nth_element(values, values + below, values + n);
+  const double a = values[below];
+  if (below + 1 >= n) return a;
+  const double b = *std::min_element(values + below + 1, values + n);
+  return a + (b - a) * (place - static_cast<double>(below));
+}
+
+// Standard deviation; negative where there is too little foreground.
+double noise_level(const Job& job, const Workspace& w, const std::array<float, kCosines>& shares) {
+  std::array<int, shared::kHighest> chosen{};
+  const int count = highest(chosen, shares);
+  const auto level = static_cast<float>(job.model->config.intensity.foreground);
+  float* const energy = w.restore.energies;
+  const Index found = cpu::cosine_energies(energy, shared::kMostBlocks, w.lr, job.source.shape.data(), level,
+                                           shares.data(), chosen.data(), count);
+  if (found < shared::kFewestBlocks) return -1;
+  return std::sqrt(quantile(energy, found, shared::kQuiet) / shared::kQuietEnergy);
+}
+
+}  // namespace
+
+void restore_signal(const Job& job, const Workspace& w) {
+  const auto& r = w.restore;
+  const Triple &fine = job.target.shape, &coarse = job.source.shape;
+  std::array<float, kCosines> shares{}, variance{};
+  cosine_shares(shares.data(), noise_bands(job).data());
+  const double sigma = noise_level(job, w, shares);
+  if (sigma < 0) {
+    job.model->say(MRISR_LOG_WARNING,
+                   "denoise: too little foreground to know the noise; what was measured is the network's answer alone");
+    return;
+  }
+  for (Index k = 0; k < kCosines; ++k) variance[k] = static_cast<float>(sigma * sigma * shares[k]);
+  job.forward.apply(r.pilot, w.y, fine, r.a, r.b, w.scratch, job.threads);
+  cpu::wiener(r.kept, w.lr, r.pilot, coarse.data(), variance.data(), r.scratch, job.threads);
+  const auto share = static_cast<float>(job.denoise);
+  parallel_for(product(coarse), kGrain, job.threads, [&](Index begin, Index end) {
+    for (Index i = begin; i < end; ++i) r.kept[i] = (r.kept[i] - w.lr[i]) * share + w.lr[i] - r.pilot[i];
+  });
+  job.start.apply(w.residual, r.kept, coarse, r.a, r.b, w.scratch, job.threads);
+  parallel_for(product(fine), kGrain, job.threads, [&](Index begin, Index end) {
+    for (Index i = begin; i < end; ++i) w.y[i] += w.residual[i];
+  });
+}
+
+}  // namespace mrisr::runtime

@@ -1,0 +1,119 @@
+"""Noise out of a scan by cosine blocks: the core against NumPy, what it may do, and what it finds of the noise."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mrisr import native
+from mrisr.physics import wiener as module
+from mrisr.physics.psf import AxisPSF
+from mrisr.physics.wiener import cosine_shares, noise_bands, noise_level, wiener
+
+WHITE = (0.5, 0.5, 0.5)
+HALF_BAND = (0.25, 0.5, 0.5)
+
+needs_native = pytest.mark.skipif(native.reason() is not None, reason=str(native.reason()))
+
+
+def head(shape=(48, 40, 36)) -> np.ndarray:
+    """Smooth tissue with an edge, between 0.3 and 0.9."""
+    x, y, z = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
+    inside = 0.6 + 0.2 * np.sin(3 * x) * np.cos(2 * y + z)
+    return np.where(x**2 + y**2 + z**2 < 0.8, inside, 0.4).astype(np.float32)
+
+
+def noise(shape, sigma: float, seed: int = 0) -> np.ndarray:
+    return (sigma * np.random.default_rng(seed).standard_normal(shape)).astype(np.float32)
+
+
+def cut(volume: np.ndarray, axis: int, band: float) -> np.ndarray:
+    """Without what lies beyond a band along one axis."""
+    spectrum = np.fft.fft(volume, axis=axis)
+    outside = np.abs(np.fft.fftfreq(volume.shape[axis])) >= band
+    spectrum[(slice(None),) * axis + (outside,)] = 0
+    return np.fft.ifft(spectrum, axis=axis).real.astype(np.float32)
+
+
+@needs_native
+@pytest.mark.parametrize("shape", [(17, 22, 35), (4, 5, 70), (2, 9, 3), (50, 4, 4)])
+@pytest.mark.parametrize("bands", [WHITE, HALF_BAND])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_core_agrees_with_numpy(shape, bands, threads):
+    rng = np.random.default_rng(1)
+    scan = rng.standard_normal(shape).astype(np.float32)
+    pilot = (scan + rng.standard_normal(shape)).astype(np.float32)
+    variance = (0.49 * cosine_shares(bands)).astype(np.float32)
+    if min(shape) < module.BLOCK:  # np.pad mirrors again and again, as the core does
+        assert np.pad(scan, 3, mode="reflect").shape == tuple(n + 6 for n in shape)
+    expected = module._wiener(scan, pilot, variance)
+    np.testing.assert_allclose(wiener(scan, pilot, 0.7, bands, threads), expected, atol=2e-5)
+
+
+@needs_native
+def test_one_thread_and_many_give_the_same_bits():
+    scan = noise((70, 21, 33), 1.0)
+    pilot = noise(scan.shape, 1.0, seed=2)
+    one = wiener(scan, pilot, 0.5, WHITE, 1)
+    assert all((wiener(scan, pilot, 0.5, WHITE, threads) == one).all() for threads in (2, 3, 7))
+
+
+@needs_native
+def test_the_core_knows_the_same_shares_and_energies(monkeypatch):
+    for bands in (WHITE, HALF_BAND, (0.125, 0.25, 0.4)):
+        np.testing.assert_allclose(native.module().cosine_shares(bands), cosine_shares(bands), rtol=1e-5)
+    scan = head() + noise((48, 40, 36), 0.03)
+    for bands in (WHITE, HALF_BAND):
+        core = noise_level(scan, bands)
+        with monkeypatch.context() as patch:
+            patch.setattr(module.native, "reason", lambda: "none here")
+            assert noise_level(scan, bands) == pytest.approx(core, rel=1e-4)
+
+
+def test_without_noise_the_scan_stays():
+    scan = head()
+    np.testing.assert_allclose(wiener(scan, scan, 0.0, WHITE), scan, atol=1e-6)
+
+
+def test_the_mean_stays_whatever_the_noise():
+    scan = np.full((12, 11, 10), 0.7, np.float32)
+    np.testing.assert_allclose(wiener(scan, 0 * scan, 5.0, WHITE), 0.7, atol=1e-5)
+
+
+def test_noise_goes_and_signal_stays():
+    clean = head()
+    scan = clean + noise(clean.shape, 0.04)
+    before, after = (np.mean((v - clean) ** 2) for v in (scan, wiener(scan, clean, 0.04, WHITE)))
+    assert after < 0.1 * before
+    assert np.abs(wiener(clean, clean, 0.04, WHITE) - clean).max() < 0.05
+
+
+def test_noise_that_was_interpolated_goes_too():
+    clean = cut(head(), 0, 0.25)
+    scan = clean + cut(noise(clean.shape, 0.05), 0, 0.25)
+    found = noise_level(scan, HALF_BAND)
+    assert found == pytest.approx(0.05, rel=0.15)
+    assert noise_level(scan, WHITE) < 0.4 * found  # as if it were white, hardly any is seen
+    error = [np.mean((wiener(scan, clean, found, b) - clean) ** 2) for b in (HALF_BAND, WHITE)]
+    assert error[0] < 0.2 * np.mean((scan - clean) ** 2)
+
+
+@pytest.mark.parametrize("sigma", [0.02, 0.05, 0.1])
+def test_the_noise_is_found(sigma):
+    clean = head((64, 64, 64))
+    assert noise_level(clean + noise(clean.shape, sigma), WHITE) == pytest.approx(sigma, rel=0.1)
+
+
+def test_air_tells_nothing():
+    assert noise_level(noise((32, 32, 32), 0.02), WHITE) is None
+    assert noise_level(noise((3, 64, 64), 0.02) + 0.5, WHITE) is None
+
+
+def test_bands_of_a_scan():
+    cut_twice, full, slices = AxisPSF("kspace", 2.0), AxisPSF("kspace", 1.0), AxisPSF("gaussian", 5.0)
+    assert noise_bands((cut_twice, full, slices), (1.0, 1.0, 4.0)) == (0.25, 0.5, 0.5)
+
+
+def test_volumes_of_two_shapes_are_refused():
+    with pytest.raises(ValueError, match="one shape, found"):
+        wiener(np.zeros((4, 4, 4), np.float32), np.zeros((4, 4, 5), np.float32), 1.0, WHITE)
