@@ -100,18 +100,18 @@ def highest(shares: np.ndarray) -> list[int]:
     return sorted(inside[np.argsort(-order[inside], kind="stable")][:HIGHEST].tolist())
 
 
-def cosine_energies(scan: np.ndarray, shares: np.ndarray, chosen: list[int]) -> np.ndarray:
-    """Mean square of the chosen coefficients over their shares, of blocks of the foreground that do not overlap."""
+def cosine_energies(scan: np.ndarray, shares: np.ndarray, selection: list[int]) -> np.ndarray:
+    """Mean square of the selected coefficients over their shares, of blocks of the foreground that do not overlap."""
     counts = [n // BLOCK for n in scan.shape]
     stride = max(1, -(-int(np.prod(counts)) // MOST_BLOCKS))
     if native.reason() is None:
         energies = np.empty(MOST_BLOCKS, np.float32)
-        how = MOST_BLOCKS, scan.ctypes.data, scan.shape, CERTAIN, shares.tolist(), chosen
+        how = MOST_BLOCKS, scan.ctypes.data, scan.shape, CERTAIN, shares.tolist(), selection
         return energies[: native.module().cosine_energies(energies.ctypes.data, *how)]
     blocks = sliding_window_view(scan, (BLOCK,) * 3)[::BLOCK, ::BLOCK, ::BLOCK].reshape(-1, *(BLOCK,) * 3)[::stride]
     blocks = blocks[blocks.mean(axis=(1, 2, 3)) > CERTAIN]
-    coefficients = _transform(blocks).reshape(-1, BLOCK**3)[:, chosen]
-    return (coefficients**2 / shares[chosen]).mean(axis=1)
+    coefficients = _transform(blocks).reshape(-1, BLOCK**3)[:, selection]
+    return (coefficients**2 / shares[selection]).mean(axis=1)
 
 
 @lru_cache(maxsize=1)
@@ -140,9 +140,7 @@ def _wiener(scan: np.ndarray, pilot: np.ndarray, variance: np.ndarray) -> np.nda
     total, weight = np.zeros_like(padded), np.zeros_like(padded)
     variance = variance.reshape((BLOCK,) * 3)
     for i in range(padded.shape[0] - margin):
-        y, p = (
-            _transform(sliding_window_view(v[i : i + BLOCK], (BLOCK,) * 3)[0]) for v in (padded, hint)
-        )
+        y, p = (_transform(sliding_window_view(v[i : i + BLOCK], (BLOCK,) * 3)[0]) for v in (padded, hint))
         power = p**2 + TINY
         gain = power / (power + variance)
         gain[..., 0, 0, 0] = 1.0

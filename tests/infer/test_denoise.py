@@ -9,10 +9,11 @@ import pytest
 import torch
 
 import mrisr
-from mrisr.diffusion.precond import Denoiser
-from mrisr.errors import UsageError
+from mrisr.errors import MrisrWarning, UsageError
+from mrisr.infer import wiener
+from mrisr.nn.condition import Condition
 from mrisr.ops.resample import apply_axes
-from mrisr.physics.degrade import band_matrices, mean_matrices, outside_band, zero_fill_matrices
+from mrisr.physics.degrade import ForwardModel, band_matrices, mean_matrices, outside_band, zero_fill_matrices
 from mrisr.physics.psf import auto_psf, parse_psf
 
 
@@ -57,18 +58,49 @@ def test_0_is_today_and_1_changes_the_band_but_not_the_local_mean(scan, model):
     assert apply_axes(change, mean)[inner].std() < 0.2 * moved
 
 
-@pytest.mark.parametrize("amount", [0.0, 0.5])
-def test_info_and_the_network_are_told(scan, model, amount, monkeypatch):
-    seen, plain = [], Denoiser.mean
+@pytest.mark.parametrize(
+    "amount, mode, told", [(0.0, "mean", 0.0), (0.5, "mean", 1.0), (1.0, "mean", 1.0), (0.5, "sample", 0.5)]
+)
+def test_info_and_the_network_are_told(scan, model, amount, mode, told, monkeypatch):
+    """For a pilot all noise is to go, however much of it goes in the end; a sample is not filtered."""
+    seen, plain = [], Condition.of_acquisition
 
-    def mean(self, y, cond, *rest):
-        seen.append(float(cond.denoise))
-        return plain(self, y, cond, *rest)
+    def of_acquisition(*given, **how):
+        seen.append(how["denoise"])
+        return plain(*given, **how)
 
-    monkeypatch.setattr(Denoiser, "mean", mean)
-    _, info = run(scan, model, denoise=amount)
-    assert seen and set(seen) == {amount}
+    monkeypatch.setattr(Condition, "of_acquisition", of_acquisition)
+    _, info = run(scan, model, denoise=amount, mode=mode)
+    assert seen and set(seen) == {told}
     assert info.denoise == amount and info.to_dict()["denoise"] == amount
+
+
+@pytest.mark.parametrize("amount", [0.3, 1.0])
+def test_the_result_shows_the_filtered_scan(scan, model, amount, monkeypatch):
+    """Where k-space was cut the scanner sees, in the result, the scan without the noise that was to go."""
+    calls, plain = [], wiener.wiener
+
+    def recorded(lr, pilot, sigma, bands, threads):
+        calls.append((lr.copy(), pilot.copy(), sigma, plain(lr, pilot, sigma, bands, threads)))
+        return calls[-1][-1].copy()
+
+    monkeypatch.setattr(wiener, "wiener", recorded)
+    monkeypatch.setattr("mrisr.infer.run.fade", lambda image, *rest: image)  # plain interpolation in air has its noise
+    noisy = scan + np.random.default_rng(0).normal(0, 0.05 * scan.std(), scan.shape).astype(np.float32)
+    result, info = run(noisy, model, denoise=amount, psf="kspace", consistency="off")
+    (lr, pilot, sigma, filtered), (offset, gain) = calls[0], info.intensity[0]
+    assert np.abs(filtered - lr).max() > sigma and np.abs(pilot - lr).max() > sigma
+    psf = parse_psf("kspace", (1.0, 1.0, 1.0))[0]
+    acquisition = ForwardModel.between(result.shape, (0.5,) * 3, scan.shape, (1.0,) * 3, psf)
+    seen = acquisition.forward(torch.from_numpy((result - offset) / gain)).numpy()
+    np.testing.assert_allclose(seen, lr + amount * (filtered - lr), atol=2e-4)
+
+
+def test_without_foreground_the_answer_stands_and_a_warning_says_so(scan, model, monkeypatch):
+    monkeypatch.setattr(wiener, "noise_level", lambda lr, bands: None)
+    with pytest.warns(MrisrWarning, match="denoise: too little foreground to know the noise"):
+        _, info = run(scan, model, denoise=1.0)
+    assert any("too little foreground" in text for text in info.warnings)
 
 
 def test_weights_that_have_not_learnt_it_are_refused(scan, random_model):

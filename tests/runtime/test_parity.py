@@ -56,9 +56,10 @@ def compared(library, model, loaded, data, affine, spread=False, python=None, **
         {"factor": (1.0, 2.0, 1.5)},
         {"denoise": 0.6},
         {"denoise": 1.0, "psf": CUT},
+        {"denoise": 0.8, "psf": [("gaussian", 2.0), ("kspace", 1.4), ("kspace", 1.4)], "consistency": "off"},
         {"denoise": 0.5, "psf": [("gaussian", 2.0), ("kspace", 1.4), ("kspace", 1.4)], "samples": 2, "spread": True},
     ],
-    ids=["mean", "tiles", "sample", "spread", "profiles", "unknown", "coarser", "factor", "part", "all", "slices"],
+    ids=["mean", "tiles", "sample", "spread", "profiles", "unknown", "coarser", "factor", "part", "all", "slices", "sampled"],
 )
 def test_isotropic_scan(library, model, loaded, scan, affine, options):
     compared(library, model, loaded, scan, affine, **options)
