@@ -59,7 +59,7 @@ def compared(library, model, loaded, data, affine, spread=False, python=None, **
         {"denoise": 0.8, "psf": [("gaussian", 2.0), ("kspace", 1.4), ("kspace", 1.4)], "consistency": "off"},
         {"denoise": 0.5, "psf": [("gaussian", 2.0), ("kspace", 1.4), ("kspace", 1.4)], "samples": 2, "spread": True},
     ],
-    ids=["mean", "tiles", "sample", "spread", "profiles", "unknown", "coarser", "factor", "part", "all", "slices", "sampled"],
+    ids=["mean", "tiles", "sample", "spread", "profiles", "unknown", "coarse", "times", "part", "all", "thick", "both"],
 )
 def test_isotropic_scan(library, model, loaded, scan, affine, options):
     compared(library, model, loaded, scan, affine, **options)
