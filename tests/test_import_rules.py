@@ -251,6 +251,8 @@ def loads(name: str) -> tuple[frozenset[str], frozenset[str]]:
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module] if isinstance(node, ast.ImportFrom) else []
         roots |= {imported.partition(".")[0] for imported in names}
+        if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("third_party."):
+            roots.add(node.func.attr)  # mrisr/third_party.py imports the package of that name
     ours = {each for other in own_imports(tree) for each in with_packages(other)}
     return frozenset(ours), frozenset(roots - STANDARD - {"mrisr"})
 

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 
 from mrisr import environment, schema
 from mrisr.errors import InputError, MrisrWarning, OutputError
-from mrisr.infer.engines.openvino import GRAPH, entry_of
+from mrisr.infer.engines.cache import GRAPH, entry_of
 from mrisr.infer.facts import ModelFacts
 from mrisr.io.atomic import replacing
 

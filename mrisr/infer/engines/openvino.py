@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mrisr import third_party
-from mrisr.environment import cache_folder
 from mrisr.errors import MrisrWarning, OutputError
 from mrisr.infer.engines import precision
+from mrisr.infer.engines.cache import DIGEST, GRAPH, WEIGHTS, entry_of
 from mrisr.infer.engines.device import CPU
 from mrisr.infer.engines.engine import Engine, Network, Source
 from mrisr.infer.memory import COSTS
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 ov = third_party.openvino()
 
-GRAPH, WEIGHTS, DIGEST = "model.xml", "model.bin", "model.sha256"  # of an entry of the cache
 KEEP_SHAPES = 3  # compiled shapes held per network; each has its own packed copy of the weights
 WAIT_MS = 50  # how often a running request looks for Ctrl-C
 # Always stated: a CPU that has bfloat16 may choose it otherwise. Never f16, which on a CPU is slower and wrong.
@@ -247,12 +246,6 @@ def convert(net: torch.nn.Module) -> ov.Model:
     from mrisr.infer.engines import convert as conversion
 
     return conversion.graph_of(net)
-
-
-def entry_of(fingerprint: str) -> Path | None:
-    """The folder of a graph in the cache, which may not be there; None: nothing is kept."""
-    folder = cache_folder()
-    return None if folder is None else folder / f"openvino-{fingerprint}"
 
 
 def _store(model: ov.Model, entry: Path) -> None:

@@ -16,7 +16,6 @@ from mrisr.errors import BackendError, UsageError
 from mrisr.infer.engines import tensorrt_package
 from mrisr.infer.engines.device import CPU, Device
 from mrisr.infer.engines.engine import Engine, Source
-from mrisr.infer.engines.openvino import OpenVINOEngine
 from mrisr.infer.engines.precision import asked_for
 
 if TYPE_CHECKING:
@@ -154,6 +153,8 @@ def make(choice: Choice, net: Source, plan=None) -> Engine:
     global _used_in
     _used_in = os.getpid()
     if choice.name == "openvino":
+        from mrisr.infer.engines.openvino import OpenVINOEngine
+
         return OpenVINOEngine(net, choice.threads, choice.precision)
     import torch
 
