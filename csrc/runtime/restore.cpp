@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <functional>
 #include <numeric>
 
 #include "parallel.h"
@@ -25,18 +26,22 @@ std::array<double, 3> noise_bands(const Job& job) {
   return band;
 }
 
-// mrisr/physics/wiener.py `highest`: which coefficients, and how many.
-int highest(std::array<int, shared::kHighest>& chosen, const std::array<float, kCosines>& shares) {
-  std::array<int, kCosines> order;
-  std::iota(order.begin(), order.end(), 0);
+// mrisr/physics/wiener.py `highest`.
+std::array<int, shared::kHighest> highest(const std::array<float, kCosines>& shares) {
+  std::array<int, shared::kHighest> chosen{};
+  std::array<int, kCosines - 1> order;  // without the mean
+  std::iota(order.begin(), order.end(), 1);
   const auto sum = [](int k) { return k / 16 + k / 4 % 4 + k % 4; };
   std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return sum(a) > sum(b); });
-  const float least = static_cast<float>(shared::kHeld) * *std::max_element(shares.begin(), shares.end());
-  int count = 0;
+  std::array<float, kCosines> most = shares;
+  std::sort(most.begin() + 1, most.end(), std::greater<>());
+  const float held = static_cast<float>(shared::kHeld) * *std::max_element(shares.begin(), shares.end()),
+              least = std::min(held, static_cast<float>(shared::kAlike) * most[shared::kHighest]);
+  std::size_t count = 0;
   for (int k : order)
-    if (shares[k] >= least && count < static_cast<int>(shared::kHighest)) chosen[count++] = k;
-  std::sort(chosen.begin(), chosen.begin() + count);
-  return count;
+    if (shares[k] >= least && count < chosen.size()) chosen[count++] = k;
+  std::sort(chosen.begin(), chosen.end());
+  return chosen;
 }
 
 // The quantile of `n` values, between two of them in proportion; they lose their order.
@@ -52,12 +57,11 @@ double quantile(float* values, Index n, double share) {
 
 // Standard deviation; negative where there is too little foreground.
 double noise_level(const Job& job, const Workspace& w, const std::array<float, kCosines>& shares) {
-  std::array<int, shared::kHighest> chosen{};
-  const int count = highest(chosen, shares);
+  const auto chosen = highest(shares);
   const auto level = static_cast<float>(job.model->config.intensity.foreground);
   float* const energy = w.restore.energies;
   const Index found = cpu::cosine_energies(energy, shared::kMostBlocks, w.lr, job.source.shape.data(), level,
-                                           shares.data(), chosen.data(), count);
+                                           shares.data(), chosen.data(), static_cast<int>(chosen.size()));
   if (found < shared::kFewestBlocks) return -1;
   return std::sqrt(quantile(energy, found, shared::kQuiet) / shared::kQuietEnergy);
 }
@@ -70,14 +74,16 @@ void restore_signal(const Job& job, const Workspace& w) {
   std::array<float, kCosines> shares{}, variance{};
   cosine_shares(shares.data(), noise_bands(job).data());
   const double sigma = noise_level(job, w, shares);
+  job.forward.apply(r.pilot, w.y, fine, r.a, r.b, w.scratch, job.threads);
   if (sigma < 0) {
     job.model->say(MRISR_LOG_WARNING,
-                   "denoise: too little foreground to know the noise; what was measured is the network's answer alone");
-    return;
+                   "denoise: too little foreground to know the noise (64 blocks of 4 x 4 x 4 voxels are needed); what "
+                   "of the scan is noise the network alone says");
+    std::copy_n(r.pilot, product(coarse), r.kept);
+  } else {
+    for (Index k = 0; k < kCosines; ++k) variance[k] = static_cast<float>(sigma * sigma * shares[k]);
+    cpu::wiener(r.kept, w.lr, r.pilot, coarse.data(), variance.data(), r.scratch, job.threads);
   }
-  for (Index k = 0; k < kCosines; ++k) variance[k] = static_cast<float>(sigma * sigma * shares[k]);
-  job.forward.apply(r.pilot, w.y, fine, r.a, r.b, w.scratch, job.threads);
-  cpu::wiener(r.kept, w.lr, r.pilot, coarse.data(), variance.data(), r.scratch, job.threads);
   const auto share = static_cast<float>(job.denoise);
   parallel_for(product(coarse), kGrain, job.threads, [&](Index begin, Index end) {
     for (Index i = begin; i < end; ++i) r.kept[i] = (r.kept[i] - w.lr[i]) * share + w.lr[i] - r.pilot[i];

@@ -34,6 +34,7 @@ constexpr std::int64_t kHighest = 10;
 constexpr double kQuiet = 0.1;
 constexpr double kQuietEnergy = 0.486518;
 constexpr double kHeld = 0.5;
+constexpr double kAlike = 0.999;
 
 // mrisr/infer/memory.py
 constexpr double kShareOfFree = 0.6;

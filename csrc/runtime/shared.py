@@ -65,6 +65,7 @@ def numbers() -> dict[str, dict[str, float | int]]:
             "kQuiet": wiener.QUIET,
             "kQuietEnergy": wiener.QUIET_ENERGY,
             "kHeld": wiener.HELD,
+            "kAlike": wiener.ALIKE,
         },
         "mrisr/infer/memory.py": {
             "kShareOfFree": memory.SHARE_OF_FREE,

@@ -14,13 +14,18 @@ from mrisr.infer.plan import Plan
 from mrisr.infer.start import Frame
 from mrisr.ops.either import as_array, like
 from mrisr.physics.degrade import ForwardModel
-from mrisr.physics.wiener import noise_bands, noise_level, wiener
+from mrisr.physics.wiener import BLOCK, FEWEST_BLOCKS, noise_bands, noise_level, wiener
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
     Volume = torch.Tensor | np.ndarray
+
+UNKNOWN = (
+    f"denoise: too little foreground to know the noise ({FEWEST_BLOCKS} blocks of {BLOCK} x {BLOCK} x {BLOCK} voxels "
+    "are needed); what of the scan is noise the network alone says"
+)
 
 
 def restore_signal(
@@ -36,15 +41,11 @@ def restore_signal(
     lr = as_array(frame.lr)
     bands = noise_bands(plan.geometry.psf, plan.geometry.source.voxel_size)
     sigma = noise_level(lr, bands)
-    if sigma is None:
-        return image, (
-            "denoise: too little foreground to know the noise; what was measured is the network's answer alone",
-        )
     pilot = as_array(forward.forward(image))
-    signal = wiener(lr, pilot, sigma, bands, max(1, threads))
+    signal = pilot.copy() if sigma is None else wiener(lr, pilot, sigma, bands, max(1, threads))
     signal -= lr
     signal *= plan.options.denoise
     signal += lr
     signal -= pilot
     image += corrector.start(like(signal, frame.lr))[0]
-    return image, ()
+    return image, () if sigma is not None else (UNKNOWN,)

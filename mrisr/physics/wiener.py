@@ -29,7 +29,8 @@ HIGHEST = 10  # coefficients of a block that hold least anatomy
 # Anatomy adds to a block's energy and never takes away: noise is what the quietest tenth hold. And the same of the mean
 # of ten squares of normal numbers: chi-squared with ten degrees of freedom, at 0.1, over 10.
 QUIET, QUIET_ENERGY = 0.1, 0.486518
-HELD = 0.5  # share of white noise that a coefficient must hold to tell of it
+HELD = 0.5  # share of white noise that a coefficient must hold to tell of it, as a part of what the best holds
+ALIKE = 0.999  # what two axes of one band hold, in this proportion at least, is the same but for rounding
 TINY = 1e-20  # where neither pilot nor noise is anything
 FREQUENCIES = 512  # between 0 and half a cycle, to integrate over
 
@@ -94,15 +95,21 @@ def cosine_shares(bands: tuple[float, float, float]) -> np.ndarray:
 
 
 def highest(shares: np.ndarray) -> list[int]:
-    """The ten coefficients of highest frequency (the sum over the axes) that hold noise."""
+    """The ten coefficients of highest frequency (the sum over the axes) that hold noise.
+
+    In a narrow band fewer than ten do; then those that hold most. Never the mean, which is brightness.
+    """
     order = np.indices((BLOCK,) * 3).sum(0).ravel()
-    inside = np.flatnonzero(shares >= HELD * shares.max())
+    least = min(HELD * shares.max(), ALIKE * np.sort(shares[1:])[-HIGHEST])
+    inside = 1 + np.flatnonzero(shares[1:] >= least)
     return sorted(inside[np.argsort(-order[inside], kind="stable")][:HIGHEST].tolist())
 
 
 def cosine_energies(scan: np.ndarray, shares: np.ndarray, selection: list[int]) -> np.ndarray:
     """Mean square of the selected coefficients over their shares, of blocks of the foreground that do not overlap."""
     counts = [n // BLOCK for n in scan.shape]
+    if 0 in counts:
+        return np.empty(0, np.float32)
     stride = max(1, -(-int(np.prod(counts)) // MOST_BLOCKS))
     if native.reason() is None:
         energies = np.empty(MOST_BLOCKS, np.float32)

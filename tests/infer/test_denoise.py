@@ -33,6 +33,10 @@ def run(scan, model, **options):
     return mrisr.upscale(scan, model=model, precision="float32", **given)
 
 
+def psf_of_cut():
+    return parse_psf("kspace", (1.0, 1.0, 1.0))[0]
+
+
 def test_the_band_keeps_the_share_that_is_asked_for():
     x = torch.randn(16, 12, 20, generator=torch.Generator().manual_seed(0))
     band = band_matrices(x.shape, (1, 1, 1), parse_psf("kspace", (2.0, 2.0, 2.0))[0])
@@ -90,8 +94,7 @@ def test_the_result_shows_the_filtered_scan(scan, model, amount, monkeypatch):
     result, info = run(noisy, model, denoise=amount, psf="kspace", consistency="off")
     (lr, pilot, sigma, filtered), (offset, gain) = calls[0], info.intensity[0]
     assert np.abs(filtered - lr).max() > sigma and np.abs(pilot - lr).max() > sigma
-    psf = parse_psf("kspace", (1.0, 1.0, 1.0))[0]
-    acquisition = ForwardModel.between(result.shape, (0.5,) * 3, scan.shape, (1.0,) * 3, psf)
+    acquisition = ForwardModel.between(result.shape, (0.5,) * 3, scan.shape, (1.0,) * 3, psf_of_cut())
     seen = acquisition.forward(torch.from_numpy((result - offset) / gain)).numpy()
     np.testing.assert_allclose(seen, lr + amount * (filtered - lr), atol=2e-4)
 
@@ -101,6 +104,19 @@ def test_without_foreground_the_answer_stands_and_a_warning_says_so(scan, model,
     with pytest.warns(MrisrWarning, match="denoise: too little foreground to know the noise"):
         _, info = run(scan, model, denoise=1.0)
     assert any("too little foreground" in text for text in info.warnings)
+
+
+@pytest.mark.filterwarnings("ignore:denoise. too little foreground")
+def test_without_foreground_the_share_counts_all_the_same(scan, model, monkeypatch):
+    """The network's answer, asked to take all noise out, is not all of the result where less was to go."""
+    monkeypatch.setattr("mrisr.infer.run.fade", lambda image, *rest: image)
+    thin, how = scan[:, :, 16:19], dict(psf="kspace", consistency="off")
+    known = [run(thin, model, denoise=share, **how)[0] for share in (0.0, 0.25, 1.0)]
+    acquisition = ForwardModel.between(known[0].shape, (0.5,) * 3, thin.shape, (1.0,) * 3, psf_of_cut())
+    measured, part, answer = (acquisition.forward(torch.from_numpy(v)).numpy() for v in known)
+    moved = np.abs(answer - measured).max()
+    assert moved > 0.005 * scan.std()
+    np.testing.assert_allclose(part, 0.75 * measured + 0.25 * answer, atol=0.02 * moved)
 
 
 def test_weights_that_have_not_learnt_it_are_refused(scan, random_model):

@@ -8,7 +8,7 @@ import pytest
 from mrisr import native
 from mrisr.physics import wiener as module
 from mrisr.physics.psf import AxisPSF
-from mrisr.physics.wiener import cosine_shares, noise_bands, noise_level, wiener
+from mrisr.physics.wiener import cosine_shares, highest, noise_bands, noise_level, wiener
 
 WHITE = (0.5, 0.5, 0.5)
 HALF_BAND = (0.25, 0.5, 0.5)
@@ -56,6 +56,30 @@ def test_one_thread_and_many_give_the_same_bits():
     pilot = noise(scan.shape, 1.0, seed=2)
     one = wiener(scan, pilot, 0.5, WHITE, 1)
     assert all((wiener(scan, pilot, 0.5, WHITE, threads) == one).all() for threads in (2, 3, 7))
+
+
+@pytest.mark.parametrize("bands", [(0.25,) * 3, (0.17,) * 3, (0.125, 0.125, 0.5), (0.05,) * 3])
+def test_brightness_is_never_taken_for_noise(bands):
+    """In a narrow band few coefficients hold much noise, and the mean of a block is the one that holds most."""
+    chosen = highest(cosine_shares(bands))
+    assert len(set(chosen)) == module.HIGHEST and 0 not in chosen
+    scan = head() + noise((48, 40, 36), 0.03)
+    for axis, band in enumerate(bands):
+        scan = cut(scan, axis, band)
+    assert noise_level(scan + 5, bands) == pytest.approx(noise_level(scan, bands), rel=0.1)
+
+
+def test_noise_of_a_scan_that_is_zero_filled_along_every_axis():
+    bands = (0.25, 0.25, 0.25)
+    clean, white = 0 * head((64, 64, 64)) + 0.6, noise((64, 64, 64), 0.05)
+    for axis in range(3):
+        white = cut(white, axis, 0.25)
+    assert noise_level(clean + white, bands) == pytest.approx(0.05, rel=0.15)
+
+
+def test_without_the_core_thin_stacks_tell_nothing_either(monkeypatch):
+    monkeypatch.setattr(module.native, "reason", lambda: "none here")
+    assert noise_level(np.ones((40, 40, 3), np.float32), WHITE) is None
 
 
 @needs_native
