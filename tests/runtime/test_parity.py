@@ -97,6 +97,24 @@ def test_noise_of_a_stack_too_thin_to_know_it(library, model, loaded, head, shar
     compared(library, model, loaded, head((34, 40, 3)), THICK[1], voxel_size=1.0, denoise=share)
 
 
+@pytest.mark.parametrize("voxel_size", [0.9, 3.0])
+@pytest.mark.parametrize("shape", [(34, 40, 30), (70, 9, 4), (34, 40, 3)])
+def test_the_filter_keeps_to_the_workspace(library, model, head, shape, voxel_size):
+    """Of the stated size, full of NaN, and with consistency off, so that nothing else asks for more."""
+    data, guard = head(shape), 4096
+    for threads in (1, 3):
+        job = library.plan(model, shape, voxel_size=voxel_size, denoise=1.0, consistency="off", threads=threads)
+        size = library.geometry(job).workspace_bytes
+        memory = np.full(size // 4 + 2 * guard, np.nan, np.float32)
+        first = -(-memory.ctypes.data // 64) * 64 - memory.ctypes.data
+        memory[(first + size + 3) // 4 :] = 7.0
+        own = library.run(job, data)
+        given = library.run(job, data, workspace=memory.ctypes.data + first, workspace_size=size)
+        library.c.mrisr_job_close(job)
+        assert np.isfinite(given.data).all() and np.array_equal(own.data, given.data)
+        assert (memory[(first + size + 3) // 4 :] == 7.0).all()
+
+
 def test_correction_by_the_scan(library, model, loaded, head):
     psf = [("kspace", 1.0), ("kspace", 1.0), ("gaussian", 4.0)]
     found = compared(library, model, loaded, head((40, 48, 20)), THICK[1], voxel_size=1.0, psf=psf)
