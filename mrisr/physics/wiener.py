@@ -31,6 +31,7 @@ HIGHEST = 10  # coefficients of a block that hold least anatomy
 QUIET, QUIET_ENERGY = 0.1, 0.486518
 HELD = 0.5  # share of white noise that a coefficient must hold to tell of it, as a part of what the best holds
 ALIKE = 0.999  # what two axes of one band hold, in this proportion at least, is the same but for rounding
+LINES = 16  # of blocks, at a time where NumPy does it
 TINY = 1e-20  # where neither pilot nor noise is anything
 FREQUENCIES = 512  # between 0 and half a cycle, to integrate over
 
@@ -141,21 +142,32 @@ def _inverse(coefficients: np.ndarray) -> np.ndarray:
 
 
 def _wiener(scan: np.ndarray, pilot: np.ndarray, variance: np.ndarray) -> np.ndarray:
-    """In NumPy, float64, a plane of blocks at a time."""
+    """In NumPy, float64, some lines of blocks at a time: what is summed up are the planes that these reach."""
     margin = BLOCK - 1
-    padded, hint = (np.pad(v.astype(np.float64), margin, mode="reflect") for v in (scan, pilot))
-    total, weight = np.zeros_like(padded), np.zeros_like(padded)
+    padded, hint = (np.pad(v, margin, mode="reflect") for v in (scan, pilot))
+    out, inside = np.empty(scan.shape, np.float32), (slice(margin, -margin),) * 2
+    total, weight = (np.zeros((BLOCK, *padded.shape[1:])) for _ in range(2))
     variance = variance.reshape((BLOCK,) * 3)
     for i in range(padded.shape[0] - margin):
-        y, p = (_transform(sliding_window_view(v[i : i + BLOCK], (BLOCK,) * 3)[0]) for v in (padded, hint))
-        power = p**2 + TINY
-        gain = power / (power + variance)
-        gain[..., 0, 0, 0] = 1.0
-        counts = 1.0 / (gain**2).sum(axis=(-3, -2, -1))
-        answer = _inverse(gain * y) * counts[..., None, None, None]
-        for a, b, c in np.ndindex(BLOCK, BLOCK, BLOCK):
-            where = i + a, slice(b, b + counts.shape[0]), slice(c, c + counts.shape[1])
-            total[where] += answer[..., a, b, c]
-            weight[where] += counts
-    inside = (slice(margin, -margin),) * 3
-    return (total[inside] / weight[inside]).astype(np.float32)
+        for j in range(0, padded.shape[1] - margin, LINES):
+            y, p = (_transform(_blocks(v[i : i + BLOCK, j : j + LINES + margin])) for v in (padded, hint))
+            power = p**2 + TINY
+            gain = power / (power + variance)
+            gain[..., 0, 0, 0] = 1.0
+            counts = 1.0 / (gain**2).sum(axis=(-3, -2, -1))
+            answer = _inverse(gain * y) * counts[..., None, None, None]
+            for a, b, c in np.ndindex(BLOCK, BLOCK, BLOCK):
+                where = a, slice(j + b, j + b + counts.shape[0]), slice(c, c + counts.shape[1])
+                total[where] += answer[..., a, b, c]
+                weight[where] += counts
+        if i >= margin:  # no further block holds the first of the planes
+            out[i - margin] = total[0][inside] / weight[0][inside]
+        for sums in (total, weight):
+            sums[:-1] = sums[1:]
+            sums[-1] = 0
+    return out
+
+
+def _blocks(planes: np.ndarray) -> np.ndarray:
+    """Those that begin in the first of four planes, float64 [y, z, 4, 4, 4]."""
+    return sliding_window_view(planes.astype(np.float64), (BLOCK,) * 3)[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -141,3 +143,12 @@ def test_bands_of_a_scan():
 def test_volumes_of_two_shapes_are_refused():
     with pytest.raises(ValueError, match="one shape, found"):
         wiener(np.zeros((4, 4, 4), np.float32), np.zeros((4, 4, 5), np.float32), 1.0, WHITE)
+
+
+def test_without_the_core_little_more_than_the_volumes_is_held():
+    scan = noise((24, 90, 80), 1.0)
+    tracemalloc.start()
+    module._wiener(scan, scan, cosine_shares(WHITE))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * 1.5 * scan.nbytes + 10**7  # two with their margins, the result; then what a few lines take
