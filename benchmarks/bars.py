@@ -86,6 +86,13 @@ def denoising(folder: Path) -> Iterator[Row]:
         for case in clean:
             gained = clean[case]["psnr"] - plain[case]["psnr"]
             yield f"`denoise=1`, `{case}`: >= +{DENOISED} dB over 0", f"{gained:+.2f} dB", gained >= DENOISED
+        for limit in _read(folder, "denoise_ceiling"):
+            most = [row["ceiling"] for row in limit["rows"] if row["case"] == "iso2n"]
+            yield (
+                "(`iso2n`: all of its noise costs the answer without `denoise`)",
+                f"{sum(most) / len(most):.2f} dB, {max(most):.2f} at most: the aim is out of reach",
+                max(most) >= DENOISED,
+            )
         left = [row["chi2"] for row in report["rows"] if row["method"] == "denoise" and row["chi2"] is not None]
         yield (
             f"`denoise=1`: chi2 {CHI2[0]} to {CHI2[1]}",

@@ -119,8 +119,11 @@ def upscale(
         ensemble: 1, or 2, 4 or 8: in mode "mean", average that many mirrorings of the scan (none; and all three axes;
             or every two; or all eight), mirrored back. As many times the work, for a somewhat better mean.
         denoise: how much of the noise is taken out of what was measured, 0 to 1. 0: what was measured stays as it is,
-            noise included. 1: the network's estimate of the noise-free scan. Needs weights that have learnt it.
-            Across thick slices no band is exact, and the network's answer is such an estimate whatever this says.
+            noise included. 1: of the scan stands what is signal by the network's answer (a Wiener filter with that
+            answer as its pilot, `mrisr.physics.wiener`), in air plain interpolation. In mode "sample", and where
+            gradient nonlinearity is corrected, the network's answer alone. Needs weights that have learnt it.
+            Across thick slices no band is exact, and the network's answer is an estimate without noise whatever
+            this says.
         psf: how the scan was acquired: "auto" (by the header; else by the shape of the voxels and the spectrum, which
             shows where a scanner stored smaller voxels than it measured, and the profile of thick slices), one kind for
             all axes, or three entries (one per stored axis), each a kind ("kspace", "gaussian", "supergaussian",
