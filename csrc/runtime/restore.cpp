@@ -55,15 +55,23 @@ double quantile(float* values, Index n, double share) {
   return a + (b - a) * (place - static_cast<double>(below));
 }
 
+// mrisr/physics/wiener.py `anatomy`.
+double anatomy(const Job& job, const std::array<double, 3>& band) {
+  double resolved = 1;
+  for (int d = 0; d < 3; ++d) resolved *= job.source.voxel[d] * 0.5 / band[d];
+  return shared::kAnatomy * std::pow(resolved, shared::kGrowth / 3);
+}
+
 // Standard deviation; negative where there is too little foreground.
-double noise_level(const Job& job, const Workspace& w, const std::array<float, kCosines>& shares) {
+double noise_level(const Job& job, const Workspace& w, const std::array<float, kCosines>& shares, double least) {
   const auto chosen = highest(shares);
   const auto level = static_cast<float>(job.model->config.intensity.foreground);
   float* const energy = w.restore.energies;
   const Index found = cpu::cosine_energies(energy, shared::kMostBlocks, w.lr, job.source.shape.data(), level,
                                            shares.data(), chosen.data(), static_cast<int>(chosen.size()));
   if (found < shared::kFewestBlocks) return -1;
-  return std::sqrt(quantile(energy, found, shared::kQuiet) / shared::kQuietEnergy);
+  const double power = quantile(energy, found, shared::kQuiet) / shared::kQuietEnergy;
+  return std::sqrt(std::max(0.0, power - least * least));
 }
 
 }  // namespace
@@ -72,8 +80,9 @@ void restore_signal(const Job& job, const Workspace& w) {
   const auto& r = w.restore;
   const Triple &fine = job.target.shape, &coarse = job.source.shape;
   std::array<float, kCosines> shares{}, variance{};
-  cosine_shares(shares.data(), noise_bands(job).data());
-  const double sigma = noise_level(job, w, shares);
+  const std::array<double, 3> band = noise_bands(job);
+  cosine_shares(shares.data(), band.data());
+  const double sigma = noise_level(job, w, shares, anatomy(job, band));
   job.forward.apply(r.pilot, w.y, fine, r.a, r.b, w.scratch, job.threads);
   if (sigma < 0) {
     job.model->say(MRISR_LOG_WARNING,

@@ -33,6 +33,8 @@ constexpr std::int64_t kFewestBlocks = 64;
 constexpr std::int64_t kHighest = 10;
 constexpr double kQuiet = 0.1;
 constexpr double kQuietEnergy = 0.486518;
+constexpr double kAnatomy = 0.006;
+constexpr double kGrowth = 1.3;
 constexpr double kHeld = 0.5;
 constexpr double kAlike = 0.999;
 

@@ -64,6 +64,8 @@ def numbers() -> dict[str, dict[str, float | int]]:
             "kHighest": wiener.HIGHEST,
             "kQuiet": wiener.QUIET,
             "kQuietEnergy": wiener.QUIET_ENERGY,
+            "kAnatomy": wiener.ANATOMY,
+            "kGrowth": wiener.GROWTH,
             "kHeld": wiener.HELD,
             "kAlike": wiener.ALIKE,
         },

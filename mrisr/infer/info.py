@@ -195,8 +195,8 @@ class Info:
     `stacks`: what became of each of several scans that were joined; empty of one. `adapt`: what the network has learnt
     from the scan itself; None where that was not asked for.
 
-    `denoise`: 0 (the measured band holds what was measured, noise included) to 1 (its noise is taken out, as far as the network's answer
-    tells it from signal).
+    `denoise`: 0 (the measured band holds what was measured, noise included) to 1 (its noise is taken out, as far as the
+    network's answer tells it from signal).
 
     `std` (samples > 1): the voxel-wise standard deviation as a Volume on the target grid, in input intensity units,
     just as the samples have it; it is left out of `to_json`. `std_scale` says what it is worth: {level: factor}, such

@@ -89,10 +89,9 @@ class Plan:
 
     @property
     def filters(self) -> bool:
-        """The scan is filtered for its noise, with the network's answer as a pilot. A sample has noise of its own, and
-        of a displaced scan no model along the axes says how an answer shows in it."""
-        options = self.options
-        return options.denoise > 0 and options.mode == "mean" and not (self.displaced or options.network_alone)
+        """The scan is filtered, its pilot the network's answer: not for samples, nor where no model shows that answer."""
+        how = self.options
+        return how.denoise > 0 and how.mode == "mean" and not (self.displaced or how.network_alone)
 
     @property
     def denoise(self) -> float:

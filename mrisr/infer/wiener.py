@@ -39,8 +39,9 @@ def restore_signal(
     if not plan.filters:
         return image, ()
     lr = as_array(frame.lr)
-    bands = noise_bands(plan.geometry.psf, plan.geometry.source.voxel_size)
-    sigma = noise_level(lr, bands)
+    voxel_size = plan.geometry.source.voxel_size
+    bands = noise_bands(plan.geometry.psf, voxel_size)
+    sigma = noise_level(lr, voxel_size, bands)
     pilot = as_array(forward.forward(image))
     signal = pilot.copy() if sigma is None else wiener(lr, pilot, sigma, bands, max(1, threads))
     signal -= lr

@@ -100,7 +100,7 @@ def test_the_result_shows_the_filtered_scan(scan, model, amount, monkeypatch):
 
 
 def test_without_foreground_the_answer_stands_and_a_warning_says_so(scan, model, monkeypatch):
-    monkeypatch.setattr(wiener, "noise_level", lambda lr, bands: None)
+    monkeypatch.setattr(wiener, "noise_level", lambda lr, voxel_size, bands: None)
     with pytest.warns(MrisrWarning, match="denoise: too little foreground to know the noise"):
         _, info = run(scan, model, denoise=1.0)
     assert any("too little foreground" in text for text in info.warnings)
