@@ -46,8 +46,7 @@ class Route:
 
 @dataclass(frozen=True)
 class Consistency:
-    """Whether the result is corrected by the scan ("correct"), compared with it ("measure") or neither ("none"), and
-    why."""
+    """Whether the result is corrected by the scan ("correct"), compared with it ("measure") or neither ("none")."""
 
     action: str
     why: str
@@ -63,8 +62,7 @@ class Plan:
         output: the grid of the result.
         machine: memory.
         route: the way every frame begins with.
-        layered: that of a frame of which `route` could do tiles only, and from then on; None: there is none, or no
-            frame can need it.
+        layered: that of a frame of which `route` could do tiles only, and from then on; None: no frame can need one.
         on_arrays: the stages work on NumPy arrays, and need no PyTorch.
         displaced: the scan has no band that is exact along the axes, because its geometry is corrected.
         warnings: for the user.
@@ -89,7 +87,7 @@ class Plan:
 
     @property
     def filters(self) -> bool:
-        """The scan is filtered, its pilot the network's answer: not for samples, nor where no model shows that answer."""
+        """The scan is filtered, its pilot the network's answer: no sample, and none that the scanner cannot show."""
         how = self.options
         return how.denoise > 0 and how.mode == "mean" and not (self.displaced or how.network_alone)
 
