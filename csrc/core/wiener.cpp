@@ -9,9 +9,9 @@
 namespace mrisr {
 namespace {
 
-constexpr float kEven = 0.5f;                                                    // the cosines of a block of four
-constexpr float kWide = 0.65328148243818826f, kNarrow = 0.27059805007309849f;    // cos(pi/8), cos(3 pi/8), / sqrt(2)
-constexpr Index kPad = kBlock - 1;                                               // blocks that reach beyond an end
+constexpr float kEven = 0.5f;                                                  // the cosines of a block of four
+constexpr float kWide = 0.65328148243818826f, kNarrow = 0.27059805007309849f;  // cos(pi/8), cos(3 pi/8), / sqrt(2)
+constexpr Index kPad = kBlock - 1;                                             // blocks that reach beyond an end
 constexpr Index kSquare = kBlock * kBlock;
 constexpr Index kChunk = 32;       // blocks along a line, at a time
 constexpr Index kRows = 24;        // of the first axis, for a thread at least: their first three are made twice
@@ -43,10 +43,10 @@ MRISR_INLINE void inverse4(float y0, float y1, float y2, float y3, float& a, flo
 // What one thread needs for lines of `line` voxels: `blocks` block positions along a line.
 struct Lines {
   Index blocks;
-  float *padded;            // kBlock lines of blocks + kPad
-  float *scan, *pilot;      // rings of kBlock lines, kSquare coefficients along the first and the last axis of each
-  float *answer, *weight;   // rings of what is summed up in those: coefficients, and one number
-  float *sum;               // a line of blocks + kPad
+  float* padded;           // kBlock lines of blocks + kPad
+  float *scan, *pilot;     // rings of kBlock lines, kSquare coefficients along the first and the last axis of each
+  float *answer, *weight;  // rings of what is summed up in those: coefficients, and one number
+  float* sum;              // a line of blocks + kPad
 
   static Index floats(Index n) {
     const Index blocks = n + kPad;
@@ -114,8 +114,7 @@ MRISR_INLINE void filter_blocks(const Lines& t, Index j, const float* __restrict
         forward4(scan[0][at + p], scan[1][at + p], scan[2][at + p], scan[3][at + p], y[0], y[1], y[2], y[3]);
         forward4(pilot[0][at + p], pilot[1][at + p], pilot[2][at + p], pilot[3][at + p], q[0], q[1], q[2], q[3]);
         for (Index b = 0; b < kBlock; ++b) {
-          const float power = q[b] * q[b] + kTiny,
-                      gain = k == 0 && b == 0 ? 1.0f : power / (power + v[b * kBlock]);
+          const float power = q[b] * q[b] + kTiny, gain = k == 0 && b == 0 ? 1.0f : power / (power + v[b * kBlock]);
           noise[p] += gain * gain;
           kept[k * kBlock + b][p] = gain * y[b];
         }
@@ -126,7 +125,7 @@ MRISR_INLINE void filter_blocks(const Lines& t, Index j, const float* __restrict
       for (Index p = 0; p < count; ++p) weight[b][first + p] += noise[p];
     for (Index k = 0; k < kSquare; ++k) {
       const Index at = k * blocks + first;
-      const float(*c)[kChunk] = kept + k * kBlock;
+      const float (*c)[kChunk] = kept + k * kBlock;
       for (Index p = 0; p < count; ++p) {
         float x0, x1, x2, x3;
         inverse4(c[0][p], c[1][p], c[2][p], c[3][p], x0, x1, x2, x3);
@@ -242,7 +241,8 @@ Index cosine_energies(float* energy, Index most, const float* scan, const Index 
     const Index x = b / (blocks[1] * blocks[2]), y = b / blocks[2] % blocks[1], z = b % blocks[2];
     float c[kCosines], mean = 0;
     for (Index k = 0; k < kCosines; ++k) {
-      c[k] = scan[((kBlock * x + k / kSquare) * n[1] + kBlock * y + k / kBlock % kBlock) * n[2] + kBlock * z + k % kBlock];
+      c[k] =
+          scan[((kBlock * x + k / kSquare) * n[1] + kBlock * y + k / kBlock % kBlock) * n[2] + kBlock * z + k % kBlock];
       mean += c[k];
     }
     if (!(mean / kCosines > level)) continue;

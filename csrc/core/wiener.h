@@ -6,8 +6,8 @@
 
 namespace mrisr {
 
-constexpr Index kBlock = 4;                               // voxels along the edge of a block
-constexpr Index kCosines = kBlock * kBlock * kBlock;      // coefficients of its cosine transform (orthonormal, type II)
+constexpr Index kBlock = 4;                           // voxels along the edge of a block
+constexpr Index kCosines = kBlock * kBlock * kBlock;  // coefficients of its cosine transform (orthonormal, type II)
 
 // Which share of the variance of white noise each coefficient holds, after the band of every axis was cut at `band`
 // cycles per voxel (0.5: nothing is cut). shares: kCosines numbers, the last axis fastest.

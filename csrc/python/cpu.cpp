@@ -161,8 +161,8 @@ void bind_cpu(py::module_& m) {
       release());
   m.def(
       "cosine_energies",
-      [](Address energy, Index most, Address scan, Triple shape, float level,
-         const std::array<float, kCosines>& shares, const std::vector<int>& chosen) {
+      [](Address energy, Index most, Address scan, Triple shape, float level, const std::array<float, kCosines>& shares,
+         const std::vector<int>& chosen) {
         for (int k : chosen) MRISR_CHECK(k >= 0 && k < kCosines, "cosine_energies: no coefficient " << k);
         return cpu::cosine_energies(at<float>(energy, "energy"), most, at<const float>(scan, "scan"), shape.data(),
                                     level, shares.data(), chosen.data(), static_cast<int>(chosen.size()));
