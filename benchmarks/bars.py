@@ -66,13 +66,11 @@ def race(folder: Path) -> Iterator[Row]:
 def yardstick(folder: Path) -> Iterator[Row]:
     """The deterministic network trained with L1: of equal size and budget where there is one, and in the ablation."""
     aim = f"`mean` within {YARDSTICK} dB of a deterministic L1 network of equal size and budget"
-    compared = [v for report in _read(folder, "comparison") for v in report["verdicts"]]
-    asked = [v for v in compared if v["question"].startswith("mean: within") and "L1" in v["question"]]
-    for verdict in asked:
-        yield aim, verdict["figures"], verdict["met"]
-    log = _log(folder, "L1-unfinished")
-    if log and not asked:
-        yield aim, f"not trained to the end: +{log[-1]['mean']:.2f} dB after {log[-1]['step']} steps", False
+    for held in _read(folder, "held_out"):
+        gains = {name.removesuffix(".safetensors"): m["gain_db"]["mean"] for name, m in held["models"].items()}
+        if "L1" in gains:
+            apart = gains["base"] - gains["L1"]
+            yield aim, f"{apart:+.2f} dB (L1 {gains['L1']:+.2f} dB)", apart >= -YARDSTICK
     for ablation in _read(folder, "distill_ablation"):
         rows = {row["variant"]: row["mean/gain"][0] for row in ablation["summary"]}
         apart = rows["full"] - rows["L1 network"]

@@ -42,14 +42,13 @@ def test_what_is_met_and_what_is_missed(bars, tmp_path):
     assert "as many lesions keep their contrast | 17 of 18 | **no** |" in text
 
 
-def test_a_deterministic_network_that_was_trained_to_the_end_takes_the_place_of_the_unfinished(bars, tmp_path):
-    (tmp_path / "training_L1-unfinished.jsonl").write_text('{"step": 800, "mean": 0.9}\n')
-    assert "not trained to the end: +0.90 dB after 800 steps | **no**" in bars.table(tmp_path)
-    methods = [{"method": name, "mean": {"hfen": 0.2, "fsc_beyond": 0.3}} for name in ("mean", "sample-4")]
-    verdict = {"question": "mean: within 0.05 dB of the L1 network, or better", "met": True, "figures": "+0.01 dB"}
-    (tmp_path / "comparison.json").write_text(json.dumps({"summary": methods, "verdicts": [verdict]}))
-    text = bars.table(tmp_path)
-    assert "equal size and budget | +0.01 dB | yes |" in text and "not trained" not in text
+@pytest.mark.parametrize(
+    "gain, text", [(1.28, "-0.05 dB (L1 +1.28 dB) | yes"), (1.3, "-0.07 dB (L1 +1.30 dB) | **no**")]
+)
+def test_the_deterministic_network_is_the_yardstick(bars, tmp_path, gain, text):
+    models = {name: {"gain_db": {"mean": mean}} for name, mean in (("base", 1.231), ("L1.safetensors", gain))}
+    (tmp_path / "held_out.json").write_text(json.dumps({"models": models}))
+    assert f"a deterministic L1 network of equal size and budget | {text} |" in bars.table(tmp_path)
 
 
 def test_a_race_and_the_wait_for_pairs(bars, tmp_path):
