@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import queue
+import time
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
@@ -27,6 +28,7 @@ from mrisr.errors import BackendError, ModelError, MrisrError, OutputError, Usag
 __all__ = ["Cluster", "run"]
 
 PATIENCE = 5.0  # seconds between looks at whether anything can still come
+RESTART = 10.0  # seconds that a worker which has died takes to be started again, at most
 SHARE = 0.8  # of a worker's memory that the network may have
 GENERAL = {error.__name__: error for error in (UsageError, BackendError, ModelError)}  # true of every scan
 
@@ -89,6 +91,7 @@ class _Round:
         self.out: dict[str, int] = {}
         self.back: queue.SimpleQueue = queue.SimpleQueue()
         self.first: dict[int, tuple[Outcome, str]] = {}  # the outcome, and where, of scans that are tried once more
+        self.several = len(self._workers()) > 1
 
     def start(self) -> None:
         """Hand every scan to the scheduler, which keeps them until a worker is free."""
@@ -159,7 +162,10 @@ class _Round:
 
     def _elsewhere(self, index: int, where: str) -> bool:
         """Give the scan to another worker; False where there is none."""
-        others = [worker for worker in self.client.scheduler_info(n_workers=-1)["workers"] if worker != where]
+        others, deadline = self._others(where), time.monotonic() + RESTART
+        while self.several and not others and time.monotonic() < deadline:  # it has died, and is started again
+            time.sleep(0.2)
+            others = self._others(where)
         if not others:
             return False
         key = f"scan-{index}-again-{self.settings.run}"
@@ -170,6 +176,12 @@ class _Round:
             )
         )
         return True
+
+    def _others(self, where: str) -> list[str]:
+        return [worker for worker in self._workers() if worker != where]
+
+    def _workers(self) -> list[str]:
+        return list(self.client.scheduler_info(n_workers=-1)["workers"])
 
     def _judge(self, before: tuple[Outcome, str], outcome: Outcome) -> None:
         """Where the second try went well, the first worker lacks something, and the next scan would fail there too."""
