@@ -33,7 +33,7 @@ HELD = 0.5  # share of white noise that a coefficient must hold to tell of it, a
 ALIKE = 0.999  # what two axes of one band hold, in this proportion at least, is the same but for rounding
 LINES = 16  # of blocks, at a time where NumPy does it
 # What anatomy alone gives as noise at least, of 1 mm and by which power of the voxel's length it grows: the least that
-# heads without noise and training scans cut to 1 to 3 mm show.
+# heads without noise and training scans cut to 1 to 3 mm show (experiments/noise_floor.py).
 ANATOMY, GROWTH = 0.006, 1.3
 TINY = 1e-20  # where neither pilot nor noise is anything
 FREQUENCIES = 512  # between 0 and half a cycle, to integrate over
@@ -54,8 +54,8 @@ def noise_level(scan: np.ndarray, voxel_size: Sequence[float], bands: Sequence[f
     """Standard deviation of the noise in the band of `scan`, as if it were white; None with too little foreground.
 
     Mean energy of the ten highest cosine coefficients that the band holds, of the quietest tenth of the blocks in the
-    foreground, less what anatomy at that resolution has there at least. Most heads have more: of a scan without noise
-    some is found, up to 2 % of the scale at 2 mm.
+    foreground, less what anatomy at that resolution has there at least. Most heads have more, so that of a scan
+    without noise some is found.
 
     Args:
         scan: float32 [x, y, z], normalised.
@@ -81,8 +81,11 @@ def wiener(scan: np.ndarray, pilot: np.ndarray, sigma: float, bands: Sequence[fl
 
     Args:
         scan, pilot: float32 [x, y, z], in one unit.
-        sigma: of the noise in the band, as if it were white.
+        sigma: standard deviation of the noise in the band, as if it were white, in that unit.
         bands: from `noise_bands`.
+
+    Raises:
+        ValueError: two shapes, or not three axes.
     """
     scan, pilot = (np.ascontiguousarray(v, np.float32) for v in (scan, pilot))
     if scan.shape != pilot.shape or scan.ndim != 3:
