@@ -8,6 +8,7 @@ heads do at the last slice, and of a scan whose background was cut out the coars
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,7 +18,7 @@ from mrisr import grid as grids
 from mrisr.data.crops import random_contrast, scan_crop
 from mrisr.data.guidance import random_guidance
 from mrisr.data.labels import LabelVolume
-from mrisr.data.scanners import Scanner, ScannerClass, random_scanner, uniform
+from mrisr.data.scanners import FAMILIES, Scanner, ScannerClass, random_scanner, uniform
 from mrisr.data.synth import head_epoch, label_crop
 from mrisr.nn.condition import Condition
 from mrisr.nn.vector import canonical_order
@@ -33,7 +34,7 @@ THICK_MARGIN = 24
 GUIDANCE_DROP = 0.25
 AT_THE_END = 0.2  # of the pairs: the scan ends where the patch ends
 CUT_OUT = 0.7  # of the pairs of masked scans: the coarse scan's background was cut out too
-DENOISED, PARTLY = 0.6, 0.15  # of the pairs whose noise is to go: in all, and to a part only
+DENOISED, PARTLY = 0.6, 0.15  # of the pairs, whose noise is to go: in all, and those that lose a part of it only
 CLEANER = 1.5  # times the target's own noise: what a scan has to have before a target shows how to take it out
 
 
@@ -114,6 +115,8 @@ class PatchSampler:
         drop: probability of forgetting each entry of the condition.
         gradnl, bias: probability that a pair is displaced by gradients, and that it has a known bias field, which the
             start is corrected for and the network told of (`mrisr.data.guidance`). The other pairs do not depend on it.
+        families: of scanners, `mrisr.data.scanners.FAMILIES` or some of them.
+        denoise: share of the pairs whose noise is to go, where their target is clean enough to show how.
         device: where the volumes lie and pairs are made. What is drawn is the same everywhere, except for the values of
             the noise, which are the device's own.
     """
@@ -127,12 +130,15 @@ class PatchSampler:
         drop: float = 0.1,
         gradnl: float = 0.0,
         bias: float = 0.0,
+        families: Sequence[str] = FAMILIES,
+        denoise: float = DENOISED,
         device="cpu",
     ):
         self.device = torch.device(device)
         self.volumes = [replace(v, data=v.data.to(self.device)) for v in volumes]
         self.seed, self.drop = seed, drop
         self.gradnl, self.bias = gradnl, bias
+        self.families, self.denoise = tuple(families), denoise
         weights = np.ones(len(volumes)) if weights is None else np.asarray(weights, np.float64)
         self.weights = weights / weights.sum()
         self._memory: dict = {}
@@ -169,7 +175,7 @@ class PatchSampler:
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         volume = self.volumes[rng.choice(len(self.volumes), p=self.weights)]
         order = [int(i) for i in rng.permutation(3)]
-        scanner = random_scanner(rng, tuple(volume.fine_axes[i] for i in order))
+        scanner = random_scanner(rng, tuple(volume.fine_axes[i] for i in order), self.families)
         canonical = canonical_order(scanner.psf, (1.0, 1.0, 1.0))
         order, scanner = [order[i] for i in canonical], scanner.permuted(canonical)
         margin = MARGIN if max(scanner.factor) <= 3 else THICK_MARGIN
@@ -178,7 +184,7 @@ class PatchSampler:
         bias = bias_field((size,) * 3, generator, 0.15) if rng.random() < 0.3 else None
         reference = x if bias is None else x * bias.to(x)
         median = _median(reference)
-        denoise = _denoise(rng, volume, scanner)
+        denoise = _denoise(rng, volume, scanner, self.denoise)
         guided = random_guidance(np.random.default_rng([self.seed, index, 2]), size, patch, self.gradnl, self.bias)
         field = _Field.draw(rng, scanner, size, patch, at_the_end=guided is None)
         view = reference if guided is None else guided.acquired(reference, scanner.psf)
@@ -223,10 +229,10 @@ def _median(reference: torch.Tensor) -> float:
     return float(sample.median()) if len(sample) else 1.0
 
 
-def _denoise(rng: np.random.Generator, volume, scanner: Scanner) -> float:
+def _denoise(rng: np.random.Generator, volume, scanner: Scanner, denoised: float) -> float:
     """How much of the noise is to go: only where the target itself is cleaner than the scan."""
     draw = rng.random()
-    share = 1.0 if draw < DENOISED - PARTLY else uniform(rng, 0, 1) if draw < DENOISED else 0.0
+    share = 1.0 if draw < denoised - PARTLY else uniform(rng, 0, 1) if draw < denoised else 0.0
     own = volume.noise / np.sqrt(np.prod(scanner.factor))
     return share if scanner.noise >= CLEANER * own else 0.0
 

@@ -176,11 +176,20 @@ def uniform(rng: np.random.Generator, low: float, high: float) -> float:
     return float(low + (high - low) * rng.random())
 
 
-def random_scanner(rng: np.random.Generator, fine_axes=(True, True, True)) -> Scanner:
+def random_scanner(rng: np.random.Generator, fine_axes=(True, True, True), families=FAMILIES) -> Scanner:
     """Draw an acquisition: k-space cuts (isotropic and not) and thick slices, 1.2x to 4x and up to 8x across slices.
 
-    Axes that are not fine are left as they are.
+    Axes that are not fine are left as they are. Of `families` alone: what a network for these alone learns; a 2D scan
+    shows no other slices and takes any where only these are wanted.
     """
+    possible = FAMILIES if all(fine_axes) else FAMILIES[:-1]
+    wanted = set(families) & set(possible) or set(possible)
+    while (scanner := _any_scanner(rng, fine_axes)).kind.family not in wanted:
+        pass
+    return scanner
+
+
+def _any_scanner(rng: np.random.Generator, fine_axes) -> Scanner:
     draw, factor = rng.random(), [1.0, 1.0, 1.0]
     psf = [AxisPSF("kspace", 1.0)] * 3
     if not all(fine_axes):

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from mrisr import schema
+from mrisr.data.patches import DENOISED
+from mrisr.data.scanners import FAMILIES
 from mrisr.errors import TrainingError
 
 
@@ -41,6 +43,10 @@ class TrainConfig:
         drop: probability of forgetting an entry of the condition.
         gradnl, bias: share of the pairs that gradients displace, and that have a known bias field; they are corrected,
             and the network is told of it.
+        families: of scanners (`mrisr.data.scanners.FAMILIES`) that are learnt; () for all. A network of one family does
+            better there (`mrisr.weights.registry.specialist`).
+        denoise: share of the pairs whose noise is to go (the option `denoise`), where their target shows how; 0: the
+            weights cannot be asked for it.
         grad_clip: largest norm of the gradient.
         precision: "bf16" or "fp32".
         seed: of everything random.
@@ -73,6 +79,8 @@ class TrainConfig:
     drop: float = 0.1
     gradnl: float = 0.3
     bias: float = 0.35
+    families: tuple[str, ...] = ()
+    denoise: float = DENOISED
     grad_clip: float = 1.0
     precision: str = "bf16"
     seed: int = 0
@@ -80,7 +88,7 @@ class TrainConfig:
     save_every: int = 100
 
     def __post_init__(self):
-        for name in ("data", "hold_out"):
+        for name in ("data", "hold_out", "families"):
             if isinstance(getattr(self, name), str):
                 raise TrainingError(f"config: {name} must be a list of names, found {getattr(self, name)!r}")
         checks = {
@@ -109,6 +117,8 @@ class TrainConfig:
             "drop": 0 <= self.drop < 1,
             "gradnl": 0 <= self.gradnl <= 1,
             "bias": 0 <= self.bias <= 1,
+            "families": set(self.families) <= set(FAMILIES),
+            "denoise": 0 <= self.denoise <= 1,
             "precision": self.precision in ("bf16", "fp32"),
             "validate_every": self.validate_every >= 1,
             "save_every": self.save_every >= 1,

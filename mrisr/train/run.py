@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from mrisr.data.patches import Batch, PatchSampler
+from mrisr.data.scanners import FAMILIES
 from mrisr.diffusion.precond import Denoiser
 from mrisr.errors import TrainingError
 from mrisr.nn.presets import build
@@ -56,7 +57,8 @@ class Run:
             share_of(config.patch_at(step)[1], accelerator.num_processes, config.accumulate)
         self.train, weights, self.held_out = gather_volumes(config)
         where = accelerator.device if config.degrade_on == "device" else "cpu"
-        how = dict(drop=config.drop, gradnl=config.gradnl, bias=config.bias, device=where)
+        how = dict(drop=config.drop, gradnl=config.gradnl, bias=config.bias, denoise=config.denoise, device=where)
+        how["families"] = config.families or FAMILIES
         self.sampler = PatchSampler(self.train, weights, seed=config.seed, **how)
         state = checkpoint.load(out / checkpoint.LAST)
         torch.manual_seed(config.seed)
@@ -229,7 +231,7 @@ class Run:
             "sigma_data": self.sigma_data,
             "trained_range": TRAINED_RANGE,
             "guidance": [name for name in ("gradnl", "bias") if getattr(self.config, name) > 0],
-            "denoise": True,
+            "denoise": self.config.denoise > 0,
             "steps": self.step,
             "average": self.chosen,
             "trained_on": [v.name for v in self.train],
