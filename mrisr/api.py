@@ -9,7 +9,6 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 from mrisr import grid as grids
@@ -18,10 +17,11 @@ from mrisr.corrections import corrections, read_mask
 from mrisr.errors import CATCHING, ModelError, MrisrWarning, UsageError, excerpt
 from mrisr.infer.engines.precision import asked_for
 from mrisr.infer.engines.select import check_fork
-from mrisr.infer.facts import MIRRORINGS, Options
+from mrisr.infer.facts import MIRRORINGS, Geometry, Options
 from mrisr.infer.fade import ENDS
 from mrisr.infer.join.together import Together
 from mrisr.infer.known import KnownModel, find, is_remembered, remember
+from mrisr.infer.networks import network_for
 from mrisr.infer.progress import Report, reporting
 from mrisr.infer.run import Scan, upscale_volume
 from mrisr.io import several as several_scans
@@ -235,11 +235,13 @@ def upscale(
             correction_options = dict(done=gradnl_done, slice_axis=slice_axis, bias_out=bias_out)
             head = None if mask is None else read_mask(mask, source)
             scan = Scan(source, corrections(source, gradnl, bias, **correction_options), head)
+        with report.stage("prepare"):
+            geometry = Geometry.of(source, target, psf)
         with report.stage("load model"):
-            network = _model(model)
+            network = _model(model, network_for(geometry, scan.corrections, Options(**how)))
         if adaptation is None:
             how["holds_frames"] = not report.keeps_frames
-            result, info = upscale_volume(scan, target, network, Options(**how), report)
+            result, info = upscale_volume(scan, target, network, Options(**how), report, geometry=geometry)
             _remember(model, network, info)
         else:
             from mrisr.adapt.run import upscale_adapted
@@ -254,21 +256,29 @@ def _network(model: Any) -> Any:
     return model if hasattr(model, "denoiser") else registry.load(model)
 
 
-def _model(model: Any) -> Any:
-    """What runs a plain job: a model as it was given; by name what the cache knows of it, else its weights."""
+def _model(model: Any, network: str) -> Any:
+    """What runs a job, with this network of its name if there is one: a model as it was given; by name what the cache
+    knows of it, else its weights."""
     if hasattr(model, "denoiser"):
-        return model
-    weights = None if registry.is_loaded(model) else registry.identify(model)
-    cached = None if weights is None else find(weights.sha256, str(model), weights.card, partial(registry.load, model))
-    return cached or registry.load(model)
+        return registry.network_of(model, network)
+
+    def load() -> registry.LoadedModel:
+        return registry.network_of(registry.load(model), network)
+
+    weights = None if registry.is_loaded(model, network) else registry.identify(model)
+    if weights is None:
+        return load()
+    which = network if network in weights.networks else registry.GENERAL
+    return find(weights.sha256, str(model), weights.card, load, which) or load()
 
 
 def _remember(model: Any, network: Any, info: Any) -> None:
     """Leave what the next job needs that asks for the same model by its name."""
-    by_name = network is not model and not isinstance(network, KnownModel)
-    if by_name and info.engine.name == "openvino" and not is_remembered(info.weights):
+    by_name = not hasattr(model, "denoiser") and not isinstance(network, KnownModel)
+    if by_name and info.engine.name == "openvino" and not is_remembered(info.weights, info.network):
         try:
-            weights = registry.fresh(model)  # what ran may have been changed by whoever has loaded it before
+            # What ran may have been changed by whoever has loaded it before.
+            weights = registry.fresh(model, info.network)
         except ModelError as error:  # gone meanwhile; the result is there
             log.info("cannot read %s again: %s", model, error)
             return

@@ -165,6 +165,8 @@ typedef enum mrisr_mode {
   MRISR_MODE_SAMPLE = 2
 } mrisr_mode;
 
+/* What slices hold beyond the network's answer goes back onto it, all where the point spread is stated, else half; not in
+ * mode sample, nor where consistency is off. */
 typedef enum mrisr_consistency {
   MRISR_CONSISTENCY_AUTO = 0, /* correct where the point spread is stated (and none of it unknown) */
   MRISR_CONSISTENCY_ON = 1,

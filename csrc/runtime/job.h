@@ -14,6 +14,7 @@
 #include "geometry.h"
 #include "memory.h"
 #include "parallel.h"
+#include "shared.h"
 
 namespace mrisr::runtime {
 
@@ -80,6 +81,12 @@ struct Job {
   }
   // The scan is filtered for its noise, with the network's answer as a pilot: mrisr/infer/plan.py.
   bool filters() const { return denoise > 0 && !sample; }
+  // How much of what the scan holds beyond the network's answer goes back onto it.
+  double back_projection() const {
+    if (filters()) return 1;
+    if (sample || projects() || !compares()) return 0;
+    return psf_certain ? 1 : shared::kBackAssumed;
+  }
   // How much of the noise the network is to take out: all, for a pilot.
   double network_denoise() const { return filters() ? 1.0 : denoise; }
   bool compares() const { return consistency != MRISR_CONSISTENCY_OFF; }

@@ -74,16 +74,14 @@ double noise_level(const Job& job, const Workspace& w, const std::array<float, k
   return std::sqrt(std::max(0.0, power - least * least));
 }
 
-}  // namespace
-
-void restore_signal(const Job& job, const Workspace& w) {
+// Into w.restore.kept the scan without as much of its noise as was asked for, less the pilot.
+void filter(const Job& job, const Workspace& w) {
   const auto& r = w.restore;
-  const Triple &fine = job.target.shape, &coarse = job.source.shape;
+  const Triple& coarse = job.source.shape;
   std::array<float, kCosines> shares{}, variance{};
   const std::array<double, 3> band = noise_bands(job);
   cosine_shares(shares.data(), band.data());
   const double sigma = noise_level(job, w, shares, anatomy(job, band));
-  job.forward.apply(r.pilot, w.y, fine, r.a, r.b, w.scratch, job.threads);
   if (sigma < 0) {
     job.model->say(MRISR_LOG_WARNING,
                    "denoise: too little foreground to know the noise (64 blocks of 4 x 4 x 4 voxels are needed); what "
@@ -97,6 +95,22 @@ void restore_signal(const Job& job, const Workspace& w) {
   parallel_for(product(coarse), kGrain, job.threads, [&](Index begin, Index end) {
     for (Index i = begin; i < end; ++i) r.kept[i] = (r.kept[i] - w.lr[i]) * share + w.lr[i] - r.pilot[i];
   });
+}
+
+}  // namespace
+
+void restore_signal(const Job& job, const Workspace& w) {
+  const auto& r = w.restore;
+  const Triple &fine = job.target.shape, &coarse = job.source.shape;
+  job.forward.apply(r.pilot, w.y, fine, r.a, r.b, w.scratch, job.threads);
+  if (job.filters()) {
+    filter(job, w);
+  } else {
+    const auto share = static_cast<float>(job.back_projection());
+    parallel_for(product(coarse), kGrain, job.threads, [&](Index begin, Index end) {
+      for (Index i = begin; i < end; ++i) r.kept[i] = (w.lr[i] - r.pilot[i]) * share;
+    });
+  }
   job.start.apply(w.residual, r.kept, coarse, r.a, r.b, w.scratch, job.threads);
   parallel_for(product(fine), kGrain, job.threads, [&](Index begin, Index end) {
     for (Index i = begin; i < end; ++i) w.y[i] += w.residual[i];

@@ -23,6 +23,7 @@ constexpr double kDrop = 1e-09;
 constexpr double kNormalMad = 1.4826;
 
 // mrisr/physics/consistency.py
+constexpr double kBackAssumed = 0.5;
 constexpr double kNull = 1e-13;
 constexpr double kStrongest = 1000000.0;
 constexpr std::int64_t kBisections = 24;

@@ -54,6 +54,7 @@ def numbers() -> dict[str, dict[str, float | int]]:
         "mrisr/ops/arrays.py": {"kDrop": mrisr.ops.arrays.DROP},
         "mrisr/physics/intensity.py": {"kNormalMad": intensity.NORMAL_MAD},
         "mrisr/physics/consistency.py": {
+            "kBackAssumed": consistency.BACK_ASSUMED,
             "kNull": consistency.NULL,
             "kStrongest": consistency.STRONGEST,
             "kBisections": consistency.BISECTIONS,

@@ -39,10 +39,11 @@ void lay_out_restore(Workspace& w, Arena& arena, const Job& job) {
   const std::int64_t between = std::max(job.forward.between(fine), job.start.between(coarse));
   w.restore.pilot = arena.take<float>(product(coarse));
   w.restore.kept = arena.take<float>(product(coarse));
-  w.restore.energies = arena.take<float>(shared::kMostBlocks);
-  w.restore.scratch = arena.take<float>(cpu::wiener_scratch(coarse.data(), job.threads));
   w.restore.a = arena.take<float>(between);
   w.restore.b = arena.take<float>(between);
+  if (!job.filters()) return;
+  w.restore.energies = arena.take<float>(shared::kMostBlocks);
+  w.restore.scratch = arena.take<float>(cpu::wiener_scratch(coarse.data(), job.threads));
 }
 
 void lay_out_consistency(Workspace& w, Arena& arena, const Job& job) {
@@ -107,7 +108,7 @@ Workspace lay_out(const Job& job, void* base) {
   arena.back_to(shared);
   lay_out_fade(w, arena, job);
   arena.back_to(shared);
-  if (job.filters()) lay_out_restore(w, arena, job);
+  if (job.back_projection() > 0) lay_out_restore(w, arena, job);
   arena.back_to(shared);
   if (job.compares()) lay_out_consistency(w, arena, job);
   w.bytes = arena.peak();

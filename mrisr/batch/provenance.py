@@ -146,6 +146,7 @@ def sidecar(
         **({} if run is None else {"Run": run}),
         **identity.plain(),
         "Model": _file_name(info.model),
+        "Network": info.network,
         "Output": {"Bytes": size, "DataType": dtype, "Shape": list(info.target.shape), "Frames": info.frames},
         "Bands": [
             {
@@ -164,6 +165,7 @@ def sidecar(
         "Tiles": info.tiles.kind,
         "Seam": info.tiles.seam,
         "SeamError": info.tiles.seam_error,
+        "BackProjection": info.back_projection,
         "Consistency": [
             {"Applied": c.applied, "Why": c.why, "Chi2Before": c.chi2_before, "Chi2": c.chi2_after}
             for c in info.consistency

@@ -106,6 +106,7 @@ class ModelFacts:
         denoises: it has learnt to take noise out of the measured band.
         std_scale: (samples, steps) -> the conformal factors of the spread.
         log_sigma, mean_scale: of mode "mean" (`mrisr.diffusion.precond.mean_constants`).
+        network: which one of the name (`mrisr.weights.registry`).
     """
 
     name: str
@@ -123,6 +124,7 @@ class ModelFacts:
     std_scale: dict[tuple[int, int], dict[float, float]]
     log_sigma: float
     mean_scale: float
+    network: str
 
     @classmethod
     def of(cls, model: Any) -> ModelFacts:
@@ -152,6 +154,7 @@ class ModelFacts:
             },
             log_sigma=log_sigma,
             mean_scale=mean_scale,
+            network=model.network,
         )
 
     @property

@@ -195,8 +195,13 @@ class Info:
     `stacks`: what became of each of several scans that were joined; empty of one. `adapt`: what the network has learnt
     from the scan itself; None where that was not asked for.
 
+    `network`: which network of the model ran: "general", or that for slices ("2d") or for cuts of k-space ("3d").
+
     `denoise`: 0 (the measured band holds what was measured, noise included) to 1 (its noise is taken out, as far as the
     network's answer tells it from signal).
+
+    `back_projection`: how much of what the scan holds beyond the network's answer went back onto it: of slices 1 where
+    their profile was stated, 0.5 where it was assumed; of what was filtered for its noise 1; else 0.
 
     `std` (samples > 1): the voxel-wise standard deviation as a Volume on the target grid, in input intensity units,
     just as the samples have it; it is left out of `to_json`. `std_scale` says what it is worth: {level: factor}, such
@@ -211,6 +216,7 @@ class Info:
     model: str
     weights: str
     card: str | None
+    network: str
     engine: EngineInfo
     mode: str
     steps: int
@@ -221,6 +227,7 @@ class Info:
     resolution: tuple[AxisResolution, AxisResolution, AxisResolution]
     resolution_from: str
     tiles: TileInfo
+    back_projection: float
     consistency: tuple[ConsistencyInfo, ...]
     intensity: tuple[tuple[float, float], ...]
     memory_budget: int

@@ -23,6 +23,7 @@ from mrisr.errors import InputError, MrisrWarning, OutputError
 from mrisr.infer.engines.cache import GRAPH, entry_of
 from mrisr.infer.facts import ModelFacts
 from mrisr.io.atomic import replacing
+from mrisr.weights.registry import GENERAL, SPECIAL
 
 PACKAGE = Path(__file__).parents[1]
 # What facts and graphs are made by.
@@ -70,7 +71,9 @@ class KnownModel:
         return self.load().denoiser.net
 
 
-def find(sha256: str, name: str, card: Path | None, load: Callable[[], Any]) -> KnownModel | None:
+def find(
+    sha256: str, name: str, card: Path | None, load: Callable[[], Any], network: str = GENERAL
+) -> KnownModel | None:
     """The model of these weights, where the cache has its graph and its facts.
 
     Args:
@@ -78,17 +81,19 @@ def find(sha256: str, name: str, card: Path | None, load: Callable[[], Any]) -> 
         name: that it was asked for by.
         card: its model card.
         load: gives the `LoadedModel`.
+        network: which one of the name.
 
     Facts that are damaged cost a MrisrWarning, and the weights are loaded.
     """
-    path = _place(sha256)
+    path = _place(sha256, network)
     if path is None:
         return None
     if (path, name) not in _FOUND:
         content = _read(path)
         if content is None:
             return None
-        _FOUND.clear()
+        while len(_FOUND) > len(SPECIAL):
+            _FOUND.pop(next(iter(_FOUND)))
         facts = _of_plain(content["facts"], name=name, sha256=sha256, card=None if card is None else str(card))
         _FOUND[path, name] = KnownModel(facts, content["fingerprint"], load)
     model = _FOUND[path, name]
@@ -107,7 +112,7 @@ def remember(model: Any) -> None:
     """
     from mrisr.infer.engines.convert import fingerprint
 
-    path, graph = _place(model.sha256), fingerprint(model.denoiser.net)
+    path, graph = _place(model.sha256, model.network), fingerprint(model.denoiser.net)
     if path is None or path.is_file() or not (entry_of(graph) / GRAPH).is_file():
         return
     content = {"fingerprint": graph, "facts": _plain(ModelFacts.of(model))}
@@ -118,18 +123,18 @@ def remember(model: Any) -> None:
         log.info("cannot keep what is known of %s in %s: %s", model.name, path.parent, error)
 
 
-def is_remembered(sha256: str) -> bool:
+def is_remembered(sha256: str, network: str) -> bool:
     """Whether there is nothing that `remember` could leave."""
-    path = _place(sha256)
+    path = _place(sha256, network)
     return path is None or path.is_file() or not (path.parent.is_dir() and os.access(path.parent, os.W_OK))
 
 
-def _place(sha256: str) -> Path | None:
+def _place(sha256: str, network: str) -> Path | None:
     """The file of the facts; None without a cache."""
     folder = environment.cache_folder()
     if folder is None:
         return None
-    digest = hashlib.sha256(repr((sha256, environment.versions(LIBRARIES))).encode())
+    digest = hashlib.sha256(repr((sha256, network, environment.versions(LIBRARIES))).encode())
     for pattern in CODE:
         for source in sorted(PACKAGE.glob(pattern)):
             digest.update(source.read_bytes())

@@ -24,6 +24,7 @@ from mrisr.infer.facts import MIRRORINGS, Geometry, Machine, ModelFacts, Options
 from mrisr.infer.fade import inner_range, slice_axes
 from mrisr.infer.known import KnownModel
 from mrisr.ops import arrays
+from mrisr.physics.consistency import BACK_ASSUMED
 from mrisr.physics.degrade import SLICE_KINDS
 
 
@@ -90,6 +91,17 @@ class Plan:
         """The scan is filtered, its pilot the network's answer: no sample, and none that the scanner cannot show."""
         how = self.options
         return how.denoise > 0 and how.mode == "mean" and not (self.displaced or how.network_alone)
+
+    @property
+    def back_projection(self) -> float:
+        """The share of what the scan holds beyond the network's answer that goes back onto it."""
+        how, psf = self.options, self.geometry.psf
+        if self.filters:
+            return 1.0
+        slices = any(p.kind in SLICE_KINDS for p in psf)
+        if not slices or how.mode != "mean" or self.displaced or how.network_alone or how.consistency == "off":
+            return 0.0
+        return 1.0 if self.geometry.psf_certain else BACK_ASSUMED
 
     @property
     def denoise(self) -> float:

@@ -14,6 +14,7 @@ from mrisr.errors import MemoryBudgetError, MrisrWarning
 from mrisr.grid import Grid
 from mrisr.infer import memory
 from mrisr.infer.account import account, engine_info
+from mrisr.infer.back_projection import restore_signal
 from mrisr.infer.corrections import Corrections, Corrector, check_consistency, estimate_field
 from mrisr.infer.denoise import denoise
 from mrisr.infer.engines import Engine, make
@@ -23,7 +24,6 @@ from mrisr.infer.info import Info
 from mrisr.infer.plan import FramePlan, Plan, Route, choose_engine, is_plain, plan_frame, plan_scan, source_of
 from mrisr.infer.progress import Report
 from mrisr.infer.start import conditions, foregrounds, start
-from mrisr.infer.wiener import restore_signal
 from mrisr.physics.degrade import ForwardModel
 from mrisr.volume import Frames, Volume
 
@@ -58,7 +58,13 @@ class Stages:
 
 
 def upscale_volume(
-    scan: Scan, target: Grid, model: Any, options: Options, report: Report, messages: Sequence[str] = ()
+    scan: Scan,
+    target: Grid,
+    model: Any,
+    options: Options,
+    report: Report,
+    messages: Sequence[str] = (),
+    geometry: Geometry | None = None,
 ) -> tuple[Volume, Info]:
     """Bring a scan onto `target`: (result in the input's intensity units, the account).
 
@@ -66,12 +72,14 @@ def upscale_volume(
         target: from `mrisr.grid.plan(volume.grid, ...)`.
         model: `mrisr.load_model(...)`: a LoadedModel, or a `mrisr.infer.known.KnownModel`.
         messages: warnings of this scan that were given already; they go into the account, and are not given again.
+        geometry: `Geometry.of` the scan, target and options, where that is known; it looks at voxels.
 
     Raises:
         MemoryBudgetError, BackendError, UsageError.
     """
     with report.stage("prepare"):
-        stages, engine = _prepare(scan, target, model, options, report)
+        geometry = geometry or Geometry.of(scan.volume, target, options.psf)
+        stages, engine = _prepare(scan, geometry, model, options, report)
         plan, volume, messages = stages.plan, scan.volume, give(list(messages), stages.plan.warnings)
     if scan.corrections.estimates:
         with report.stage("bias"):
@@ -101,10 +109,9 @@ def upscale_volume(
     return volume.replace(out, plan.output.affine), info
 
 
-def _prepare(scan: Scan, target: Grid, model: Any, options: Options, report: Report) -> tuple[Stages, Engine]:
-    corrections = scan.corrections
+def _prepare(scan: Scan, geometry: Geometry, model: Any, options: Options, report: Report) -> tuple[Stages, Engine]:
+    corrections, target = scan.corrections, geometry.target
     check_consistency(corrections, options.consistency)
-    geometry = Geometry.of(scan.volume, target, options.psf)
     budget = memory.parse_budget(options.memory)
     choice = choose_engine(options, model)
     plain = is_plain(choice, corrections, options)

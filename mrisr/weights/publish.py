@@ -9,7 +9,6 @@ The model card (NAME.md beside it) is written by hand; `benchmarks/readme_tables
 from __future__ import annotations
 
 import argparse
-import hashlib
 import sys
 from pathlib import Path
 
@@ -58,6 +57,7 @@ def publish(
     import torch
 
     path = registry.locate(source)
+    digest = registry.identify(source).sha256
     meta, tensors = registry.read(path)
     meta = {**meta, "name": name}
     if version is not None:
@@ -66,7 +66,7 @@ def publish(
         tensors = {key: t.to(torch.bfloat16) for key, t in tensors.items()}
         meta["stored"] = "bfloat16"
     if calibration is not None:
-        meta["uncertainty"] = _with_calibration(meta.get("uncertainty", []), calibration, path)
+        meta["uncertainty"] = _with_calibration(meta.get("uncertainty", []), calibration, path, digest)
     target = folder / f"{name}.safetensors"
     whole = registry.as_bytes(tensors, meta)
     with replacing(target, force=True) as beside:
@@ -74,10 +74,9 @@ def publish(
     return target
 
 
-def _with_calibration(entries: list[dict], report: dict, path: Path) -> list[dict]:
+def _with_calibration(entries: list[dict], report: dict, path: Path, digest: str) -> list[dict]:
     """`entries` with the report's one, which takes the place of an older one for the same samples and steps."""
     schema.check(report, Report, "calibration", error=ModelError)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if report.get("weights") != digest:
         raise ModelError(
             f"{path}: the calibration is of other weights (sha256 {str(report.get('weights'))[:12]}, these are "

@@ -1,6 +1,10 @@
 """Trained weights: the shipped ones by name, others by path. Only safetensors are read, never pickles.
 
 A file may hold half precision (`mrisr.weights.publish`); what is loaded is float32 all the same.
+
+Beside shipped weights NAME may lie NAME-2d and NAME-3d: networks of the same size that learnt one kind of acquisition
+alone, slices or cuts of k-space, and are better there (docs/quality.md). They belong to NAME, which has one hash for
+all of them; `mrisr.infer.networks` says which one a scan is for.
 """
 
 from __future__ import annotations
@@ -8,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,6 +26,7 @@ from mrisr.errors import ModelError, because, excerpt, opening
 FOLDER = Path(__file__).parent
 FORMAT = 1
 STORED = ("torch.float32", "torch.bfloat16", "torch.float16")
+GENERAL, SPECIAL = "general", ("2d", "3d")  # networks of one name: for whatever comes, and for one kind of acquisition
 
 
 class Calibration(Struct, frozen=True):
@@ -63,9 +69,11 @@ class LoadedModel:
         name: the name or path it was asked for by.
         meta: what the file says of itself (preset, sigma_data, trained_range, data, configuration; where calibrated,
             "uncertainty", see `mrisr.weights.publish`).
-        sha256: of the weights file.
+        sha256: of the weights file; of the digests of all, where there are several networks.
         card: path of the model card, or None.
         plan: of a bundle with a TensorRT plan, a `mrisr.bundle.Plan`.
+        network: which network of the name this is: GENERAL, or one of SPECIAL.
+        networks: those of SPECIAL that there are beside it; see `network_of`.
     """
 
     denoiser: object
@@ -74,6 +82,8 @@ class LoadedModel:
     sha256: str
     card: Path | None
     plan: bundle.Plan | None = None
+    network: str = GENERAL
+    networks: tuple[str, ...] = ()
 
 
 def available() -> list[str]:
@@ -118,16 +128,48 @@ def load(name: str | Path | LoadedModel = "base") -> LoadedModel:
         model = _of_file(path, name)
         _check_bundle(model, folder)
         return replace(model, card=folder.file(bundle.CARD_NAME), plan=folder.plan())
-    return _of_file(path, name)
+    others = _special(name, path)
+    return replace(_of_file(path, name), sha256=_hash(path, *others.values()), networks=tuple(others))
+
+
+def network_of(model: LoadedModel, network: str) -> LoadedModel:
+    """The model with this network of its name; with its own, where there is no such."""
+    if network not in model.networks:
+        return model
+    with opening(model.name, ModelError):
+        own = _of_file(_special(model.name, locate(model.name))[network], model.name)
+    return replace(own, sha256=model.sha256, card=model.card, network=network)
+
+
+def _special(name: str | Path, path: Path) -> dict[str, Path]:
+    """The files of the other networks of a shipped name, of which `path` is the general one; none of a path."""
+    if path != FOLDER / f"{name}.safetensors":
+        return {}
+    files = {network: FOLDER / f"{name}-{network}.safetensors" for network in SPECIAL}
+    return {network: file for network, file in files.items() if file.is_file()}
+
+
+def _hash(*paths: Path) -> str:
+    """SHA-256 of one file; of several, of their digests in this order."""
+    digests = [_hash_of(*_key(path)) for path in paths]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+@lru_cache(16)
+def _hash_of(path: str, *state: int) -> str:
+    """state: of the file when it was read, so that another in its place is read again."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A weights file that is none of a bundle: where it lies, its SHA-256, and its model card or None."""
+    """Weights that are none of a bundle: where the general network lies, `LoadedModel.sha256`, the model card or None,
+    and the special networks that there are."""
 
     path: Path
     sha256: str
     card: Path | None
+    networks: tuple[str, ...] = ()
 
 
 def identify(name: str | Path) -> Weights | None:
@@ -136,27 +178,34 @@ def identify(name: str | Path) -> Weights | None:
         path = locate(name)
         if bundle.is_bundle(name) and path.parent == Path(name):
             return None
-        return Weights(path, hashlib.sha256(path.read_bytes()).hexdigest(), _card(path))
+        others = _special(name, path)
+        return Weights(path, _hash(path, *others.values()), _card(path), tuple(others))
 
 
-def is_loaded(name: str | Path) -> bool:
-    """Whether `load` has the network of this file in memory already. Raises ModelError."""
+def is_loaded(name: str | Path, network: str = GENERAL) -> bool:
+    """Whether this network of a name is in memory already. Raises ModelError."""
     with opening(name, ModelError):
-        return _key(locate(name)) in _CACHE
+        path = locate(name)
+        return _key(_special(name, path).get(network, path)) in _CACHE
 
 
-def fresh(name: str | Path) -> LoadedModel:
-    """The weights of a file that is none of a bundle, as `load` gives them, but nobody else has them. Raises ModelError
-    where it has gone, too."""
+def fresh(name: str | Path, network: str = GENERAL) -> LoadedModel:
+    """A network as `load` and `network_of` give it, none of a bundle, but nobody else has it. Raises ModelError where
+    its file has gone, too."""
     with opening(name, ModelError):
-        return _load(locate(name), str(name))
+        path = locate(name)
+        others = _special(name, path)
+        own = _load(others.get(network, path), str(name))
+        general = replace(own, sha256=_hash(path, *others.values()), card=_card(path), networks=tuple(others))
+        return general if network not in others else replace(general, network=network, networks=())
 
 
 def _of_file(path: Path, name: str | Path) -> LoadedModel:
     # One module per file, so that what an engine has compiled for it is found again by the next call.
     key = _key(path)
     if key not in _CACHE:
-        _CACHE.clear()
+        while len(_CACHE) > len(SPECIAL):  # scans of all kinds may come by turns
+            _CACHE.pop(next(iter(_CACHE)))
         _CACHE[key] = _load(path, str(name))
     return replace(_CACHE[key], name=str(name))
 
@@ -214,8 +263,7 @@ def _load(path: Path, name: str) -> LoadedModel:
         if not bool(torch.isfinite(tensor).all()):
             raise ModelError(f"{path}: {key} holds NaN or Inf; the file is damaged")
     net = net.to(memory_format=torch.channels_last_3d).eval().requires_grad_(False)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return LoadedModel(Denoiser(net, meta["sigma_data"]).eval(), name, meta, digest, _card(path))
+    return LoadedModel(Denoiser(net, meta["sigma_data"]).eval(), name, meta, _hash(path), _card(path))
 
 
 def read(path: Path) -> tuple[dict, dict]:

@@ -10,7 +10,7 @@ import torch
 
 import mrisr
 from mrisr.errors import MrisrWarning, UsageError
-from mrisr.infer import wiener
+from mrisr.infer import back_projection
 from mrisr.nn.condition import Condition
 from mrisr.ops.resample import apply_axes
 from mrisr.physics.degrade import ForwardModel, band_matrices, mean_matrices, outside_band, zero_fill_matrices
@@ -82,13 +82,13 @@ def test_info_and_the_network_are_told(scan, model, amount, mode, told, monkeypa
 @pytest.mark.parametrize("amount", [0.3, 1.0])
 def test_the_result_shows_the_filtered_scan(scan, model, amount, monkeypatch):
     """Where k-space was cut the scanner sees, in the result, the scan without the noise that was to go."""
-    calls, plain = [], wiener.wiener
+    calls, plain = [], back_projection.wiener
 
     def recorded(lr, pilot, sigma, bands, threads):
         calls.append((lr.copy(), pilot.copy(), sigma, plain(lr, pilot, sigma, bands, threads)))
         return calls[-1][-1].copy()
 
-    monkeypatch.setattr(wiener, "wiener", recorded)
+    monkeypatch.setattr(back_projection, "wiener", recorded)
     monkeypatch.setattr("mrisr.infer.run.fade", lambda image, *rest: image)  # plain interpolation in air has its noise
     noisy = scan + np.random.default_rng(0).normal(0, 0.05 * scan.std(), scan.shape).astype(np.float32)
     result, info = run(noisy, model, denoise=amount, psf="kspace", consistency="off")
@@ -100,7 +100,7 @@ def test_the_result_shows_the_filtered_scan(scan, model, amount, monkeypatch):
 
 
 def test_without_foreground_the_answer_stands_and_a_warning_says_so(scan, model, monkeypatch):
-    monkeypatch.setattr(wiener, "noise_level", lambda lr, voxel_size, bands: None)
+    monkeypatch.setattr(back_projection, "noise_level", lambda lr, voxel_size, bands: None)
     with pytest.warns(MrisrWarning, match="denoise: too little foreground to know the noise"):
         _, info = run(scan, model, denoise=1.0)
     assert any("too little foreground" in text for text in info.warnings)

@@ -103,8 +103,9 @@ def folder(tmp_path_factory, head):
     """A folder with a scan, and the cache that a first job has left."""
     place = tmp_path_factory.mktemp("jobs")
     np.save(place / "scan.npy", head((30, 34, 28)))
-    cold = jobs(place, "cold", "plain")["plain"]
-    assert cold["torch"] and len(list((place / "cache").glob("model-*.json"))) == 1
+    cold = jobs(place, "cold", "plain", "thick", "mirrored")
+    assert [cold[name]["network"] for name in ("plain", "thick", "mirrored")] == ["3d", "2d", "general"]
+    assert cold["plain"]["torch"] and len(list((place / "cache").glob("model-*.json"))) == 3
     return place
 
 
@@ -172,21 +173,28 @@ def cache(tmp_path, folder, monkeypatch):
     return tmp_path / "cache"
 
 
-def found(name: str = "base"):
+def found(name: str = "base", network: str = registry.GENERAL):
     weights = registry.identify(name)
-    return known.find(weights.sha256, name, weights.card, lambda: registry.load(name))
+
+    def load():
+        return registry.network_of(registry.load(name), network)
+
+    return known.find(weights.sha256, name, weights.card, load, network)
 
 
-def test_what_is_known_is_what_the_weights_say(cache):
-    model = registry.load("base")
-    assert found().facts == ModelFacts.of(model) and found().facts is ModelFacts.of(found())
-    assert found() is found() and found().network() is model.denoiser.net
-    assert found().config.norm == model.denoiser.net.config.norm
+def facts_file() -> Path:
+    return known._place(registry.identify("base").sha256, "3d")
+
+
+@pytest.mark.parametrize("network", [registry.GENERAL, *registry.SPECIAL])
+def test_what_is_known_is_what_the_weights_say(cache, network):
+    model, known_one = registry.network_of(registry.load("base"), network), found("base", network)
+    assert known_one.facts == ModelFacts.of(model) and known_one.facts is ModelFacts.of(known_one)
+    assert known_one is found("base", network) and known_one.network() is model.denoiser.net
+    assert known_one.config.norm == model.denoiser.net.config.norm and known_one.facts.network == network
 
 
 def test_other_weights_and_other_versions_are_not_known(cache, tmp_path, monkeypatch):
-    shutil.copy(registry.locate("base"), tmp_path / "mine.safetensors")
-    assert found(str(tmp_path / "mine.safetensors")).name == str(tmp_path / "mine.safetensors")  # the same weights
     meta, tensors = registry.read(registry.locate("base"))
     tensors["exit.bias"] = tensors["exit.bias"] + 1
     (tmp_path / "mine.safetensors").write_bytes(registry.as_bytes(tensors, meta))
@@ -206,22 +214,22 @@ def test_facts_without_their_graph_are_not_used(cache):
     "damage", [lambda text: text[:-9], lambda text: text.replace("0.0742", "0.0743"), lambda t: ""]
 )
 def test_damaged_facts_cost_a_warning_and_are_made_again(cache, damage):
-    (path,) = cache.glob("model-*.json")
+    path = facts_file()
     before = path.read_text()
     path.write_text(damage(before))
     with pytest.warns(MrisrWarning, match=r"what is known of the model is damaged \(.+\); it is made again") as records:
-        assert found() is None
+        assert found("base", "3d") is None
     assert len(records) == 1 and not path.exists()
-    known.remember(registry.fresh("base"))
-    assert path.read_text() == before and found() is not None
+    known.remember(registry.fresh("base", "3d"))
+    assert path.read_text() == before and found("base", "3d") is not None
 
 
 def test_a_network_that_was_changed_leaves_nothing_in_the_name_of_its_file(cache, folder):
     """`load_model` gives everybody one module: what somebody has done to it is no business of other processes."""
-    scan, (path,) = np.load(folder / "scan.npy"), cache.glob("model-*.json")
+    scan, path = np.load(folder / "scan.npy"), facts_file()
     before = path.read_text()
     path.unlink()
-    bias = mrisr.load_model("base").denoiser.net.exit.bias
+    bias = registry.network_of(mrisr.load_model("base"), "3d").denoiser.net.exit.bias
     with torch.no_grad():
         bias += 0.01
     try:
@@ -236,9 +244,9 @@ def test_a_network_that_was_changed_leaves_nothing_in_the_name_of_its_file(cache
 def test_a_folder_that_takes_nothing_is_no_error(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MRISR_CACHE", str(tmp_path / "file"))
-    assert known.is_remembered("") and found() is None
+    assert known.is_remembered("", registry.GENERAL) and found() is None
     monkeypatch.setenv("MRISR_CACHE", "off")
-    assert known.is_remembered("") and found() is None
+    assert known.is_remembered("", registry.GENERAL) and found() is None
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])

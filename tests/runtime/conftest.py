@@ -31,7 +31,7 @@ def library():
 def loaded():
     from mrisr.weights import registry
 
-    return registry.load("base")
+    return registry.load(registry.locate("base"))  # by its path: the one network that a bundle has
 
 
 @pytest.fixture(scope="session")

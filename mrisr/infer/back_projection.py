@@ -1,0 +1,67 @@
+"""What of the scan stands in the result beyond the network's answer: one step of back-projection.
+
+The answer as the scanner would have seen it is taken from the scan, and what is left goes onto the answer, as the start
+would show it (Irani and Peleg 1991, "Improving resolution by image registration", of one scan). A cut of k-space leaves
+nothing: its band stands in every answer as it was measured. Slices do, for no band of theirs is exact; half of it goes
+back where their profile is assumed and not stated, which gains nearly as much where it is right and does no harm where
+it is not (docs/quality.md).
+
+Where noise is to go, the scan is filtered first, with the answer as the pilot of a Wiener filter. So the answer decides
+what is signal, and the scan what the signal is: of the measured band the network alone would leave too much noise and
+lose detail.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mrisr.infer.corrections import Corrector
+from mrisr.infer.plan import Plan
+from mrisr.infer.start import Frame
+from mrisr.ops.either import as_array, like
+from mrisr.physics.degrade import ForwardModel
+from mrisr.physics.wiener import BLOCK, FEWEST_BLOCKS, noise_bands, noise_level, wiener
+
+if TYPE_CHECKING:
+    import torch
+
+    Volume = torch.Tensor | np.ndarray
+
+UNKNOWN = (
+    f"denoise: too little foreground to know the noise ({FEWEST_BLOCKS} blocks of {BLOCK} x {BLOCK} x {BLOCK} voxels "
+    "are needed); what of the scan is noise the network alone says"
+)
+
+
+def restore_signal(
+    image: Volume, frame: Frame, plan: Plan, forward: ForwardModel, corrector: Corrector, threads: int
+) -> tuple[Volume, tuple[str, ...]]:
+    """(the network's answer with what goes back onto it, in place; what to warn of).
+
+    Args:
+        image: float32 [X, Y, Z], normalised.
+    """
+    share = plan.back_projection
+    if not share:
+        return image, ()
+    lr, pilot = as_array(frame.lr), as_array(forward.forward(image))
+    signal, texts = _filtered(lr, pilot, plan, threads) if plan.filters else (lr, ())
+    rest = np.subtract(signal, pilot, dtype=np.float32)
+    if share != 1:
+        rest *= np.float32(share)
+    image += corrector.start(like(rest, frame.lr))[0]
+    return image, texts
+
+
+def _filtered(lr: np.ndarray, pilot: np.ndarray, plan: Plan, threads: int) -> tuple[np.ndarray, tuple[str, ...]]:
+    """(the scan without as much of its noise as was asked for, what to warn of)."""
+    voxel_size = plan.geometry.source.voxel_size
+    bands = noise_bands(plan.geometry.psf, voxel_size)
+    sigma = noise_level(lr, voxel_size, bands)
+    signal = pilot.copy() if sigma is None else wiener(lr, pilot, sigma, bands, max(1, threads))
+    signal -= lr
+    signal *= plan.options.denoise
+    signal += lr
+    return signal, () if sigma is not None else (UNKNOWN,)

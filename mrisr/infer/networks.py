@@ -1,0 +1,31 @@
+"""Which network of a model a job is for: the one that learnt its kind of acquisition alone, or the general one."""
+
+from __future__ import annotations
+
+from mrisr.infer.corrections import Corrections
+from mrisr.infer.facts import Geometry, Options
+from mrisr.physics.degrade import SLICE_KINDS
+from mrisr.weights.registry import GENERAL
+
+FINER = 1.05  # acquired width / target voxel from which there is something to find
+MOST = {"3d": 4.0, "2d": 8.0}  # what was learnt of that: of cuts of k-space, and across slices
+MOST_IN_PLANE = 2.0  # of slices
+LEAST_ACROSS = 1.5
+
+
+def network_for(geometry: Geometry, corrections: Corrections, options: Options) -> str:
+    """ "2d" where slices become thinner, "3d" where a cut of k-space becomes finer, "general" for the rest.
+
+    The special networks learnt mode "mean" alone, without the corrections and `denoise`, and no further than MOST.
+    """
+    corrected = corrections.displaces or corrections.shades
+    if options.mode != "mean" or options.denoise or corrected:
+        return GENERAL
+    steps = [p.width / v for p, v in zip(geometry.psf, geometry.target.voxel_size)]
+    across = [s for s, p in zip(steps, geometry.psf) if p.kind in SLICE_KINDS]
+    cuts = [s for s, p in zip(steps, geometry.psf) if p.kind == "kspace"]
+    if len(cuts) == 3 and FINER <= max(cuts) <= MOST["3d"]:
+        return "3d"
+    if len(cuts) == 2 and len(across) == 1 and LEAST_ACROSS <= across[0] <= MOST["2d"] and max(cuts) <= MOST_IN_PLANE:
+        return "2d"
+    return GENERAL

@@ -1,0 +1,127 @@
+"""The networks of one name: which one a job is for, and that this one runs."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+import mrisr
+from mrisr.errors import ModelError
+from mrisr.grid import Grid
+from mrisr.infer.corrections import Corrections
+from mrisr.infer.facts import Geometry, Options
+from mrisr.infer.networks import network_for
+from mrisr.physics.psf import AxisPSF
+from mrisr.weights import registry
+from mrisr.weights.publish import publish
+
+CUT, SLICE = "kspace", "gaussian"
+
+
+def geometry(kinds, widths, target=(1.0, 1.0, 1.0)) -> Geometry:
+    grids = [Grid((8, 8, 8), np.diag([*v, 1.0])) for v in (widths, target)]
+    psf = tuple(AxisPSF(kind, float(width)) for kind, width in zip(kinds, widths))
+    return Geometry(*grids, 1, psf, "stated", True, (0, 1, 2))
+
+
+@pytest.mark.parametrize(
+    "network, kinds, widths",
+    [
+        ("3d", (CUT, CUT, CUT), (2, 2, 2)),
+        ("3d", (CUT, CUT, CUT), (1, 1, 2)),  # slices of a 3D acquisition
+        ("2d", (CUT, CUT, SLICE), (1, 1, 4)),
+        ("2d", ("supergaussian", CUT, CUT), (5, 1.3, 1.3)),
+        ("general", (CUT, CUT, CUT), (1, 1, 1)),  # nothing finer is asked for
+        ("general", (CUT, CUT, CUT), (5, 5, 5)),  # more than was learnt
+        ("general", (CUT, CUT, SLICE), (1, 1, 9)),
+        ("general", (CUT, CUT, SLICE), (2.5, 1, 4)),
+        ("general", (CUT, CUT, SLICE), (1, 1, 1.2)),
+        ("general", (CUT, SLICE, SLICE), (1, 3, 3)),
+        ("general", (SLICE, SLICE, SLICE), (2, 2, 2)),
+        ("general", (CUT, CUT, "unknown"), (1, 1, 4)),
+        ("general", ("unknown",) * 3, (2, 2, 2)),
+    ],
+)
+def test_the_acquisition_decides(network, kinds, widths):
+    assert network_for(geometry(kinds, widths), Corrections(), Options()) == network
+
+
+def test_what_the_special_ones_have_not_learnt_the_general_one_does():
+    scan = geometry((CUT, CUT, CUT), (2, 2, 2))
+    for options in (Options(mode="sample"), Options(denoise=0.1)):
+        assert network_for(scan, Corrections(), options) == "general"
+    assert network_for(scan, Corrections(field="auto"), Options()) == "general"
+    assert network_for(scan, Corrections(), Options(ensemble=8, tile="exact", consistency="on")) == "3d"
+
+
+@pytest.fixture
+def family(tmp_path, monkeypatch):
+    """Shipped weights of three networks: each adds another constant, so that a result says whose it is."""
+    from mrisr.nn.presets import build
+    from mrisr.train.checkpoint import export_weights
+
+    shipped = tmp_path / "shipped"
+    shipped.mkdir()
+    monkeypatch.setattr(registry, "FOLDER", shipped)
+    for name, value in (("base", 0.0), ("base-2d", 1.0), ("base-3d", 2.0)):
+        net = build("tiny")
+        net.exit.bias.data.fill_(value)
+        meta = {"format": 1, "preset": "tiny", "sigma_data": 0.1, "denoise": True, "name": name}
+        export_weights(tmp_path / "one.safetensors", net.state_dict(), meta)
+        publish(tmp_path / "one.safetensors", name, folder=shipped)
+    return shipped
+
+
+@pytest.fixture(scope="module")
+def scan(head):
+    return head((20, 24, 22))
+
+
+def upscaled(scan, model, size, **how):
+    how = dict(factor=None, voxel_size=1.0, engine="torch", threads=1, return_info=True) | how
+    return mrisr.upscale(scan, input_voxel_size=size, model=model, **how)
+
+
+@pytest.mark.parametrize("size, network, psf", [((2, 2, 2), "3d", CUT), ((1, 1, 4), "2d", (CUT, CUT, SLICE))])
+def test_the_network_of_the_acquisition_runs_by_name_and_as_a_model(family, scan, size, network, psf):
+    by_name, info = upscaled(scan, "base", size, psf=psf)
+    assert (info.model, info.network) == ("base", network)
+    assert info.weights == registry.load("base").sha256 == registry.identify("base").sha256
+    loaded = mrisr.load_model("base")
+    given, other = upscaled(scan, loaded, size, psf=psf)
+    assert other.network == network and given.tobytes() == by_name.tobytes()
+    own, of_file = upscaled(scan, family / f"base-{network}.safetensors", size, psf=psf)
+    assert of_file.network == "general" and own.tobytes() == by_name.tobytes()
+    general, of_general = upscaled(scan, family / "base.safetensors", size, psf=psf)
+    assert of_general.network == "general" and general.tobytes() != by_name.tobytes()
+    noisy, info = upscaled(scan, "base", size, psf=psf, denoise=1.0)
+    assert info.network == "general"
+
+
+def test_one_hash_stands_for_all_networks(family):
+    before, card = registry.load("base"), registry.identify("base")
+    assert before.networks == card.networks == ("2d", "3d") and before.network == "general"
+    special = registry.network_of(before, "2d")
+    assert (special.name, special.network, special.sha256) == ("base", "2d", before.sha256)
+    assert registry.fresh("base", "2d").sha256 == before.sha256 and registry.fresh("base", "2d").network == "2d"
+    assert registry.load(family / "base.safetensors").networks == ()
+    shutil.copy(family / "base-2d.safetensors", family / "base-3d.safetensors")
+    assert registry.load("base").sha256 != before.sha256
+    (family / "base-2d.safetensors").unlink()
+    (family / "base-3d.safetensors").unlink()
+    alone = registry.load("base")
+    assert alone.networks == () and alone.sha256 == registry.load(family / "base.safetensors").sha256
+    assert registry.network_of(alone, "2d") is alone
+
+
+def test_a_damaged_network_is_named(family, scan):
+    (family / "base-3d.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ModelError, match=r"base-3d\.safetensors: not a readable safetensors file"):
+        upscaled(scan, "base", (2, 2, 2), psf=CUT)
+    upscaled(scan, "base", (1, 1, 4), psf=(CUT, CUT, SLICE))  # who does not need it is not kept from working
+
+
+def test_networks_of_all_kinds_stay_loaded_by_turns(family, scan):
+    model = mrisr.load_model("base")
+    nets = [registry.network_of(model, n).denoiser.net for n in ("2d", "3d", "2d", "3d")]
+    assert nets[0] is nets[2] and nets[1] is nets[3] and mrisr.load_model("base").denoiser is model.denoiser
