@@ -31,6 +31,18 @@ def ceiling(case, noise: float) -> float:
     return case.psnr(torch.full_like(case.target, noise * math.sqrt(beyond))) - case.psnr(case.cubic)
 
 
+def _gains(model, cases) -> dict[str, float]:
+    """Of every case by the network that is for its acquisition."""
+    sliced = [c for c in cases if c.name.rpartition("/")[2].startswith("thick")]
+    cut = [c for c in cases if c not in sliced]
+    found = {}
+    for network, some in (("2d", sliced), ("3d", cut)):
+        rows = validate(registry.network_of(model, network).denoiser, some)
+        found |= {c.name: rows[c.name] for c in some}
+    values = list(found.values())
+    return {**found, "mean": sum(values) / len(values), "worst": min(values)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", nargs="+", required=True)
@@ -47,7 +59,7 @@ def main() -> None:
     for name in args.models:
         model = registry.load(name)
         with half:
-            gains = validate(model.denoiser, cases)
+            gains = _gains(model, cases)
         rows[Path(name).name] = {"sha256": model.sha256, "gain_db": {k: round(v, 4) for k, v in gains.items()}}
         print(f"{name}: mean {gains['mean']:+.3f} dB, worst {gains['worst']:+.3f} dB over cubic")
     record = {

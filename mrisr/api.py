@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import numbers
 import os
 import threading
@@ -14,25 +13,23 @@ from typing import Any
 from mrisr import grid as grids
 from mrisr.adapt.options import Adaptation, check_options
 from mrisr.corrections import corrections, read_mask
-from mrisr.errors import CATCHING, ModelError, MrisrWarning, UsageError, excerpt
+from mrisr.errors import CATCHING, MrisrWarning, UsageError, excerpt
 from mrisr.infer.engines.precision import asked_for
 from mrisr.infer.engines.select import check_fork
 from mrisr.infer.facts import MIRRORINGS, Geometry, Options
 from mrisr.infer.fade import ENDS
 from mrisr.infer.join.together import Together
-from mrisr.infer.known import KnownModel, find, is_remembered, remember
 from mrisr.infer.networks import network_for
 from mrisr.infer.progress import Report, reporting
 from mrisr.infer.run import Scan, upscale_volume
 from mrisr.io import several as several_scans
 from mrisr.io.adapters import to_volume
 from mrisr.io.kinds import check_kind
+from mrisr.models import model_for, remember_model
 from mrisr.weights import registry
 
 CONSISTENCY = ("auto", "on", "off")
 MOST_STEPS, MOST_SAMPLES = 1000, 10_000  # beyond, nothing is gained: a slip of the finger
-
-log = logging.getLogger(__name__)
 
 
 def upscale(
@@ -101,7 +98,7 @@ def upscale(
         force: join scans that do not fit, too (overlap, correlation, frame of reference), with a warning.
         device: "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:N".
         model: a shipped name, a path to .safetensors or of a bundle (`mrisr export`), or what `mrisr.load_model`
-            returned.
+            returned. Of a name that has several networks the one for the scan's acquisition runs (`info.network`).
         adapt: seconds (1 to 3600), or None: before it answers, let the network learn from the scan's own sharp planes;
             of thick slices only (docs/adapt.md). From 180 s on it is always the same 450 steps, and with less 2.5
             steps for each second, so that the result is the same on a faster machine; where the seconds run out before
@@ -238,11 +235,11 @@ def upscale(
         with report.stage("prepare"):
             geometry = Geometry.of(source, target, psf)
         with report.stage("load model"):
-            network = _model(model, network_for(geometry, scan.corrections, Options(**how)))
+            network = model_for(model, network_for(geometry, scan.corrections, Options(**how)))
         if adaptation is None:
             how["holds_frames"] = not report.keeps_frames
             result, info = upscale_volume(scan, target, network, Options(**how), report, geometry=geometry)
-            _remember(model, network, info)
+            remember_model(model, network, info)
         else:
             from mrisr.adapt.run import upscale_adapted
 
@@ -254,36 +251,6 @@ def upscale(
 
 def _network(model: Any) -> Any:
     return model if hasattr(model, "denoiser") else registry.load(model)
-
-
-def _model(model: Any, network: str) -> Any:
-    """What runs a job, with this network of its name if there is one: a model as it was given; by name what the cache
-    knows of it, else its weights."""
-    if hasattr(model, "denoiser"):
-        return registry.network_of(model, network)
-
-    def load() -> registry.LoadedModel:
-        return registry.network_of(registry.load(model), network)
-
-    weights = None if registry.is_loaded(model, network) else registry.identify(model)
-    if weights is None:
-        return load()
-    which = network if network in weights.networks else registry.GENERAL
-    return find(weights.sha256, str(model), weights.card, load, which) or load()
-
-
-def _remember(model: Any, network: Any, info: Any) -> None:
-    """Leave what the next job needs that asks for the same model by its name."""
-    by_name = not hasattr(model, "denoiser") and not isinstance(network, KnownModel)
-    if by_name and info.engine.name == "openvino" and not is_remembered(info.weights, info.network):
-        try:
-            # What ran may have been changed by whoever has loaded it before.
-            weights = registry.fresh(model, info.network)
-        except ModelError as error:  # gone meanwhile; the result is there
-            log.info("cannot read %s again: %s", model, error)
-            return
-        if weights.sha256 == info.weights:
-            remember(weights)
 
 
 def _join(several, selection, grid, mask, model, options: Options, how: Together, report: Report) -> tuple[Any, Any]:

@@ -183,8 +183,8 @@ def random_scanner(rng: np.random.Generator, fine_axes=(True, True, True), famil
     shows no other slices and takes any where only these are wanted.
     """
     possible = FAMILIES if all(fine_axes) else FAMILIES[:-1]
-    wanted = set(families) & set(possible) or set(possible)
-    while (scanner := _any_scanner(rng, fine_axes)).kind.family not in wanted:
+    some = set(families) & set(possible) or set(possible)
+    while (scanner := _any_scanner(rng, fine_axes)).kind.family not in some:
         pass
     return scanner
 

@@ -23,7 +23,7 @@ from mrisr.errors import InputError, MrisrWarning, OutputError
 from mrisr.infer.engines.cache import GRAPH, entry_of
 from mrisr.infer.facts import ModelFacts
 from mrisr.io.atomic import replacing
-from mrisr.weights.registry import GENERAL, SPECIAL
+from mrisr.nn.vector import GENERAL, SPECIAL
 
 PACKAGE = Path(__file__).parents[1]
 # What facts and graphs are made by.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from mrisr.infer.corrections import Corrections
 from mrisr.infer.facts import Geometry, Options
+from mrisr.nn.vector import GENERAL
 from mrisr.physics.degrade import SLICE_KINDS
-from mrisr.weights.registry import GENERAL
 
 FINER = 1.05  # acquired width / target voxel from which there is something to find
 MOST = {"3d": 4.0, "2d": 8.0}  # what was learnt of that: of cuts of k-space, and across slices

@@ -12,6 +12,9 @@ import numpy as np
 from mrisr.grid import Grid
 from mrisr.physics.psf import KINDS
 
+# Networks of one name (`mrisr.weights.registry`): for whatever comes, and for one kind of acquisition.
+GENERAL, SPECIAL = "general", ("2d", "3d")
+
 MEAN, SAMPLE = 0, 1
 VECTOR_DIM = 40  # room for what later networks are told; weights of 24 are widened by zeros (`widened`)
 GUIDANCE_CHANNELS = 8  # log bias (1), displacement (3), log|det J| (1), and the 3 presence flags

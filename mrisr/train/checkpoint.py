@@ -17,6 +17,7 @@ from mrisr.errors import ModelError, TrainingError, excerpt
 from mrisr.io.atomic import replacing
 from mrisr.nn.grow import grow, reason_not_to_grow
 from mrisr.nn.vector import STEP_SHARE
+from mrisr.train.config import TrainConfig
 from mrisr.weights import registry
 
 LAST = "last.pt"
@@ -130,6 +131,9 @@ def check_same_run(state: dict, config_json: str, path: Path, free=frozenset({"s
     before = schema.parse(state["config"].encode("utf-8", "surrogatepass"), f"{path}: config", error=TrainingError)
     schema.check(before, dict, f"{path}: config", error=TrainingError)
     now = json.loads(config_json)
+    # What the run's mrisr did not know yet it has done as the default says.
+    defaults = json.loads(TrainConfig().to_json())
+    before = {**{k: defaults[k] for k in now.keys() & defaults.keys()}, **before}
     ignored = PATHS | {"validate_every", "save_every", "prefetch"} | set(free)
     different = sorted(k for k in before.keys() | now.keys() if k not in ignored and before.get(k) != now.get(k))
     if different:

@@ -180,6 +180,9 @@ class DistillConfig(TrainConfig):
             raise TrainingError("config: without ground_truth, teacher_mean and halving have to be above 0")
 
 
+_OF_ONE_KIND = dict(init="base", steps=3800, batch=4, patch=64, lr=8e-4, muon_lr=0.016, warmup=60, ema=0.998,
+                    mean_fraction=1.0, synthetic_share=0.2, gradnl=0.0, bias=0.0, denoise=0.0, drop=0.02)  # fmt: skip
+
 CONFIGS = {
     # The shipped weights v0: `mrisr train --config base`.
     "base": TrainConfig(),
@@ -192,6 +195,9 @@ CONFIGS = {
                                  prefetch=True),
     # The yardstick: the student's size and budget, one step, L1 alone, no diffusion.
     "deterministic": TrainConfig(mean_fraction=1.0, loss="l1"),
+    # The shipped networks of one kind of acquisition, each from weights that know all (mrisr/weights/base.md).
+    "base-2d": TrainConfig(families=("slice",), thin_weight=0.0, seed=62, **_OF_ONE_KIND),
+    "base-3d": TrainConfig(families=("iso", "aniso"), seed=61, **_OF_ONE_KIND),
     # Seconds on a CPU: for tests and for a first look.
     "tiny": TrainConfig(preset="tiny", steps=20, batch=2, patch=24, synthetic=2, warmup=4, precision="fp32",
                         validate_every=10, save_every=5),

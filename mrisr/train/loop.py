@@ -67,7 +67,7 @@ def train(config: TrainConfig, out: Path, report=print) -> dict:
     if main:
         with replacing(out / "config.json", force=True) as path:
             Path(path).write_text(config.to_json() + "\n", encoding="utf-8")
-    cases = validation_cases(run.held_out) if main else []
+    cases = validation_cases(run.held_out, families=config.families) if main else []
     board = _board(out) if main else None
     gains, began, saved, losses = {}, time.time(), time.time(), []
     while run.step < config.steps:

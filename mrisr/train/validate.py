@@ -16,7 +16,15 @@ from mrisr.nn.condition import Condition
 from mrisr.nn.vector import SAMPLE
 from mrisr.ops.noise import normal_noise
 from mrisr.ops.resample import apply_axes, interpolation_matrix
-from mrisr.physics.degrade import ForwardModel, band_matrices, coarse_grid, degrade, outside_band, start_matrices
+from mrisr.physics.degrade import (
+    SLICE_KINDS,
+    ForwardModel,
+    band_matrices,
+    coarse_grid,
+    degrade,
+    outside_band,
+    start_matrices,
+)
 from mrisr.physics.foreground import certain
 from mrisr.physics.intensity import estimate_noise
 from mrisr.physics.psf import AxisPSF
@@ -66,12 +74,17 @@ class Block:
         return area, (power[0] / max(power[1], 1e-12)) ** 0.5
 
 
-def validation_cases(volumes: list[TrainingVolume], block: int = BLOCK, seed: int = 7) -> list[Block]:
-    """Every case of `TRAINING` of every volume; volumes smaller than the block and its margin are taken whole."""
-    cases = []
-    for volume in volumes:
-        cases += [_block(volume, case, block, seed) for case in TRAINING.values()]
-    return cases
+def validation_cases(volumes: list[TrainingVolume], block: int = BLOCK, seed: int = 7, families=()) -> list[Block]:
+    """Every case of `TRAINING` of every volume; volumes smaller than the block and its margin are taken whole.
+
+    families: of scanners (`mrisr.data.scanners.FAMILIES`), the cases of these alone, unless there are none; () for all.
+    """
+    some = [case for case in TRAINING.values() if not families or _family(case) in families]
+    return [_block(volume, case, block, seed) for volume in volumes for case in some or TRAINING.values()]
+
+
+def _family(case: Case) -> str:
+    return "slice" if any(kind in SLICE_KINDS for kind in case.profile) else "iso"
 
 
 def _block(volume: TrainingVolume, case: Case, block: int, seed: int) -> Block:

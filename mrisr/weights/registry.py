@@ -22,11 +22,11 @@ from msgspec import Struct
 from mrisr import bundle, schema
 from mrisr.bundle.config import Count, Line, Positive, Steps, Word
 from mrisr.errors import ModelError, because, excerpt, opening
+from mrisr.nn.vector import FIRST_VERSION, GENERAL, SPECIAL
 
 FOLDER = Path(__file__).parent
 FORMAT = 1
 STORED = ("torch.float32", "torch.bfloat16", "torch.float16")
-GENERAL, SPECIAL = "general", ("2d", "3d")  # networks of one name: for whatever comes, and for one kind of acquisition
 
 
 class Calibration(Struct, frozen=True):
@@ -248,7 +248,6 @@ def _load(path: Path, name: str) -> LoadedModel:
     from mrisr.diffusion.precond import Denoiser
     from mrisr.nn.condition import widened
     from mrisr.nn.presets import build
-    from mrisr.nn.vector import FIRST_VERSION
 
     net = build(meta["preset"])
     first = tensors.get("embed.0.weight")

@@ -97,6 +97,23 @@ def test_scanners_stay_in_the_range_the_weights_claim():
     assert kinds == {"iso", "aniso", "blur", "slice", "same"}
 
 
+def test_families_are_those_that_are_wanted():
+    rng, flat = np.random.default_rng(0), (True, True, False)
+    assert {random_scanner(rng, families=("slice",)).kind.family for _ in range(200)} == {"slice"}
+    assert {random_scanner(rng, families=("iso", "aniso")).kind.family for _ in range(200)} == {"iso", "aniso"}
+    # A 2D scan shows no other slices.
+    assert {random_scanner(rng, flat, ("slice", "iso")).kind.family for _ in range(200)} == {"iso"}
+    assert "slice" not in {random_scanner(rng, flat, ("slice",)).kind.family for _ in range(200)}
+
+
+def test_who_wants_no_denoising_gets_none(volume):
+    shares = {}
+    for wanted in (0.0, 1.0):
+        sampler = PatchSampler([volume], seed=3, drop=0.0, denoise=wanted)
+        shares[wanted] = [float(sampler.pair(i, 16).cond.denoise) for i in range(60)]
+    assert not any(shares[0.0]) and any(s == 1 for s in shares[1.0]) and any(0 < s < 1 for s in shares[1.0])
+
+
 def test_contrasts_are_finite_and_keep_air_dark():
     x = torch.linspace(-0.1, 2.0, 200)
     for seed in range(40):

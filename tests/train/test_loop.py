@@ -47,6 +47,26 @@ def quiet(text):
     pass
 
 
+def test_a_run_from_before_a_setting_goes_on_with_its_default(config, tmp_path):
+    loop.train(config, tmp_path, quiet)
+    state = torch.load(tmp_path / "last.pt", weights_only=True)
+    old = json.loads(state["config"])
+    del old["families"], old["denoise"]
+    torch.save({**state, "config": json.dumps(old)}, tmp_path / "last.pt")
+    loop.train(replace(config, steps=config.steps + 1), tmp_path, quiet)
+    with pytest.raises(TrainingError, match="denoise: 0.6 -> 0.5"):
+        loop.train(replace(config, steps=config.steps + 1, denoise=0.5), tmp_path, quiet)
+
+
+def test_a_run_on_one_family_is_judged_by_its_cases_and_says_what_it_has_not_learnt(config, tmp_path):
+    config = replace(config, families=("slice",), denoise=0.0)
+    gains = loop.train(config, tmp_path, quiet)
+    judged = {name.rpartition("/")[2] for name in gains if "/" in name}
+    assert judged == {"thick4", "thick5n"}
+    meta, _ = registry.read(tmp_path / run.WEIGHTS)
+    assert meta["denoise"] is False and meta["config"]["families"] == ["slice"]
+
+
 def test_a_resumed_run_is_bit_equal_to_one_in_one_piece(config, tmp_path, monkeypatch):
     config = replace(config, synthetic=2)
     loop.train(config, tmp_path / "whole", quiet)
