@@ -122,18 +122,17 @@ def operators() -> dict[str, str]:
 
 
 def weights() -> dict[str, str]:
-    """Shipped weights: size, start of their SHA-256, and their model card."""
-    import hashlib
-
+    """Shipped weights: size and number of networks, start of their SHA-256, and their model card."""
     from mrisr.weights import registry
 
     table = {}
     for name in registry.available():
-        path = registry.locate(name)
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-        card = path.with_suffix(".md")
-        about = f"card {card}" if card.is_file() else "no model card"
-        table[name] = f"{path.stat().st_size / 1e6:.1f} MB, sha256 {digest}, {about}"
+        found = registry.identify(name)
+        files = [found.path, *(found.path.with_stem(f"{name}-{network}") for network in found.networks)]
+        size = f"{sum(file.stat().st_size for file in files) / 1e6:.1f} MB"
+        size += f" in {len(files)} networks" if len(files) > 1 else ""
+        about = f"card {found.card}" if found.card else "no model card"
+        table[name] = f"{size}, sha256 {found.sha256[:12]}, {about}"
     return table or {"none": "no weights in the package: mrisr.upscale needs model=PATH"}
 
 

@@ -19,7 +19,6 @@ the acquisition is stated. The names that `mrisr evaluate --methods` knows:
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -208,8 +207,9 @@ def describe_models(methods: dict[str, Method]) -> dict[str, str]:
 def describe_model(name: str) -> str:
     """Name of the weights and the start of their SHA-256: what a report needs to tell two files of one name
     apart."""
-    path = registry.locate(name)
-    return f"{path.name} (sha256 {hashlib.sha256(path.read_bytes()).hexdigest()[:12]})"
+    weights = registry.identify(name)
+    digest = registry.load(name).sha256 if weights is None else weights.sha256
+    return f"{registry.locate(name).name} (sha256 {digest[:12]})"
 
 
 def pick_cases(names: Sequence[str]):

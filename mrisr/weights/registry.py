@@ -87,8 +87,9 @@ class LoadedModel:
 
 
 def available() -> list[str]:
-    """Names of the weights in the package."""
-    return sorted(p.stem for p in FOLDER.glob("*.safetensors"))
+    """Names of the weights in the package; special networks go by the name that they belong to."""
+    names = {p.stem for p in FOLDER.glob("*.safetensors")}
+    return sorted(names - {f"{name}-{network}" for name in names for network in SPECIAL})
 
 
 def locate(name: str | Path) -> Path:
@@ -216,8 +217,9 @@ def _key(path: Path) -> tuple:
 
 
 def _card(path: Path) -> Path | None:
-    card = path.with_suffix(".md")
-    return card if card.is_file() else None
+    """The model card beside a file; special networks are on that of their name."""
+    names = [path.stem, *(path.stem.removesuffix(f"-{network}") for network in SPECIAL)]
+    return next((card for name in names if (card := path.with_name(f"{name}.md")).is_file()), None)
 
 
 _CACHE: dict[tuple, LoadedModel] = {}
