@@ -16,6 +16,9 @@ constexpr std::int64_t kFewestVoxels = 2;
 constexpr double kLargestVoxel = 100.0;
 constexpr double kLargestView = 5000.0;
 
+// mrisr/infer/tiles.py
+constexpr std::int64_t kOverlap = 24;
+
 // mrisr/ops/arrays.py
 constexpr double kDrop = 1e-09;
 

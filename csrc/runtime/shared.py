@@ -16,6 +16,7 @@ import mrisr.grid
 import mrisr.infer.engines.openvino
 import mrisr.infer.engines.precision
 import mrisr.infer.memory
+import mrisr.infer.tiles
 import mrisr.ops.arrays
 import mrisr.physics.consistency
 import mrisr.physics.intensity
@@ -51,6 +52,7 @@ def numbers() -> dict[str, dict[str, float | int]]:
             "kLargestVoxel": volume.LARGEST_VOXEL_MM,
             "kLargestView": volume.LARGEST_VIEW_MM,
         },
+        "mrisr/infer/tiles.py": {"kOverlap": mrisr.infer.tiles.OVERLAP},
         "mrisr/ops/arrays.py": {"kDrop": mrisr.ops.arrays.DROP},
         "mrisr/physics/intensity.py": {"kNormalMad": intensity.NORMAL_MAD},
         "mrisr/physics/consistency.py": {

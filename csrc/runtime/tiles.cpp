@@ -6,6 +6,7 @@
 
 #include "error.h"
 #include "foreground.h"
+#include "shared.h"
 
 namespace mrisr::runtime {
 namespace {
@@ -18,22 +19,30 @@ double rise(double distance, double width) {
   return s * s;
 }
 
-std::int64_t stride_of(std::int64_t size, const Config::Tiling& t) { return (size - t.overlap) / t.align * t.align; }
+// Voxels that neighbouring tiles of `size` share: mrisr/infer/tiles.py.
+std::int64_t overlap_of(std::int64_t size, const Config::Tiling& t) {
+  return std::min(t.overlap, std::max<std::int64_t>(shared::kOverlap, size / (2 * t.brick) * t.brick));
+}
+
+std::int64_t stride_of(std::int64_t size, const Config::Tiling& t) {
+  return (size - overlap_of(size, t)) / t.align * t.align;
+}
 
 // Number of tiles of `size` along `length`.
 std::int64_t tiles_along(std::int64_t length, std::int64_t size, const Config::Tiling& t) {
   if (size >= length) return 1;
   const std::int64_t stride = stride_of(size, t);
   if (stride < t.align)
-    MRISR_FAIL(MRISR_ERROR_ARGUMENT, "tile: " << size << " voxels are too few beside an overlap of " << t.overlap
-                                              << "; expected at least " << t.align + t.overlap);
+    MRISR_FAIL(MRISR_ERROR_ARGUMENT, "tile: " << size << " voxels are too few beside an overlap of "
+                                              << overlap_of(size, t) << "; expected at least "
+                                              << t.align + overlap_of(size, t));
   const std::int64_t last = round_up(length - size, t.align);
   return (last + stride - 1) / stride + 1;
 }
 
 // What a tile adds before the weights of an axis are divided by their sum: 0 on the trimmed part of a cut face.
 double raw_weight(const TileAxis& axis, std::int64_t k, std::int64_t i, const Config::Tiling& t) {
-  const double width = static_cast<double>(t.overlap - 2 * t.trim), at = static_cast<double>(i) + 0.5;
+  const double width = static_cast<double>(overlap_of(axis.size, t) - 2 * t.trim), at = static_cast<double>(i) + 0.5;
   const double up = k > 0 ? rise(at - static_cast<double>(t.trim), width) : 1.0;
   const double down =
       k < axis.count - 1 ? rise(static_cast<double>(axis.size) - at - static_cast<double>(t.trim), width) : 1.0;

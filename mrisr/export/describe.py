@@ -8,7 +8,7 @@ from mrisr import __version__, grid
 from mrisr.bundle import FORMAT, MODEL_NAME, VERSION
 from mrisr.diffusion.schedule import karras_sigmas
 from mrisr.infer import fade, tiles
-from mrisr.infer.facts import WINDOW_ALIGN
+from mrisr.infer.facts import WINDOW_ALIGN, ModelFacts
 from mrisr.infer.info import RESEARCH_USE
 from mrisr.nn import vector
 from mrisr.nn.blocks import WINDOW
@@ -49,7 +49,7 @@ def config_of(model, opset: int, graphs: list[dict]) -> dict:
         "diffusion": _diffusion(model.denoiser, meta),
         "trained_range": {kind: meta.get("trained_range", {}).get(kind) for kind in ("isotropic", "slice")},
         **_preprocessing(),
-        "tiling": _tiling(net.config),
+        "tiling": _tiling(net.config, ModelFacts.of(model).overlap),
         "grid": {"voxel_size": grid.DEFAULT_VOXEL_SIZE, "same_spacing": grid.SAME_SPACING},
         "fade": {
             "spline_order": fade.ORDER,
@@ -137,12 +137,12 @@ def _preprocessing() -> dict:
     }
 
 
-def _tiling(config) -> dict:
+def _tiling(config, overlap: int) -> dict:
     align = WINDOW_ALIGN if config.attention else tiles.BRICK
     return {
         "brick": tiles.BRICK,
         "align": align,
-        "overlap": tiles.OVERLAP,
+        "overlap": overlap,
         "trim": tiles.TRIM,
         "smallest": tiles.smallest_tile(align),
         "margin": tiles.MARGIN,

@@ -29,7 +29,7 @@ def account(
 ) -> Info:
     """results: of every frame, in order; warnings: that were given."""
     geometry, model, options = plan.geometry, plan.model, plan.options
-    of_frames = tuple(tile_info(r) for r in results)
+    of_frames = tuple(tile_info(r, model.overlap) for r in results)
     return Info(
         input=GridInfo.of(geometry.source),
         target=GridInfo.of(plan.output),
@@ -75,7 +75,7 @@ def engine_info(engine: Engine, plan: Plan, results: Sequence[FrameResult], grap
     return EngineInfo(engine.name, str(engine.device), engine.threads, engine.precision, why, engine.precision_why)
 
 
-def tile_info(result: FrameResult) -> TileInfo:
+def tile_info(result: FrameResult, overlap: int) -> TileInfo:
     """Of one frame: its plain pass (mirrored ones are like it), and the worst seam of all passes."""
     pieces = result.plan.passes[0].tiles
     return TileInfo(
@@ -85,7 +85,7 @@ def tile_info(result: FrameResult) -> TileInfo:
         computed=len(pieces.active),
         active_fraction=pieces.active_fraction,
         box=pieces.box,
-        seam=_seam_note(pieces),
+        seam=_seam_note(pieces, overlap),
         spilled=result.spill_bytes,
         seam_error=result.seam,
     )
@@ -98,12 +98,13 @@ def all_frames(frames: Sequence[TileInfo]) -> TileInfo:
     return replace(largest, spilled=max(t.spilled for t in frames), seam_error=max(seams, default=None))
 
 
-def _seam_note(pieces: tiles.TilePlan) -> str:
+def _seam_note(pieces: tiles.TilePlan, overlap: int) -> str:
     if pieces.kind == "whole":
         return "one piece: no seams; outside of the box (air) the result is plain interpolation"
     if pieces.kind == tiles.EXACT:
         return "layer by layer: the result of one piece, no seams; outside of the box (air) plain interpolation"
+    shared = min(tiles.shared(size, overlap) for size in pieces.tile)
     return (
-        f"tiles share {tiles.OVERLAP} voxels, of which the outer {tiles.TRIM} are dropped and the rest "
+        f"tiles share {shared} voxels, of which the outer {tiles.TRIM} are dropped and the rest "
         f"blended; the difference from one piece is what the network sees beyond that"
     )

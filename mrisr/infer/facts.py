@@ -106,6 +106,7 @@ class ModelFacts:
         denoises: it has learnt to take noise out of the measured band.
         std_scale: (samples, steps) -> the conformal factors of the spread.
         log_sigma, mean_scale: of mode "mean" (`mrisr.diffusion.precond.mean_constants`).
+        overlap: voxels that its tiles share (`mrisr.infer.tiles.shared`).
         network: which one of the name (`mrisr.weights.registry`).
     """
 
@@ -124,6 +125,7 @@ class ModelFacts:
     std_scale: dict[tuple[int, int], dict[float, float]]
     log_sigma: float
     mean_scale: float
+    overlap: int
     network: str
 
     @classmethod
@@ -154,6 +156,7 @@ class ModelFacts:
             },
             log_sigma=log_sigma,
             mean_scale=mean_scale,
+            overlap=tiles.FAR_OVERLAP if meta.get("config", {}).get("families") else tiles.OVERLAP,
             network=model.network,
         )
 

@@ -389,7 +389,7 @@ def plan_frame(plan: Plan, foregrounds: Sequence[np.ndarray], route: Route | Non
 def _pieces(plan: Plan, route: Route, foreground: np.ndarray) -> tiles.TilePlan:
     shape, align = plan.geometry.target.shape, plan.model.align
     most = route.demand.tile_voxels(plan.machine.budget)
-    pieces = tiles.plan(shape, foreground, tile=route.tile, max_voxels=most, align=align)
+    pieces = tiles.plan(shape, foreground, tile=route.tile, max_voxels=most, align=align, overlap=plan.model.overlap)
     if pieces.kind != "tiles" or plan.model.norm != "group":
         return pieces
     if route.tile is not None:

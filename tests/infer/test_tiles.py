@@ -148,3 +148,14 @@ def test_the_cheapest_tile_computes_less_than_a_cube_would():
 
     assert np.prod(size) <= 128**3
     assert cost(size) < cost((128, 128, 128))
+
+
+def test_networks_that_look_further_share_more_where_tiles_are_large_enough():
+    assert [tiles.shared(size, tiles.FAR_OVERLAP) for size in (48, 56, 64, 80, 128)] == [24, 24, 32, 40, 40]
+    assert [tiles.shared(size, tiles.OVERLAP) for size in (48, 80, 128)] == [24] * 3
+    near, far = (tiles.plan((200, 90, 48), tile=80, overlap=o) for o in (tiles.OVERLAP, tiles.FAR_OVERLAP))
+    assert far.axes[0].starts[1] == 40 and near.axes[0].starts[1] == 56 and near.axes[2].starts == far.axes[2].starts
+    covered_by = sum(
+        np.pad(w, (s, far.box[1][0] - s - len(w))) for s, w in zip(far.axes[0].starts, far.axes[0].weights)
+    )
+    np.testing.assert_allclose(covered_by, 1, atol=1e-6)

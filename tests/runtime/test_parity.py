@@ -92,6 +92,17 @@ def test_thick_slices_along_any_axis(library, model, loaded, head, order):
     compared(library, model, loaded, np.ascontiguousarray(data.transpose(order)), affine, voxel_size=1.0)
 
 
+def test_tiles_of_a_network_that_looks_further(library, head, made_once):
+    from mrisr.export.build import export_bundle
+    from mrisr.weights import registry
+
+    special = registry.load(registry.locate("base-3d"))
+    model = library.open(made_once("bundle-3d", lambda folder: export_bundle(special, folder)))
+    for tile in (48, 64, 88):  # which share 24, 32 and 40 voxels
+        compared(library, model, special, head((40, 62, 30)), np.diag([1.4, 1.4, 1.4, 1]), voxel_size=0.7, tile=tile)
+    library.c.mrisr_close(model)
+
+
 @pytest.mark.parametrize("share", [0.3, 1.0])
 def test_noise_of_a_stack_too_thin_to_know_it(library, model, loaded, head, share):
     compared(library, model, loaded, head((34, 40, 3)), THICK[1], voxel_size=1.0, denoise=share)
