@@ -136,7 +136,8 @@ def upscale(
             path, a nibabel image, a Volume, an array or a tensor [X, Y, Z]).
         bias_out: "corrected", or "kept": the result is multiplied by the field again.
         consistency: "on" (or True) corrects the result so that it explains the input to within its noise,
-            "off" (or False) does not, "auto" does where the point spread is stated.
+            "off" (or False) does not, "auto" does where the point spread is stated. "off" also leaves out what slices
+            hold beyond the network's answer, which else goes back onto it (`info.back_projection`).
         mask: of the head, on the scan's grid (a path, a nibabel image, a Volume, an array or a tensor [X, Y, Z]):
             outside of it the result is 0, or what the scan's own background is. None: a background that has been
             masked already (exact zeros, or one value all around) is found, and kept exactly.
