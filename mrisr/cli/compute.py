@@ -62,7 +62,8 @@ def add_compute_options(parser: argparse.ArgumentParser) -> None:
         "--consistency",
         choices=("auto", "on", "off"),
         default="auto",
-        help="make the output reproduce the input to within noise (default: auto, where --psf is stated, and of slices in part)",
+        help="make the output reproduce the input to within noise (default: auto, where --psf is stated, and of "
+        "slices in part)",
     )
     model.add_argument(
         "--mask",
