@@ -35,6 +35,7 @@ from mrisr.evaluate.metrics import data_range, psnr
 from mrisr.evaluate.protocol import find_volumes, load_subjects
 from mrisr.infer.engines import openvino, precision
 from mrisr.nn.vector import GUIDANCE_STRIDE, input_shapes
+from mrisr.weights import registry
 
 HELD_OUT = ("t1w_0p9mm_b", "flair_1mm_p26")
 CALIBRATION = ("t1w_0p7mm_a", "t1w_1p33mm_lh01", "t2w_1mm_M2307", "flair_1mm_p19", "t1w_1x1x2_dep03")
@@ -191,7 +192,7 @@ def main() -> int:
     record.add_place(parser)
     args = parser.parse_args()
     warnings.simplefilter("ignore", MrisrWarning)
-    model = mrisr.load_model(args.model)
+    model = mrisr.load_model(registry.locate(args.model))  # by its path: one network, whatever the scan
     converted = openvino.OpenVINOEngine(model.denoiser.net, args.threads)._converted()
     tiles = calibration(args.data, model, args.crop, 64, args.threads)
     graph, convolutions = quantised(converted.model, tiles)

@@ -98,7 +98,8 @@ def upscale(
         force: join scans that do not fit, too (overlap, correlation, frame of reference), with a warning.
         device: "auto" (a GPU where there is one), "cpu", "cuda" or "cuda:N".
         model: a shipped name, a path to .safetensors or of a bundle (`mrisr export`), or what `mrisr.load_model`
-            returned. Of a name that has several networks the one for the scan's acquisition runs (`info.network`).
+            returned. Of a name that has several networks the one for the scan's acquisition runs (`info.network`);
+            where several scans are joined, the general one.
         adapt: seconds (1 to 3600), or None: before it answers, let the network learn from the scan's own sharp planes;
             of thick slices only (docs/adapt.md). From 180 s on it is always the same 450 steps, and with less 2.5
             steps for each second, so that the result is the same on a faster machine; where the seconds run out before
@@ -119,8 +120,8 @@ def upscale(
             noise included. 1: of the scan stands what is signal by the network's answer (a Wiener filter with that
             answer as its pilot, `mrisr.physics.wiener`), in air plain interpolation. In mode "sample", and where
             gradient nonlinearity is corrected, the network's answer alone. Needs weights that have learnt it.
-            Across thick slices no band is exact, and the network's answer is an estimate without noise whatever
-            this says.
+            Across thick slices no band is exact, and the network's answer is an estimate without noise; at 0 what the
+            scan holds beyond it goes back, noise included (`info.back_projection`).
         psf: how the scan was acquired: "auto" (by the header; else by the shape of the voxels and the spectrum, which
             shows where a scanner stored smaller voxels than it measured, and the profile of thick slices), one kind for
             all axes, or three entries (one per stored axis), each a kind ("kspace", "gaussian", "supergaussian",
@@ -233,7 +234,6 @@ def upscale(
             correction_options = dict(done=gradnl_done, slice_axis=slice_axis, bias_out=bias_out)
             head = None if mask is None else read_mask(mask, source)
             scan = Scan(source, corrections(source, gradnl, bias, **correction_options), head)
-        with report.stage("prepare"):
             geometry = Geometry.of(source, target, psf)
         with report.stage("load model"):
             network = model_for(model, network_for(geometry, scan.corrections, Options(**how)))

@@ -127,12 +127,12 @@ def weights() -> dict[str, str]:
 
     table = {}
     for name in registry.available():
-        found = registry.identify(name)
-        files = [found.path, *(found.path.with_stem(f"{name}-{network}") for network in found.networks)]
+        model = registry.identify(name)
+        files = [model.path, *(model.path.with_stem(f"{name}-{network}") for network in model.networks)]
         size = f"{sum(file.stat().st_size for file in files) / 1e6:.1f} MB"
         size += f" in {len(files)} networks" if len(files) > 1 else ""
-        about = f"card {found.card}" if found.card else "no model card"
-        table[name] = f"{size}, sha256 {found.sha256[:12]}, {about}"
+        about = f"card {model.card}" if model.card else "no model card"
+        table[name] = f"{size}, sha256 {model.sha256[:12]}, {about}"
     return table or {"none": "no weights in the package: mrisr.upscale needs model=PATH"}
 
 

@@ -8,7 +8,7 @@ from mrisr import __version__, grid
 from mrisr.bundle import FORMAT, MODEL_NAME, VERSION
 from mrisr.diffusion.schedule import karras_sigmas
 from mrisr.infer import fade, tiles
-from mrisr.infer.facts import WINDOW_ALIGN, ModelFacts
+from mrisr.infer.facts import WINDOW_ALIGN, ModelFacts, trained_range
 from mrisr.infer.info import RESEARCH_USE
 from mrisr.nn import vector
 from mrisr.nn.blocks import WINDOW
@@ -47,7 +47,7 @@ def config_of(model, opset: int, graphs: list[dict]) -> dict:
             "layout": list(vector.GUIDANCE_LAYOUT),
         },
         "diffusion": _diffusion(model.denoiser, meta),
-        "trained_range": {kind: meta.get("trained_range", {}).get(kind) for kind in ("isotropic", "slice")},
+        "trained_range": {kind: trained_range(meta).get(kind) for kind in ("isotropic", "slice")},
         **_preprocessing(),
         "tiling": _tiling(net.config, ModelFacts.of(model).overlap),
         "grid": {"voxel_size": grid.DEFAULT_VOXEL_SIZE, "same_spacing": grid.SAME_SPACING},

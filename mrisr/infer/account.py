@@ -103,7 +103,7 @@ def _seam_note(pieces: tiles.TilePlan, overlap: int) -> str:
         return "one piece: no seams; outside of the box (air) the result is plain interpolation"
     if pieces.kind == tiles.EXACT:
         return "layer by layer: the result of one piece, no seams; outside of the box (air) plain interpolation"
-    shared = min(tiles.shared(size, overlap) for size in pieces.tile)
+    shared = min(tiles.shared(a.size, overlap) for a in pieces.axes if len(a.starts) > 1)
     return (
         f"tiles share {shared} voxels, of which the outer {tiles.TRIM} are dropped and the rest "
         f"blended; the difference from one piece is what the network sees beyond that"

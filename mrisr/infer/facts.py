@@ -16,6 +16,7 @@ from mrisr.physics.acquired import estimate_acquired, slice_profile
 from mrisr.physics.psf import PSF, parse_psf, thick_slices
 from mrisr.volume import Volume
 
+IN_PLANE = (1.0, 2.0)  # of slices: acquired width / target voxel that was learnt
 WINDOW_ALIGN = 64  # attention windows are 8^3 at 1/8 resolution, counted from the volume's origin
 
 # Number of mirrorings that are averaged -> the stored axes that are mirrored together. Each set is a group that no
@@ -104,6 +105,7 @@ class ModelFacts:
         trained_range: "isotropic" or "slice" -> (least, most) acquired width / target voxel.
         learnt: of "gradnl" and "bias", what it has learnt to be told of.
         denoises: it has learnt to take noise out of the measured band.
+        samples: it has learnt mode "sample".
         std_scale: (samples, steps) -> the conformal factors of the spread.
         log_sigma, mean_scale: of mode "mean" (`mrisr.diffusion.precond.mean_constants`).
         overlap: voxels that its tiles share (`mrisr.infer.tiles.shared`).
@@ -122,6 +124,7 @@ class ModelFacts:
     trained_range: dict[str, tuple[float, float]]
     learnt: tuple[str, ...]
     denoises: bool
+    samples: bool
     std_scale: dict[tuple[int, int], dict[float, float]]
     log_sigma: float
     mean_scale: float
@@ -137,6 +140,8 @@ class ModelFacts:
 
         log_sigma, mean_scale = mean_constants(model.denoiser.sigma_data)
         net, meta = model.denoiser.net, model.meta
+        config = meta.get("config", {})
+        families = config.get("families", ())
         return cls(
             name=model.name,
             sha256=model.sha256,
@@ -147,16 +152,17 @@ class ModelFacts:
             width=net.config.widths[0],
             weight_bytes=4 * sum(p.numel() for p in net.parameters()),
             few_steps=tuple(meta.get("few_steps", ())),
-            trained_range={kind: tuple(limits) for kind, limits in meta.get("trained_range", {}).items()},
+            trained_range=trained_range(meta),
             learnt=learnt(meta),
             denoises=bool(meta.get("denoise", False)),
+            samples=config.get("mean_fraction", 0.0) < 1,
             std_scale={
                 (entry["samples"], entry["steps"]): {float(k): float(v) for k, v in entry["scale"].items()}
                 for entry in meta.get("uncertainty", ())
             },
             log_sigma=log_sigma,
             mean_scale=mean_scale,
-            overlap=tiles.FAR_OVERLAP if meta.get("config", {}).get("families") else tiles.OVERLAP,
+            overlap=tiles.FAR_OVERLAP if families and not net.config.attention else tiles.OVERLAP,
             network=model.network,
         )
 
@@ -164,6 +170,18 @@ class ModelFacts:
     def align(self) -> int:
         """What starts of tiles are multiples of."""
         return WINDOW_ALIGN if self.attention else tiles.BRICK
+
+
+def trained_range(meta: dict[str, Any]) -> dict[str, tuple[float, float]]:
+    """Of a header, by kind of axis; networks of one family of scanners have seen hardly anything of the other kind."""
+    limits = {kind: tuple(pair) for kind, pair in meta.get("trained_range", {}).items()}
+    families = set(meta.get("config", {}).get("families", ()))
+    if families and limits:
+        if not families - {"slice"}:
+            limits["isotropic"] = IN_PLANE
+        elif "slice" not in families:
+            limits["slice"] = (1.0, 1.0)
+    return limits
 
 
 @dataclass(frozen=True)

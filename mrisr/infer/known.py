@@ -33,6 +33,7 @@ CODE = (
     "diffusion/precond.py",
     "weights/registry.py",
     "infer/facts.py",
+    "infer/tiles.py",
     "infer/known.py",
 )
 LIBRARIES = ("torch", "openvino")

@@ -191,7 +191,7 @@ def plan_scan(
 
     Raises:
         MemoryBudgetError: not even the smallest tile fits, or with exact tiling, not the volumes.
-        UsageError: the tile is none; noise is to be removed, and the model has not learnt that.
+        UsageError: the tile is none; samples are wanted, or noise is to be removed, and the model has not learnt that.
     """
     facts = ModelFacts.of(model)
     if options.denoise and not facts.denoises:
@@ -199,6 +199,8 @@ def plan_scan(
             f"denoise: {facts.name} has not learnt to remove noise from what was measured; use denoise=0, or weights "
             "that have (their model card says so)"
         )
+    if options.mode == "sample" and not facts.samples:
+        raise UsageError(f'mode: {facts.name} has learnt "mean" alone, and no samples; use other weights, such as base')
     shape, needs = geometry.target.shape, _needs(geometry, corrections, facts, options, free)
     tile = options.tile
     if tile is None and engine.tile is not None:

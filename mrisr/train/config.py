@@ -44,7 +44,7 @@ class TrainConfig:
         gradnl, bias: share of the pairs that gradients displace, and that have a known bias field; they are corrected,
             and the network is told of it.
         families: of scanners (`mrisr.data.scanners.FAMILIES`) that are learnt; () for all. A network of one family does
-            better there (`mrisr.weights.registry.specialist`).
+            better there (`mrisr.infer.networks`).
         denoise: share of the pairs whose noise is to go (the option `denoise`), where their target shows how; 0: the
             weights cannot be asked for it.
         grad_clip: largest norm of the gradient.

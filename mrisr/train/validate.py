@@ -79,12 +79,13 @@ def validation_cases(volumes: list[TrainingVolume], block: int = BLOCK, seed: in
 
     families: of scanners (`mrisr.data.scanners.FAMILIES`), the cases of these alone, unless there are none; () for all.
     """
-    some = [case for case in TRAINING.values() if not families or _family(case) in families]
+    some = [case for case in TRAINING.values() if not families or _families(case) & set(families)]
     return [_block(volume, case, block, seed) for volume in volumes for case in some or TRAINING.values()]
 
 
-def _family(case: Case) -> str:
-    return "slice" if any(kind in SLICE_KINDS for kind in case.profile) else "iso"
+def _families(case: Case) -> set[str]:
+    """Which a case stands for."""
+    return {"slice"} if any(kind in SLICE_KINDS for kind in case.profile) else {"iso", "aniso"}
 
 
 def _block(volume: TrainingVolume, case: Case, block: int, seed: int) -> Block:

@@ -57,7 +57,6 @@ def publish(
     import torch
 
     path = registry.locate(source)
-    digest = registry.identify(source).sha256
     meta, tensors = registry.read(path)
     meta = {**meta, "name": name}
     if version is not None:
@@ -66,7 +65,9 @@ def publish(
         tensors = {key: t.to(torch.bfloat16) for key, t in tensors.items()}
         meta["stored"] = "bfloat16"
     if calibration is not None:
-        meta["uncertainty"] = _with_calibration(meta.get("uncertainty", []), calibration, path, digest)
+        meta["uncertainty"] = _with_calibration(
+            meta.get("uncertainty", []), calibration, path, registry.load(source).sha256
+        )
     target = folder / f"{name}.safetensors"
     whole = registry.as_bytes(tensors, meta)
     with replacing(target, force=True) as beside:

@@ -25,6 +25,7 @@ from mrisr.errors import ModelError, because, excerpt, opening
 from mrisr.nn.vector import FIRST_VERSION, GENERAL, SPECIAL
 
 FOLDER = Path(__file__).parent
+EXPECTED = {FOLDER / "base.safetensors": SPECIAL}  # whose networks every installation has
 FORMAT = 1
 STORED = ("torch.float32", "torch.bfloat16", "torch.float16")
 
@@ -38,10 +39,12 @@ class Calibration(Struct, frozen=True):
 
 
 class Trained(Struct, frozen=True):
-    """Of the configuration of the run, what older weights say of guidance."""
+    """Of the configuration of the run, what says what was learnt (of guidance only older weights)."""
 
     gradnl: Annotated[float, Limits(ge=0, le=1)] = 0.0
     bias: Annotated[float, Limits(ge=0, le=1)] = 0.0
+    families: Annotated[list[Word], Limits(max_length=16)] = []
+    mean_fraction: Annotated[float, Limits(ge=0, le=1)] = 0.0
 
 
 class Meta(Struct):
@@ -74,6 +77,7 @@ class LoadedModel:
         plan: of a bundle with a TensorRT plan, a `mrisr.bundle.Plan`.
         network: which network of the name this is: GENERAL, or one of SPECIAL.
         networks: those of SPECIAL that there are beside it; see `network_of`.
+        origin: (denoiser, meta) as they were loaded: who has put others in their place means these.
     """
 
     denoiser: object
@@ -84,6 +88,7 @@ class LoadedModel:
     plan: bundle.Plan | None = None
     network: str = GENERAL
     networks: tuple[str, ...] = ()
+    origin: tuple | None = None
 
 
 def available() -> list[str]:
@@ -129,16 +134,27 @@ def load(name: str | Path | LoadedModel = "base") -> LoadedModel:
         model = _of_file(path, name)
         _check_bundle(model, folder)
         return replace(model, card=folder.file(bundle.CARD_NAME), plan=folder.plan())
-    others = _special(name, path)
-    return replace(_of_file(path, name), sha256=_hash(path, *others.values()), networks=tuple(others))
+    others, own = _special(name, path), _of_file(path, name)
+    origin = (own.denoiser, own.meta)
+    return replace(own, sha256=_hash(path, *others.values()), networks=tuple(others), origin=origin)
 
 
 def network_of(model: LoadedModel, network: str) -> LoadedModel:
-    """The model with this network of its name; with its own, where there is no such."""
-    if network not in model.networks:
+    """The model with this network of its name; itself where there is no such, or somebody has replaced its own.
+
+    Raises:
+        ModelError: its file has gone, is damaged, or holds another preset.
+    """
+    unchanged = model.origin is not None and model.origin[0] is model.denoiser and model.origin[1] is model.meta
+    if network not in model.networks or not unchanged:
         return model
+    path = FOLDER / f"{model.name}-{network}.safetensors"
+    if not path.is_file():
+        raise ModelError(_missing(path))
     with opening(model.name, ModelError):
-        own = _of_file(_special(model.name, locate(model.name))[network], model.name)
+        own = _of_file(path, model.name)
+    if own.meta["preset"] != model.meta["preset"]:
+        raise ModelError(f"{path}: holds preset {own.meta['preset']!r}, and {model.name} is {model.meta['preset']!r}")
     return replace(own, sha256=model.sha256, card=model.card, network=network)
 
 
@@ -147,7 +163,14 @@ def _special(name: str | Path, path: Path) -> dict[str, Path]:
     if path != FOLDER / f"{name}.safetensors":
         return {}
     files = {network: FOLDER / f"{name}-{network}.safetensors" for network in SPECIAL}
+    for network in EXPECTED.get(path, ()):
+        if not files[network].is_file():
+            raise ModelError(_missing(files[network]))
     return {network: file for network, file in files.items() if file.is_file()}
+
+
+def _missing(path: Path) -> str:
+    return f"{path}: is missing; install mrisr again"
 
 
 def _hash(*paths: Path) -> str:
@@ -213,7 +236,7 @@ def _of_file(path: Path, name: str | Path) -> LoadedModel:
 
 def _key(path: Path) -> tuple:
     stat = path.stat()
-    return str(path.resolve()), stat.st_mtime_ns, stat.st_size
+    return str(path.resolve()), stat.st_ino, stat.st_ctime_ns, stat.st_mtime_ns, stat.st_size
 
 
 def _card(path: Path) -> Path | None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import mrisr
-from mrisr.errors import ModelError
+from mrisr.errors import ModelError, MrisrWarning, UsageError
 from mrisr.grid import Grid
 from mrisr.infer.corrections import Corrections
 from mrisr.infer.facts import Geometry, Options
@@ -16,6 +16,7 @@ from mrisr.weights import registry
 from mrisr.weights.publish import publish
 
 CUT, SLICE = "kspace", "gaussian"
+SHIPPED = registry.FOLDER
 
 
 def geometry(kinds, widths, target=(1.0, 1.0, 1.0)) -> Geometry:
@@ -125,3 +126,59 @@ def test_networks_of_all_kinds_stay_loaded_by_turns(family, scan):
     model = mrisr.load_model("base")
     nets = [registry.network_of(model, n).denoiser.net for n in ("2d", "3d", "2d", "3d")]
     assert nets[0] is nets[2] and nets[1] is nets[3] and mrisr.load_model("base").denoiser is model.denoiser
+
+
+@pytest.mark.parametrize("size, network", [((3.2,) * 3, "3d"), ((0.8, 0.8, 6.4), "2d"), ((1.6, 1.6, 4.8), "2d")])
+def test_headers_in_float32_are_no_other_scans(size, network):
+    widths = tuple(float(np.float32(v)) for v in size)
+    kinds = (CUT, CUT, CUT if network == "3d" else SLICE)
+    assert network_for(geometry(kinds, widths, (0.8,) * 3), Corrections(), Options()) == network
+
+
+def test_an_axis_that_becomes_coarser_is_the_general_ones():
+    assert network_for(geometry((CUT,) * 3, (2.0, 2.0, 0.5)), Corrections(), Options()) == "general"
+
+
+@pytest.mark.parametrize("what", ["denoiser", "meta"])
+def test_what_a_caller_has_put_in_its_place_runs(family, scan, what):
+    from copy import deepcopy
+    from dataclasses import replace
+
+    model = mrisr.load_model("base")
+    own = replace(model, **{what: deepcopy(getattr(model, what))})
+    assert upscaled(scan, own, (2, 2, 2), psf=CUT)[1].network == "general"
+    assert upscaled(scan, model, (2, 2, 2), psf=CUT)[1].network == "3d"
+
+
+def test_a_file_that_has_gone_or_is_of_another_preset_is_named(family, scan):
+    model = mrisr.load_model("base")
+    (family / "base-2d.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"base-2d\.safetensors: is missing; install mrisr again"):
+        upscaled(scan, model, (1, 1, 4), psf=(CUT, CUT, SLICE))
+    meta, tensors = registry.read(SHIPPED / "teacher-small.safetensors")
+    (family / "base-3d.safetensors").write_bytes(registry.as_bytes(tensors, meta))
+    with pytest.raises(ModelError, match=r"base-3d\.safetensors: holds preset 'teacher-small', and base is 'tiny'"):
+        upscaled(scan, model, (2, 2, 2), psf=CUT)
+
+
+def test_an_installation_without_one_of_them_is_no_installation(family, monkeypatch):
+    monkeypatch.setattr(registry, "EXPECTED", {family / "base.safetensors": ("2d", "3d")})
+    assert mrisr.load_model("base").networks == ("2d", "3d")
+    (family / "base-2d.safetensors").unlink()
+    for found in (mrisr.load_model, registry.identify, registry.fresh):
+        with pytest.raises(ModelError, match=r"base-2d\.safetensors: is missing; install mrisr again"):
+            found("base")
+
+
+def test_shipped_ones_say_what_they_have_not_learnt(scan):
+    how = dict(factor=2, input_voxel_size=(1.0, 1.0, 1.0), engine="torch", threads=1, return_info=True)
+    for name in ("base-2d", "base-3d"):
+        with pytest.raises(UsageError, match=f'mode: {name} has learnt "mean" alone'):
+            mrisr.upscale(scan, model=name, mode="sample", **how)
+        with pytest.raises(UsageError, match=f"denoise: {name} has not learnt"):
+            mrisr.upscale(scan, model=name, denoise=1.0, **how)
+    how |= dict(factor=None, voxel_size=1.0, input_voxel_size=(1.0, 1.0, 4.0), psf=(CUT, CUT, SLICE))
+    with pytest.warns(MrisrWarning, match=r"axis 2: 4 mm acquired to 1 mm .* trained on 1x to 1x \(slice\)"):
+        mrisr.upscale(scan, model="base-3d", **how)
+    with pytest.warns(MrisrWarning, match=r"axis 0: 3 mm acquired to 1 mm .* trained on 1x to 2x \(isotropic\)"):
+        mrisr.upscale(scan, model="base-2d", **(how | dict(input_voxel_size=(3.0, 3.0, 3.0), psf=CUT)))
