@@ -20,7 +20,9 @@ Row = tuple[str, str, bool]
 def table(folder: Path) -> str:
     """Markdown, a row for each bar whose result file there is; "" where there is none."""
     rows = [
-        row for make in (gains, teacher, instead, race, yardstick, denoising, samples, tissue, steps) for row in make(folder)
+        row
+        for make in (gains, teacher, instead, race, yardstick, denoising, samples, tissue, steps)
+        for row in make(folder)
     ]
     if not rows:
         return ""
@@ -60,8 +62,8 @@ def instead(folder: Path) -> Iterator[Row]:
             gained = gains["base"] - gains["base-v1"]
             yield (
                 f"in its place the mean of `base` {TEACHER} dB better than version 1",
-                f"{gained:+.2f} dB by a network for 2D and one for 3D; {gains['general'] - gains['base-v1']:+.2f} dB by "
-                "one for all",
+                f"{gained:+.2f} dB by a network for 2D and one for 3D; "
+                f"{gains['general'] - gains['base-v1']:+.2f} dB by one for all",
                 gained >= TEACHER,
             )
 
