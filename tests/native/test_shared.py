@@ -27,7 +27,7 @@ def test_the_header_is_what_python_has():
     spec.loader.exec_module(shared)
     assert (RUNTIME / "shared.h").read_text() == shared.text(), "run python csrc/runtime/shared.py"
     assert sum(map(len, shared.numbers().values())) > 20
-    sources = "".join(p.read_text() for p in RUNTIME.glob("*.cpp"))
+    sources = "".join(p.read_text() for p in RUNTIME.glob("*.[ch]*"))
     unused = [name for values in shared.numbers().values() for name in values if f"shared::{name}" not in sources]
     assert not unused, f"shared.h has numbers that libmrisr does not use: {unused}"
 
