@@ -54,10 +54,15 @@ def teacher(folder: Path) -> Iterator[Row]:
         )
 
 
+def _held_out(folder: Path) -> Iterator[dict[str, float]]:
+    """Model -> mean gain on the held-out cases, dB."""
+    for held in _read(folder, "held_out"):
+        yield {name.removesuffix(".safetensors"): m["gain_db"]["mean"] for name, m in held["models"].items()}
+
+
 def instead(folder: Path) -> Iterator[Row]:
     """What the student's mean has gained with the time that a teacher would have taken."""
-    for held in _read(folder, "held_out"):
-        gains = {name.removesuffix(".safetensors"): m["gain_db"]["mean"] for name, m in held["models"].items()}
+    for gains in _held_out(folder):
         if "general" in gains:
             gained = gains["base"] - gains["base-v1"]
             yield (
@@ -82,8 +87,7 @@ def race(folder: Path) -> Iterator[Row]:
 def yardstick(folder: Path) -> Iterator[Row]:
     """The deterministic network trained with L1: of equal size and budget where there is one, and in the ablation."""
     aim = f"`mean` within {YARDSTICK} dB of a deterministic L1 network of equal size and budget"
-    for held in _read(folder, "held_out"):
-        gains = {name.removesuffix(".safetensors"): m["gain_db"]["mean"] for name, m in held["models"].items()}
+    for gains in _held_out(folder):
         if "L1" in gains:
             apart = gains["base"] - gains["L1"]
             yield aim, f"{apart:+.2f} dB (L1 {gains['L1']:+.2f} dB)", apart >= -YARDSTICK

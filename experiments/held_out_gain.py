@@ -31,12 +31,10 @@ def ceiling(case, noise: float) -> float:
     return case.psnr(torch.full_like(case.target, noise * math.sqrt(beyond))) - case.psnr(case.cubic)
 
 
-def _gains(model, cases) -> dict[str, float]:
-    """Of every case by the network that is for its acquisition."""
-    sliced = [c for c in cases if c.name.rpartition("/")[2].startswith("thick")]
-    cut = [c for c in cases if c not in sliced]
+def _gains(model, cases: dict[str, list]) -> dict[str, float]:
+    """Of every case by the network that is for its acquisition; cases: by network."""
     found = {}
-    for network, some in (("2d", sliced), ("3d", cut)):
+    for network, some in cases.items():
         rows = validate(registry.network_of(model, network).denoiser, some)
         found |= {c.name: rows[c.name] for c in some}
     values = list(found.values())
@@ -53,7 +51,8 @@ def main() -> None:
     args = parser.parse_args()
     paths = [p for source in args.data for p in find_scans(source)]
     people = [v for v in load_volumes(paths) if v.name.startswith(tuple(args.hold_out))]
-    cases, rows = validation_cases(people), {}
+    kinds, rows = {"2d": ("slice",), "3d": ("iso",)}, {}
+    cases = {network: validation_cases(people, families=families) for network, families in kinds.items()}
     noise = {v.name.split(".")[0]: v.noise for v in people}
     half = torch.autocast("cpu", torch.bfloat16) if args.precision == "bfloat16" else contextlib.nullcontext()
     for name in args.models:
@@ -69,7 +68,9 @@ def main() -> None:
         "torch": torch.__version__,
         "date": datetime.now(timezone.utc).isoformat(timespec="minutes"),
         "reference_noise": {k: round(v, 4) for k, v in noise.items()},
-        "ceiling_db": {c.name: round(ceiling(c, noise[c.name.split("/")[0]]), 2) for c in cases},
+        "ceiling_db": {
+            c.name: round(ceiling(c, noise[c.name.split("/")[0]]), 2) for some in cases.values() for c in some
+        },
         "models": rows,
     }
     with replacing(args.out, force=True) as beside:

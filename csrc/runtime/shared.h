@@ -16,6 +16,9 @@ constexpr std::int64_t kFewestVoxels = 2;
 constexpr double kLargestVoxel = 100.0;
 constexpr double kLargestView = 5000.0;
 
+// mrisr/infer/back_projection.py
+constexpr double kBackAssumed = 0.5;
+
 // mrisr/infer/tiles.py
 constexpr std::int64_t kOverlap = 24;
 
@@ -26,7 +29,6 @@ constexpr double kDrop = 1e-09;
 constexpr double kNormalMad = 1.4826;
 
 // mrisr/physics/consistency.py
-constexpr double kBackAssumed = 0.5;
 constexpr double kNull = 1e-13;
 constexpr double kStrongest = 1000000.0;
 constexpr std::int64_t kBisections = 24;

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import mrisr.grid
+import mrisr.infer.back_projection
 import mrisr.infer.engines.openvino
 import mrisr.infer.engines.precision
 import mrisr.infer.memory
@@ -52,11 +53,11 @@ def numbers() -> dict[str, dict[str, float | int]]:
             "kLargestVoxel": volume.LARGEST_VOXEL_MM,
             "kLargestView": volume.LARGEST_VIEW_MM,
         },
+        "mrisr/infer/back_projection.py": {"kBackAssumed": mrisr.infer.back_projection.ASSUMED},
         "mrisr/infer/tiles.py": {"kOverlap": mrisr.infer.tiles.OVERLAP},
         "mrisr/ops/arrays.py": {"kDrop": mrisr.ops.arrays.DROP},
         "mrisr/physics/intensity.py": {"kNormalMad": intensity.NORMAL_MAD},
         "mrisr/physics/consistency.py": {
-            "kBackAssumed": consistency.BACK_ASSUMED,
             "kNull": consistency.NULL,
             "kStrongest": consistency.STRONGEST,
             "kBisections": consistency.BISECTIONS,

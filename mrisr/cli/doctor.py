@@ -128,7 +128,7 @@ def weights() -> dict[str, str]:
     table = {}
     for name in registry.available():
         model = registry.identify(name)
-        files = [model.path, *(model.path.with_stem(f"{name}-{network}") for network in model.networks)]
+        files = [model.path, *model.networks.values()]
         size = f"{sum(file.stat().st_size for file in files) / 1e6:.1f} MB"
         size += f" in {len(files)} networks" if len(files) > 1 else ""
         about = f"card {model.card}" if model.card else "no model card"

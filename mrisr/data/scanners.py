@@ -22,6 +22,7 @@ MOST_ISO = 3.0  # factor from which isotropic cuts are one class
 
 
 FAMILIES = ("iso", "aniso", "same", "blur", "slice")
+FLAT_FAMILIES = FAMILIES[:3]  # of a scan that is 2D already
 
 
 @dataclass(frozen=True)
@@ -180,9 +181,9 @@ def random_scanner(rng: np.random.Generator, fine_axes=(True, True, True), famil
     """Draw an acquisition: k-space cuts (isotropic and not) and thick slices, 1.2x to 4x and up to 8x across slices.
 
     Axes that are not fine are left as they are. Of `families` alone: what a network for these alone learns; a 2D scan
-    shows no other slices and takes any where only these are wanted.
+    shows neither other slices nor blur in all directions, and takes any where only these are wanted.
     """
-    possible = FAMILIES if all(fine_axes) else FAMILIES[:-1]
+    possible = FAMILIES if all(fine_axes) else FLAT_FAMILIES
     some = set(families) & set(possible) or set(possible)
     while (scanner := _any_scanner(rng, fine_axes)).kind.family not in some:
         pass

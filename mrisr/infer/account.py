@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from mrisr import environment
 from mrisr.infer import tiles
+from mrisr.infer.back_projection import share_of
 from mrisr.infer.corrections import Corrector
 from mrisr.infer.engines import Engine
 from mrisr.infer.finish import FrameResult
@@ -49,7 +50,7 @@ def account(
         resolution_from=geometry.psf_from,
         tiles=all_frames(of_frames),
         frame_tiles=of_frames if len(set(of_frames)) > 1 else (),
-        back_projection=plan.back_projection,
+        back_projection=share_of(plan),
         consistency=tuple(r.chi2 for r in results),
         intensity=tuple(r.scale for r in results),
         memory_budget=plan.machine.budget,

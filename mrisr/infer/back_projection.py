@@ -21,7 +21,7 @@ from mrisr.infer.corrections import Corrector
 from mrisr.infer.plan import Plan
 from mrisr.infer.start import Frame
 from mrisr.ops.either import as_array, like
-from mrisr.physics.degrade import ForwardModel
+from mrisr.physics.degrade import SLICE_KINDS, ForwardModel
 from mrisr.physics.wiener import BLOCK, FEWEST_BLOCKS, noise_bands, noise_level, wiener
 
 if TYPE_CHECKING:
@@ -29,10 +29,22 @@ if TYPE_CHECKING:
 
     Volume = torch.Tensor | np.ndarray
 
+ASSUMED = 0.5  # of what slices hold beyond the answer: goes back where their profile is not certain
 UNKNOWN = (
     f"denoise: too little foreground to know the noise ({FEWEST_BLOCKS} blocks of {BLOCK} x {BLOCK} x {BLOCK} voxels "
     "are needed); what of the scan is noise the network alone says"
 )
+
+
+def share_of(plan: Plan) -> float:
+    """How much of what the scan holds beyond the network's answer goes back onto it, 0 to 1."""
+    how = plan.options
+    if plan.filters:
+        return 1.0
+    slices = any(p.kind in SLICE_KINDS for p in plan.geometry.psf)
+    if not slices or how.mode != "mean" or plan.displaced or how.network_alone or how.consistency == "off":
+        return 0.0
+    return 1.0 if plan.geometry.psf_certain else ASSUMED
 
 
 def restore_signal(
@@ -43,7 +55,7 @@ def restore_signal(
     Args:
         image: float32 [X, Y, Z], normalised.
     """
-    share = plan.back_projection
+    share = share_of(plan)
     if not share:
         return image, ()
     lr, pilot = as_array(frame.lr), as_array(forward.forward(image))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mrisr.errors import UsageError
 from mrisr.grid import Grid
 from mrisr.infer import memory, tiles
 from mrisr.infer.corrections import learnt
@@ -165,6 +166,18 @@ class ModelFacts:
             overlap=tiles.FAR_OVERLAP if families and not net.config.attention else tiles.OVERLAP,
             network=model.network,
         )
+
+    def check_learnt(self, options: Options) -> None:
+        """UsageError where samples are wanted, or noise is to go, and the model has not learnt that."""
+        if options.mode == "sample" and not self.samples:
+            raise UsageError(
+                f'mode: {self.name} has learnt "mean" alone, and no samples; use other weights, such as base'
+            )
+        if options.denoise and not self.denoises:
+            raise UsageError(
+                f"denoise: {self.name} has not learnt to remove noise from what was measured; use denoise=0, or "
+                "weights that have (their model card says so)"
+            )
 
     @property
     def align(self) -> int:

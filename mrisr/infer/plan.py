@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mrisr import grid as grids
-from mrisr.errors import BackendError, UsageError
+from mrisr.errors import BackendError
 from mrisr.grid import SAME_SPACING, Grid
 from mrisr.infer import memory, tiles
 from mrisr.infer.corrections import Corrections
@@ -24,7 +24,6 @@ from mrisr.infer.facts import MIRRORINGS, Geometry, Machine, ModelFacts, Options
 from mrisr.infer.fade import inner_range, slice_axes
 from mrisr.infer.known import KnownModel
 from mrisr.ops import arrays
-from mrisr.physics.consistency import BACK_ASSUMED
 from mrisr.physics.degrade import SLICE_KINDS
 
 
@@ -91,17 +90,6 @@ class Plan:
         """The scan is filtered, its pilot the network's answer: no sample, and none that the scanner cannot show."""
         how = self.options
         return how.denoise > 0 and how.mode == "mean" and not (self.displaced or how.network_alone)
-
-    @property
-    def back_projection(self) -> float:
-        """The share of what the scan holds beyond the network's answer that goes back onto it."""
-        how, psf = self.options, self.geometry.psf
-        if self.filters:
-            return 1.0
-        slices = any(p.kind in SLICE_KINDS for p in psf)
-        if not slices or how.mode != "mean" or self.displaced or how.network_alone or how.consistency == "off":
-            return 0.0
-        return 1.0 if self.geometry.psf_certain else BACK_ASSUMED
 
     @property
     def denoise(self) -> float:
@@ -194,13 +182,7 @@ def plan_scan(
         UsageError: the tile is none; samples are wanted, or noise is to be removed, and the model has not learnt that.
     """
     facts = ModelFacts.of(model)
-    if options.denoise and not facts.denoises:
-        raise UsageError(
-            f"denoise: {facts.name} has not learnt to remove noise from what was measured; use denoise=0, or weights "
-            "that have (their model card says so)"
-        )
-    if options.mode == "sample" and not facts.samples:
-        raise UsageError(f'mode: {facts.name} has learnt "mean" alone, and no samples; use other weights, such as base')
+    facts.check_learnt(options)
     shape, needs = geometry.target.shape, _needs(geometry, corrections, facts, options, free)
     tile = options.tile
     if tile is None and engine.tile is not None:
@@ -389,9 +371,9 @@ def plan_frame(plan: Plan, foregrounds: Sequence[np.ndarray], route: Route | Non
 
 
 def _pieces(plan: Plan, route: Route, foreground: np.ndarray) -> tiles.TilePlan:
-    shape, align = plan.geometry.target.shape, plan.model.align
+    shape, cut = plan.geometry.target.shape, dict(align=plan.model.align, overlap=plan.model.overlap)
     most = route.demand.tile_voxels(plan.machine.budget)
-    pieces = tiles.plan(shape, foreground, tile=route.tile, max_voxels=most, align=align, overlap=plan.model.overlap)
+    pieces = tiles.plan(shape, foreground, tile=route.tile, max_voxels=most, **cut)
     if pieces.kind != "tiles" or plan.model.norm != "group":
         return pieces
     if route.tile is not None:
@@ -399,7 +381,7 @@ def _pieces(plan: Plan, route: Route, foreground: np.ndarray) -> tiles.TilePlan:
             f"tile: {plan.model.name} normalises over the whole head, which tiles would each do for themselves; "
             "use tile='exact' or None"
         )
-    return tiles.plan(shape, foreground, tile=tiles.EXACT, align=align)
+    return tiles.plan(shape, foreground, tile=tiles.EXACT, **cut)
 
 
 def _pass(plan: Plan, route: Route, mirrored: tuple[int, ...], pieces: tiles.TilePlan) -> Pass:

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     Volume = torch.Tensor | np.ndarray
 
 OVERLAP = 24  # voxels shared by neighbouring tiles, a multiple of 8; a model may want more (`shared`)
-# The same of networks that learnt one kind of acquisition alone: they look further. With 24 voxels a tile of 80 differs
-# from the whole by up to 0.46 % of the range, with 40 by 0.16 %.
+# The same of networks that learnt one kind of acquisition alone: they look further, and with 24 voxels a tile of 80
+# misses the 0.2 % of the range that tests/infer/test_pipeline.py allows.
 FAR_OVERLAP = 40
 TRIM = 8  # of those, thrown away at a tile's cut face, where convolutions have seen padding instead of data
 MARGIN = 8  # air kept inside the processed box around the foreground bricks, which are grown by 8 already

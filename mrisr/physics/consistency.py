@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 NOISE_FLOOR = 1e-3
 SMALLEST_EIGENVALUE = 1e-4
 STRONGEST, BISECTIONS = 1e6, 24  # of the damping: in units of the largest eigenvalue; rounds that narrow it
-BACK_ASSUMED = 0.5  # of what slices hold beyond an answer, goes back onto it where their profile is not certain
 NULL = 1e-13  # of the largest eigenvalue: what H removes. Dividing by the damping would amplify rounding there.
 
 

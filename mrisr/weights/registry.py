@@ -148,13 +148,16 @@ def network_of(model: LoadedModel, network: str) -> LoadedModel:
     unchanged = model.origin is not None and model.origin[0] is model.denoiser and model.origin[1] is model.meta
     if network not in model.networks or not unchanged:
         return model
-    path = FOLDER / f"{model.name}-{network}.safetensors"
+    path = _file_of(model.name, network)
     if not path.is_file():
         raise ModelError(_missing(path))
     with opening(model.name, ModelError):
         own = _of_file(path, model.name)
     if own.meta["preset"] != model.meta["preset"]:
-        raise ModelError(f"{path}: holds preset {own.meta['preset']!r}, and {model.name} is {model.meta['preset']!r}")
+        raise ModelError(
+            f"{path}: holds preset {own.meta['preset']!r}, and {model.name} is "
+            f"{model.meta['preset']!r}; install mrisr again"
+        )
     return replace(own, sha256=model.sha256, card=model.card, network=network)
 
 
@@ -162,11 +165,15 @@ def _special(name: str | Path, path: Path) -> dict[str, Path]:
     """The files of the other networks of a shipped name, of which `path` is the general one; none of a path."""
     if path != FOLDER / f"{name}.safetensors":
         return {}
-    files = {network: FOLDER / f"{name}-{network}.safetensors" for network in SPECIAL}
+    files = {network: _file_of(name, network) for network in SPECIAL}
     for network in EXPECTED.get(path, ()):
         if not files[network].is_file():
             raise ModelError(_missing(files[network]))
     return {network: file for network, file in files.items() if file.is_file()}
+
+
+def _file_of(name: str | Path, network: str) -> Path:
+    return FOLDER / f"{name}-{network}.safetensors"
 
 
 def _missing(path: Path) -> str:
@@ -188,12 +195,12 @@ def _hash_of(path: str, *state: int) -> str:
 @dataclass(frozen=True)
 class Weights:
     """Weights that are none of a bundle: where the general network lies, `LoadedModel.sha256`, the model card or None,
-    and the special networks that there are."""
+    and the files of the special networks that there are."""
 
     path: Path
     sha256: str
     card: Path | None
-    networks: tuple[str, ...] = ()
+    networks: dict[str, Path]
 
 
 def identify(name: str | Path) -> Weights | None:
@@ -203,7 +210,7 @@ def identify(name: str | Path) -> Weights | None:
         if bundle.is_bundle(name) and path.parent == Path(name):
             return None
         others = _special(name, path)
-        return Weights(path, _hash(path, *others.values()), _card(path), tuple(others))
+        return Weights(path, _hash(path, *others.values()), _card(path), others)
 
 
 def is_loaded(name: str | Path, network: str = GENERAL) -> bool:

@@ -80,15 +80,15 @@ def of_scan(truth, scan, model, name="scan"):
 
 
 def test_what_has_learnt_answers_otherwise_and_says_so(scan, model):
+    how = HOW | {"consistency": "off"}  # the answer alone, without what goes back onto it
     before = {name: v.clone() for name, v in model.denoiser.net.state_dict().items()}
-    base, plain = mrisr.upscale(scan, model=model, **HOW)
+    base, plain = mrisr.upscale(scan, model=model, **how)
     told = []
-    result, info = mrisr.upscale(scan, model=model, adapt=LONG, progress=lambda *where: told.append(where), **HOW)
+    result, info = mrisr.upscale(scan, model=model, adapt=LONG, progress=lambda *where: told.append(where), **how)
     adapt = info.adapt
     assert plain.adapt is None and adapt.used and adapt.gain_db > 0 and adapt.in_time
     assert (adapt.steps, adapt.planned, adapt.limit, adapt.seed) == (6, 6, LONG, 0)
-    # Of six steps on six batches the last loss is no smaller than the first: what counts are the planes held back.
-    assert len(adapt.loss) == 2 and all(0 < v < 10 for v in adapt.loss) and 0 < adapt.seconds < LONG
+    assert adapt.loss[1] < adapt.loss[0] and 0 < adapt.seconds < LONG
     assert (adapt.slices_mm, adapt.voxel_mm, adapt.precision) == (4.0, 1.0, "float32")
     assert info.weights == adapt.weights != plain.weights == adapt.base and "adapted" in info.model
     assert np.abs(result.data - base.data).max() > 1 and result.data.shape == base.data.shape
@@ -96,7 +96,7 @@ def test_what_has_learnt_answers_otherwise_and_says_so(scan, model):
     after = model.denoiser.net.state_dict()
     assert all(torch.equal(before[name], v) for name, v in after.items())  # a copy has learnt
     assert all(p.grad is None for p in model.denoiser.parameters())
-    assert np.array_equal(mrisr.upscale(scan, model=model, **HOW)[0].data, base.data)
+    assert np.array_equal(mrisr.upscale(scan, model=model, **how)[0].data, base.data)
     assert ("adapt", 1.0) in told and "adapt" in info.seconds and info.to_dict()["adapt"]["steps"] == 6
     json.loads(info.to_json())
     assert info.memory_expected > plain.memory_expected

@@ -51,6 +51,15 @@ def test_the_deterministic_network_is_the_yardstick(bars, tmp_path, gain, text):
     assert f"a deterministic L1 network of equal size and budget | {text} |" in bars.table(tmp_path)
 
 
+@pytest.mark.parametrize("now, text", [(1.43, "+0.31 dB by a network for 2D"), (1.40, "+0.28 dB by a network for 2D")])
+def test_what_the_student_gained_in_place_of_a_teacher(bars, tmp_path, now, text):
+    means = {"base-v1.safetensors": 1.116, "general.safetensors": 1.231, "base": now}
+    models = {name: {"gain_db": {"mean": mean}} for name, mean in means.items()}
+    (tmp_path / "held_out.json").write_text(json.dumps({"models": models}))
+    (line,) = [line for line in bars.table(tmp_path).splitlines() if "better than version 1" in line]
+    assert text in line and "+0.11 dB by one for all" in line and line.endswith("| yes |") == (now == 1.43)
+
+
 def test_a_race_and_the_wait_for_pairs(bars, tmp_path):
     sizes = [("large", 8e6, 0.2, 90), ("third", 1e6, 0.4, 900), ("student", 3e6, 0.5, 300)]
     rows = [{"size": s, "parameters": p, "gains": {"mean": g}, "steps": n, "gflop_per_s": 99.6} for s, p, g, n in sizes]

@@ -101,7 +101,7 @@ def test_the_network_of_the_acquisition_runs_by_name_and_as_a_model(family, scan
 
 def test_one_hash_stands_for_all_networks(family):
     before, card = registry.load("base"), registry.identify("base")
-    assert before.networks == card.networks == ("2d", "3d") and before.network == "general"
+    assert before.networks == tuple(card.networks) == ("2d", "3d") and before.network == "general"
     special = registry.network_of(before, "2d")
     assert (special.name, special.network, special.sha256) == ("base", "2d", before.sha256)
     assert registry.fresh("base", "2d").sha256 == before.sha256 and registry.fresh("base", "2d").network == "2d"
@@ -157,7 +157,9 @@ def test_a_file_that_has_gone_or_is_of_another_preset_is_named(family, scan):
         upscaled(scan, model, (1, 1, 4), psf=(CUT, CUT, SLICE))
     meta, tensors = registry.read(SHIPPED / "teacher-small.safetensors")
     (family / "base-3d.safetensors").write_bytes(registry.as_bytes(tensors, meta))
-    with pytest.raises(ModelError, match=r"base-3d\.safetensors: holds preset 'teacher-small', and base is 'tiny'"):
+    with pytest.raises(
+        ModelError, match=r"base-3d\.safetensors: holds preset 'teacher-small', and base is 'tiny'; install"
+    ):
         upscaled(scan, model, (2, 2, 2), psf=CUT)
 
 
