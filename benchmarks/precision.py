@@ -22,13 +22,13 @@ import checkout  # noqa: F401
 import record
 
 import mrisr
+from mrisr.environment import bfloat16_instructions
 from mrisr.errors import MrisrWarning
 from mrisr.evaluate.cases import CASES, PROTOCOL, make_trial
 from mrisr.evaluate.methods import Network
 from mrisr.evaluate.metrics import data_range, psnr, ssim3d
 from mrisr.evaluate.protocol import find_volumes, load_subjects
 from mrisr.evaluate.safety import lesion_test, residual_chi2
-from mrisr.infer.engines import precision
 
 HELD_OUT = ("t1w_0p9mm_b", "flair_1mm_p26")
 ENGINES = ("openvino", "torch")
@@ -142,7 +142,7 @@ def keep(rows: list[dict], model, args) -> dict:
     name = Path(args.model).name
     same = {
         "model": {"name": name, "sha256": model.sha256},
-        "instructions": list(precision.instructions()),
+        "instructions": list(bfloat16_instructions()),
         "crop": args.crop,
     }
     rows = record.merged("precision", rows, ("subject", "case", "engine"), args.results, same)

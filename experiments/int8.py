@@ -28,6 +28,7 @@ import checkout  # noqa: F401
 import record
 
 import mrisr
+from mrisr.environment import bfloat16_instructions
 from mrisr.errors import MrisrWarning
 from mrisr.evaluate.cases import CASES, PROTOCOL, make_trial
 from mrisr.evaluate.methods import Network
@@ -206,7 +207,7 @@ def main() -> int:
         "command": f"python experiments/int8.py --data SCANS --crop {args.crop} --tile {args.tile} "
         f"--cases {' '.join(args.cases)}",
         "model": {"name": args.model, "sha256": model.sha256},
-        "instructions": list(precision.instructions()),
+        "instructions": list(bfloat16_instructions()),
         "quantised": {
             "convolutions": convolutions,
             "kept": list(KEPT),

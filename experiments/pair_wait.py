@@ -22,7 +22,6 @@ import checkout  # noqa: F401
 import record
 import synthetic_share as study
 import torch
-from accelerate import Accelerator
 
 from mrisr import third_party
 from mrisr.data.labels import LabelVolume
@@ -59,8 +58,7 @@ class Timed(Run):
 def started(config: TrainConfig, cores: list[int]) -> Timed:
     """A run after its first step, with every whole head drawn that it will draw from."""
     hold(cores)
-    accelerator = Accelerator(mixed_precision=config.precision.replace("fp32", "no"), cpu=True)
-    run = Timed(config, record.UNRECORDED / "pair_wait", accelerator)
+    run = Timed(config, record.UNRECORDED / "pair_wait", study.accelerator(config))
     run.block(0)
     for volume in run.train:
         if isinstance(volume, LabelVolume):

@@ -28,7 +28,6 @@ import checkout  # noqa: F401
 import record
 import synthetic_share as study
 import torch
-from accelerate import Accelerator
 from torch.utils.flop_counter import FlopCounterMode
 
 from mrisr import third_party
@@ -89,7 +88,7 @@ class Race(Run):
 
 def started(config: TrainConfig, folder: Path) -> Race:
     """A run after its first step, or where it was left, with every whole head drawn that it will draw from."""
-    run = Race(config, folder, Accelerator(mixed_precision=config.precision.replace("fp32", "no"), cpu=True))
+    run = Race(config, folder, study.accelerator(config))
     if run.step == 0:
         run.advance()  # whose mirrored half is of other heads
     for volume in run.train:

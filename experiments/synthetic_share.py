@@ -63,10 +63,15 @@ def read_once() -> None:
     volumes.load_volumes = lambda paths: read(tuple(paths))
 
 
+def accelerator(config: TrainConfig) -> Accelerator:
+    """Of the processor, in the precision that training takes there."""
+    half = config.bfloat16_on(torch.device("cpu"))
+    return Accelerator(mixed_precision="bf16" if half else "no", cpu=True)
+
+
 def started(config: TrainConfig) -> Run:
     """A run after its first step, with every whole head drawn that it will draw from."""
-    accelerator = Accelerator(mixed_precision=config.precision.replace("fp32", "no"), cpu=True)
-    run = Run(config, record.UNRECORDED / "synthetic_share", accelerator)
+    run = Run(config, record.UNRECORDED / "synthetic_share", accelerator(config))
     run.advance()  # whose mirrored half is of other heads
     for volume in run.train:
         if isinstance(volume, LabelVolume):

@@ -13,14 +13,18 @@ import sys
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from mrisr import __version__
 from mrisr.errors import MrisrWarning
 
 # What the drivers of GPUs that PyTorch knows make: NVIDIA's, in WSL, and AMD's; and what a program loads of NVIDIA's.
 GPU_NODES, GPU_DRIVER = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd"), "libcuda.so.1"
+# Of /proc/cpuinfo, in words. (Arm states bf16; the engines there were never measured.)
+BFLOAT16 = {"amx_bf16": "AMX-BF16", "avx512_bf16": "AVX512-BF16"}
 LIBRARIES = ("torch", "triton", "openvino", "numpy", "scipy", "nibabel")
 
 
@@ -153,6 +157,28 @@ def cache_folder() -> Path | None:
         return Path(parent or Path.home() / ".cache") / "mrisr"
     except RuntimeError:  # no HOME, and the user has no entry in the password file
         return None
+
+
+@lru_cache(maxsize=1)
+def bfloat16_instructions() -> tuple[str, ...]:
+    """What this processor has for bfloat16, as it states itself; empty where nothing."""
+    flags = processor()[1]
+    return tuple(words for flag, words in BFLOAT16.items() if flag in flags)
+
+
+def bfloat16_absence(device: Any) -> str | None:
+    """Why bfloat16 cannot be had on a device (a `torch.device`, or alike); None where it can.
+
+    PyTorch computes in it all the same, by emulation, and is many times as slow as in float32.
+    """
+    if device.type != "cpu":
+        import torch
+
+        major = torch.cuda.get_device_capability(device)[0]
+        return None if major >= 8 else f"{device} has no bfloat16 (compute capability 8 or later has)"
+    if bfloat16_instructions():
+        return None
+    return f"this processor ({processor()[0]}) has neither {' nor '.join(BFLOAT16.values())}"
 
 
 def versions(names: Iterable[str] = LIBRARIES, absent: str | None = None) -> dict[str, str]:

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from mrisr.adapt.seconds import steps_of
+from mrisr.environment import bfloat16_absence
 from mrisr.errors import BackendError, InputError, MemoryBudgetError, ModelError, UsageError
 from mrisr.grid import Grid
 from mrisr.infer import memory
-from mrisr.infer.engines.precision import absence, asked_for
+from mrisr.infer.engines.precision import asked_for
 from mrisr.infer.engines.select import pick_device, thread_count
 from mrisr.infer.facts import Options, psf_of
 from mrisr.nn.unet import UNet
@@ -160,7 +161,7 @@ def check_learner(model: Any, device: Any, precision: str, keep: bool) -> None:
 def _precision(request: str, device: torch.device) -> str:
     """bfloat16 where the engines would compute in it too, and where it is a gain: not by emulation."""
     request = asked_for(request)
-    missing = absence(device)
+    missing = bfloat16_absence(device)
     if request == "bfloat16" and missing is not None:
         raise BackendError(f"precision: bfloat16 was asked for, but {missing}; use float32, or auto")
     return "float32" if request == "float32" or missing is not None else "bfloat16"

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from mrisr import schema
 from mrisr.data.patches import DENOISED
 from mrisr.data.scanners import FAMILIES
+from mrisr.environment import bfloat16_absence
 from mrisr.errors import TrainingError
 
 
@@ -48,7 +50,8 @@ class TrainConfig:
         denoise: share of the pairs whose noise is to go (the option `denoise`), where their target shows how; 0: the
             weights cannot be asked for it.
         grad_clip: largest norm of the gradient.
-        precision: "bf16" or "fp32".
+        precision: of the convolutions, forwards and backwards: "bf16", "fp32", or "auto": bf16 where the processor or
+            the GPU has it, else fp32. A run may go on in another.
         seed: of everything random.
         validate_every, save_every: steps.
     """
@@ -82,7 +85,7 @@ class TrainConfig:
     families: tuple[str, ...] = ()
     denoise: float = DENOISED
     grad_clip: float = 1.0
-    precision: str = "bf16"
+    precision: str = "auto"
     seed: int = 0
     validate_every: int = 250
     save_every: int = 100
@@ -103,7 +106,7 @@ class TrainConfig:
             "grad_clip": 0 < self.grad_clip <= 1e6,
             # In bf16, oneDNN's gradient of a convolution over 2^3 voxels, a patch of 16^3 at 1/8, reads memory that
             # nobody wrote (seen with torch 2.13 on a CPU: NaN in up to 85 of 100 passes, none from 3^3 on).
-            "patch": self.patch % 8 == 0 and self.patch >= (24 if self.precision == "bf16" else 16),
+            "patch": self.patch % 8 == 0 and self.patch >= (16 if self.precision == "fp32" else 24),
             "late_patch": self.late_patch == 0 or (self.late_patch >= self.patch and self.late_patch % 8 == 0),
             "late_from": 0 <= self.late_from <= 1,
             "accumulate": isinstance(self.accumulate, int) and self.accumulate >= 1,
@@ -119,7 +122,7 @@ class TrainConfig:
             "bias": 0 <= self.bias <= 1,
             "families": set(self.families) <= set(FAMILIES),
             "denoise": 0 <= self.denoise <= 1,
-            "precision": self.precision in ("bf16", "fp32"),
+            "precision": self.precision in ("auto", "bf16", "fp32"),
             "validate_every": self.validate_every >= 1,
             "save_every": self.save_every >= 1,
         }
@@ -133,6 +136,13 @@ class TrainConfig:
             return self.patch, self.batch
         count = max(1, round(self.batch * (self.patch / self.late_patch) ** 3))
         return self.late_patch, max(self.accumulate, count // self.accumulate * self.accumulate)
+
+    def bfloat16_on(self, device: Any) -> bool:
+        """Whether a run computes in bfloat16 on a `torch.device`. TrainingError where it is to and there is none."""
+        missing = None if self.precision == "fp32" else bfloat16_absence(device)
+        if missing is not None and self.precision == "bf16":
+            raise TrainingError(f"config: precision='bf16', but {missing}; use 'auto' or 'fp32'")
+        return self.precision != "fp32" and missing is None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2)

@@ -126,7 +126,7 @@ class DistillState(Struct):
 class Distillation(Run):
     """A run of `DistillConfig`: one teacher, one student, every stage."""
 
-    resumes_with = frozenset()  # the stages lie where the number of steps puts them
+    resumes_with = frozenset({"precision"})  # the stages lie where the number of steps puts them
 
     def wrap(self, net):
         config: DistillConfig = self.config

@@ -36,6 +36,7 @@ def plan(config: TrainConfig) -> dict:
         "parameters": sum(p.numel() for p in net.parameters()),
         "train": [{"name": v.name, "shape": list(v.data.shape), "weight": w} for v, w in zip(train, weights)],
         "held_out": [v.name for v in held_out],
+        "precision": _precision(config),
         "voxels_per_step": config.batch * config.patch**3,
     }
 
@@ -48,11 +49,12 @@ def train(config: TrainConfig, out: Path, report=print) -> dict:
     """
     from accelerate import Accelerator
 
+    precision = _precision(config)
     kind = Distillation if isinstance(config, DistillConfig) else Run
     out.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(
-        mixed_precision="bf16" if config.precision == "bf16" else "no",
-        cpu=_cpu_only(),
+        mixed_precision="no" if precision == "fp32" else precision,
+        cpu=not torch.cuda.is_available(),
         kwargs_handlers=kind.accelerate_with(),
     )
     run = kind(config, out, accelerator)
@@ -86,6 +88,7 @@ def train(config: TrainConfig, out: Path, report=print) -> dict:
         entry = {
             "step": run.step,
             "average": run.chosen,
+            "precision": precision,
             **_means(losses),
             **run.progress(),
             "seconds": time.time() - began,
@@ -105,8 +108,10 @@ def _means(losses: list[tuple[str, float]]) -> dict[str, float]:
     return {name: sum(values) / len(values) for name, values in series.items()}
 
 
-def _cpu_only() -> bool:
-    return not torch.cuda.is_available()
+def _precision(config: TrainConfig) -> str:
+    """What a run computes in here: "bf16" or "fp32"."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return "bf16" if config.bfloat16_on(device) else "fp32"
 
 
 def _board(out: Path):

@@ -57,12 +57,13 @@ class Muon(torch.optim.Optimizer):
 def build_optimizers(net: nn.Module, config, others=()) -> list[torch.optim.Optimizer]:
     """[Muon for the 3^3 and 2^3 convolutions inside the network, Adam for the rest of it and `others`], peak rates in
     each group."""
+    half = config.bfloat16_on(next(net.parameters()).device)
     inner, rest = [], []
     for name, p in net.named_parameters():
         is_conv = p.dim() == 5 and p.shape[2] > 1 and not name.startswith(("exit", "up"))
         (inner if is_conv else rest).append(p)
     optimizers = [
-        Muon(inner, lr=config.muon_lr, dtype=torch.bfloat16 if config.precision == "bf16" else torch.float32),
+        Muon(inner, lr=config.muon_lr, dtype=torch.bfloat16 if half else torch.float32),
         torch.optim.Adam([*rest, *others], lr=config.lr, betas=(0.9, 0.99)),
     ]
     for optimizer in optimizers:

@@ -49,7 +49,8 @@ class Run:
     than weights `extra_state` and `restore`.
     """
 
-    resumes_with = frozenset({"steps"})  # what may differ when a run is resumed, beside paths and intervals
+    # What may differ when a run is resumed, beside paths and intervals.
+    resumes_with = frozenset({"steps", "precision"})
 
     def __init__(self, config: TrainConfig, out: Path, accelerator):
         self.config, self.out, self.accelerator = config, out, accelerator

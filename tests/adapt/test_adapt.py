@@ -309,7 +309,7 @@ def test_several_scans_are_refused_before_one_is_read():
 
 def test_a_machine_that_cannot_is_refused_before_the_scan_is_read(model, monkeypatch):
     refused(BackendError, "no CUDA device|without CUDA", "nowhere.nii.gz", model, device="cuda:7")
-    monkeypatch.setattr(plan, "absence", lambda device: "this processor has none")
+    monkeypatch.setattr(plan, "bfloat16_absence", lambda device: "this processor has none")
     refused(BackendError, "bfloat16 was asked for, but this", "nowhere.nii.gz", model, precision="bfloat16")
 
 

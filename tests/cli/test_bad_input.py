@@ -154,9 +154,9 @@ def test_wrong_option(what, folders, scan, weights, mrisr_command):
 
 
 def test_bfloat16_on_a_processor_without_it(folders, scan, weights, mrisr_command, monkeypatch):
-    from mrisr.infer.engines import precision
+    from mrisr import environment
 
-    monkeypatch.setattr(precision, "instructions", tuple)
+    monkeypatch.setattr(environment, "bfloat16_instructions", tuple)
     out = folders[1]
     words = "bfloat16 was asked for, but this processor"
     end = mrisr_command("upscale", "-i", scan, "-o", out / "a.nii", "--model", weights, "--precision", "bfloat16")

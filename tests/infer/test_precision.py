@@ -19,7 +19,8 @@ from mrisr.nn.vector import VECTOR_DIM
 
 CPU = torch.device("cpu")
 needs_bfloat16 = pytest.mark.skipif(
-    precision.absence(CPU) is not None, reason=f"bfloat16 cannot run here: {precision.absence(CPU)}"
+    environment.bfloat16_absence(CPU) is not None,
+    reason=f"bfloat16 cannot run here: {environment.bfloat16_absence(CPU)}",
 )
 
 
@@ -41,12 +42,12 @@ def processor(monkeypatch):
     """set(*flags): a processor that has these instruction sets."""
 
     def set_flags(*flags):
-        precision.instructions.cache_clear()
+        environment.bfloat16_instructions.cache_clear()
         monkeypatch.setattr(environment, "processor", lambda: ("Some Processor", frozenset(flags)))
 
     yield set_flags
     monkeypatch.undo()
-    precision.instructions.cache_clear()
+    environment.bfloat16_instructions.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +57,11 @@ def net():
 
 def test_a_processor_is_read_never_guessed(processor):
     processor("avx512f", "avx512_bf16")
-    assert precision.instructions() == ("AVX512-BF16",) and precision.absence(CPU) is None
+    assert environment.bfloat16_instructions() == ("AVX512-BF16",) and environment.bfloat16_absence(CPU) is None
     processor("amx_tile", "amx_bf16", "avx512_bf16")
-    assert precision.instructions() == ("AMX-BF16", "AVX512-BF16")
+    assert environment.bfloat16_instructions() == ("AMX-BF16", "AVX512-BF16")
     processor("avx2", "fma", "avx512f")
-    assert precision.absence(CPU) == "this processor (Some Processor) has neither AMX-BF16 nor AVX512-BF16"
+    assert environment.bfloat16_absence(CPU) == "this processor (Some Processor) has neither AMX-BF16 nor AVX512-BF16"
 
 
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
@@ -76,7 +77,7 @@ def test_without_it_auto_is_float32_and_asking_is_refused(engine, net, auto, pro
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
 def test_with_it_auto_takes_it_and_says_why(engine, net, auto):
     found, _ = made(engine, "cpu", net, 2)
-    assert found.precision == "bfloat16" and precision.instructions()[0] in found.precision_why
+    assert found.precision == "bfloat16" and environment.bfloat16_instructions()[0] in found.precision_why
     assert "differs from float32 by" in found.precision_why
     found, _ = made(engine, "cpu", net, 2, precision="float32")
     assert (found.precision, found.precision_why) == ("float32", "asked for")
@@ -160,6 +161,7 @@ def test_the_variable_stands_for_auto(monkeypatch):
         precision.asked_for("int8")
 
 
+@needs_bfloat16
 def test_what_stays_float32_in_slabs(random_model, monkeypatch):
     """Maps, sums, the last convolution, the result: slabs of other sizes give the same, and only convolutions round."""
     from mrisr.infer.engines import slabs
@@ -197,7 +199,7 @@ def test_the_picture_differs_by_less_than_five_thousandths(how, head, auto):
         found[name], info = mrisr.upscale(
             scan, input_voxel_size=1.4, voxel_size=0.8, precision=name, return_info=True, **how
         )
-    assert info.engine.precision == "bfloat16" and precision.instructions()[0] in info.engine.precision_why
+    assert info.engine.precision == "bfloat16" and environment.bfloat16_instructions()[0] in info.engine.precision_why
     assert json.loads(info.to_json())["engine"]["precision"] == "bfloat16"
     apart = np.abs(found["auto"] - found["float32"]).max() / found["float32"].max()
     assert 0 < apart <= 5e-3

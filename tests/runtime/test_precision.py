@@ -10,10 +10,10 @@ import torch
 from libmrisr import PRECISION, RUN, Engine, Failed
 
 import mrisr
-from mrisr.infer.engines import precision
+from mrisr.environment import bfloat16_absence
 
 pytestmark = pytest.mark.filterwarnings("ignore::mrisr.errors.MrisrWarning")
-LACKING = precision.absence(torch.device("cpu"))
+LACKING = bfloat16_absence(torch.device("cpu"))
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from mrisr import environment
 from mrisr.data.scanners import ScannerClass
 from mrisr.errors import MrisrWarning, TrainingError
 from mrisr.nn.vector import MEAN
@@ -214,6 +215,34 @@ def test_nobody_is_held_out_by_a_misspelt_name_or_without_a_word(config, tmp_pat
     assert [v.name.split("_")[0] for v in (*train, *held)] == ["anna", "bela"]
     with pytest.raises(TrainingError, match="nothing to train on"):
         loop.plan(replace(config, data=(), hold_out=(), synthetic=0))
+
+
+def test_bfloat16_is_taken_where_it_is_and_never_emulated(config, unwatched, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(environment, "bfloat16_instructions", tuple)
+    assert loop.plan(replace(config, precision="auto", patch=24))["precision"] == "fp32"
+    out = tmp_path / "run"
+    for call in (loop.plan, lambda refused: loop.train(refused, out, quiet)):
+        with pytest.raises(TrainingError, match="precision='bf16', but this processor .* use 'auto' or 'fp32'"):
+            call(replace(config, precision="bf16"))
+    assert not out.exists()
+    loop.train(replace(unwatched, precision="auto"), out, quiet)
+    assert json.loads((out / "log.jsonl").read_text().splitlines()[-1])["precision"] == "fp32"
+    assert json.loads((out / "config.json").read_text())["precision"] == "auto"
+    monkeypatch.setattr(environment, "bfloat16_instructions", lambda: ("AMX-BF16",))
+    assert loop.plan(replace(config, precision="auto"))["precision"] == "bf16"
+    assert loop.plan(config)["precision"] == "fp32"  # asked for
+
+
+def test_a_run_goes_on_in_another_precision(unwatched, tmp_path):
+    """It was begun on a processor that has bfloat16, and goes on where there is none."""
+    loop.train(unwatched, tmp_path, quiet)
+    state = torch.load(tmp_path / LAST, weights_only=True)
+    began = {**json.loads(state["config"]), "precision": "bf16"}
+    torch.save({**state, "config": json.dumps(began)}, tmp_path / LAST)
+    more = unwatched.steps + 2
+    loop.train(replace(unwatched, steps=more), tmp_path, quiet)
+    assert torch.load(tmp_path / LAST, weights_only=True)["step"] == more
 
 
 def test_configurations_are_checked(tmp_path):

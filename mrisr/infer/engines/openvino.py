@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mrisr import third_party
+from mrisr.environment import bfloat16_absence
 from mrisr.errors import MrisrWarning, OutputError
 from mrisr.infer.engines import precision
 from mrisr.infer.engines.cache import DIGEST, GRAPH, WEIGHTS, entry_of
@@ -147,7 +148,7 @@ class OpenVINOEngine(Engine):
         return compiled.network()
 
     def _lacks_bfloat16(self) -> str | None:
-        missing = precision.absence(self.device)
+        missing = bfloat16_absence(self.device)
         if missing is None and "BF16" not in self._converted().core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             return "OpenVINO does not compute in bfloat16 on this processor"
         return missing

@@ -12,11 +12,11 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mrisr import environment, schema
+from mrisr.environment import bfloat16_instructions
 from mrisr.errors import BackendError, InputError, OutputError, UsageError
 from mrisr.io.atomic import replacing
 from mrisr.physics.psf import parse_psf
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from mrisr.infer.engines.device import Device
 
 PRECISIONS = ("auto", "float32", "bfloat16")
-# Of /proc/cpuinfo, in words. (Arm states bf16; the engines there were never measured.)
-INSTRUCTIONS = {"amx_bf16": "AMX-BF16", "avx512_bf16": "AVX512-BF16"}
 # Largest RMS difference from float32, as a share of the output's RMS. The shipped networks differ by 0.009 to 0.013,
 # OpenVINO's float16 on a processor by 0.06 and more (benchmarks/results/precision.md).
 TOLERANCE = 0.025
@@ -47,25 +45,6 @@ def asked_for(precision: str) -> str:
         if value != "auto":
             return value
     return "auto"
-
-
-@lru_cache(maxsize=1)
-def instructions() -> tuple[str, ...]:
-    """What this processor has for bfloat16, as it states itself; empty where nothing."""
-    flags = environment.processor()[1]
-    return tuple(words for flag, words in INSTRUCTIONS.items() if flag in flags)
-
-
-def absence(device: torch.device | Device) -> str | None:
-    """Why bfloat16 cannot be had on a device; None where it can."""
-    if device.type != "cpu":
-        import torch
-
-        major = torch.cuda.get_device_capability(device)[0]
-        return None if major >= 8 else f"{device} has no bfloat16 (compute capability 8 or later has)"
-    if instructions():
-        return None
-    return f"this processor ({environment.processor()[0]}) has neither {' nor '.join(INSTRUCTIONS.values())}"
 
 
 def decide(
@@ -91,7 +70,7 @@ def decide(
         return "float32", f"auto: {missing}"
     rms = difference()
     if rms <= TOLERANCE:
-        has = f", which this processor has ({', '.join(instructions())})" if device.type == "cpu" else ""
+        has = f", which this processor has ({', '.join(bfloat16_instructions())})" if device.type == "cpu" else ""
         origin = "asked for" if request == "bfloat16" else "auto"
         return "bfloat16", f"{origin}{has}; differs from float32 by {rms:.2%} of a tile's residual (RMS)"
     wrong = (

@@ -12,6 +12,7 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 
+from mrisr.environment import bfloat16_absence
 from mrisr.errors import BackendError
 from mrisr.infer.engines import precision
 from mrisr.infer.engines.engine import Engine, Network
@@ -95,7 +96,7 @@ class TorchEngine(Engine):
             return f"{type(self._net).__name__} is not run layer by layer, as bfloat16 is"
         if self.device.type == "cpu" and not torch.backends.mkldnn.is_available():
             return "this PyTorch was built without oneDNN"
-        return precision.absence(self.device)
+        return bfloat16_absence(self.device)
 
     def _difference(self) -> float:
         """Of bfloat16 from float32, on the fixed tile."""
