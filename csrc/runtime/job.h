@@ -79,7 +79,7 @@ struct Job {
   bool corrects() const {
     return consistency == MRISR_CONSISTENCY_ON || (consistency == MRISR_CONSISTENCY_AUTO && psf_certain);
   }
-  // The scan is filtered for its noise, with the network's answer as a pilot: mrisr/infer/plan.py.
+  // The scan is filtered for its noise: mrisr/infer/plan.py.
   bool filters() const { return denoise > 0 && !sample; }
   // How much of what the scan holds beyond the network's answer goes back onto it.
   double back_projection() const {
@@ -87,8 +87,10 @@ struct Job {
     if (sample || projects() || !compares()) return 0;
     return psf_certain ? 1 : shared::kBackAssumed;
   }
+  // The network's answer is the pilot where it has learnt to leave noise out; else the scan is its own.
+  bool answer_is_pilot() const { return model->config.diffusion.denoise; }
   // How much of the noise the network is to take out: all, for a pilot.
-  double network_denoise() const { return filters() ? 1.0 : denoise; }
+  double network_denoise() const { return !filters() ? denoise : answer_is_pilot() ? 1.0 : 0.0; }
   bool compares() const { return consistency != MRISR_CONSISTENCY_OFF; }
   // No band is exact where an axis has a slice profile: there the local mean is kept.
   bool projects() const { return !(psf[0].slice() || psf[1].slice() || psf[2].slice()); }

@@ -46,10 +46,12 @@ void plan_mode(Job& job, const mrisr_plan_options& options) {
   job.ends_wanted = static_cast<mrisr_ends>(within("ends", options.ends, MRISR_ENDS_FADE, MRISR_ENDS_FULL));
   if (!(options.denoise >= 0 && options.denoise <= 1))
     MRISR_FAIL(MRISR_ERROR_ARGUMENT, "denoise: expected a number from 0 to 1, found " << options.denoise);
-  if (options.denoise > 0 && !job.model->config.diffusion.denoise)
-    MRISR_FAIL(MRISR_ERROR_ARGUMENT,
-               "denoise: model '" << job.model->config.name
-                                  << "' has not learnt to remove noise from what was measured; leave denoise at 0");
+  if (options.denoise > 0 && job.sample && !job.model->config.diffusion.denoise)
+    MRISR_FAIL(
+        MRISR_ERROR_ARGUMENT,
+        "denoise: model '" << job.model->config.name
+                           << "' has not learnt to remove noise from what was measured, and in samples no filter "
+                              "does; leave denoise at 0");
   job.denoise = options.denoise;
   job.threads = within("threads", options.threads, 0, kMostThreads);
   if (job.threads == 0) job.threads = usable_cores();

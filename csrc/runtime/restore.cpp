@@ -81,15 +81,18 @@ void filter(const Job& job, const Workspace& w) {
   std::array<float, kCosines> shares{}, variance{};
   const std::array<double, 3> band = noise_bands(job);
   cosine_shares(shares.data(), band.data());
+  const float* const pilot = job.answer_is_pilot() ? r.pilot : w.lr;
   const double sigma = noise_level(job, w, shares, anatomy(job, band));
   if (sigma < 0) {
-    job.model->say(MRISR_LOG_WARNING,
-                   "denoise: too little foreground to know the noise (64 blocks of 4 x 4 x 4 voxels are needed); what "
-                   "of the scan is noise the network alone says");
-    std::copy_n(r.pilot, product(coarse), r.kept);
+    job.model->say(
+        MRISR_LOG_WARNING,
+        std::string("denoise: too little foreground to know the noise (64 blocks of 4 x 4 x 4 voxels are "
+                    "needed); ") +
+            (job.answer_is_pilot() ? "what of the scan is noise the network alone says" : "all of it stays"));
+    std::copy_n(pilot, product(coarse), r.kept);
   } else {
     for (Index k = 0; k < kCosines; ++k) variance[k] = static_cast<float>(sigma * sigma * shares[k]);
-    cpu::wiener(r.kept, w.lr, r.pilot, coarse.data(), variance.data(), r.scratch, job.threads);
+    cpu::wiener(r.kept, w.lr, pilot, coarse.data(), variance.data(), r.scratch, job.threads);
   }
   const auto share = static_cast<float>(job.denoise);
   parallel_for(product(coarse), kGrain, job.threads, [&](Index begin, Index end) {

@@ -8,7 +8,8 @@ it is not (docs/quality.md).
 
 Where noise is to go, the scan is filtered first, with the answer as the pilot of a Wiener filter. So the answer decides
 what is signal, and the scan what the signal is: of the measured band the network alone would leave too much noise and
-lose detail.
+lose detail. The answer of a network that has not learnt to leave noise out holds the scan's; there the scan is its own
+pilot, which takes less of the noise.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ if TYPE_CHECKING:
 ASSUMED = 0.5  # of what slices hold beyond the answer: goes back where their profile is not certain
 UNKNOWN = (
     f"denoise: too little foreground to know the noise ({FEWEST_BLOCKS} blocks of {BLOCK} x {BLOCK} x {BLOCK} voxels "
-    "are needed); what of the scan is noise the network alone says"
+    "are needed); "
 )
+NETWORK_SAYS, NOTHING_GOES = "what of the scan is noise the network alone says", "all of it stays"
 
 
 def share_of(plan: Plan) -> float:
@@ -72,8 +74,11 @@ def _filtered(lr: np.ndarray, pilot: np.ndarray, plan: Plan, threads: int) -> tu
     voxel_size = plan.geometry.source.voxel_size
     bands = noise_bands(plan.geometry.psf, voxel_size)
     sigma = noise_level(lr, voxel_size, bands)
+    told = plan.model.denoises
+    if not told:
+        pilot = lr
     signal = pilot.copy() if sigma is None else wiener(lr, pilot, sigma, bands, max(1, threads))
     signal -= lr
     signal *= plan.options.denoise
     signal += lr
-    return signal, () if sigma is not None else (UNKNOWN,)
+    return signal, () if sigma is not None else (UNKNOWN + (NETWORK_SAYS if told else NOTHING_GOES),)

@@ -53,6 +53,11 @@ class Options:
     network_alone: bool = False  # where noise goes: of the measured band, too, the network's answer stands
     holds_frames: bool = True  # of a 4D result; else each is given away when it is done
 
+    def filters(self, displaced: bool) -> bool:
+        """Whether noise is filtered out of the scan: of no sample, and of no scan (`displaced`, by corrected geometry)
+        that the answer does not show."""
+        return self.denoise > 0 and self.mode == "mean" and not (displaced or self.network_alone)
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -167,16 +172,16 @@ class ModelFacts:
             network=model.network,
         )
 
-    def check_learnt(self, options: Options) -> None:
-        """UsageError where samples are wanted, or noise is to go, and the model has not learnt that."""
+    def check_learnt(self, options: Options, displaced: bool) -> None:
+        """UsageError where samples are wanted, or noise is to go by the network alone, and it has not learnt that."""
         if options.mode == "sample" and not self.samples:
             raise UsageError(
                 f'mode: {self.name} has learnt "mean" alone, and no samples; use other weights, such as base'
             )
-        if options.denoise and not self.denoises:
+        if options.denoise and not self.denoises and not options.filters(displaced):
             raise UsageError(
-                f"denoise: {self.name} has not learnt to remove noise from what was measured; use denoise=0, or "
-                "weights that have (their model card says so)"
+                f"denoise: {self.name} has not learnt to remove noise from what was measured, and in samples, or where "
+                "geometry is corrected, no filter does; use denoise=0, or weights that have (their model card says so)"
             )
 
     @property

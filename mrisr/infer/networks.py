@@ -16,10 +16,10 @@ LESS = 0.02  # what an axis may become coarser by, which none did in training
 def network_for(geometry: Geometry, corrections: Corrections, options: Options) -> str:
     """ "2d" where slices become thinner, "3d" where a cut of k-space becomes finer, "general" for the rest.
 
-    The special networks learnt mode "mean" alone, without the corrections and `denoise`, and no further than MOST.
+    The special networks learnt mode "mean" alone, without the corrections, and no further than MOST.
     """
     corrected = corrections.displaces or corrections.shades
-    if options.mode != "mean" or options.denoise or corrected:
+    if options.mode != "mean" or corrected:
         return GENERAL
     # Rounded, as the network is told them: headers in float32 are off by as much as decides at a limit.
     steps = [round(p.width / v, 3) for p, v in zip(geometry.psf, geometry.target.voxel_size)]

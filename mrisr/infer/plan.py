@@ -87,14 +87,12 @@ class Plan:
 
     @property
     def filters(self) -> bool:
-        """The scan is filtered, its pilot the network's answer: no sample, and none that the scanner cannot show."""
-        how = self.options
-        return how.denoise > 0 and how.mode == "mean" and not (self.displaced or how.network_alone)
+        return self.options.filters(self.displaced)
 
     @property
     def denoise(self) -> float:
-        """How much of the noise the network is to take out: all, for a pilot."""
-        return 1.0 if self.filters else self.options.denoise
+        """How much of the noise the network is to take out: all, for a pilot, where it has learnt that; else none."""
+        return float(self.model.denoises) if self.filters else self.options.denoise
 
 
 @dataclass(frozen=True)
@@ -182,7 +180,7 @@ def plan_scan(
         UsageError: the tile is none; samples are wanted, or noise is to be removed, and the model has not learnt that.
     """
     facts = ModelFacts.of(model)
-    facts.check_learnt(options)
+    facts.check_learnt(options, corrections.displaces)
     shape, needs = geometry.target.shape, _needs(geometry, corrections, facts, options, free)
     tile = options.tile
     if tile is None and engine.tile is not None:

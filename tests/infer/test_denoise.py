@@ -24,6 +24,12 @@ def model(random_model):
 
 
 @pytest.fixture(scope="module")
+def unlearnt(random_model):
+    """One that has not learnt to leave noise out: the scan is its own pilot."""
+    return random_model("local")
+
+
+@pytest.fixture(scope="module")
 def scan(head):
     return head((32, 40, 36))
 
@@ -79,8 +85,9 @@ def test_info_and_the_network_are_told(scan, model, amount, mode, told, monkeypa
     assert info.denoise == amount and info.to_dict()["denoise"] == amount
 
 
+@pytest.mark.parametrize("of", ["model", "unlearnt"])
 @pytest.mark.parametrize("amount", [0.3, 1.0])
-def test_the_result_shows_the_filtered_scan(scan, model, amount, monkeypatch):
+def test_the_result_shows_the_filtered_scan(scan, of, amount, monkeypatch, request):
     """Where k-space was cut the scanner sees, in the result, the scan without the noise that was to go."""
     calls, plain = [], back_projection.wiener
 
@@ -91,9 +98,10 @@ def test_the_result_shows_the_filtered_scan(scan, model, amount, monkeypatch):
     monkeypatch.setattr(back_projection, "wiener", recorded)
     monkeypatch.setattr("mrisr.infer.run.fade", lambda image, *rest: image)  # plain interpolation in air has its noise
     noisy = scan + np.random.default_rng(0).normal(0, 0.05 * scan.std(), scan.shape).astype(np.float32)
-    result, info = run(noisy, model, denoise=amount, psf="kspace", consistency="off")
+    result, info = run(noisy, request.getfixturevalue(of), denoise=amount, psf="kspace", consistency="off")
     (lr, pilot, sigma, filtered), (offset, gain) = calls[0], info.intensity[0]
-    assert np.abs(filtered - lr).max() > sigma and np.abs(pilot - lr).max() > sigma
+    assert np.abs(filtered - lr).max() > sigma
+    assert np.abs(pilot - lr).max() > sigma if of == "model" else np.array_equal(pilot, lr)
     acquisition = ForwardModel.between(result.shape, (0.5,) * 3, scan.shape, (1.0,) * 3, psf_of_cut())
     seen = acquisition.forward(torch.from_numpy((result - offset) / gain)).numpy()
     np.testing.assert_allclose(seen, lr + amount * (filtered - lr), atol=2e-4)
@@ -119,9 +127,33 @@ def test_without_foreground_the_share_counts_all_the_same(scan, model, monkeypat
     np.testing.assert_allclose(part, 0.75 * measured + 0.25 * answer, atol=0.02 * moved)
 
 
-def test_weights_that_have_not_learnt_it_are_refused(scan, random_model):
-    with pytest.raises(UsageError, match="has not learnt to remove noise.*use denoise=0"):
-        run(scan, random_model("local"), denoise=0.5)
+def test_weights_that_have_not_learnt_it_are_refused_where_nothing_is_filtered(scan, unlearnt):
+    """A sample, and a scan whose geometry is corrected, has the network's answer alone."""
+    field = np.broadcast_to(
+        np.linspace(0, 0.4, scan.shape[0], dtype=np.float32)[:, None, None, None], (*scan.shape, 3)
+    ).copy()
+    for alone in (dict(mode="sample"), dict(gradnl=mrisr.Volume(field, np.eye(4)))):
+        with pytest.raises(UsageError, match="has not learnt to remove noise.*use denoise=0"):
+            run(scan, unlearnt, denoise=0.5, **alone)
+
+
+def test_without_it_only_noise_goes_and_it_grows_from_0(scan, unlearnt, monkeypatch):
+    """The network is told nothing, so that what it finds stays, and a small share changes little."""
+    monkeypatch.setattr("mrisr.infer.run.fade", lambda image, *rest: image)
+    rng = np.random.default_rng(0)
+    noisy = scan + rng.normal(0, 0.05 * scan.std(), scan.shape).astype(np.float32)
+    none, little, whole = (run(noisy, unlearnt, denoise=d, psf="kspace", consistency="off")[0] for d in (0, 0.01, 1.0))
+    np.testing.assert_allclose(little - none, 0.01 * (whole - none), atol=1e-4 * scan.std())
+    acquisition = ForwardModel.between(none.shape, (0.5,) * 3, scan.shape, (1.0,) * 3, psf_of_cut())
+    before, after = (acquisition.forward(torch.from_numpy(v)).numpy() - scan for v in (none, whole))
+    assert after.std() < 0.95 * before.std()
+
+
+def test_without_it_and_without_foreground_the_noise_stays(scan, unlearnt, monkeypatch):
+    monkeypatch.setattr(back_projection, "noise_level", lambda lr, voxel_size, bands: None)
+    with pytest.warns(MrisrWarning, match="denoise: too little foreground to know the noise .*; all of it stays"):
+        stays, _ = run(scan, unlearnt, denoise=1.0, psf="kspace")
+    np.testing.assert_allclose(stays, run(scan, unlearnt, psf="kspace")[0], atol=1e-5 * scan.std())
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.5, float("nan"), "much", True, None])

@@ -1,6 +1,7 @@
 """The networks of one name: which one a job is for, and that this one runs."""
 
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -49,10 +50,10 @@ def test_the_acquisition_decides(network, kinds, widths):
 
 def test_what_the_special_ones_have_not_learnt_the_general_one_does():
     scan = geometry((CUT, CUT, CUT), (2, 2, 2))
-    for options in (Options(mode="sample"), Options(denoise=0.1)):
-        assert network_for(scan, Corrections(), options) == "general"
+    assert network_for(scan, Corrections(), Options(mode="sample", denoise=0.1)) == "general"
     assert network_for(scan, Corrections(field="auto"), Options()) == "general"
     assert network_for(scan, Corrections(), Options(ensemble=8, tile="exact", consistency="on")) == "3d"
+    assert network_for(scan, Corrections(), Options(denoise=0.1)) == "3d"  # the scan is filtered
 
 
 @pytest.fixture
@@ -95,8 +96,9 @@ def test_the_network_of_the_acquisition_runs_by_name_and_as_a_model(family, scan
     assert of_file.network == "general" and own.tobytes() == by_name.tobytes()
     general, of_general = upscaled(scan, family / "base.safetensors", size, psf=psf)
     assert of_general.network == "general" and general.tobytes() != by_name.tobytes()
-    noisy, info = upscaled(scan, "base", size, psf=psf, denoise=1.0)
-    assert info.network == "general"
+    with warnings.catch_warnings():  # of a scan that small
+        warnings.filterwarnings("ignore", "denoise: too little foreground")
+        assert upscaled(scan, "base", size, psf=psf, denoise=1.0)[1].network == network
 
 
 def test_one_hash_stands_for_all_networks(family):
@@ -177,8 +179,6 @@ def test_shipped_ones_say_what_they_have_not_learnt(scan):
     for name in ("base-2d", "base-3d"):
         with pytest.raises(UsageError, match=f'mode: {name} has learnt "mean" alone'):
             mrisr.upscale(scan, model=name, mode="sample", **how)
-        with pytest.raises(UsageError, match=f"denoise: {name} has not learnt"):
-            mrisr.upscale(scan, model=name, denoise=1.0, **how)
     how |= dict(factor=None, voxel_size=1.0, input_voxel_size=(1.0, 1.0, 4.0), psf=(CUT, CUT, SLICE))
     with pytest.warns(MrisrWarning, match=r"axis 2: 4 mm acquired to 1 mm .* trained on 1x to 1x \(slice\)"):
         mrisr.upscale(scan, model="base-3d", **how)

@@ -53,8 +53,8 @@ thick = scan[:, :, ::3].copy()
 JOBS = {
     "plain": (scan, dict(input_voxel_size=1.5)),
     "thick": (thick, dict(input_voxel_size=(1.2, 1.2, 4.0), voxel_size=1.2)),
-    "mirrored": (scan, dict(input_voxel_size=1.5, ensemble=2, denoise=0.5, nonnegative=True)),
-    "masked": (scan, dict(input_voxel_size=1.5, mask=scan > 100, precision="float32", engine="openvino")),
+    "mirrored": (scan, dict(input_voxel_size=1.5, psf="unknown", ensemble=2, denoise=0.5, nonnegative=True)),
+    "masked": (scan, dict(input_voxel_size=1.5, mask=scan > 100, denoise=0.5, precision="float32", engine="openvino")),
     "series": (np.stack([scan, 2 * scan[::-1]], -1), dict(input_voxel_size=1.5, ends="crop")),
     "own grid": (scan, dict(input_voxel_size=0.7)),
     "samples": (scan, dict(input_voxel_size=1.5, samples=2, steps=2)),

@@ -32,6 +32,7 @@ void test_denoise_unlearnt(const Bench& bench) {
   const mrisr_engine_vtable engine = engine_of(fake);
   mrisr_plan_options how = plan_options(engine);
   how.denoise = 0.5;
+  how.mode = MRISR_MODE_SAMPLE;
   EXPECT(mrisr_plan(model, &how, &job) == MRISR_ERROR_ARGUMENT && job == nullptr);
   EXPECT_TEXT(mrisr_last_error(), "has not learnt to remove noise");
   mrisr_close(model);

@@ -92,7 +92,7 @@ def test_thick_slices_along_any_axis(library, model, loaded, head, order):
     compared(library, model, loaded, np.ascontiguousarray(data.transpose(order)), affine, voxel_size=1.0)
 
 
-def test_tiles_of_a_network_that_looks_further(library, head, made_once):
+def test_a_network_that_looks_further_and_leaves_noise_in(library, head, made_once):
     from mrisr.export.build import export_bundle
     from mrisr.weights import registry
 
@@ -100,6 +100,14 @@ def test_tiles_of_a_network_that_looks_further(library, head, made_once):
     model = library.open(made_once("bundle-3d", lambda folder: export_bundle(special, folder)))
     for tile in (48, 64, 88):  # which share 24, 32 and 40 voxels
         compared(library, model, special, head((40, 62, 30)), np.diag([1.4, 1.4, 1.4, 1]), voxel_size=0.7, tile=tile)
+    for options in (
+        dict(denoise=0.6),
+        dict(denoise=1.0, psf=CUT),
+        dict(denoise=1.0, psf=[("gaussian", 2.0), *CUT[1:]]),
+    ):
+        compared(library, model, special, head((40, 62, 30)), np.diag([1.4, 1.4, 1.4, 1]), voxel_size=0.7, **options)
+    for share in (0.3, 1.0):
+        compared(library, model, special, head((34, 40, 3)), THICK[1], voxel_size=1.0, denoise=share)
     library.c.mrisr_close(model)
 
 
