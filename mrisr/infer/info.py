@@ -198,7 +198,7 @@ class Info:
     `network`: which network of the model ran: "general", or that for slices ("2d") or for cuts of k-space ("3d").
 
     `denoise`: 0 (the measured band holds what was measured, noise included) to 1 (its noise is taken out, as far as the
-    network's answer tells it from signal).
+    network's answer, or of a network that has not learnt it the scan, tells it from signal).
 
     `back_projection`: how much of what the scan holds beyond the network's answer went back onto it: of slices 1 where
     their profile was stated, 0.5 where it was assumed; of what was filtered for its noise 1; else 0.
