@@ -74,11 +74,11 @@ def _filtered(lr: np.ndarray, pilot: np.ndarray, plan: Plan, threads: int) -> tu
     voxel_size = plan.geometry.source.voxel_size
     bands = noise_bands(plan.geometry.psf, voxel_size)
     sigma = noise_level(lr, voxel_size, bands)
-    told = plan.model.denoises
-    if not told:
+    by_network = plan.model.denoises
+    if not by_network:
         pilot = lr
     signal = pilot.copy() if sigma is None else wiener(lr, pilot, sigma, bands, max(1, threads))
     signal -= lr
     signal *= plan.options.denoise
     signal += lr
-    return signal, () if sigma is not None else (UNKNOWN + (NETWORK_SAYS if told else NOTHING_GOES),)
+    return signal, () if sigma is not None else (UNKNOWN + (NETWORK_SAYS if by_network else NOTHING_GOES),)
