@@ -132,17 +132,14 @@ def test_denoise(both, scan, affine):
 def test_x0_is_held_to_what_the_noise_reaches(both, loaded, scan, affine):
     """A network that shouts: without the limit, its states would grow with it."""
     (quiet, _, _), _ = both(scan, affine, mode="sample", steps=4, seed=5)
-    (ours, expected, info), (theirs, found, _) = both(scan, affine, 300.0, mode="sample", steps=4, seed=5)
+    (ours, expected, _), (theirs, found, _) = both(scan, affine, 100.0, mode="sample", steps=4, seed=5)
     assert_same_calls(ours, theirs)
     # The last evaluation, at the lowest level: the state is nearly x0, and reaches the network divided by c_in.
     data = loaded.denoiser.sigma_data
     state = np.abs(ours[-1][0]).max() * np.hypot(data, loaded.denoiser.sigma_min)
     assert 0.3 * loaded.denoiser.sigma_max < state < 1.5 * loaded.denoiser.sigma_max
     assert np.abs(ours[-1][0]).max() > 3 * np.abs(quiet[-1][0]).max()
-    # The loud network multiplies, from call to call, what rounding has made of the states; the result is one call more.
-    before, last = (np.abs(a[0] - b[0]).max() / np.abs(a[0]).max() for a, b in zip(ours[-2:], theirs[-2:], strict=True))
-    drift = state * last * last / max(before, np.finfo(np.float32).eps)
-    assert np.abs(found - expected).max() <= 1e-5 * np.ptp(expected) + drift * info.intensity[0][1]
+    assert np.abs(found - expected).max() <= 1e-5 * np.ptp(expected)
 
 
 @pytest.mark.parametrize("consistency", ["auto", "on", "off"])
