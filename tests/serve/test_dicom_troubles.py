@@ -60,10 +60,10 @@ def test_a_derived_file_that_is_damaged_holds_up_no_other(start, pacs, caplog):
         peers.send(node, one)
     wait_until(lambda: derived(node) == 2)
     next(iter(node.spool.all()[0].out.iterdir())).write_bytes(b"no DICOM")
+    wait_until(lambda: "not sent, tried again in" in caplog.text)  # a try that had read it whole has ended
     pacs.start()
     wait_until(lambda: len(node.spool.all()) == 1)
     assert set(pacs.stored) == peers.expected(sent[1])
-    wait_until(lambda: "not sent, tried again in" in caplog.text)
     assert node._threads[1].is_alive()
 
 
