@@ -216,8 +216,8 @@ typedef struct mrisr_plan_options {
   int32_t ends;        /* mrisr_ends */
   int32_t tile_fixed;  /* 1: every tile has exactly the size `tile` (which has to be stated), edges repeated beyond the
                           volume, so that whatever scan comes nothing is compiled that an earlier run has compiled */
-  double denoise;      /* 0: what was measured stays, its noise included; 1: its noise is taken out; needs a model that has
-                          learnt it, else MRISR_ERROR_ARGUMENT */
+  double denoise;      /* 0: what was measured stays, its noise included; 1: its noise is taken out; of samples by a model
+                          that has learnt it alone, else MRISR_ERROR_ARGUMENT */
   int32_t runtime;     /* mrisr_runtime, where `engine` is NULL */
 } mrisr_plan_options;
 

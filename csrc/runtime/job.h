@@ -83,9 +83,9 @@ struct Job {
   bool filters() const { return denoise > 0 && !sample; }
   // How much of what the scan holds beyond the network's answer goes back onto it.
   double back_projection() const {
-    if (filters()) return 1;
-    if (sample || projects() || !compares()) return 0;
-    return psf_certain ? 1 : shared::kBackAssumed;
+    if (filters() && answer_is_pilot()) return 1;
+    const double share = sample || projects() || !compares() ? 0 : psf_certain ? 1 : shared::kBackAssumed;
+    return filters() ? share + (1 - share) * denoise : share;
   }
   // The network's answer is the pilot where it has learnt to leave noise out; else the scan is its own.
   bool answer_is_pilot() const { return model->config.diffusion.denoise; }

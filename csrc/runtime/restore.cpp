@@ -74,7 +74,7 @@ double noise_level(const Job& job, const Workspace& w, const std::array<float, k
   return std::sqrt(std::max(0.0, power - least * least));
 }
 
-// Into w.restore.kept the scan without as much of its noise as was asked for, less the pilot.
+// Into w.restore.kept the scan without its noise.
 void filter(const Job& job, const Workspace& w) {
   const auto& r = w.restore;
   const Triple& coarse = job.source.shape;
@@ -94,10 +94,6 @@ void filter(const Job& job, const Workspace& w) {
     for (Index k = 0; k < kCosines; ++k) variance[k] = static_cast<float>(sigma * sigma * shares[k]);
     cpu::wiener(r.kept, w.lr, pilot, coarse.data(), variance.data(), r.scratch, job.threads);
   }
-  const auto share = static_cast<float>(job.denoise);
-  parallel_for(product(coarse), kGrain, job.threads, [&](Index begin, Index end) {
-    for (Index i = begin; i < end; ++i) r.kept[i] = (r.kept[i] - w.lr[i]) * share + w.lr[i] - r.pilot[i];
-  });
 }
 
 }  // namespace
@@ -106,14 +102,15 @@ void restore_signal(const Job& job, const Workspace& w) {
   const auto& r = w.restore;
   const Triple &fine = job.target.shape, &coarse = job.source.shape;
   job.forward.apply(r.pilot, w.y, fine, r.a, r.b, w.scratch, job.threads);
-  if (job.filters()) {
-    filter(job, w);
-  } else {
-    const auto share = static_cast<float>(job.back_projection());
-    parallel_for(product(coarse), kGrain, job.threads, [&](Index begin, Index end) {
-      for (Index i = begin; i < end; ++i) r.kept[i] = (w.lr[i] - r.pilot[i]) * share;
-    });
-  }
+  const auto share = static_cast<float>(job.back_projection()), gone = static_cast<float>(job.denoise);
+  const bool filters = job.filters();
+  if (filters) filter(job, w);
+  parallel_for(product(coarse), kGrain, job.threads, [&](Index begin, Index end) {
+    for (Index i = begin; i < end; ++i) {
+      const float noise = filters ? (w.lr[i] - r.kept[i]) * gone : 0.0f;
+      r.kept[i] = (w.lr[i] - r.pilot[i]) * share - noise;
+    }
+  });
   job.start.apply(w.residual, r.kept, coarse, r.a, r.b, w.scratch, job.threads);
   parallel_for(product(fine), kGrain, job.threads, [&](Index begin, Index end) {
     for (Index i = begin; i < end; ++i) w.y[i] += w.residual[i];

@@ -39,14 +39,20 @@ NETWORK_SAYS, NOTHING_GOES = "what of the scan is noise the network alone says",
 
 
 def share_of(plan: Plan) -> float:
-    """How much of what the scan holds beyond the network's answer goes back onto it, 0 to 1."""
+    """How much of what the scan holds beyond the network's answer goes back onto it, 0 to 1.
+
+    All of it where noise is to go and the answer is the pilot. Where the scan is its own, the answer is the one without
+    `denoise`, and so is the share where hardly any noise is to go.
+    """
     how = plan.options
-    if plan.filters:
+    if plan.filters and plan.model.denoises:
         return 1.0
     slices = any(p.kind in SLICE_KINDS for p in plan.geometry.psf)
     if not slices or how.mode != "mean" or plan.displaced or how.network_alone or how.consistency == "off":
-        return 0.0
-    return 1.0 if plan.geometry.psf_certain else ASSUMED
+        share = 0.0
+    else:
+        share = 1.0 if plan.geometry.psf_certain else ASSUMED
+    return share + (1.0 - share) * how.denoise if plan.filters else share
 
 
 def restore_signal(
@@ -61,24 +67,25 @@ def restore_signal(
     if not share:
         return image, ()
     lr, pilot = as_array(frame.lr), as_array(forward.forward(image))
-    signal, texts = _filtered(lr, pilot, plan, threads) if plan.filters else (lr, ())
-    rest = np.subtract(signal, pilot, dtype=np.float32)
+    rest, texts = np.subtract(lr, pilot, dtype=np.float32), ()
     if share != 1:
         rest *= np.float32(share)
+    if plan.filters:
+        noise, texts = _noise(lr, pilot, plan, threads)
+        rest -= noise
     image += corrector.start(like(rest, frame.lr))[0]
     return image, texts
 
 
-def _filtered(lr: np.ndarray, pilot: np.ndarray, plan: Plan, threads: int) -> tuple[np.ndarray, tuple[str, ...]]:
-    """(the scan without as much of its noise as was asked for, what to warn of)."""
+def _noise(lr: np.ndarray, pilot: np.ndarray, plan: Plan, threads: int) -> tuple[np.ndarray, tuple[str, ...]]:
+    """(as much of the scan's noise as is to go, what to warn of)."""
     voxel_size = plan.geometry.source.voxel_size
     bands = noise_bands(plan.geometry.psf, voxel_size)
     sigma = noise_level(lr, voxel_size, bands)
     by_network = plan.model.denoises
     if not by_network:
         pilot = lr
-    signal = pilot.copy() if sigma is None else wiener(lr, pilot, sigma, bands, max(1, threads))
-    signal -= lr
-    signal *= plan.options.denoise
-    signal += lr
-    return signal, () if sigma is not None else (UNKNOWN + (NETWORK_SAYS if by_network else NOTHING_GOES),)
+    signal = pilot if sigma is None else wiener(lr, pilot, sigma, bands, max(1, threads))
+    noise = np.subtract(lr, signal, dtype=np.float32)
+    noise *= np.float32(plan.options.denoise)
+    return noise, () if sigma is not None else (UNKNOWN + (NETWORK_SAYS if by_network else NOTHING_GOES),)
