@@ -74,8 +74,8 @@ double noise_level(const Job& job, const Workspace& w, const std::array<float, k
   return std::sqrt(std::max(0.0, power - least * least));
 }
 
-// Into w.restore.kept the scan without its noise.
-void filter(const Job& job, const Workspace& w) {
+// The scan without its noise.
+const float* signal_of(const Job& job, const Workspace& w) {
   const auto& r = w.restore;
   const Triple& coarse = job.source.shape;
   std::array<float, kCosines> shares{}, variance{};
@@ -89,11 +89,15 @@ void filter(const Job& job, const Workspace& w) {
         std::string("denoise: too little foreground to know the noise (64 blocks of 4 x 4 x 4 voxels are "
                     "needed); ") +
             (job.answer_is_pilot() ? "what of the scan is noise the network alone says" : "all of it stays"));
-    std::copy_n(pilot, product(coarse), r.kept);
-  } else {
-    for (Index k = 0; k < kCosines; ++k) variance[k] = static_cast<float>(sigma * sigma * shares[k]);
-    cpu::wiener(r.kept, w.lr, pilot, coarse.data(), variance.data(), r.scratch, job.threads);
+    return pilot;
   }
+  const auto pass = [&](float* out, const float* by, double level) {
+    for (Index k = 0; k < kCosines; ++k) variance[k] = static_cast<float>(level * level * shares[k]);
+    cpu::wiener(out, w.lr, by, coarse.data(), variance.data(), r.scratch, job.threads);
+  };
+  pass(r.kept, pilot, sigma);
+  pass(r.twice, r.kept, shared::kSecond * sigma);
+  return r.twice;
 }
 
 }  // namespace
@@ -103,11 +107,10 @@ void restore_signal(const Job& job, const Workspace& w) {
   const Triple &fine = job.target.shape, &coarse = job.source.shape;
   job.forward.apply(r.pilot, w.y, fine, r.a, r.b, w.scratch, job.threads);
   const auto share = static_cast<float>(job.back_projection()), gone = static_cast<float>(job.denoise);
-  const bool filters = job.filters();
-  if (filters) filter(job, w);
+  const float* const signal = job.filters() ? signal_of(job, w) : nullptr;
   parallel_for(product(coarse), kGrain, job.threads, [&](Index begin, Index end) {
     for (Index i = begin; i < end; ++i) {
-      const float noise = filters ? (w.lr[i] - r.kept[i]) * gone : 0.0f;
+      const float noise = signal != nullptr ? (w.lr[i] - signal[i]) * gone : 0.0f;
       r.kept[i] = (w.lr[i] - r.pilot[i]) * share - noise;
     }
   });

@@ -43,6 +43,7 @@ constexpr double kAnatomy = 0.006;
 constexpr double kGrowth = 1.3;
 constexpr double kHeld = 0.5;
 constexpr double kAlike = 0.999;
+constexpr double kSecond = 0.9;
 
 // mrisr/infer/memory.py
 constexpr double kShareOfFree = 0.6;

@@ -72,6 +72,7 @@ def numbers() -> dict[str, dict[str, float | int]]:
             "kGrowth": wiener.GROWTH,
             "kHeld": wiener.HELD,
             "kAlike": wiener.ALIKE,
+            "kSecond": wiener.SECOND,
         },
         "mrisr/infer/memory.py": {
             "kShareOfFree": memory.SHARE_OF_FREE,

@@ -32,7 +32,7 @@ struct Workspace {
     float *coefficients[3], *a, *b;
   } band;
   struct {
-    float *pilot, *kept, *energies, *scratch, *a, *b;  // of the scan's filter
+    float *pilot, *kept, *twice, *energies, *scratch, *a, *b;  // of the scan's filter
   } restore;
   struct {
     std::uint8_t *tissue, *spare;

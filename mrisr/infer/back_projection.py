@@ -23,7 +23,7 @@ from mrisr.infer.plan import Plan
 from mrisr.infer.start import Frame
 from mrisr.ops.either import as_array, like
 from mrisr.physics.degrade import SLICE_KINDS, ForwardModel
-from mrisr.physics.wiener import BLOCK, FEWEST_BLOCKS, noise_bands, noise_level, wiener
+from mrisr.physics.wiener import BLOCK, FEWEST_BLOCKS, noise_bands, noise_level, without_noise
 
 if TYPE_CHECKING:
     import torch
@@ -85,7 +85,7 @@ def _noise(lr: np.ndarray, pilot: np.ndarray, plan: Plan, threads: int) -> tuple
     by_network = plan.model.denoises
     if not by_network:
         pilot = lr
-    signal = pilot if sigma is None else wiener(lr, pilot, sigma, bands, max(1, threads))
+    signal = pilot if sigma is None else without_noise(lr, pilot, sigma, bands, max(1, threads))
     noise = np.subtract(lr, signal, dtype=np.float32)
     noise *= np.float32(plan.options.denoise)
     return noise, () if sigma is not None else (UNKNOWN + (NETWORK_SAYS if by_network else NOTHING_GOES),)
