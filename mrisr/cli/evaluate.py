@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +35,7 @@ def add_parser(subparsers) -> None:
         metavar="A,B",
         help="trilinear, cubic (always there), quintic, zerofill, linear (needs --train-on), mrisr, "
         "mrisr-stated, mrisr-sample, net:PATH, or a network under a label, "
-        "[LABEL=]MODEL[@sampleN][@ensembleN][@stated], as in mrisr@ensemble8 or teacher=runs/teacher@sample16 "
+        "[LABEL=]MODEL[@sampleN][@ensembleN][@stated][@denoise], as in mrisr@ensemble8, late=runs/v3@sample4 "
         f"(default: {METHODS}; with --safety {SAFETY_METHODS})",
     )
     parser.add_argument("--model", default="base", metavar="M", help="name or .safetensors path (default: base)")
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     how = {name: getattr(args, name) for name in ("device", "engine", "precision", "memory", "threads")}
     methods = build_methods(names, model=args.model, training=training, seed=args.seed, **how)
     if args.safety:
-        return _safety(args, paths, cases, methods, how)
+        return _safety(args, paths, cases, names, methods, how)
     folder = check_folder(args.output, args.force)
     pictures = None if args.no_pictures else _picture_writer(folder)
     with _progress(len(paths) * len(cases) * len(methods)) as progress:
@@ -114,7 +115,7 @@ def _settings(args: argparse.Namespace, cases, methods) -> dict:
     }
 
 
-def _safety(args: argparse.Namespace, paths, cases, methods, how: dict) -> int:
+def _safety(args: argparse.Namespace, paths, cases, names: list[str], methods, how: dict) -> int:
     """Lesions, tissue and chi-squared of every method, the spread of --model; one report."""
     if args.samples < 2:
         raise UsageError(f"--samples: one sample has no spread; expected at least 2, found {args.samples}")
@@ -133,7 +134,8 @@ def _safety(args: argparse.Namespace, paths, cases, methods, how: dict) -> int:
             spreads.append(spread_of(trial, model, args.samples, args.steps, args.seed, **how))
     settings = {**_settings(args, cases, methods), "samples": args.samples, "steps": args.steps}
     command = f"mrisr evaluate SCANS -o DIR --safety --model {Path(args.model).name} --cases {args.cases}"
-    command += f" --methods {','.join(methods)} --samples {args.samples} --steps {args.steps} --seed {args.seed}"
+    asked = ",".join(re.sub(r"[^=:]*/", "", name) for name in names)  # without folders, which are a machine's own
+    command += f" --methods {asked} --samples {args.samples} --steps {args.steps} --seed {args.seed}"
     settings["command"] = command + (f" --crop {args.crop}" if args.crop else "")
     uncertainty = calibrate(spreads, args.samples, args.steps)
     report = safety_report.build(outcome, uncertainty, model.sha256, settings)

@@ -11,6 +11,7 @@ import pytest
 from mrisr.cli.main import main
 from mrisr.evaluate import safety_report
 from mrisr.evaluate.uncertainty import Spread, calibrate, conformal_factor
+from mrisr.weights import registry
 
 
 def person(name, wrong_by, n=40_000, seed=0, case="iso2"):
@@ -61,12 +62,15 @@ def test_one_person_is_split_in_halves_and_no_spread_is_no_excuse():
 
 def test_the_command_writes_one_report(scans, tmp_path, capsys):
     out = tmp_path / "out"
-    command = ["evaluate", str(scans / "two.nii"), "-o", str(out), "--safety", "--cases", "iso2n", "--methods", "cubic"]
+    methods = f"cubic,less={registry.locate('base')}@denoise"
+    command = ["evaluate", str(scans / "two.nii"), "-o", str(out), "--safety", "--cases", "iso2n", "--methods", methods]
     assert main([*command, "--samples", "2", "--engine", "torch"]) == 0
     assert sorted(p.name for p in out.iterdir()) == ["safety.json", "safety.md"]
     report = json.loads((out / "safety.json").read_text())
     assert safety_report.render(report) == (out / "safety.md").read_text()
-    assert report["volumes"] == ["two"] and len(report["rows"]) == 1
+    assert report["volumes"] == ["two"] and len(report["rows"]) == 2
+    asked = report["settings"]["command"]
+    assert " --methods cubic,less=base.safetensors@denoise --samples 2 " in asked, "as asked for, no folder"
     assert len(report["weights"]) == 64 and report["uncertainty"]["stored"]["people"] == ["two"]
     assert {bar["met"] for bar in report["bars"] if bar["method"] == "cubic"} == {None}
     assert "lesions survive" in capsys.readouterr().out
