@@ -102,7 +102,7 @@ void finish(const Job& job, const Workspace& w, const mrisr_run_options& options
   const Triple& fine = job.target.shape;
   const Strides out = strides_of(options.output_stride, fine, "output_stride");
   add_residual(job, w);
-  if (job.back_projection() > 0) restore_signal(job, w);
+  if (job.restores()) restore_signal(job, w);
   if (frame.noise >= 0 && job.compares()) make_consistent(job, w, frame.noise, info);
   fade(job, w, -static_cast<float>(frame.scale.offset) / static_cast<float>(frame.scale.scale));
   finish_values(job, options, w, frame);

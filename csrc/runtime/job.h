@@ -84,9 +84,10 @@ struct Job {
   // How much of what the scan holds beyond the network's answer goes back onto it.
   double back_projection() const {
     if (filters() && answer_is_pilot()) return 1;
-    const double share = sample || projects() || !compares() ? 0 : psf_certain ? 1 : shared::kBackAssumed;
-    return filters() ? share + (1 - share) * denoise : share;
+    if (sample || projects() || !compares()) return 0;
+    return psf_certain ? 1 : shared::kBackAssumed;
   }
+  bool restores() const { return filters() || back_projection() > 0; }
   // The network's answer is the pilot where it has learnt to leave noise out; else the scan is its own.
   bool answer_is_pilot() const { return model->config.diffusion.denoise; }
   // How much of the noise the network is to take out: all, for a pilot.

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstdio>
 #include <functional>
 #include <numeric>
 
@@ -32,7 +33,7 @@ std::array<int, shared::kHighest> highest(const std::array<float, kCosines>& sha
   std::array<int, kCosines - 1> order;  // without the mean
   std::iota(order.begin(), order.end(), 1);
   const auto sum = [](int k) { return k / 16 + k / 4 % 4 + k % 4; };
-  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return sum(a) > sum(b); });
+  std::sort(order.begin(), order.end(), [&](int a, int b) { return sum(a) != sum(b) ? sum(a) > sum(b) : a < b; });
   std::array<float, kCosines> most = shares;
   std::sort(most.begin() + 1, most.end(), std::greater<>());
   const float held = static_cast<float>(shared::kHeld) * *std::max_element(shares.begin(), shares.end()),
@@ -84,11 +85,11 @@ const float* signal_of(const Job& job, const Workspace& w) {
   const float* const pilot = job.answer_is_pilot() ? r.pilot : w.lr;
   const double sigma = noise_level(job, w, shares, anatomy(job, band));
   if (sigma < 0) {
-    job.model->say(
-        MRISR_LOG_WARNING,
-        std::string("denoise: too little foreground to know the noise (64 blocks of 4 x 4 x 4 voxels are "
-                    "needed); ") +
-            (job.answer_is_pilot() ? "what of the scan is noise the network alone says" : "all of it stays"));
+    char text[200];  // said from the stack: a run allocates nothing
+    std::snprintf(text, sizeof text,
+                  "denoise: too little foreground to know the noise (64 blocks of 4 x 4 x 4 voxels are needed); %s",
+                  job.answer_is_pilot() ? "what of the scan is noise the network alone says" : "all of it stays");
+    job.model->say(MRISR_LOG_WARNING, text);
     return pilot;
   }
   const auto pass = [&](float* out, const float* by, double level) {

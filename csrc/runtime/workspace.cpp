@@ -109,7 +109,7 @@ Workspace lay_out(const Job& job, void* base) {
   arena.back_to(shared);
   lay_out_fade(w, arena, job);
   arena.back_to(shared);
-  if (job.back_projection() > 0) lay_out_restore(w, arena, job);
+  if (job.restores()) lay_out_restore(w, arena, job);
   arena.back_to(shared);
   if (job.compares()) lay_out_consistency(w, arena, job);
   w.bytes = arena.peak();

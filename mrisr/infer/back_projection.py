@@ -41,18 +41,16 @@ NETWORK_SAYS, NOTHING_GOES = "what of the scan is noise the network alone says",
 def share_of(plan: Plan) -> float:
     """How much of what the scan holds beyond the network's answer goes back onto it, 0 to 1.
 
-    All of it where noise is to go and the answer is the pilot. Where the scan is its own, the answer is the one without
-    `denoise`, and so is the share where hardly any noise is to go.
+    All of it where noise is to go and the answer is the pilot, without noise. An answer that holds the scan's noise is
+    the one without `denoise`, and so is the share.
     """
     how = plan.options
     if plan.filters and plan.model.denoises:
         return 1.0
     slices = any(p.kind in SLICE_KINDS for p in plan.geometry.psf)
     if not slices or how.mode != "mean" or plan.displaced or how.network_alone or how.consistency == "off":
-        share = 0.0
-    else:
-        share = 1.0 if plan.geometry.psf_certain else ASSUMED
-    return share + (1.0 - share) * how.denoise if plan.filters else share
+        return 0.0
+    return 1.0 if plan.geometry.psf_certain else ASSUMED
 
 
 def restore_signal(
@@ -64,7 +62,7 @@ def restore_signal(
         image: float32 [X, Y, Z], normalised.
     """
     share = share_of(plan)
-    if not share:
+    if not share and not plan.filters:
         return image, ()
     lr, pilot = as_array(frame.lr), as_array(forward.forward(image))
     rest, texts = np.subtract(lr, pilot, dtype=np.float32), ()

@@ -201,8 +201,7 @@ class Info:
     network's answer, or of a network that has not learnt it the scan, tells it from signal).
 
     `back_projection`: how much of what the scan holds beyond the network's answer went back onto it: of slices 1 where
-    their profile was stated, 0.5 where it was assumed; 1 where the answer says what is noise (`denoise`); else 0. With
-    `denoise` of a network that has not learnt it, that much of the rest, too.
+    their profile was stated, 0.5 where it was assumed; 1 where the answer says what is noise (`denoise`); else 0.
 
     `std` (samples > 1): the voxel-wise standard deviation as a Volume on the target grid, in input intensity units,
     just as the samples have it; it is left out of `to_json`. `std_scale` says what it is worth: {level: factor}, such

@@ -177,7 +177,8 @@ def plan_scan(
 
     Raises:
         MemoryBudgetError: not even the smallest tile fits, or with exact tiling, not the volumes.
-        UsageError: the tile is none; samples are wanted, or noise is to be removed, and the model has not learnt that.
+        UsageError: the tile is none; samples are wanted, or the network alone is to remove noise, and it has not learnt
+            that.
     """
     facts = ModelFacts.of(model)
     facts.check_learnt(options, corrections.displaces)

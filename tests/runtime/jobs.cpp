@@ -35,11 +35,14 @@ void operator delete(void* p, std::size_t, std::align_val_t) noexcept { std::fre
 namespace {
 
 // Every array lies in the workspace, is written before it is read, and nothing is allocated beside it.
-void test_workspace(const Bench& bench) {
+void test_workspace(const Bench& bench, bool filters) {
   for (const int threads : {1, 3}) {
     const Job job(bench, [&](mrisr_plan_options& how) {
       how.threads = threads;
-      how.samples = 2, how.steps = 2;
+      if (filters)
+        how.denoise = 1;
+      else
+        how.samples = 2, how.steps = 2;
       state_kspace(how, MRISR_WINDOW_HANN);
       set_all(how.tile, 48);
     });
@@ -187,7 +190,8 @@ void test_log(const Bench& bench) {
 
 int main() {
   const Bench bench;
-  test_workspace(bench);
+  test_workspace(bench, false);
+  test_workspace(bench, true);
   test_cancel(bench);
   test_two_threads(bench);
   test_budget(bench);
