@@ -119,8 +119,8 @@ def upscale(
         denoise: how much of the noise is taken out of what was measured, 0 to 1. 0: what was measured stays as it is,
             noise included. 1: of the scan stands what is signal by the network's answer (a Wiener filter, twice, with
             that answer as its first pilot, `mrisr.physics.wiener`), in air plain interpolation; of weights that have
-            not learnt to leave noise out ("2d" and "3d" of base) the scan is its own pilot, which takes less. In mode "sample",
-            and where gradient nonlinearity is corrected, the network's answer alone, of weights that have.
+            not learnt to leave noise out ("2d" and "3d" of base) the scan is its own pilot, which takes less. In mode
+            "sample", and where gradient nonlinearity is corrected, the network's answer alone, of weights that have.
             Across thick slices no band is exact, and the network's answer is an estimate without noise; at 0 what the
             scan holds beyond it goes back, noise included (`info.back_projection`).
         psf: how the scan was acquired: "auto" (by the header; else by the shape of the voxels and the spectrum, which
