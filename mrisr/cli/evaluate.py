@@ -134,8 +134,8 @@ def _safety(args: argparse.Namespace, paths, cases, names: list[str], methods, h
             spreads.append(spread_of(trial, model, args.samples, args.steps, args.seed, **how))
     settings = {**_settings(args, cases, methods), "samples": args.samples, "steps": args.steps}
     command = f"mrisr evaluate SCANS -o DIR --safety --model {Path(args.model).name} --cases {args.cases}"
-    asked = ",".join(re.sub(r"[^=:]*/", "", name) for name in names)  # without folders, which are a machine's own
-    command += f" --methods {asked} --samples {args.samples} --steps {args.steps} --seed {args.seed}"
+    texts = ",".join(re.sub(r"[^=:]*/", "", name) for name in names)  # without folders, which are a machine's own
+    command += f" --methods {texts} --samples {args.samples} --steps {args.steps} --seed {args.seed}"
     settings["command"] = command + (f" --crop {args.crop}" if args.crop else "")
     uncertainty = calibrate(spreads, args.samples, args.steps)
     report = safety_report.build(outcome, uncertainty, model.sha256, settings)
