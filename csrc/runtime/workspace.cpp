@@ -42,7 +42,7 @@ void lay_out_restore(Workspace& w, Arena& arena, const Job& job) {
   w.restore.a = arena.take<float>(between);
   w.restore.b = arena.take<float>(between);
   if (!job.filters()) return;
-  w.restore.twice = arena.take<float>(product(coarse));
+  if (job.answer_is_pilot()) w.restore.twice = arena.take<float>(product(coarse));
   w.restore.energies = arena.take<float>(shared::kMostBlocks);
   w.restore.scratch = arena.take<float>(cpu::wiener_scratch(coarse.data(), job.threads));
 }

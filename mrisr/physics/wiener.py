@@ -2,11 +2,12 @@
 is signal.
 
 Each block's cosine coefficients are kept by p^2 / (p^2 + v), p the pilot's and v the noise's variance there, its mean
-as it is, and every voxel is the average of the 64 blocks that hold it, each counted by how little noise it holds. The
-pilot is the network's answer, seen by the scanner, and for a second pass what the first leaves (after Yaroslavsky et
-al., Proc. SPIE 4304, 2001; the blocks and weights of Manjon et al., Med. Image Anal. 16(1), 2012, "ODCT3D"; the pilot
-of Ghael, Sayeed and Baraniuk, Proc. SPIE 3169, 1997). The network alone takes too little out of noisy scans and detail
-out of clean ones; what it takes for signal is right.
+as it is, and every voxel is the average of the 64 blocks that hold it, each counted by how little noise it holds (after
+Yaroslavsky et al., Proc. SPIE 4304, 2001; the blocks and weights of Manjon et al., Med. Image Anal. 16(1), 2012,
+"ODCT3D"; the pilot of Ghael, Sayeed and Baraniuk, Proc. SPIE 3169, 1997). The pilot is the network's answer, seen by
+the scanner, and for a second pass what the first leaves. The network alone takes too little out of noisy scans and
+detail out of clean ones; what it takes for signal is right. Beneath the answer of a network that leaves noise in, the
+scan is its own pilot.
 
 csrc/core/wiener.cpp has the same; what is here in NumPy is what it is held to, and runs where it is not built.
 """
