@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mrisr.batch import run as batch
 from mrisr.batch.deliver import claim
@@ -28,7 +28,8 @@ from mrisr.errors import BackendError, ModelError, MrisrError, OutputError, Usag
 __all__ = ["Cluster", "run"]
 
 PATIENCE = 5.0  # seconds between looks at whether anything can still come
-RESTART = 10.0  # seconds that a worker which has died takes to be started again, at most
+RESTART = 30.0  # seconds that a worker which has died takes to be started again, at most
+TRIES = 3  # on one worker, of what another is to have
 SHARE = 0.8  # of a worker's memory that the network may have
 GENERAL = {error.__name__: error for error in (UsageError, BackendError, ModelError)}  # true of every scan
 
@@ -37,8 +38,8 @@ def run(scans: Sequence[Scan], settings: Settings, cluster: Cluster, listener: L
     """Upscale every scan on the cluster; outcomes in the order of `scans`.
 
     A scan that ends two workers (killed, out of memory) is failed by its name. One that fails for want of what another
-    machine may have (room, memory, a device) is tried once more on another worker; where that goes well, the first
-    worker is taken out.
+    machine may have (room, memory, a device) is tried once more on another worker, and thrice at most where it comes back
+    to the first; where that goes well, the first worker is taken out.
 
     Args:
         listener: `ended` is called as scans end, with the count of those before.
@@ -69,8 +70,15 @@ def run(scans: Sequence[Scan], settings: Settings, cluster: Cluster, listener: L
     return round_.outcomes
 
 
-def task(scan: Scan, settings: Settings) -> tuple[Outcome, str]:
-    """One scan, in a worker: (outcome, address of the worker)."""
+class Worker(NamedTuple):
+    """Who did it: one that has died and been started again keeps its name, not its address."""
+
+    name: str
+    address: str
+
+
+def task(scan: Scan, settings: Settings) -> tuple[Outcome, Worker]:
+    """One scan, in a worker."""
     from distributed import get_worker
 
     try:
@@ -78,7 +86,8 @@ def task(scan: Scan, settings: Settings) -> tuple[Outcome, str]:
     except (MrisrError, MemoryError) as error:  # before the scan's turn: weights that this machine does not see
         code = getattr(error, "exit_code", MEMORY)
         outcome = Outcome(scan.name, FAILED, error=str(error), kind=type(error).__name__, exit_code=code, machine=True)
-    return outcome, get_worker().address
+    worker = get_worker()
+    return outcome, Worker(str(worker.name), worker.address)
 
 
 class _Round:
@@ -90,7 +99,7 @@ class _Round:
         self.outcomes: list[Outcome | None] = [None] * len(scans)
         self.out: dict[str, int] = {}
         self.back: queue.SimpleQueue = queue.SimpleQueue()
-        self.first: dict[int, tuple[Outcome, str]] = {}  # the outcome, and where, of scans that are tried once more
+        self.before: dict[int, list[tuple[Outcome, Worker]]] = {}  # of scans that another worker is to have
         self.several = len(self._workers()) > 1
 
     def start(self) -> None:
@@ -129,7 +138,7 @@ class _Round:
         if self.client.status not in ("running", "connecting"):
             raise BackendError("--cluster: the scheduler is gone; run again with --skip-existing to complete the rest")
 
-    def _result(self, index: int, future: Any) -> tuple[Outcome, str | None]:
+    def _result(self, index: int, future: Any) -> tuple[Outcome, Worker | None]:
         from distributed import KilledWorker
 
         if future.status == "cancelled":
@@ -145,13 +154,16 @@ class _Round:
         text = " ".join(str(error).split()) or type(error).__name__
         return Outcome(name, FAILED, error=text, kind=type(error).__name__, exit_code=BUG), None
 
-    def _take(self, index: int, outcome: Outcome, where: str | None) -> None:
-        """Keep an outcome, or have the scan tried once more elsewhere."""
-        before = self.first.pop(index, None)
-        if before is not None:
-            self._judge(before, outcome)
-        elif outcome.machine and where is not None and self._elsewhere(index, where):
-            self.first[index] = (outcome, where)
+    def _take(self, index: int, outcome: Outcome, where: Worker | None) -> None:
+        """Keep an outcome, or have another worker try once more."""
+        before = self.before.setdefault(index, [])
+        elsewhere = [first for first in before if where is not None and first[1].name != where.name]
+        if outcome.state != FAILED and elsewhere:
+            self._judge(*elsewhere[0], outcome)
+        # The worker that was to have it may have died of another scan first, so that it came back to this one.
+        again = outcome.machine and where is not None and not elsewhere and len(before) + 1 < TRIES
+        if again and self._elsewhere(index, where, len(before)):
+            before.append((outcome, where))
             return
         if outcome.kind in GENERAL and not any(o is not None and o.state == DONE for o in self.outcomes):
             raise GENERAL[outcome.kind](outcome.error)
@@ -160,7 +172,7 @@ class _Round:
         self.listener.ended(count, outcome)
         self.listener.progress("scans", 0.0)
 
-    def _elsewhere(self, index: int, where: str) -> bool:
+    def _elsewhere(self, index: int, where: Worker, count: int) -> bool:
         """Give the scan to another worker; False where there is none."""
         others, deadline = self._others(where), time.monotonic() + RESTART
         while self.several and not others and time.monotonic() < deadline:  # it has died, and is started again
@@ -168,7 +180,7 @@ class _Round:
             others = self._others(where)
         if not others:
             return False
-        key = f"scan-{index}-again-{self.settings.run}"
+        key = f"scan-{index}-again-{count}-{self.settings.run}"
         self.out[key] = index
         self._watch(
             self.client.submit(
@@ -177,20 +189,19 @@ class _Round:
         )
         return True
 
-    def _others(self, where: str) -> list[str]:
-        return [worker for worker in self._workers() if worker != where]
+    def _others(self, where: Worker) -> list[str]:
+        return [address for address, name in self._workers().items() if name != where.name]
 
-    def _workers(self) -> list[str]:
-        return list(self.client.scheduler_info(n_workers=-1)["workers"])
+    def _workers(self) -> dict[str, str]:
+        """Address -> name."""
+        workers = self.client.scheduler_info(n_workers=-1)["workers"]
+        return {address: str(worker.get("name", address)) for address, worker in workers.items()}
 
-    def _judge(self, before: tuple[Outcome, str], outcome: Outcome) -> None:
-        """Where the second try went well, the first worker lacks something, and the next scan would fail there too."""
-        failed, where = before
-        if outcome.state == FAILED:
-            return
-        self.listener.note(f"{outcome.name}: done by another worker; {where} is taken out ({failed.error})")
+    def _judge(self, failure: Outcome, where: Worker, outcome: Outcome) -> None:
+        """Where another worker does well, the first lacks something, and the next scan would fail there too."""
+        self.listener.note(f"{outcome.name}: done by another worker; {where.address} is taken out ({failure.error})")
         with suppress(OSError, KeyError, ValueError):  # it may be gone already
-            self.client.retire_workers(workers=[where])
+            self.client.retire_workers(names=[where.name])
 
 
 def _absolute(scan: Scan) -> Scan:
