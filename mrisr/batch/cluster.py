@@ -38,8 +38,8 @@ def run(scans: Sequence[Scan], settings: Settings, cluster: Cluster, listener: L
     """Upscale every scan on the cluster; outcomes in the order of `scans`.
 
     A scan that ends two workers (killed, out of memory) is failed by its name. One that fails for want of what another
-    machine may have (room, memory, a device) is tried once more on another worker, and thrice at most where it comes back
-    to the first; where that goes well, the first worker is taken out.
+    machine may have (room, memory, a device) is tried once more on another worker, or thrice where it comes back to the
+    first; where another does well, the first is taken out.
 
     Args:
         listener: `ended` is called as scans end, with the count of those before.
