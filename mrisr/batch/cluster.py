@@ -29,7 +29,8 @@ __all__ = ["Cluster", "run"]
 
 PATIENCE = 5.0  # seconds between looks at whether anything can still come
 RESTART = 30.0  # seconds that a worker which has died takes to be started again, at most
-TRIES = 3  # on one worker, of what another is to have
+TRIES = 5  # of a scan that another worker is to have; each but the first two takes a worker that dies meanwhile
+KILLED = "KilledWorker"
 SHARE = 0.8  # of a worker's memory that the network may have
 GENERAL = {error.__name__: error for error in (UsageError, BackendError, ModelError)}  # true of every scan
 
@@ -38,8 +39,8 @@ def run(scans: Sequence[Scan], settings: Settings, cluster: Cluster, listener: L
     """Upscale every scan on the cluster; outcomes in the order of `scans`.
 
     A scan that ends two workers (killed, out of memory) is failed by its name. One that fails for want of what another
-    machine may have (room, memory, a device) is tried once more on another worker, or thrice where it comes back to the
-    first; where another does well, the first is taken out.
+    machine may have (room, memory, a device) is tried once more on another worker, and again where that dies before;
+    where another does well, the first is taken out.
 
     Args:
         listener: `ended` is called as scans end, with the count of those before.
@@ -150,13 +151,15 @@ class _Round:
         if isinstance(error, KilledWorker):
             deaths = error.allowed_failures + 1
             text = f"{deaths} workers ended while they had it (killed, or out of memory); it is not tried again"
-            return Outcome(name, FAILED, error=text, kind="KilledWorker", exit_code=MEMORY), None
+            return Outcome(name, FAILED, error=text, kind=KILLED, exit_code=MEMORY), None
         text = " ".join(str(error).split()) or type(error).__name__
         return Outcome(name, FAILED, error=text, kind=type(error).__name__, exit_code=BUG), None
 
     def _take(self, index: int, outcome: Outcome, where: Worker | None) -> None:
         """Keep an outcome, or have another worker try once more."""
         before = self.before.setdefault(index, [])
+        if outcome.kind == KILLED and before and before[0][0].exit_code != MEMORY:
+            outcome, where = before[0]  # it came to its end on the first worker: another scan has killed this one
         elsewhere = [first for first in before if where is not None and first[1].name != where.name]
         if outcome.state != FAILED and elsewhere:
             self._judge(*elsewhere[0], outcome)

@@ -264,7 +264,7 @@ def test_what_came_back_to_the_same_worker_is_tried_elsewhere_again():
     made.finish()
     assert [o.state for o in made.outcomes] == ["done", "done"] and client.asked == [["w1"], ["w1"]]
     assert client.retired == ["w0"] and len(told.lines) == 1
-    made, client, told = round_of([(full(), "w0"), other, (full(), "w0"), (full(), "w0")])
+    made, client, told = round_of([(full(), "w0"), other, *[(full(), "w0")] * (cluster.TRIES - 1)])
     made.start()
     made.finish()
     assert [o.state for o in made.outcomes] == ["failed", "done"] and not client.retired and not told.lines
@@ -272,6 +272,28 @@ def test_what_came_back_to_the_same_worker_is_tried_elsewhere_again():
     made.start()
     made.finish()
     assert [o.state for o in made.outcomes] == ["done", "done"] and not client.retired and not told.lines
+
+
+def test_a_scan_that_waits_its_second_turn_is_not_blamed_for_the_worker():
+    """It is given to one worker, where another scan may run: when that ends the worker twice, dask blames both."""
+    from distributed import KilledWorker
+
+    killed = KilledWorker("scan-0", None, 1)
+    done, other = run.Outcome("0.nii", "done"), (run.Outcome("1.nii", "done"), "w1")
+    made, client, _ = round_of([(full(), "w0"), other, killed, (done, "w1")])
+    made.start()
+    made.finish()
+    assert [o.state for o in made.outcomes] == ["done", "done"] and client.retired == ["w0"]
+    made, client, _ = round_of([(full(), "w0"), other, *[killed] * (cluster.TRIES - 1)])
+    made.start()
+    made.finish()
+    assert made.outcomes[0] == full() and not client.retired
+    large = replace(full(), kind="MemoryError", exit_code=5)
+    for ends in ([killed, other], [(large, "w0"), other, killed]):  # which it may well have killed itself
+        made, *_ = round_of(ends)
+        made.start()
+        made.finish()
+        assert made.outcomes[0].kind == "KilledWorker"
 
 
 def test_a_worker_that_was_started_again_is_no_other(monkeypatch):
