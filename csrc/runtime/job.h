@@ -87,6 +87,7 @@ struct Job {
     if (sample || projects() || !compares()) return 0;
     return psf_certain ? 1 : shared::kBackAssumed;
   }
+  // Anything of the scan goes onto the network's answer, or any of its noise out.
   bool restores() const { return filters() || back_projection() > 0; }
   // The network's answer is the pilot where it has learnt to leave noise out; else the scan is its own.
   bool answer_is_pilot() const { return model->config.diffusion.denoise; }

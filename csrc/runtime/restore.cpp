@@ -75,7 +75,7 @@ double noise_level(const Job& job, const Workspace& w, const std::array<float, k
   return std::sqrt(std::max(0.0, power - least * least));
 }
 
-// The scan without its noise.
+// The scan without its noise: in w.restore.kept or twice, or a pilot where the noise is not known.
 const float* signal_of(const Job& job, const Workspace& w) {
   const auto& r = w.restore;
   const Triple& coarse = job.source.shape;

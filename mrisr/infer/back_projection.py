@@ -85,7 +85,7 @@ def _noise(lr: np.ndarray, pilot: np.ndarray, plan: Plan, threads: int) -> tuple
         signal = pilot if by_network else lr
     elif by_network:
         signal = without_noise(lr, pilot, sigma, bands, threads)
-    else:  # once: a second pass takes a lesion's contrast in one case of a hundred, and a tenth of a dB of much noise
+    else:  # once: a second pass by this weaker pilot costs small lesions contrast
         signal = wiener(lr, lr, sigma, bands, threads)
     noise = np.subtract(lr, signal, dtype=np.float32)
     noise *= np.float32(plan.options.denoise)

@@ -83,7 +83,7 @@ def anatomy(voxel_size: Sequence[float], bands: Sequence[float]) -> float:
 def without_noise(
     scan: np.ndarray, pilot: np.ndarray, sigma: float, bands: Sequence[float], threads: int = 1
 ) -> np.ndarray:
-    """`wiener` twice, the second time with what the first leaves as the pilot."""
+    """`wiener` twice, the second time with what the first leaves as the pilot; arguments, result, errors as there."""
     first = wiener(scan, pilot, sigma, bands, threads)
     return wiener(scan, first, SECOND * sigma, bands, threads)
 
