@@ -125,8 +125,8 @@ def _precision(result: dict) -> str:
     faults = "; ".join(result["faults"]) or "none"
     return (
         f"**bfloat16 beside float32** {_where('precision', result)}: on {len(result['rows'])} cases the PSNR moves by "
-        f"{most:.4f} dB at most. Beyond the limits (0.01 dB, 0.005 of the maximum, a lesion): "
-        f"{faults}. [Every row](benchmarks/results/precision.md)."
+        f"{most:.4f} dB at most (sha256 {result['model']['sha256'][:12]}). Beyond the limits (0.01 dB, 0.005 of the "
+        f"maximum, a lesion): {faults}. [Every row](benchmarks/results/precision.md)."
     )
 
 

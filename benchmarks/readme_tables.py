@@ -61,7 +61,7 @@ def readme_table(folder: Path = RESULTS) -> str:
     lines += [
         f"| **a whole head, 1 mm to 0.7 mm** ({where}) | | **{job['seconds']:.0f} s, {job['peak_gb']:.1f} GB** | |",
         "",
-        f"PSNR inside the head, mean of {len(report['volumes'])} people nobody trained on, whose scans were "
+        f"PSNR inside {_judged(report)}, mean of {len(report['volumes'])} people nobody trained on, whose scans were "
         "*simulated* from finer ones; the worst case gains "
         f"{ours['worst']['gain']:+.1f} dB ([every figure](docs/quality.md), [speed](docs/performance.md)).",
     ]
@@ -80,7 +80,6 @@ JOINED = {
     "moved": "three, noise, head moved between them",
     "two": "two stacks, 2 % noise",
 }
-
 
 ADAPTED = {"thick3": 3, "thick4": 4, "thick5": 5}  # case -> voxels across a slice
 ADAPT_RECIPE, ADAPT_STEPS = "network-measured", 450  # what the package does
@@ -240,11 +239,16 @@ def _read(folder: Path, name: str) -> dict | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
+def _judged(report: dict) -> str:
+    crop = report.get("settings", {}).get("crop")
+    return f"the middle {crop}^3 voxels of the head" if crop else "the head"
+
+
 def _quality(report: dict) -> str:
     cases = list(report["cases"])
     lines = [
-        f"**Quality** ([file](benchmarks/results/evaluation.json): PSNR gain over cubic in dB, scans "
-        f"simulated from {len(report['volumes'])} volume(s): {', '.join(sorted(report['volumes']))}; "
+        f"**Quality** ([file](benchmarks/results/evaluation.json): PSNR gain over cubic in dB, {_judged(report)}, "
+        f"scans simulated from {len(report['volumes'])} volume(s): {', '.join(sorted(report['volumes']))}; "
         f"{report['date'][:10]}, commit {report['commit'] or 'unknown'})",
         "",
         f"| method | {' | '.join(cases)} | mean | worst |",

@@ -49,11 +49,6 @@ def erode(mask: np.ndarray, radius) -> np.ndarray:
     return ~_dilate(~np.asarray(mask, bool), radius)
 
 
-def dilate(mask: np.ndarray, radius) -> np.ndarray:
-    """Dilation by a box of +-radius voxels per axis."""
-    return _dilate(np.asarray(mask, bool), radius)
-
-
 def _dilate(mask: np.ndarray, radius) -> np.ndarray:
     x = torch.as_tensor(mask, dtype=torch.uint8)[None, None].float()
     for axis, r in enumerate(radius):  # a box is separable

@@ -15,7 +15,6 @@ from mrisr.evaluate import metrics, safety
 from mrisr.evaluate.cases import Case, Subject, Trial, make_trial, subject_of
 from mrisr.evaluate.methods import YARDSTICK, Method
 from mrisr.io import nifti
-from mrisr.volume import Volume
 
 ENDINGS = (".nii", ".nii.gz", ".mgz", ".mgh", ".hdr")
 Progress = Callable[[str], None]
@@ -101,16 +100,6 @@ def stem(path: Path) -> str:
     return name
 
 
-def evaluate_volume(
-    volume: Subject | Volume, case: Case, methods: dict[str, Method], *, seed: int = 0, **options
-) -> list[Row]:
-    """Every method on one volume in one case; `methods` must hold cubic, the yardstick. See
-    `evaluate_trial`."""
-    if isinstance(volume, Volume):
-        volume = subject_of(volume.name, next(iter(volume.frames())), volume.grid)
-    return evaluate_trial(make_trial(volume, case, seed), methods, subject=volume, seed=seed, **options)
-
-
 def evaluate_trial(
     trial: Trial,
     methods: dict[str, Method],
@@ -121,8 +110,9 @@ def evaluate_trial(
     show: Show | None = None,
     progress: Progress = lambda text: None,
 ) -> list[Row]:
-    """Rows of one trial. `lesions` also runs the lesion test (two more calls of each method; needs
-    `subject`). `show` is called once with every image, for pictures."""
+    """Rows of one trial, one for each method; `methods` must hold cubic, the yardstick. `lesions` also runs the
+    lesion test (two more calls of each method; needs `subject`). `show` is called once with every image, for
+    pictures."""
     span = metrics.data_range(trial.reference)
     voxel = trial.fine.voxel_size
     rows: list[Row] = []

@@ -22,7 +22,6 @@ from mrisr.physics.foreground import certain
 from mrisr.physics.intensity import intensity_scale
 
 STEEPEST = 100.0  # largest / smallest value of a field that is believed
-FWHM_TO_SIGMA = 1.0 / 2.3548200450309493
 
 
 def bias_field(shape, generator: torch.Generator, log_std: float = 0.3, lattice: float = 0.025) -> torch.Tensor:

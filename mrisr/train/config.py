@@ -194,18 +194,18 @@ _OF_ONE_KIND = dict(init="base", steps=3800, batch=4, patch=64, lr=8e-4, muon_lr
                     mean_fraction=1.0, synthetic_share=0.2, gradnl=0.0, bias=0.0, denoise=0.0, drop=0.02)  # fmt: skip
 
 CONFIGS = {
-    # The shipped weights v0: `mrisr train --config base`.
+    # The general network's size and modes. How the shipped one was trained: mrisr/weights/base.md.
     "base": TrainConfig(),
-    # The shipped teacher-small.
+    # As long as the shipped teacher-small, in the same modes; what pairs are made of has changed since (its card).
     "teacher-small": TrainConfig(preset="teacher-small", steps=2600, mean_fraction=0.4),
-    # A leg of the shipped teacher: warm-up and decay of its own, from the averaged weights of the leg before.
+    # A leg of a larger teacher, of which none is shipped: warm-up and decay of its own, from averaged weights.
     "teacher": TrainConfig(preset="teacher", init="base", steps=1500, mean_fraction=0.7, lr=5e-4, muon_lr=0.012,
                            warmup=60, ema=0.998, validate_every=250),
     "teacher-large": TrainConfig(preset="teacher-large", batch=32, patch=64, steps=20000, mean_fraction=0.4,
                                  prefetch=True),
     # The yardstick: the student's size and budget, one step, L1 alone, no diffusion.
     "deterministic": TrainConfig(mean_fraction=1.0, loss="l1"),
-    # The shipped networks of one kind of acquisition, each from weights that know all (mrisr/weights/base.md).
+    # As the shipped networks of one kind of acquisition, which began with the L1 network (mrisr/weights/base.md).
     "base-2d": TrainConfig(families=("slice",), thin_weight=0.0, seed=62, **_OF_ONE_KIND),
     "base-3d": TrainConfig(families=("iso", "aniso"), seed=61, **_OF_ONE_KIND),
     # Seconds on a CPU: for tests and for a first look.
@@ -214,7 +214,7 @@ CONFIGS = {
 }  # fmt: skip
 
 DISTILLATIONS = {
-    # The end of the shipped weights: what `train` gave, distilled from itself, for samples of few steps. The ladder,
+    # The end of the general network: what `train` gave, distilled from itself, for samples of few steps. The ladder,
     # hints and the teacher's mean bought `mean` nothing (experiments/distill_ablation.py) and are left out.
     "distill": DistillConfig(init="base", steps=450, batch=4, patch=64, counts=(4, 2, 1), mean_fraction=0.75, lr=3e-4,
                              muon_lr=0.006, warmup=40, ema=0.997, synthetic_share=0.2, ladder=0.0, hints=0.0,

@@ -20,7 +20,7 @@ def bars():
 
 
 def row(method, tissue, **lesions):
-    counted = {"recovered": 9, "ghosts": 0, "phantoms": 0, "invented": 0}
+    counted = {"survived": 10, "recovered": 9, "ghosts": 0, "phantoms": 0, "invented": 0}
     return {"method": method, "tissue_change": tissue, "chi2": 1.0, "lesions": {**counted, **lesions}}
 
 
@@ -29,7 +29,8 @@ def test_without_files_there_is_no_table(bars, tmp_path):
 
 
 def test_what_is_met_and_what_is_missed(bars, tmp_path):
-    safety = {"bars": [], "rows": [row("mrisr", 0.004), row("mrisr", 0.03, ghosts=1), row("denoise", 0, recovered=17)]}
+    rows = [row("mrisr", 0.004), row("mrisr", 0.03, ghosts=1), row("denoise", 0, survived=20, recovered=17)]
+    safety = {"bars": [], "rows": rows}
     (tmp_path / "safety.json").write_text(json.dumps(safety))
     evaluation = {"volumes": ["a", "b"], "summary": [
         {"method": "mrisr", "mean": {"gain": 1.9}, "worst": {"gain": 0.9, "case": "mix"}}]}  # fmt: skip
@@ -39,16 +40,29 @@ def test_what_is_met_and_what_is_missed(bars, tmp_path):
     assert "| no case below +1.0 dB | +0.90 dB (mix) | **no** |" in text
     assert "| tissue volume changes by < 1 % in the mean | 1.70 % | **no** |" in text
     assert "| no lesion where none was | 1 ghosts, 0 phantoms, 0 invented | **no** |" in text
+    assert "`denoise=1`: lesion survival unchanged | 20 of 20 | yes |" in text
     assert "as many lesions keep their contrast | 17 of 18 | **no** |" in text
 
 
-@pytest.mark.parametrize(
-    "gain, text", [(1.28, "-0.05 dB (L1 +1.28 dB) | yes"), (1.3, "-0.07 dB (L1 +1.30 dB) | **no**")]
-)
-def test_the_deterministic_network_is_the_yardstick(bars, tmp_path, gain, text):
-    models = {name: {"gain_db": {"mean": mean}} for name, mean in (("base", 1.231), ("L1.safetensors", gain))}
+@pytest.mark.parametrize("gain, apart, met", [(1.28, "-0.05", "yes"), (1.3, "-0.07", "**no**")])
+def test_the_deterministic_network_is_the_yardstick_of_its_equal(bars, tmp_path, gain, apart, met):
+    """Of the general network, whatever those gain that began with the L1 network and learnt longer."""
+    means = {"base-v1.safetensors": 1.116, "general.safetensors": 1.231, "base": 1.43, "L1.safetensors": gain}
+    models = {name: {"gain_db": {"mean": mean}} for name, mean in means.items()}
     (tmp_path / "held_out.json").write_text(json.dumps({"models": models}))
-    assert f"a deterministic L1 network of equal size and budget | {text} |" in bars.table(tmp_path)
+    (line,) = [line for line in bars.table(tmp_path).splitlines() if "L1 network of equal size" in line]
+    assert f"| {apart} dB (the general network, version 3, +1.23 dB, L1 {gain:+.2f} dB;" in line
+    assert line.endswith(f"learnt on: +1.43 dB) | {met} |")
+
+
+def test_what_an_aim_depends_on_is_neither_met_nor_missed(bars, tmp_path):
+    case = {"noisy": {"psnr": 30.0}, "iso2n": {"psnr": 25.0}}
+    denoise = {"rows": [{"method": "denoise", "chi2": 1.0}],
+               "summary": [{"method": name, "cases": case} for name in ("mrisr", "denoise")]}  # fmt: skip
+    limit = {"rows": [{"case": "iso2n", "ceiling": 0.2}, {"case": "iso2n", "ceiling": 0.4}]}
+    for name, result in (("denoise", denoise), ("denoise_ceiling", limit)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(result))
+    assert "without `denoise`) | 0.30 dB, 0.40 at most | - |" in bars.table(tmp_path)
 
 
 @pytest.mark.parametrize("now, text", [(1.43, "+0.31 dB by a network for 2D"), (1.40, "+0.28 dB by a network for 2D")])
@@ -60,7 +74,7 @@ def test_what_the_student_gained_in_place_of_a_teacher(bars, tmp_path, now, text
     assert text in line and "+0.11 dB by one for all" in line and line.endswith("| yes |") == (now == 1.43)
 
 
-def test_a_race_and_the_wait_for_pairs(bars, tmp_path):
+def test_a_race_that_was_run_otherwise_and_the_wait_for_pairs(bars, tmp_path):
     sizes = [("large", 8e6, 0.2, 90), ("third", 1e6, 0.4, 900), ("student", 3e6, 0.5, 300)]
     rows = [{"size": s, "parameters": p, "gains": {"mean": g}, "steps": n, "gflop_per_s": 99.6} for s, p, g, n in sizes]
     (tmp_path / "size_race.json").write_text(json.dumps({"minutes": 20.0, "rows": rows}))
@@ -68,5 +82,6 @@ def test_a_race_and_the_wait_for_pairs(bars, tmp_path):
     rows = [{"prefetch": p, "waiting_share": w, "seconds_per_step": s} for p, w, s in waits]
     (tmp_path / "pair_wait.json").write_text(json.dumps({"rows": rows}))
     text = bars.table(tmp_path)
-    assert "20 min each: 1.0 M +0.40 dB (900 steps, 100 GFLOP/s), 3.0 M +0.50 dB" in text and "| yes |" in text
+    assert "20 min each: 1.0 M +0.40 dB (900 steps, 100 GFLOP/s), 3.0 M +0.50 dB" in text
+    assert "normalisations were not raced | **no** |" in text
     assert "| 0.4% of a step of 1.10 s; on one core 27% of 1.50 s | yes |" in text

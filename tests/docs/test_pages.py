@@ -32,11 +32,12 @@ def site(name: str):
 
 
 def commands(start: str) -> list[str]:
-    """Every line of every fenced block that begins with `start`, comments and variables before it left out."""
+    """Every command of every fenced block that begins with `start`, comments and variables before it left out."""
     found = []
     for page in PAGES:
         for _, block in FENCE.findall(page.read_text(encoding="utf-8")):
-            lines = (re.sub(r"^(?:[A-Z_]+=\S+ )+", "", line.split("  #")[0].strip()) for line in block.splitlines())
+            whole = block.replace("\\\n", "")  # a backslash at the end: the command goes on below
+            lines = (re.sub(r"^(?:[A-Z_]+=\S+ )+", "", line.split("  #")[0].strip()) for line in whole.splitlines())
             found += [line for line in lines if line.startswith(start)]
     return list(dict.fromkeys(found))
 

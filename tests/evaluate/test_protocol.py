@@ -12,7 +12,7 @@ from mrisr.errors import InputError, ModelError, MrisrError, MrisrWarning, Usage
 from mrisr.evaluate import report as reports
 from mrisr.evaluate.cases import CASES, make_trial, subject_of
 from mrisr.evaluate.methods import Network, build_methods, describe_models, pick_cases
-from mrisr.evaluate.protocol import evaluate_trial, evaluate_volume, find_volumes, load_subjects, run_protocol
+from mrisr.evaluate.protocol import evaluate_trial, find_volumes, load_subjects, run_protocol
 from mrisr.grid import Grid, plan
 
 BASELINES = ["trilinear", "cubic", "quintic", "zerofill"]
@@ -53,7 +53,7 @@ def test_a_crop_keeps_its_place_in_space(head):
 def test_known_orderings_of_the_baselines(head):
     methods = build_methods(BASELINES)
     for case in ("iso2", "iso2n", "iso1p5"):
-        rows = by_method(evaluate_volume(head, CASES[case], methods))
+        rows = by_method(evaluate_trial(make_trial(head, CASES[case]), methods))
         assert rows["zerofill"].psnr > rows["cubic"].psnr > rows["trilinear"].psnr, case
         assert rows["zerofill"].ssim > rows["trilinear"].ssim, case
         assert rows["zerofill"].hfen < rows["trilinear"].hfen, case
@@ -64,14 +64,14 @@ def test_known_orderings_of_the_baselines(head):
 def test_chi2_knows_noise_copied_from_noise_removed(head):
     """Zero-filling gives the noisy scan back exactly (0); the reference itself leaves the noise (1)."""
     methods = build_methods(["zerofill"]) | {"truth": lambda trial: trial.reference}
-    rows = by_method(evaluate_volume(head, CASES["iso2n"], methods))
+    rows = by_method(evaluate_trial(make_trial(head, CASES["iso2n"]), methods))
     assert rows["zerofill"].chi2 < 1e-6
     assert rows["truth"].chi2 == pytest.approx(1, abs=0.1)
 
 
 def test_a_brighter_output_shows_as_a_shift(head):
     methods = build_methods(["cubic"]) | {"bright": lambda trial: 1.05 * trial.reference}
-    row = by_method(evaluate_volume(head, CASES["iso2"], methods))["bright"]
+    row = by_method(evaluate_trial(make_trial(head, CASES["iso2"]), methods))["bright"]
     assert row.intensity_shift == pytest.approx(0.05, abs=1e-4)
     assert row.tissue_change > 0.01
 
@@ -160,7 +160,7 @@ def test_unknown_names_are_refused_with_the_choices():
 def test_linear_refuses_to_be_judged_on_its_training_person(head):
     methods = build_methods(["linear"], training=[head])
     with pytest.raises(UsageError, match="split by person"):
-        evaluate_volume(head, CASES["iso2"], methods)
+        evaluate_trial(make_trial(head, CASES["iso2"]), methods)
 
 
 def test_networks_get_the_scan_only_and_must_answer_on_the_reference_grid(head, monkeypatch):
@@ -199,7 +199,7 @@ def test_untrained_weights_are_plain_interpolation(head, tmp_path, monkeypatch):
     meta = {"format": 1, "preset": "tiny", "sigma_data": 0.1}
     export_weights(path, build("tiny").state_dict(), meta)
     methods = build_methods(["zerofill", f"net:{path}"], device="cpu", engine="torch")
-    rows = by_method(evaluate_volume(head, CASES["iso2"], methods))
+    rows = by_method(evaluate_trial(make_trial(head, CASES["iso2"]), methods))
     assert rows[f"net:{path}"].psnr == pytest.approx(rows["zerofill"].psnr, abs=1e-3)
 
 
@@ -226,7 +226,7 @@ def test_anisotropic_oblique_grids_work_in_every_case(head):
     affine[:3, :3] = turn * [0.9, 0.86, 0.7]
     tilted = subject_of("tilted", head.data[:, 1:46, :], Grid((48, 45, 48), affine))
     for case in CASES.values():
-        rows = evaluate_volume(tilted, case, build_methods(["zerofill"]))
+        rows = evaluate_trial(make_trial(tilted, case), build_methods(["zerofill"]))
         assert all(np.isfinite([row.psnr, row.ssim, row.hfen]).all() for row in rows)
 
 
