@@ -174,6 +174,12 @@ class Denoiser {
       to[v.width_known.first + a] = 1.0f;
       const auto profile = std::find(v.profiles.begin(), v.profiles.end(), kind_name(psf.kind)) - v.profiles.begin();
       to[v.profile.first + a * static_cast<int>(v.profiles.size()) + static_cast<int>(profile)] = 1.0f;
+      // A window is in a point spread because somebody stated it.
+      if (psf.window != MRISR_WINDOW_BOX) {
+        const bool hann = psf.window == MRISR_WINDOW_HANN;
+        to[v.apodisation.first + a] = static_cast<float>(hann ? shared::kHannApodisation : shared::kTukeyApodisation);
+        to[v.apodisation_known.first] = 1.0f;
+      }
       to[v.spacing.first + a] = static_cast<float>(std::log2(job_.source.voxel[axis] / job_.target.voxel[axis]));
     }
     if (job_.distilled) to[v.step_share.first] = 1.0f / static_cast<float>(job_.steps);

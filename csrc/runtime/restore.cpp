@@ -58,9 +58,15 @@ double quantile(float* values, Index n, double share) {
 
 // mrisr/physics/wiener.py `anatomy`.
 double anatomy(const Job& job, const std::array<double, 3>& band) {
+  const bool within = std::any_of(job.psf.begin(), job.psf.end(), [](const AxisPsf& p) { return !p.slice(); });
   double resolved = 1;
-  for (int d = 0; d < 3; ++d) resolved *= job.source.voxel[d] * 0.5 / band[d];
-  return shared::kAnatomy * std::pow(resolved, shared::kGrowth / 3);
+  int count = 0;
+  for (int d = 0; d < 3; ++d) {
+    if (within && job.psf[d].slice()) continue;
+    resolved *= job.source.voxel[d] * 0.5 / band[d];
+    ++count;
+  }
+  return shared::kAnatomy * std::pow(resolved, shared::kGrowth / count);
 }
 
 // Standard deviation; negative where there is too little foreground.
@@ -92,6 +98,9 @@ const float* signal_of(const Job& job, const Workspace& w) {
     job.model->say(MRISR_LOG_WARNING, text);
     return pilot;
   }
+  if (sigma == 0)
+    job.model->say(MRISR_LOG_WARNING,
+                   "denoise: no more noise was found than what anatomy alone looks like: nothing is taken out");
   const auto pass = [&](float* out, const float* by, double level) {
     for (Index k = 0; k < kCosines; ++k) variance[k] = static_cast<float>(level * level * shares[k]);
     cpu::wiener(out, w.lr, by, coarse.data(), variance.data(), r.scratch, job.threads);

@@ -22,6 +22,10 @@ constexpr double kBackAssumed = 0.5;
 // mrisr/infer/tiles.py
 constexpr std::int64_t kOverlap = 24;
 
+// mrisr/nn/vector.py
+constexpr double kTukeyApodisation = 0.5;
+constexpr double kHannApodisation = 1.0;
+
 // mrisr/ops/arrays.py
 constexpr double kDrop = 1e-09;
 

@@ -18,6 +18,7 @@ import mrisr.infer.engines.openvino
 import mrisr.infer.engines.precision
 import mrisr.infer.memory
 import mrisr.infer.tiles
+import mrisr.nn.vector
 import mrisr.ops.arrays
 import mrisr.physics.consistency
 import mrisr.physics.intensity
@@ -55,6 +56,10 @@ def numbers() -> dict[str, dict[str, float | int]]:
         },
         "mrisr/infer/back_projection.py": {"kBackAssumed": mrisr.infer.back_projection.ASSUMED},
         "mrisr/infer/tiles.py": {"kOverlap": mrisr.infer.tiles.OVERLAP},
+        "mrisr/nn/vector.py": {
+            "kTukeyApodisation": mrisr.nn.vector.APODISATION["tukey"],
+            "kHannApodisation": mrisr.nn.vector.APODISATION["hann"],
+        },
         "mrisr/ops/arrays.py": {"kDrop": mrisr.ops.arrays.DROP},
         "mrisr/physics/intensity.py": {"kNormalMad": intensity.NORMAL_MAD},
         "mrisr/physics/consistency.py": {

@@ -18,6 +18,7 @@ import torch
 from mrisr.adapt.plan import FEWEST_PLANES, PATCH, RESERVED, VOXELS, TrainingPlan
 from mrisr.errors import InputError
 from mrisr.nn.condition import Condition
+from mrisr.nn.vector import windowed
 from mrisr.ops.resample import apply_axes
 from mrisr.physics.degrade import ForwardModel, start_matrices
 from mrisr.physics.foreground import certain
@@ -99,7 +100,8 @@ def _pair(
     y = apply_axes(lr, start_matrices(shape, stored, head.shape, fine, psf))
     order = (*(a for a in range(3) if a != axis), axis)
     ordered_psf, ordered_fine, ordered_stored = ([v[a] for a in order] for v in (psf, fine, stored))
-    cond = Condition.of_acquisition(ordered_psf, ordered_fine, estimate_noise(lr), stored=ordered_stored)
+    of_scan = dict(stored=ordered_stored, apodisation_known=windowed(ordered_psf))
+    cond = Condition.of_acquisition(ordered_psf, ordered_fine, estimate_noise(lr), **of_scan)
     inside = np.argwhere(certain(head).numpy())
     low, high = _reserve(inside[:, plan.thick], plan, name)
     centres = inside[:: max(1, len(inside) // MOST_CENTRES)].copy()

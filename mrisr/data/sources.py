@@ -37,16 +37,22 @@ def load_volumes(paths: list[Path]) -> list:
     A broken file is named in a warning and left out, and how many were is said at the end. TrainingError where none is
     left. A broken pack is an InputError: it holds many.
     """
-    volumes, broken = [], []
+    volumes, broken, kinds = [], [], {}
     for path in paths:
         if path.suffix == PACK_SUFFIX:
             volumes += read_pack(path)
             continue
         try:
             volumes += _read(path)
+            kinds.setdefault(path.parent, {}).setdefault(type(volumes[-1]), []).append(path.name)
         except InputError as error:
             broken.append(path.name)
             warnings.warn(f"left out of training: {error}", MrisrWarning, stacklevel=2)
+    for folder, names in kinds.items():
+        if len(names) > 1:
+            maps = ", ".join(names[LabelVolume])
+            message = f"{folder}: holds scans and label maps; these are taken for label maps, by their voxels: {maps}"
+            warnings.warn(message, MrisrWarning, stacklevel=2)
     if not volumes:
         raise TrainingError(f"none of the {len(paths)} scans could be read ({len(broken)} broken): nothing to train on")
     if broken:
@@ -62,7 +68,7 @@ def _read(path: Path) -> list:
     frames = [(frame, f"{path.name}[{i}]") for i, frame in enumerate(volume.frames())]
     if _holds_labels(volume.data, path.name):
         return [LabelVolume.from_array(frame, volume.voxel_size, name) for frame, name in frames]
-    true = true_resolution(path, frames[0][0], volume.voxel_size)
+    true = true_resolution(path, frames[0][0], volume.voxel_size, volume.meta)
     return [TrainingVolume.from_array(frame, volume.voxel_size, name, true) for frame, name in frames]
 
 
@@ -70,8 +76,9 @@ def _holds_labels(data: np.ndarray, name: str) -> bool:
     """Whether a file holds labels. InputError: labels between whole numbers, which are no scan to learn from."""
     part = label_maps.fractions(data[::3, ::3, ::3])
     if part:
+        share = f"{part:.1%}" if part >= 0.001 else "less than 0.1%"
         raise InputError(
-            f"{name}: expected whole numbers in a label map, found {part:.0%} fractions: was it interpolated? Resample "
-            "labels by their nearest neighbour"
+            f"{name}: expected whole numbers in a label map, found {share} fractions: was it interpolated? "
+            "Resample labels by their nearest neighbour"
         )
     return part is not None

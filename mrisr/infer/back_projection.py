@@ -23,7 +23,7 @@ from mrisr.infer.plan import Plan
 from mrisr.infer.start import Frame
 from mrisr.ops.either import as_array, like
 from mrisr.physics.degrade import SLICE_KINDS, ForwardModel
-from mrisr.physics.wiener import BLOCK, FEWEST_BLOCKS, noise_bands, noise_level, wiener, without_noise
+from mrisr.physics.wiener import BLOCK, FEWEST_BLOCKS, anatomy, noise_bands, noise_level, wiener, without_noise
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +35,7 @@ UNKNOWN = (
     f"denoise: too little foreground to know the noise ({FEWEST_BLOCKS} blocks of {BLOCK} x {BLOCK} x {BLOCK} voxels "
     "are needed); "
 )
+NONE_FOUND = "denoise: no more noise was found than what anatomy alone looks like: nothing is taken out"
 NETWORK_SAYS, NOTHING_GOES = "what of the scan is noise the network alone says", "all of it stays"
 
 
@@ -77,9 +78,9 @@ def restore_signal(
 
 def _noise(lr: np.ndarray, pilot: np.ndarray, plan: Plan, threads: int) -> tuple[np.ndarray, tuple[str, ...]]:
     """(as much of the scan's noise as is to go, what to warn of)."""
-    voxel_size = plan.geometry.source.voxel_size
-    bands = noise_bands(plan.geometry.psf, voxel_size)
-    sigma, threads = noise_level(lr, voxel_size, bands), max(1, threads)
+    of_axes = plan.geometry.psf, plan.geometry.source.voxel_size
+    bands = noise_bands(*of_axes)
+    sigma, threads = noise_level(lr, bands, anatomy(*of_axes)), max(1, threads)
     by_network = plan.model.denoises
     if sigma is None:
         signal = pilot if by_network else lr
@@ -89,4 +90,6 @@ def _noise(lr: np.ndarray, pilot: np.ndarray, plan: Plan, threads: int) -> tuple
         signal = wiener(lr, lr, sigma, bands, threads)
     noise = np.subtract(lr, signal, dtype=np.float32)
     noise *= np.float32(plan.options.denoise)
-    return noise, () if sigma is not None else (UNKNOWN + (NETWORK_SAYS if by_network else NOTHING_GOES),)
+    if sigma is None:
+        return noise, (UNKNOWN + (NETWORK_SAYS if by_network else NOTHING_GOES),)
+    return noise, () if sigma > 0 else (NONE_FOUND,)

@@ -9,7 +9,7 @@ import numpy as np
 
 from mrisr.infer.corrections import Corrector, Displacement
 from mrisr.infer.plan import Plan
-from mrisr.nn.vector import MEAN, SAMPLE, entries_of, mean_vector
+from mrisr.nn.vector import MEAN, SAMPLE, entries_of, mean_vector, windowed
 from mrisr.ops.either import flipped
 from mrisr.physics.foreground import Background, bricks, masked_background, without_foreign_value
 from mrisr.physics.intensity import OUTLIER, Scale, estimate_noise, robust_scale
@@ -92,11 +92,12 @@ def conditions(plan: Plan, frame: Frame, corrector: Corrector) -> tuple[Conditio
     mode = SAMPLE if plan.options.mode == "sample" else MEAN
     of_scan = dict(stored=stored, mode=mode, denoise=plan.denoise)
     if corrector.device is None:
-        entries = entries_of(psf, voxel_size, frame.noise, **of_scan)
+        entries = entries_of(psf, voxel_size, frame.noise, windows=windowed(psf), **of_scan)
         return (mean_vector(entries, plan.model.log_sigma),) * len(plan.mirrorings)
     from mrisr.nn.condition import Condition
 
-    cond = Condition.of_acquisition(psf, voxel_size, frame.noise, device=corrector.device, **of_scan)
+    of_scan |= dict(apodisation_known=windowed(psf), device=corrector.device)
+    cond = Condition.of_acquisition(psf, voxel_size, frame.noise, **of_scan)
     return tuple(corrector.add_guidance(cond, geometry.order, axes) for axes in plan.mirrorings)
 
 

@@ -58,6 +58,11 @@ def canonical_order(psf, voxel_size) -> tuple[int, int, int]:
     return tuple(sorted(range(3), key=lambda axis: round(width[axis], WIDTH_DECIMALS)))
 
 
+def windowed(psf) -> bool:
+    """Whether a point spread names a window of k-space: then somebody stated it, and the network is told."""
+    return any(p.window != "box" for p in psf)
+
+
 def entries_of(
     psf, voxel_size, noise: float | None, *, stored, mode: int = MEAN, denoise: float = 0.0, windows: bool = False
 ) -> dict[str, list[float] | float]:

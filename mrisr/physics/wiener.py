@@ -21,6 +21,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from mrisr import native
+from mrisr.physics.degrade import SLICE_KINDS
 from mrisr.physics.foreground import CERTAIN
 from mrisr.physics.psf import PSF
 
@@ -37,7 +38,8 @@ ALIKE = 0.999  # what two axes of one band hold, in this proportion at least, is
 SECOND = 0.9
 LINES = 16  # of blocks, at a time where NumPy does it
 # What anatomy alone gives as noise at least, of 1 mm and by which power of the voxel's length it grows: the least that
-# heads without noise and training scans cut to 1 to 3 mm show (experiments/noise_floor.py).
+# heads without noise and training scans cut to 1 to 3 mm show (experiments/noise_floor.py). Across slices a profile
+# passes little that is fine: there the voxel within them counts.
 ANATOMY, GROWTH = 0.006, 1.3
 TINY = 1e-20  # where neither pilot nor noise is anything
 FREQUENCIES = 512  # between 0 and half a cycle, to integrate over
@@ -54,30 +56,32 @@ def noise_bands(psf: PSF, voxel_size: Sequence[float]) -> tuple[float, float, fl
     return tuple(0.5 * min(1.0, float(v) / w) if w > v else 0.5 for v, w in zip(voxel_size, widths, strict=True))
 
 
-def noise_level(scan: np.ndarray, voxel_size: Sequence[float], bands: Sequence[float]) -> float | None:
+def noise_level(scan: np.ndarray, bands: Sequence[float], least: float = 0.0) -> float | None:
     """Standard deviation of the noise in the band of `scan`, as if it were white; None with too little foreground.
 
     Mean energy of the ten highest cosine coefficients that the band holds, of the quietest tenth of the blocks in the
-    foreground, less what anatomy at that resolution has there at least. Most heads have more, so that of a scan
-    without noise some is found.
+    foreground, less what anatomy has there at least. Most heads have more, so that of a scan without noise some is
+    found.
 
     Args:
         scan: float32 [x, y, z], normalised.
-        voxel_size: mm.
         bands: from `noise_bands`.
+        least: from `anatomy`.
     """
     shares = cosine_shares(tuple(bands))
     energies = cosine_energies(np.ascontiguousarray(scan, np.float32), shares, highest(shares))
     if energies.size < FEWEST_BLOCKS:
         return None
     power = np.quantile(energies.astype(np.float64), QUIET) / QUIET_ENERGY
-    return float(np.sqrt(max(0.0, power - anatomy(voxel_size, bands) ** 2)))
+    return float(np.sqrt(max(0.0, power - least**2)))
 
 
-def anatomy(voxel_size: Sequence[float], bands: Sequence[float]) -> float:
-    """What `noise_level` would find, at least, without any noise: the voxel counts that the band resolves."""
-    resolved = np.prod([float(v) * 0.5 / band for v, band in zip(voxel_size, bands, strict=True)])
-    return ANATOMY * float(resolved) ** (GROWTH / 3)
+def anatomy(psf: PSF, voxel_size: Sequence[float]) -> float:
+    """What `noise_level` would find, at least, without any noise: the voxel counts that the band resolves, of slices
+    that within them. Arguments as of `noise_bands`."""
+    resolved = [float(v) * 0.5 / band for v, band in zip(voxel_size, noise_bands(psf, voxel_size), strict=True)]
+    within = [length for p, length in zip(psf, resolved, strict=True) if p.kind not in SLICE_KINDS] or resolved
+    return ANATOMY * float(np.prod(within)) ** (GROWTH / len(within))
 
 
 def without_noise(

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from mrisr import third_party
+from mrisr.data.labels import LabelVolume
 from mrisr.errors import TrainingError
 from mrisr.io.atomic import replacing
 from mrisr.nn.presets import build
@@ -34,7 +35,9 @@ def plan(config: TrainConfig) -> dict:
     return {
         "config": json.loads(config.to_json()),
         "parameters": sum(p.numel() for p in net.parameters()),
-        "train": [{"name": v.name, "shape": list(v.data.shape), "weight": w} for v, w in zip(train, weights)],
+        "train": [
+            {"name": v.name, "kind": _kind(v), "shape": list(v.data.shape), "weight": w} for v, w in zip(train, weights)
+        ],
         "held_out": [v.name for v in held_out],
         "precision": _precision(config),
         "voxels_per_step": config.batch * config.patch**3,
@@ -98,6 +101,10 @@ def train(config: TrainConfig, out: Path, report=print) -> dict:
         report(json.dumps({k: v if isinstance(v, str) else round(v, 4) for k, v in entry.items()}))
         losses = []
     return gains
+
+
+def _kind(volume) -> str:
+    return "label map" if isinstance(volume, LabelVolume) else "scan"
 
 
 def _means(losses: list[tuple[str, float]]) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Label maps: what is one, what is drawn from it, and what a sidecar says that a scan resolves."""
 
 import json
+import warnings
 
 import nibabel as nib
 import numpy as np
@@ -183,7 +184,7 @@ def test_a_scan_is_degraded_from_what_it_resolves(tmp_path):
     spectrum = np.fft.fftshift(np.fft.fft(coarse, axis=2), axes=2)
     filled = np.fft.ifft(np.fft.ifftshift(np.pad(spectrum, ((0, 0), (0, 0), (32, 32))), axes=2), axis=2).real * 2
     path = save(tmp_path / "zip.nii.gz", filled.astype(np.float32), (1.0, 1.0, 0.5))
-    assert true_resolution(path, filled, (1.0, 1.0, 0.5)) == pytest.approx((1.0, 1.0, 1.0), rel=0.1)
+    assert true_resolution(path, filled, (1.0, 1.0, 0.5), {}) == pytest.approx((1.0, 1.0, 1.0), rel=0.1)
     (tmp_path / "volumes.json").write_text(json.dumps({"zip": {"true_mm": [1.0, 1.0, 1.0]}}))
     (volume,) = load_volumes([path])
     assert volume.true_mm == (1.0, 1.0, 1.0)
@@ -224,6 +225,42 @@ def test_a_sidecar_that_is_wrong_is_named_and_its_scan_left_out(sidecar, reason,
     (tmp_path / "scans" / "volumes.json").write_text(sidecar)
     with pytest.warns(MrisrWarning, match=f"left out of training.*{reason}"), pytest.warns(match="1 of 2 scans"):
         assert [v.name for v in load_volumes(paths)] == ["b.nii.gz[0]"]
+
+
+@pytest.mark.parametrize(
+    ("facts", "true_mm"),
+    [
+        ({"MRAcquisitionType": "2D", "SliceThickness": 3.0, "SpacingBetweenSlices": 1.2}, (1.0, 1.0, 3.0)),
+        ({"MRAcquisitionType": "3D", "SliceThickness": 3.0}, (1.0, 1.0, 1.2)),
+        ({"AcquiredVoxelSize": [1.0, 1.5, 1.2]}, (1.0, 1.5, 1.2)),
+        ({"AcquisitionVoxelSize": [1.0, 1.4, 1.2]}, (1.0, 1.4, 1.2)),
+        ({"AcquisitionVoxelSize": [1.0, 1.4, 1.2], "SliceThickness": 9.0}, (1.0, 1.4, 1.2)),
+    ],
+)
+def test_a_scan_resolves_what_inference_would_assume_of_its_sidecar(facts, true_mm, tmp_path):
+    """Overlapping slices of 3 mm at every 1.2 mm are no axis to learn 1.2 mm from."""
+    path = save(tmp_path / "a.nii.gz", np.random.default_rng(0).random((12, 12, 12), np.float32), (1.0, 1.0, 1.2))
+    (tmp_path / "a.json").write_text(json.dumps(facts))
+    (volume,) = load_volumes([path])
+    assert volume.true_mm == pytest.approx(true_mm)
+    assert volume.fine_axes == (True, True, true_mm[2] < 1.8)
+
+
+def test_a_damaged_sidecar_of_one_scan_is_named_once_and_not_used(tmp_path):
+    path = save(tmp_path / "a.nii.gz", np.random.default_rng(0).random((12, 12, 12), np.float32))
+    (tmp_path / "a.json").write_text("{")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        (volume,) = load_volumes([path])
+    assert [("its facts are not used" in str(w.message)) for w in said] == [True]
+    assert volume.true_mm == (1.0, 1.0, 1.0)
+
+
+def test_a_folder_of_scans_and_label_maps_is_said_to_be_one(labels, tmp_path):
+    paths = [save(tmp_path / "scan.nii.gz", np.random.default_rng(0).random((12, 12, 12), np.float32))]
+    paths.append(save(tmp_path / "aseg.nii.gz", labels.data.numpy().astype(np.float32)))
+    with pytest.warns(MrisrWarning, match="holds scans and label maps; .*by their voxels: aseg.nii.gz$"):
+        assert [type(v) for v in load_volumes(paths)] == [TrainingVolume, LabelVolume]
 
 
 def test_what_nobody_is_told_of_is_suffered():

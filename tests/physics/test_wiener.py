@@ -10,12 +10,20 @@ import pytest
 from mrisr import native
 from mrisr.physics import wiener as module
 from mrisr.physics.psf import AxisPSF
-from mrisr.physics.wiener import anatomy, cosine_shares, highest, noise_bands, noise_level, wiener, without_noise
+from mrisr.physics.wiener import (
+    ANATOMY,
+    anatomy,
+    cosine_shares,
+    highest,
+    noise_bands,
+    noise_level,
+    wiener,
+    without_noise,
+)
 
 WHITE = (0.5, 0.5, 0.5)
 HALF_BAND = (0.25, 0.5, 0.5)
 MM = (1.0, 1.0, 1.0)
-SMALL = (0.01, 0.01, 0.01)  # mm: no anatomy is told from noise
 
 needs_native = pytest.mark.skipif(native.reason() is not None, reason=str(native.reason()))
 
@@ -70,7 +78,7 @@ def test_brightness_is_never_taken_for_noise(bands):
     scan = head() + noise((48, 40, 36), 0.03)
     for axis, band in enumerate(bands):
         scan = cut(scan, axis, band)
-    assert noise_level(scan + 5, SMALL, bands) == pytest.approx(noise_level(scan, SMALL, bands), rel=0.1)
+    assert noise_level(scan + 5, bands) == pytest.approx(noise_level(scan, bands), rel=0.1)
 
 
 def test_noise_of_a_scan_that_is_zero_filled_along_every_axis():
@@ -78,12 +86,12 @@ def test_noise_of_a_scan_that_is_zero_filled_along_every_axis():
     clean, white = 0 * head((64, 64, 64)) + 0.6, noise((64, 64, 64), 0.05)
     for axis in range(3):
         white = cut(white, axis, 0.25)
-    assert noise_level(clean + white, SMALL, bands) == pytest.approx(0.05, rel=0.15)
+    assert noise_level(clean + white, bands) == pytest.approx(0.05, rel=0.15)
 
 
 def test_without_the_core_thin_stacks_tell_nothing_either(monkeypatch):
     monkeypatch.setattr(module.native, "reason", lambda: "none here")
-    assert noise_level(np.ones((40, 40, 3), np.float32), MM, WHITE) is None
+    assert noise_level(np.ones((40, 40, 3), np.float32), WHITE, ANATOMY) is None
 
 
 @needs_native
@@ -92,10 +100,10 @@ def test_the_core_knows_the_same_shares_and_energies(monkeypatch):
         np.testing.assert_allclose(native.module().cosine_shares(bands), cosine_shares(bands), rtol=1e-5)
     scan = head() + noise((48, 40, 36), 0.03)
     for bands in (WHITE, HALF_BAND):
-        core = noise_level(scan, MM, bands)
+        core = noise_level(scan, bands, ANATOMY)
         with monkeypatch.context() as patch:
             patch.setattr(module.native, "reason", lambda: "none here")
-            assert noise_level(scan, MM, bands) == pytest.approx(core, rel=1e-4)
+            assert noise_level(scan, bands, ANATOMY) == pytest.approx(core, rel=1e-4)
 
 
 def test_without_noise_the_scan_stays():
@@ -129,9 +137,9 @@ def test_a_second_pass_takes_more_of_the_noise(pilot):
 def test_noise_that_was_interpolated_goes_too():
     clean = cut(head(), 0, 0.25)
     scan = clean + cut(noise(clean.shape, 0.05), 0, 0.25)
-    found = noise_level(scan, MM, HALF_BAND)
+    found = noise_level(scan, HALF_BAND, ANATOMY)
     assert found == pytest.approx(0.05, rel=0.15)
-    assert noise_level(scan, MM, WHITE) < 0.4 * found  # as if it were white, hardly any is seen
+    assert noise_level(scan, WHITE, ANATOMY) < 0.4 * found  # as if it were white, hardly any is seen
     error = [np.mean((wiener(scan, clean, found, b) - clean) ** 2) for b in (HALF_BAND, WHITE)]
     assert error[0] < 0.2 * np.mean((scan - clean) ** 2)
 
@@ -139,22 +147,28 @@ def test_noise_that_was_interpolated_goes_too():
 @pytest.mark.parametrize("sigma", [0.02, 0.05, 0.1])
 def test_the_noise_is_found(sigma):
     clean = head((64, 64, 64))
-    assert noise_level(clean + noise(clean.shape, sigma), MM, WHITE) == pytest.approx(sigma, rel=0.1)
+    assert noise_level(clean + noise(clean.shape, sigma), WHITE, ANATOMY) == pytest.approx(sigma, rel=0.1)
 
 
 def test_what_anatomy_has_at_least_is_no_noise():
-    """It grows with the voxel that is resolved, however small the stored one is."""
-    assert anatomy(MM, WHITE) == pytest.approx(0.006)
-    assert anatomy((2.0, 2.0, 2.0), WHITE) == pytest.approx(0.006 * 2**1.3)
-    assert anatomy((0.5, 1.0, 1.0), HALF_BAND) == pytest.approx(anatomy(MM, WHITE))
+    """It grows with the voxel that is resolved, however small the stored one is, and across slices with none."""
+    cuts = {width: (AxisPSF("kspace", width),) * 3 for width in (1.0, 2.0)}
+    assert anatomy(cuts[1.0], MM) == pytest.approx(ANATOMY)
+    assert anatomy(cuts[2.0], (2.0, 2.0, 2.0)) == pytest.approx(ANATOMY * 2**1.3)
+    assert anatomy(cuts[1.0], (0.5, 1.0, 1.0)) == pytest.approx(ANATOMY)
+    for kind in ("gaussian", "supergaussian"):
+        slices = (*cuts[1.0][:2], AxisPSF(kind, 5.0))
+        assert anatomy(slices, (2.0, 2.0, 5.0)) == pytest.approx(ANATOMY * 2**1.3)
+    blurred = (AxisPSF("gaussian", 2.0),) * 3
+    assert anatomy(blurred, (2.0, 2.0, 2.0)) == pytest.approx(ANATOMY * 2**1.3)
     scan = head() + noise((48, 40, 36), 0.02)
-    assert noise_level(scan, (2.0, 2.0, 2.0), WHITE) < noise_level(scan, MM, WHITE)
-    assert noise_level(scan, (50.0, 50.0, 50.0), WHITE) == 0.0
+    assert noise_level(scan, WHITE, 0.015) < noise_level(scan, WHITE, 0.006)
+    assert noise_level(scan, WHITE, 1.0) == 0.0
 
 
 def test_air_tells_nothing():
-    assert noise_level(noise((32, 32, 32), 0.02), MM, WHITE) is None
-    assert noise_level(noise((3, 64, 64), 0.02) + 0.5, MM, WHITE) is None
+    assert noise_level(noise((32, 32, 32), 0.02), WHITE, ANATOMY) is None
+    assert noise_level(noise((3, 64, 64), 0.02) + 0.5, WHITE, ANATOMY) is None
 
 
 def test_bands_of_a_scan():

@@ -194,6 +194,7 @@ def test_dry_run_counts_without_training(config, tmp_path):
     plan = loop.plan(replace(config, synthetic=2))
     assert plan["parameters"] > 1000 and plan["voxels_per_step"] == 2 * 24**3
     assert [t["name"].split("_")[0] for t in plan["train"]] == ["anna", "synthetic-1000", "synthetic-1001"]
+    assert [t["kind"] for t in plan["train"]] == ["scan", "label map", "label map"]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
