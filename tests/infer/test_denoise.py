@@ -12,9 +12,10 @@ import mrisr
 from mrisr.errors import MrisrWarning, UsageError
 from mrisr.infer import back_projection
 from mrisr.nn.condition import Condition
+from mrisr.nn.vector import VECTOR_LAYOUT
 from mrisr.ops.resample import apply_axes
 from mrisr.physics.degrade import ForwardModel, band_matrices, mean_matrices, outside_band, zero_fill_matrices
-from mrisr.physics.psf import auto_psf, parse_psf
+from mrisr.physics.psf import AxisPSF, auto_psf, parse_psf
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,36 @@ def scan(head):
 def run(scan, model, **options):
     given = {"factor": 2, "input_voxel_size": 1.0, "threads": 1, "return_info": True, "engine": "torch", **options}
     return mrisr.upscale(scan, model=model, precision="float32", **given)
+
+
+def told(monkeypatch, scan, model, **options) -> dict:
+    """What the network is told of the windows, by the first of its vectors."""
+    vectors = []
+    unwrapped = Condition.vector
+    monkeypatch.setattr(Condition, "vector", lambda *given: vectors.append(unwrapped(*given)) or vectors[-1])
+    run(scan, model, **options)
+    return {name: vectors[0][0, slice(*places(name))].tolist() for name in ("apodisation", "apodisation_known")}
+
+
+def places(name: str) -> tuple[int, int]:
+    first, count = VECTOR_LAYOUT[name]
+    return first, first + count
+
+
+def test_a_window_that_the_caller_states_is_told(scan, model, monkeypatch):
+    windows = [AxisPSF("kspace", 1.0, "hann"), AxisPSF("kspace", 1.0), AxisPSF("kspace", 1.0, "tukey")]
+    assert told(monkeypatch, scan, model, psf=windows) == {"apodisation": [1.0, 0.0, 0.5], "apodisation_known": [1.0]}
+    for unstated in ("auto", "kspace"):  # of which nobody has said anything
+        assert told(monkeypatch, scan, model, psf=unstated)["apodisation_known"] == [0.0]
+
+
+def test_no_noise_is_said_to_be_none(scan, model, unlearnt, monkeypatch):
+    monkeypatch.setattr(back_projection, "noise_level", lambda *_: 0.0)
+    for network in (model, unlearnt):
+        with pytest.warns(MrisrWarning, match="no more noise was found than what anatomy alone looks like"):
+            whole = run(scan, network, denoise=1.0)[0]
+        if network is unlearnt:
+            np.testing.assert_allclose(whole, run(scan, network)[0], atol=1e-5 * np.ptp(whole))
 
 
 def psf_of_cut():

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
+from mrisr.physics.psf import AxisPSF
+
 LIBRARY = os.environ.get("MRISR_LIBRARY")  # libmrisr.so of an installed tree
 Triple = c.c_int64 * 3
 OK, ARGUMENT, INPUT, GEOMETRY, MODEL, MEMORY, ENGINE, CANCELLED, INTERNAL = range(9)
 KINDS = ("unknown", "kspace", "gaussian", "supergaussian")
+WINDOWS = ("box", "hann", "tukey")
 MODES = {None: 0, "mean": 1, "sample": 2}
 CONSISTENCY = {"auto": 0, "on": 1, "off": 2}
 PRECISION = {"auto": 0, "float32": 1, "bfloat16": 2}
@@ -238,8 +241,9 @@ class Library:
                 getattr(how, name)[:] = [value] * 3 if np.isscalar(value) else list(value)
         if psf is not None:
             how.psf_stated = 1
-            for axis, (kind, width) in enumerate(psf):
-                how.psf[axis] = AxisPsf(KINDS.index(kind), 0, width)
+            for axis, entry in enumerate(psf):
+                entry = AxisPSF(*entry) if isinstance(entry, tuple) else entry
+                how.psf[axis] = AxisPsf(KINDS.index(entry.kind), WINDOWS.index(entry.window), entry.width)
         if engine is not None:
             how.engine = c.pointer(engine)
         for name, value in options.items():

@@ -8,6 +8,7 @@ from libmrisr import CANCELLED, LOG, PROGRESS, Failed
 
 import mrisr
 from mrisr import grid as grids
+from mrisr.physics.psf import AxisPSF
 
 pytestmark = pytest.mark.filterwarnings("ignore::mrisr.errors.MrisrWarning")
 THICK = ((34, 40, 16), np.diag([1.0, 1.0, 4.0, 1.0]))
@@ -55,6 +56,7 @@ def compared(library, model, loaded, data, affine, spread=False, python=None, **
         {"samples": 2, "seed": 5, "spread": True},
         {"psf": [("gaussian", 2.0), ("kspace", 1.4), ("supergaussian", 1.8)], "voxel_size": (0.7, 0.8, 0.9)},
         {"psf": [("kspace", 2.0), ("unknown", 1.4), ("kspace", 1.4)], "consistency": "on"},
+        {"psf": [AxisPSF("kspace", 1.4, "hann"), AxisPSF("kspace", 1.4, "tukey"), ("kspace", 1.4)]},
         {"voxel_size": (2.0, 1.0, 0.9)},
         {"factor": (1.0, 2.0, 1.5)},
         {"denoise": 0.6},
@@ -71,6 +73,7 @@ def compared(library, model, loaded, data, affine, spread=False, python=None, **
         "spread",
         "profiles",
         "unknown",
+        "windows",
         "coarse",
         "times",
         "part",

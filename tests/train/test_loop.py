@@ -190,6 +190,19 @@ def test_a_checkpoint_of_another_preset_or_kind_does_not_resume(unwatched, tmp_p
     loop.train(replace(unwatched, steps=2), tmp_path, quiet)
 
 
+@pytest.mark.slow("half a minute of steps")
+def test_a_warm_start_loses_less_than_a_twentieth_of_a_decibel(config, tmp_path):
+    """A leg that begins with the averaged weights of the last one, with a warm-up of its own: what was learnt stays."""
+    first = replace(config, hold_out=("bela",), steps=48, warmup=4, save_every=48, validate_every=48)
+    learnt = loop.train(first, tmp_path / "first", quiet)["mean"]
+    scratch = loop.train(replace(first, steps=2), tmp_path / "scratch", quiet)["mean"]
+    assert learnt > scratch + 0.05
+    leg = replace(first, init=str(tmp_path / "first" / run.WEIGHTS), warmup=40, seed=1)
+    for steps in (2, 16):
+        begun = loop.train(replace(leg, steps=steps), tmp_path / f"leg{steps}", quiet)["mean"]
+        assert begun > learnt - 0.05
+
+
 def test_dry_run_counts_without_training(config, tmp_path):
     plan = loop.plan(replace(config, synthetic=2))
     assert plan["parameters"] > 1000 and plan["voxels_per_step"] == 2 * 24**3
