@@ -97,7 +97,7 @@ def psf_of(volume: Volume, psf: Any) -> tuple[PSF, str, bool]:
         first = next(volume.frames())
         if "AcquiredVoxelSize" not in volume.meta:
             spectrum = [axis.width for axis in estimate_acquired(first, size)]
-        for axis in np.flatnonzero(thick_slices(size, volume.meta)):
+        for axis in np.flatnonzero(thick_slices(size, volume.meta, spectrum)):
             profiles[axis] = slice_profile(first, size, int(axis))
     return parse_psf(psf, size, volume.meta, spectrum, profiles)
 

@@ -67,7 +67,8 @@ def estimate_acquired(scan, voxel_size) -> tuple[AcquiredAxis, AcquiredAxis, Acq
         scan: real [X, Y, Z], numpy or torch.
         voxel_size: stored, mm, 3 values.
 
-    An apodised edge is placed in the middle of its slope; zero-filling by less than 1.2 is not told from apodisation.
+    An apodised edge is placed where its slope has cost a few decibels, as if it were a sharp one there, which is what
+    brings such a scan most; zero-filling by less than 1.2 is not told from apodisation.
     Axes of fewer than 48 samples are taken as they are stored.
     """
     x = _volume(scan, "estimate_acquired")
@@ -102,28 +103,29 @@ def _axis(x: np.ndarray, axis: int, size: float) -> AcquiredAxis:
     level = power(x, axis)
     f = np.linspace(0, 1, len(level))
     width = max(2, round(REACH * len(f)))
-    best, where = 0.0, None
+    best, where, trend_at = 0.0, None, (0.0, 0.0)
     for i in range(int(LOWEST * len(f)), int(HIGHEST * len(f))):
         before = slice(max(0, i - 4 * width), i - width + 1)
         slope, height = np.polyfit(f[before] - f[i], level[before], 1)
-        # The trend at the edge's far side, never upwards: a rise before an edge is ringing.
-        trend = height + min(slope, 0.0) * (f[min(i + width, len(f) - 1)] - f[i])
+        slope = min(slope, 0.0)  # never upwards: a rise before an edge is ringing
+        trend = height + slope * (f[min(i + width, len(f) - 1)] - f[i])  # at the edge's far side
         beyond = level[i + width :]
         excess = trend - beyond.max() if len(beyond) else 0.0
         if excess > best:
-            best, where = excess, i
+            best, where, trend_at = excess, i, (height, slope)
     if where is None or best < STEEP:
         return AcquiredAxis(1.0, size, float(best), False)
-    cut = _middle(f, level, where, width)
+    near = slice(max(0, where - 2 * width), where + 2 * width + 1)
+    cut = _middle(f[near], trend_at[0] + trend_at[1] * (f[near] - f[where]) - level[near])
     return AcquiredAxis(cut, size / cut, float(best), True)
 
 
-def _middle(f: np.ndarray, level: np.ndarray, where: int, width: int) -> float:
-    """The centre of the fall about `where`: the mean frequency, weighted by how many decibels are lost there."""
-    low, high = max(0, where - 2 * width), min(len(f), where + 2 * width + 1)
-    falls = level[low : high - 1] - level[low + 1 : high]
-    steep = falls.clip(0)
-    return float((steep * (f[low : high - 1] + f[low + 1 : high]) / 2).sum() / steep.sum())
+def _middle(f: np.ndarray, below: np.ndarray) -> float:
+    """The centre of the first `STEEP` decibels of a fall: at the edge of a sharp cut, whatever the window's side lobes
+    and the noise do further down. `below`: decibels below the trend at the frequencies f."""
+    fallen = np.maximum.accumulate(below.clip(0, STEEP))
+    steps = np.diff(fallen)
+    return float((steps * (f[:-1] + f[1:]) / 2).sum() / steps.sum())
 
 
 def slice_profile(scan: torch.Tensor | np.ndarray, voxel_size, axis: int) -> str | None:

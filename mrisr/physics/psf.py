@@ -79,15 +79,28 @@ def _supergaussian_transfer(f: np.ndarray) -> np.ndarray:
     return (profile @ np.cos(2 * np.pi * np.outer(x, f.ravel()))).reshape(f.shape) / profile.sum()
 
 
-def thick_slices(voxel_size: Sequence[float], meta: dict | None = None) -> np.ndarray:
-    """bool [3]: the axes that go across the slices of a 2D acquisition, by the voxel's shape and MRAcquisitionType."""
+def thick_slices(
+    voxel_size: Sequence[float], meta: dict | None = None, spectrum: Sequence[float] | None = None
+) -> np.ndarray:
+    """bool [3]: the axes that go across the slices of a 2D acquisition, by MRAcquisitionType and the shape of the
+    voxel: of the stored one and, where nobody says "2D", of the one that was measured. Arguments as of `auto_psf`."""
     size, acquisition = np.asarray(voxel_size, np.float64), (meta or {}).get("MRAcquisitionType")
-    slices = size >= THICK_SLICE_RATIO * size.min()
     if acquisition == "3D":
         return np.zeros(3, bool)
-    if acquisition == "2D" and not slices.any() and size.max() > 1.05 * size.min():
-        return size > 0.999 * size.max()
-    return slices
+    slices = _long(size)
+    if acquisition == "2D":
+        near_isotropic = not slices.any() and size.max() > 1.05 * size.min()
+        return size > 0.999 * size.max() if near_isotropic else slices
+    measured = size.copy()
+    for acquired in (spectrum, (meta or {}).get("AcquiredVoxelSize")):
+        if (wider := _zero_filled(size, acquired)).any():
+            measured[wider] = np.asarray(acquired, np.float64)[wider]
+    # Zeros that fill one axis make the others look thick, and those that fill a slab of slices make it look thin.
+    return slices & _long(measured)
+
+
+def _long(size: np.ndarray) -> np.ndarray:
+    return size >= THICK_SLICE_RATIO * size.min()
 
 
 def auto_psf(
@@ -99,10 +112,11 @@ def auto_psf(
     """What the metadata and the shape of a voxel say of its acquisition: (psf, the reason in words).
 
     Near-isotropic voxels come from a 3D acquisition, which cuts k-space along all three axes. An axis at least
-    1.8 times as long as the shortest is the slice axis of a 2D acquisition and has a slice profile: a Gaussian, or what
-    the spectrum shows, which may be that these are slices of a 3D acquisition. Metadata that say "2D" or "3D" overrule
-    that, and a stated thickness takes the place of the spacing. An axis whose spectrum ends before its Nyquist limit
-    was filled with zeros by the scanner: what the header says of that counts, else what the spectrum shows.
+    1.8 times as long as the shortest, as stored and as measured, is the slice axis of a 2D acquisition and has a slice
+    profile: a Gaussian, or what the spectrum shows, which may be that these are slices of a 3D acquisition. Metadata
+    that say "2D" or "3D" overrule that, and a stated thickness takes the place of the spacing. An axis whose spectrum
+    ends before its Nyquist limit was filled with zeros by the scanner: what the header says of that counts, else what
+    the spectrum shows.
 
     Args:
         voxel_size: stored voxel size, mm, 3 values.
@@ -113,8 +127,8 @@ def auto_psf(
         profiles: per axis the profile of its slices by `mrisr.physics.acquired.slice_profile`; None: not known.
     """
     meta, size = meta or {}, np.asarray(voxel_size, np.float64)
-    slices, source = thick_slices(size, meta), "the voxel shape"
-    if (slices != thick_slices(size)).any():
+    slices, source = thick_slices(size, meta, spectrum), "the voxel shape"
+    if (slices != thick_slices(size, {**meta, "MRAcquisitionType": None}, spectrum)).any():
         source = f"MRAcquisitionType {meta['MRAcquisitionType']}"
     kinds = ["gaussian" if thick else "kspace" for thick in slices]
     for axis in np.flatnonzero(slices):
@@ -124,7 +138,7 @@ def auto_psf(
         if kinds[axis] == "kspace" and meta.get("MRAcquisitionType") == "2D":
             kinds[axis] = "supergaussian"  # the sharpest that slices of their own have
         source += f", the spectrum (axis {axis}: {kinds[axis]})"
-    near_isotropic = source == "the voxel shape" and not slices.any()
+    near_isotropic = source == "the voxel shape" and not _long(size).any()
     slices &= np.array([kind != "kspace" for kind in kinds])
     width, thickness, filled = size.copy(), meta.get("SliceThickness"), ""
     if slices.any() and isinstance(thickness, int | float) and WIDTHS[0] <= thickness <= WIDTHS[1]:
