@@ -3,8 +3,8 @@
 python experiments/training_curves.py teacher=runs/teacher/log.jsonl student=runs/student/log.jsonl L1=runs/l1/log.jsonl
 
 Keeps every log as benchmarks/results/training_NAME.jsonl and draws training_curves.png beside them: gain over cubic on
-the held-out people (mean, and the worst case), the gain by kind of scan, the loss, and for distilled runs the gain of
-few-step samples. Without arguments it draws the logs that are kept already.
+the held-out people (mean, the worst case, and by kind of scan), the loss, and for distilled runs the gain of few-step
+samples. Drawn are all logs that are kept; without arguments none is added.
 """
 
 from __future__ import annotations
@@ -52,31 +52,33 @@ def draw(runs: dict[str, list[dict]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(2, 2, figsize=(10, 7), layout="constrained")
-    styles = ("-", "--", "-.", ":")
+    every = [kind for entries in runs.values() for kind in kinds(entries)]
+    shown = [kind for kind in dict.fromkeys(every) if every.count(kind) > 1 or len(runs) == 1]
+    panels = ["mean", "worst case", "training loss", "samples of 1 (-), 2 (--) and 4 (:) steps", *shown]
+    rows = -(-len(panels) // 3)
+    figure, axes = plt.subplots(rows, 3, figsize=(12, 3.2 * rows), layout="constrained")
+    panel = dict(zip(panels, axes.flat))
     for k, (name, entries) in enumerate(runs.items()):
-        steps = [e["step"] for e in entries]
-        axes[0, 0].plot(steps, [e["mean"] for e in entries], "o-", ms=3, color=f"C{k}", label=name)
-        axes[0, 0].plot(steps, [e["worst"] for e in entries], ":", color=f"C{k}")
-        axes[1, 0].plot(steps, [e["loss"] for e in entries], "o-", ms=3, color=f"C{k}", label=name)
-        for j, (kind, gains) in enumerate(kinds(entries).items()):
-            axes[0, 1].plot(steps, gains, styles[k % 4], color=f"C{j}", label=kind if k == 0 else None)
-        for j, n in enumerate((1, 2, 4)):
+        how = dict(ms=3, color=plt.get_cmap("tab20")(k % 20))
+        curves = {"mean": "mean", "worst case": "worst", "training loss": "loss"}
+        series = {title: [e[key] for e in entries] for title, key in curves.items()} | kinds(entries)
+        for title in filter(panel.__contains__, series):
+            label = name if title == "mean" else None
+            panel[title].plot([e["step"] for e in entries], series[title], "o-", label=label, **how)
+        for n, style in ((1, "-"), (2, "--"), (4, ":")):
             found = [(e["step"], e[f"steps{n}/gain"]) for e in entries if f"steps{n}/gain" in e]
             if found:
-                axes[1, 1].plot(*zip(*found), "o-", ms=3, color=f"C{j}", label=f"{name}, {n} steps")
-    lines = ", ".join(f"{name} {styles[k % 4]}" for k, name in enumerate(runs))
-    axes[0, 0].set(title="gain over cubic (dotted: worst case)", ylabel="dB", xlabel="step")
-    axes[0, 1].set_title(f"by kind of scan\n({lines})", fontsize=7)
-    axes[0, 1].set(ylabel="dB", xlabel="step")
-    axes[1, 0].set(title="training loss", xlabel="step", yscale="log")
-    axes[1, 1].set(title="samples of few steps, gain over cubic", ylabel="dB", xlabel="step")
-    for ax in axes.flat:
+                panel[panels[3]].plot(*zip(*found), style, **how)
+    for title, ax in panel.items():
+        ax.set(title=title, xlabel="step")
+        if title == "training loss":
+            ax.set_yscale("log")
+        else:
+            ax.set_ylabel("gain over cubic, dB")
         ax.grid(alpha=0.3)
-        if ax.get_legend_handles_labels()[0]:
-            ax.legend(fontsize=8)
-    if not axes[1, 1].lines:
-        axes[1, 1].text(0.5, 0.5, "not logged by these runs", ha="center", va="center", transform=axes[1, 1].transAxes)
+    for ax in list(axes.flat)[len(panels) :]:
+        ax.axis("off")
+    figure.legend(loc="outside lower center", ncols=6, fontsize=8)
     with replacing(path, force=True) as beside:
         figure.savefig(beside, dpi=90)
     plt.close(figure)
@@ -95,10 +97,9 @@ def main(arguments: list[str] | None = None) -> int:
         with replacing(args.results / f"training_{name}.jsonl", force=True) as beside:
             beside.write_text(Path(log).read_text(encoding="utf-8"), encoding="utf-8")
     kept = sorted(args.results.glob("training_*.jsonl"))
-    named = [args.results / f"training_{item.partition('=')[0]}.jsonl" for item in args.logs] or kept
-    if not named:
+    if not kept:
         parser.error(f"{args.results} holds no training_*.jsonl; name the logs of runs")
-    draw({path.stem.removeprefix("training_"): read(path) for path in named}, args.results / "training_curves.png")
+    draw({path.stem.removeprefix("training_"): read(path) for path in kept}, args.results / "training_curves.png")
     return 0
 
 
