@@ -286,7 +286,7 @@ def plot(result: dict, path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(2, 2, figsize=(10, 7.5), layout="constrained")
+    figure, axes = plt.subplots(2, 2, figsize=(12, 9), layout="constrained")
     panels = (
         ("isotropic", "isotropic: scan voxel / target voxel", "isotropic"),
         ("slices", "slices: thickness / target voxel", "slice"),
@@ -309,7 +309,7 @@ def plot(result: dict, path: Path) -> None:
     ax, y, wide = axes.flat[3], np.arange(len(rows)), 0.8 / len(result["people"])
     for k, person in enumerate(result["people"]):
         ax.barh(y + wide * (k - 1), [row["people"][k]["gain"] for row in rows], wide, color=f"C{k}", label=person)
-    ax.set_yticks(y, [textwrap.fill(row["label"], 24) for row in rows], fontsize=7)
+    ax.set_yticks(y, [textwrap.fill(row["label"], 32) for row in rows], fontsize=6)
     ax.invert_yaxis()
     ax.axvline(0, color="black", lw=0.8)
     ax.set(title="directions, non-integer, oblique, zero-filled", xlabel="PSNR gain over cubic, dB")
