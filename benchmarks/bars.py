@@ -11,7 +11,8 @@ TEACHER = 0.3  # dB that a teacher has to be better
 YARDSTICK = 0.05  # dB within which the mean has to be of the deterministic network
 DENOISED = 1.5  # dB over the answer that keeps the noise
 CHI2 = (0.9, 1.1)
-WAITING = 0.01  # of a step
+WAITING, CONVOLVING = 0.01, 0.7  # of a step
+FOUND = 0.1  # of a width
 TISSUE = (1.0, 2.0)  # per cent of a tissue's volume: mean and worst
 SIZES = (8, 25)  # million parameters, of the networks to be raced
 
@@ -22,7 +23,7 @@ def table(folder: Path) -> str:
     """Markdown, a row for each bar whose result file there is; "" where there is none."""
     rows = [
         row
-        for make in (gains, teacher, instead, race, yardstick, denoising, samples, tissue, steps)
+        for make in (gains, teacher, instead, race, yardstick, denoising, samples, tissue, zero_filling, steps)
         for row in make(folder)
     ]
     if not rows:
@@ -177,6 +178,24 @@ def steps(folder: Path) -> Iterator[Row]:
             f"{alone['waiting_share']:.0%} of {alone['seconds_per_step']:.2f} s"
         )
         yield "nor with `prefetch` on a second core", found, ahead["waiting_share"] < WAITING
+    for result in _read(folder, "step_shares"):
+        ahead = next(row for row in result["rows"] if row["prefetch"])
+        forward, backward = ahead["convolutions_forward"], ahead["convolutions_backward"]
+        found = (
+            f"{forward + backward:.0%} in {ahead['precision']} on {result['machine']['cpu']}, pairs on a second core"
+        )
+        yield f"convolutions >= {CONVOLVING:.0%} of a training step", found, forward + backward >= CONVOLVING
+
+
+def zero_filling(folder: Path) -> Iterator[Row]:
+    """What `psf="auto"` makes of scans that are stored finer than they were measured."""
+    for result in _read(folder, "resolution_sweep"):
+        people = [p for row in result["rows"] if row["group"] == "zero-filled" for p in row["people"]]
+        off = [max(abs(f / t - 1) for f, t in zip(p["found_mm"], p["acquired_mm"])) for p in people]
+        if off:
+            right = sum(error <= FOUND for error in off)
+            found = f"{right} of {len(off)}, to {max(off):.1%} at worst"
+            yield f"zero-filled scans are recognised, their true widths to {FOUND:.0%}", found, right == len(off)
 
 
 def _read(folder: Path, name: str) -> list[dict]:

@@ -1,11 +1,13 @@
-"""How long a training step waits for its pairs: on one core, and with `prefetch` on a second one.
+"""How long a training step waits for its pairs, on one core and with `prefetch` on a second one; and what of it is
+convolutions.
 
     python experiments/pair_wait.py --data SCANS LABELS [--steps 60] [--record]
 
 `student` learns as `base` does (`mrisr.train`), with one thread for its operators. Without `prefetch` the process is
 held to one core, and a step makes its pairs before it begins; with it the process has a second core, on which a thread
 makes the pairs of the next step meanwhile. Both are trained by turns, so that what else the machine does falls on both;
-what is drawn once for many pairs is drawn before. Writes pair_wait.json.
+what is drawn once for many pairs is drawn before. Some steps more run under PyTorch's profiler, for the share of a
+step's seconds that convolutions take, forward and backward. Writes pair_wait.json, or with --name another.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from mrisr.train.config import TrainConfig
 from mrisr.train.run import Run
 
 SHARE = 0.2  # of the pairs from label maps, as `base` has
-TURNS = 4
+TURNS, PROFILED = 4, 6
 CORES = {False: 1, True: 2}  # prefetch -> cores
 
 
@@ -55,6 +57,20 @@ class Timed(Run):
         return self.seconds["step"], self.seconds["data"]
 
 
+def convolutions(run: Timed, steps: int) -> tuple[float, float]:
+    """The share of the seconds of `steps` steps that convolutions take: (forward, backward)."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        seconds, _ = run.block(steps)
+    of_kind = {"backward": 0.0, "forward": 0.0}
+    for event in found.key_averages():
+        if "conv" in event.key and event.key.startswith("aten::"):
+            of_kind["backward" if "backward" in event.key else "forward"] += event.self_cpu_time_total / 1e6
+    # The step before the timed ones, which `block` makes and does not count, is in the profile too.
+    return tuple(of_kind[kind] / seconds * steps / (steps + 1) for kind in ("forward", "backward"))
+
+
 def started(config: TrainConfig, cores: list[int]) -> Timed:
     """A run after its first step, with every whole head drawn that it will draw from."""
     hold(cores)
@@ -76,7 +92,10 @@ def measured(data: tuple[str, ...], steps: int, cores: list[int]) -> list[dict]:
             began = time.process_time()
             spent = (*run.block(steps // TURNS), time.process_time() - began)
             total[ahead] = [a + b for a, b in zip(total[ahead], spent)]
-    count = TURNS * (steps // TURNS)
+    count, shares = TURNS * (steps // TURNS), {}
+    for ahead, run in runs.items():
+        hold(cores[: CORES[ahead]])
+        shares[ahead] = convolutions(run, PROFILED)
     return [
         {
             "prefetch": ahead,
@@ -85,6 +104,9 @@ def measured(data: tuple[str, ...], steps: int, cores: list[int]) -> list[dict]:
             "seconds_per_step": round(seconds / count, 4),
             "waiting_share": round(waiting / seconds, 4),
             "cpu_seconds_per_step": round(cpu / (count + TURNS), 4),
+            "precision": "bf16" if runs[ahead].config.bfloat16_on(runs[ahead].accelerator.device) else "fp32",
+            "convolutions_forward": round(shares[ahead][0], 4),
+            "convolutions_backward": round(shares[ahead][1], 4),
         }
         for ahead, (seconds, waiting, cpu) in total.items()
     ]
@@ -100,6 +122,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, nargs="+", metavar="PATH", help="scans and label maps, or packs")
     parser.add_argument("--steps", type=int, default=60, help=f"of each, in {TURNS} turns (default: 60)")
+    parser.add_argument("--name", default="pair_wait", help="of the file (default: pair_wait)")
     record.add_place(parser, "--out")
     args = parser.parse_args()
     cores = sorted(os.sched_getaffinity(0))
@@ -116,7 +139,7 @@ def main() -> int:
         "threads": torch.get_num_threads(),
         "rows": rows,
     }
-    record.write("pair_wait", content, args.results)
+    record.write(args.name, content, args.results)
     for row in rows:
         print(row)
     return 0

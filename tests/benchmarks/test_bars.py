@@ -85,3 +85,19 @@ def test_a_race_that_was_run_otherwise_and_the_wait_for_pairs(bars, tmp_path):
     assert "20 min each: 1.0 M +0.40 dB (900 steps, 100 GFLOP/s), 3.0 M +0.50 dB" in text
     assert "normalisations were not raced | **no** |" in text
     assert "| 0.4% of a step of 1.10 s; on one core 27% of 1.50 s | yes |" in text
+
+
+@pytest.mark.parametrize("backward, met", [(0.5, "yes"), (0.4, "**no**")])
+def test_what_of_a_step_is_convolutions(bars, tmp_path, backward, met):
+    row = {"convolutions_forward": 0.25, "convolutions_backward": backward, "precision": "fp32"}
+    rows = [{"prefetch": False, **row, "convolutions_backward": 0.1}, {"prefetch": True, **row}]
+    (tmp_path / "step_shares.json").write_text(json.dumps({"rows": rows, "machine": {"cpu": "that one"}}))
+    assert f"| {0.25 + backward:.0%} in fp32 on that one, pairs on a second core | {met} |" in bars.table(tmp_path)
+
+
+@pytest.mark.parametrize("found, text", [(2.02, "2 of 2, to 1.0% at worst | yes"), (1.5, "1 of 2, to 25.0% at worst")])
+def test_whether_zero_filled_scans_are_recognised(bars, tmp_path, found, text):
+    people = [{"acquired_mm": [2.0, 1.0], "found_mm": [width, 1.0]} for width in (2.0, found)]
+    rows = [{"group": "zero-filled", "people": people}, {"group": "isotropic", "people": [{}]}]
+    (tmp_path / "resolution_sweep.json").write_text(json.dumps({"rows": rows}))
+    assert text in bars.table(tmp_path)
