@@ -80,7 +80,7 @@ def draw(runs: dict[str, list[dict]], path: Path) -> None:
         ax.axis("off")
     figure.legend(loc="outside lower center", ncols=6, fontsize=8)
     with replacing(path, force=True) as beside:
-        figure.savefig(beside, dpi=64)
+        figure.savefig(beside, dpi=60)
     plt.close(figure)
 
 

@@ -56,7 +56,8 @@ def compared(library, model, loaded, data, affine, spread=False, python=None, **
         {"samples": 2, "seed": 5, "spread": True},
         {"psf": [("gaussian", 2.0), ("kspace", 1.4), ("supergaussian", 1.8)], "voxel_size": (0.7, 0.8, 0.9)},
         {"psf": [("kspace", 2.0), ("unknown", 1.4), ("kspace", 1.4)], "consistency": "on"},
-        {"psf": [AxisPSF("kspace", 1.4, "hann"), AxisPSF("kspace", 1.4, "tukey"), ("kspace", 1.4)]},
+        # A correction would divide by the windows' ends, which rounding does not survive to five digits.
+        {"psf": [AxisPSF("kspace", 1.4, w) for w in ("hann", "tukey", "box")], "consistency": "off"},
         {"voxel_size": (2.0, 1.0, 0.9)},
         {"factor": (1.0, 2.0, 1.5)},
         {"denoise": 0.6},
