@@ -45,6 +45,7 @@ class State(Struct):
     net: dict[str, torch.Tensor]
     averages: dict[str, dict[str, torch.Tensor]]
     optimizers: list[dict]
+    learnt_before: list[str] = []  # what the weights that the run began with were trained on
 
 
 def load(path: Path) -> dict | None:
@@ -163,9 +164,9 @@ def starting_weights(name: str, what: str) -> registry.LoadedModel:
 
 
 @torch.no_grad()
-def initialise(net: torch.nn.Module, config) -> float:
+def initialise(net: torch.nn.Module, config) -> tuple[float, list[str]]:
     """Start `net` from the weights `config.init`, of the same preset or one that it can grow from (`mrisr.nn.grow`);
-    returns their sigma_data."""
+    returns (their sigma_data, what they were trained on)."""
     model = starting_weights(config.init, "init")
     start = model.denoiser.net
     if start.config == net.config:
@@ -180,7 +181,7 @@ def initialise(net: torch.nn.Module, config) -> float:
         grow(start, net)
     if "few_steps" not in model.meta:
         forget_step_share(net)
-    return model.denoiser.sigma_data
+    return model.denoiser.sigma_data, list(model.meta.get("trained_on", []))
 
 
 @torch.no_grad()

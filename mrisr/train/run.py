@@ -7,6 +7,7 @@ import copy
 import json
 import math
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from torch import nn
 from mrisr.data.patches import Batch, PatchSampler
 from mrisr.data.scanners import FAMILIES
 from mrisr.diffusion.precond import Denoiser
-from mrisr.errors import TrainingError
+from mrisr.errors import MrisrWarning, TrainingError
 from mrisr.nn.presets import build
 from mrisr.nn.vector import MEAN, SAMPLE
 from mrisr.train import checkpoint
@@ -66,14 +67,15 @@ class Run:
         net = build(config.preset)
         if state is None:
             self.step, self.chosen = 0, "long"
-            self.sigma_data = checkpoint.initialise(net, config) if config.init else None
+            self.sigma_data, self.learnt_before = checkpoint.initialise(net, config) if config.init else (None, [])
+            self._warn_of_known_people()
             measured, self.power = measure_residual(self.sampler)
             self.sigma_data = self.sigma_data or measured
         else:
             checkpoint.check_same_run(state, config.to_json(), out / checkpoint.LAST, self.resumes_with)
             checkpoint.check_same_scans(state, [v.name for v in self.train], out / checkpoint.LAST)
             self.step, self.chosen = state["step"], state["chosen"]
-            self.sigma_data = state["sigma_data"]
+            self.sigma_data, self.learnt_before = state["sigma_data"], state.get("learnt_before", [])
             with checkpoint.fitting(out / checkpoint.LAST):
                 self.power = ResidualPower.from_state(state["table"])
                 net.load_state_dict(state["net"])
@@ -95,6 +97,12 @@ class Run:
     def wrap(self, net: nn.Module) -> tuple[nn.Module, list[nn.Parameter]]:
         """(what is called in training, its parameters beside those of `net`)."""
         return Denoiser(net, self.sigma_data), []
+
+    def _warn_of_known_people(self) -> None:
+        known = sorted({v.name for v in self.held_out} & set(self.learnt_before))
+        if known:
+            message = f"hold_out: the weights that the run begins with have learnt from {', '.join(known)}"
+            warnings.warn(message, MrisrWarning, stacklevel=2)
 
     def loss_of(self, batch, draws: Draws, mode: int) -> tuple[str, torch.Tensor]:
         """(name of what was learnt, loss) of one piece of a batch."""
@@ -216,6 +224,7 @@ class Run:
             "sigma_data": self.sigma_data,
             "table": self.power.state(),
             "trained_on": [v.name for v in self.train],
+            "learnt_before": self.learnt_before,
             "net": self.net.state_dict(),
             "averages": {name: average.state_dict() for name, average in self.averages.items()},
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
@@ -235,7 +244,7 @@ class Run:
             "denoise": self.config.denoise > 0,
             "steps": self.step,
             "average": self.chosen,
-            "trained_on": [v.name for v in self.train],
+            "trained_on": list(dict.fromkeys([*self.learnt_before, *(v.name for v in self.train)])),
             "held_out": [v.name for v in self.held_out],
             # Without paths: they say nothing to anybody else.
             "config": {k: v for k, v in json.loads(self.config.to_json()).items() if k not in checkpoint.PATHS},

@@ -122,6 +122,18 @@ def test_what_leaves_a_run_can_be_loaded_and_says_what_it_is(config, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir() if p.suffix == ".part") == []
 
 
+def test_weights_say_what_those_they_began_with_had_learnt_from(config, tmp_path, monkeypatch):
+    """And a run that would be judged by people whom its start knows says so."""
+    monkeypatch.setattr(loop, "validation_cases", lambda *_, **__: [])
+    loop.train(replace(config, hold_out=("anna",), steps=2), tmp_path / "first", quiet)
+    leg = replace(config, init=str(tmp_path / "first" / run.WEIGHTS), steps=2)
+    with pytest.warns(MrisrWarning, match="hold_out: the weights that the run begins with have learnt from bela"):
+        loop.train(leg, tmp_path / "leg", quiet)
+    loop.train(replace(leg, steps=3), tmp_path / "leg", quiet)  # resumed
+    meta, _ = registry.read(tmp_path / "leg" / run.WEIGHTS)
+    assert [name.split("_")[0] for name in meta["trained_on"]] == ["bela", "anna"]
+
+
 def test_training_lowers_the_loss(unwatched, tmp_path):
     """Of pairs that are not trained on, the same before and after: what a step draws differs more than it learns."""
     from accelerate import Accelerator
