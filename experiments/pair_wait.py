@@ -134,7 +134,7 @@ def main() -> int:
     with third_party.nothing_compiled():
         rows = measured(tuple(args.data), args.steps, cores)
     content = {
-        "command": f"python experiments/pair_wait.py --data SCANS LABELS --steps {args.steps}",
+        "command": f"python experiments/pair_wait.py --data SCANS LABELS --steps {args.steps} --name {args.name}",
         "preset": "student",
         "threads": torch.get_num_threads(),
         "rows": rows,
