@@ -44,6 +44,13 @@ def tensors(folder):
     return load_file(folder / run.WEIGHTS)
 
 
+def label_map(folder):
+    """Of four labels in slabs, somebody called Lotte."""
+    slabs = np.repeat(np.arange(4, dtype=np.int16), 9)[:, None, None] * np.ones((1, 30, 30), np.int16)
+    nib.save(nib.Nifti1Image(slabs, np.eye(4)), folder / "lotte.nii.gz")
+    return folder / "lotte.nii.gz"
+
+
 def quiet(text):
     pass
 
@@ -219,7 +226,11 @@ def test_dry_run_counts_without_training(config, tmp_path):
     plan = loop.plan(replace(config, synthetic=2))
     assert plan["parameters"] > 1000 and plan["voxels_per_step"] == 2 * 24**3
     assert [t["name"].split("_")[0] for t in plan["train"]] == ["anna", "synthetic-1000", "synthetic-1001"]
-    assert [t["kind"] for t in plan["train"]] == ["scan", "label map", "label map"]
+    plan = loop.plan(replace(config, data=(*config.data, str(label_map(tmp_path)))))
+    assert [(t["name"].split("_")[0], t["kind"]) for t in plan["train"]] == [
+        ("anna", "scan"),
+        ("lotte.nii.gz[0]", "label map"),
+    ]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
@@ -231,9 +242,7 @@ def test_the_share_of_synthetic_pairs_is_what_is_asked_for(config, share):
 
 
 def test_nobody_is_held_out_by_a_misspelt_name_or_without_a_word(config, tmp_path):
-    labels = tmp_path / "lotte.nii.gz"
-    nib.save(nib.Nifti1Image(np.repeat(np.arange(4, dtype=np.int16), 9)[:, None, None] * np.ones((1, 30, 30), np.int16),
-                             np.eye(4)), labels)  # fmt: skip
+    labels = label_map(tmp_path)
     with pytest.raises(TrainingError, match="no scan is named"):
         loop.plan(replace(config, hold_out=("berta",)))
     with pytest.warns(MrisrWarning, match="hold_out: kept out of training, but no truth.*: lotte.nii.gz"):
