@@ -58,10 +58,10 @@ def true_resolution(path: Path, data: np.ndarray, voxel_size, meta: dict) -> tup
     own = path.with_name(stem + ".json")
     if own.is_file():
         try:
-            stated = schema.read(own, largest=LARGEST_FILE, lenient=True)
+            facts = schema.read(own, largest=LARGEST_FILE, lenient=True)
         except InputError:  # which reading the scan has warned of: it is not used
             return _as_inferred(data, size, meta)
-        return _true_width(stated, size, data, meta, str(own))
+        return _true_width(facts, size, data, meta, str(own))
     return _as_inferred(data, size, meta)
 
 

@@ -82,17 +82,18 @@ def _volume(scan, name: str) -> np.ndarray:
     return x
 
 
-def power(x: np.ndarray, axis: int) -> np.ndarray:
-    """Power along `axis` of a volume, in dB, at frequencies 0 to Nyquist, mean over the lines of at most `SLABS`
-    planes; Hann-windowed, for the two ends of a field of view do not meet."""
+def powers(x: np.ndarray, axis: int) -> np.ndarray:
+    """Power along `axis` of a volume at frequencies 0 to Nyquist, of each of at most `SLABS` planes [planes,
+    frequencies]; Hann-windowed, for the two ends of a field of view do not meet."""
     n = x.shape[axis]
     lines = np.moveaxis(x, axis, -1)
     window = np.hanning(n + 2)[1:-1].astype(np.float32)
-    spectrum = np.zeros(n // 2 + 1)
-    for slab in lines[:: -(-len(lines) // SLABS)]:
-        waves = np.fft.rfft(slab * window)
-        spectrum += (waves.real**2 + waves.imag**2).sum(0, dtype=np.float64)
-    return 10 * np.log10(np.maximum(spectrum, 1e-30))
+    planes = lines[:: -(-len(lines) // SLABS)]
+    return np.stack([(np.abs(np.fft.rfft(plane * window)) ** 2).sum(0, dtype=np.float64) for plane in planes])
+
+
+def decibels(power: np.ndarray) -> np.ndarray:
+    return 10 * np.log10(np.maximum(power, 1e-30))
 
 
 def _axis(x: np.ndarray, axis: int, size: float) -> AcquiredAxis:
@@ -100,7 +101,10 @@ def _axis(x: np.ndarray, axis: int, size: float) -> AcquiredAxis:
     n = x.shape[axis]
     if n < FEWEST:
         return stored
-    level = power(x, axis)
+    planes = powers(x, axis)
+    # Of the half that holds most the median: an implant's outline, in a few of them, has edges in its spectrum too.
+    most = np.argsort(planes[:, 1:].sum(1))[len(planes) // 2 :]
+    level = decibels(np.median(planes[most], axis=0))
     f = np.linspace(0, 1, len(level))
     width = max(2, round(REACH * len(f)))
     best, where, trend_at = 0.0, None, (0.0, 0.0)
@@ -170,7 +174,7 @@ def slice_tilt(scan: torch.Tensor | np.ndarray, voxel_size, axis: int, beside: i
 
 def _tilt(x: np.ndarray, axis: int) -> float | None:
     """Power in the fast part of a band over that in its slow part, dB."""
-    level = power(x - x.mean(axis, keepdims=True), axis)
+    level = decibels(powers(x - x.mean(axis, keepdims=True), axis).sum(0))
     f = np.linspace(0, 1, len(level))
     slow, fast = (np.interp(np.linspace(*part, 4), f, level).mean() for part in (SLOW, FAST))
     return None if min(slow, fast) < -200 else float(fast - slow)

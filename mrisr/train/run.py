@@ -99,9 +99,9 @@ class Run:
         return Denoiser(net, self.sigma_data), []
 
     def _warn_of_known_people(self) -> None:
-        known = sorted({v.name for v in self.held_out} & set(self.learnt_before))
-        if known:
-            message = f"hold_out: the weights that the run begins with have learnt from {', '.join(known)}"
+        people = sorted({v.name for v in self.held_out} & set(self.learnt_before))
+        if people:
+            message = f"hold_out: the weights that the run begins with have learnt from {', '.join(people)}"
             warnings.warn(message, MrisrWarning, stacklevel=2)
 
     def loss_of(self, batch, draws: Draws, mode: int) -> tuple[str, torch.Tensor]:

@@ -79,21 +79,32 @@ def test_short_axes_and_flat_volumes_are_left_alone():
 
 @real_data.needs_scans
 @pytest.mark.parametrize(
-    "name,filled",
+    ("name", "filled", "cut"),
     [
-        ("flair_1mm_p26", (False, False, False)),
-        ("t1w_1mm_c", (False, False, False)),
-        ("clinical2d_p12_study2_flair", (True, False, False)),
+        ("flair_1mm_p26", (False, False, False), 1.0),
+        ("t1w_1mm_c", (False, False, False), 1.0),
+        ("clinical2d_p12_study2_flair", (True, False, False), pytest.approx(0.675, abs=0.075)),
+        ("t1w_1p33mm_lh04", (True, False, False), pytest.approx(0.75, rel=0.02)),
     ],
 )
-def test_scans_of_people(name, filled):
-    """Their README: the clinical ones are zero-filled along the first axis, above 0.7 of the band or so."""
+def test_scans_of_people(name, filled, cut):
+    """Their README: the clinical ones are zero-filled along the first axis, above 0.7 of the band or so; voxels of 1 x
+    1.33 x 1.33 mm were 1.33 mm along all three."""
     path = real_data.SCANS / f"{name}.nii.gz"
     if not path.is_file():
         pytest.skip(f"the scan {path.name} is not beside this checkout")
     found = estimate_acquired(nifti.read(path).data, (1, 1, 1))
     assert tuple(axis.certain for axis in found) == filled
-    assert not filled[0] or 0.6 < found[0].cut < 0.75
+    assert found[0].cut == cut
+
+
+@pytest.mark.parametrize("slices", [3, 12])
+def test_an_implant_is_no_zero_filling(fine, slices):
+    """Its outline has edges in the spectrum, stronger than all the tissue's."""
+    scan = np.repeat(fine.numpy()[:48, :56, 40:41], slices, axis=2)
+    scan += 20 * np.random.default_rng(0).standard_normal(scan.shape).astype(np.float32)
+    scan[22:28, 24:32, slices // 2] = 32767
+    assert not any(axis.certain for axis in estimate_acquired(scan, (1.4, 1.4, 5.0)))
 
 
 @pytest.mark.parametrize("axis", [0, 2])
