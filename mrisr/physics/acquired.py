@@ -82,9 +82,14 @@ def _volume(scan, name: str) -> np.ndarray:
     return x
 
 
+def power(x: np.ndarray, axis: int) -> np.ndarray:
+    """Power along `axis` of a volume, in dB, at frequencies 0 to Nyquist: of all lines of at most `SLABS` planes."""
+    return decibels(powers(x, axis).sum(0))
+
+
 def powers(x: np.ndarray, axis: int) -> np.ndarray:
-    """Power along `axis` of a volume at frequencies 0 to Nyquist, of each of at most `SLABS` planes [planes,
-    frequencies]; Hann-windowed, for the two ends of a field of view do not meet."""
+    """The same of each plane [planes, frequencies], and no decibels; Hann-windowed, for the two ends of a field of view
+    do not meet."""
     n = x.shape[axis]
     lines = np.moveaxis(x, axis, -1)
     window = np.hanning(n + 2)[1:-1].astype(np.float32)
@@ -174,7 +179,7 @@ def slice_tilt(scan: torch.Tensor | np.ndarray, voxel_size, axis: int, beside: i
 
 def _tilt(x: np.ndarray, axis: int) -> float | None:
     """Power in the fast part of a band over that in its slow part, dB."""
-    level = decibels(powers(x - x.mean(axis, keepdims=True), axis).sum(0))
+    level = power(x - x.mean(axis, keepdims=True), axis)
     f = np.linspace(0, 1, len(level))
     slow, fast = (np.interp(np.linspace(*part, 4), f, level).mean() for part in (SLOW, FAST))
     return None if min(slow, fast) < -200 else float(fast - slow)
