@@ -83,7 +83,8 @@ def _volume(scan, name: str) -> np.ndarray:
 
 
 def power(x: np.ndarray, axis: int) -> np.ndarray:
-    """Power along `axis` of a volume, in dB, at frequencies 0 to Nyquist: of all lines of at most `SLABS` planes."""
+    """Power along `axis` of a volume [X, Y, Z], dB [n // 2 + 1], at frequencies 0 to Nyquist: of all lines of at most
+    `SLABS` planes."""
     return decibels(powers(x, axis).sum(0))
 
 

@@ -77,8 +77,8 @@ def noise_level(scan: np.ndarray, bands: Sequence[float], least: float = 0.0) ->
 
 
 def anatomy(psf: PSF, voxel_size: Sequence[float]) -> float:
-    """What `noise_level` would find, at least, without any noise: the voxel counts that the band resolves, of slices
-    that within them. Arguments as of `noise_bands`."""
+    """What `noise_level` would find, at least, without any noise, as a part of the intensity scale: the voxel counts
+    that the band resolves, of slices that within them. Arguments as of `noise_bands`."""
     resolved = [float(v) * 0.5 / band for v, band in zip(voxel_size, noise_bands(psf, voxel_size), strict=True)]
     within = [length for p, length in zip(psf, resolved, strict=True) if p.kind not in SLICE_KINDS] or resolved
     return ANATOMY * float(np.prod(within)) ** (GROWTH / len(within))
